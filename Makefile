@@ -1,0 +1,73 @@
+# Every command a user or contributor of tidegate runs; `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+
+# Stamps live inside the environment, so removing it forgets them too.
+SERVING := $(VENV)/.serving-installed
+EVERYTHING := $(VENV)/.everything-installed
+
+PROTOS := $(sort $(wildcard proto/tidegate/v1/*.proto proto/tidegate/oip/*.proto))
+# The directories of generated stubs: proto/tidegate/v1 → tidegate/v1.
+STUB_DIRS := $(patsubst proto/%,%,$(patsubst %/,%,$(sort $(dir $(PROTOS)))))
+
+.DEFAULT_GOAL := help
+.PHONY: help venv serve test check stubs stubs-check wheel clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tidegate needs Python 3.11 or later: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# The serving part alone: no torch, so `make serve` on a clean clone takes seconds to install.
+$(SERVING): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[cpu]'
+	@touch $@
+
+# torch first and by itself, so that its large wheel is settled before anything else is resolved.
+$(EVERYTHING): pyproject.toml $(SERVING)
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,train,redis,otel,dev,test]'
+	@touch $@
+
+venv: $(EVERYTHING) ## .venv with everything: serving, training, tests, tools
+
+serve: $(SERVING) ## serve bundles/ on 127.0.0.1:8080 (HTTP) and :8081 (gRPC)
+	@exec $(BIN)/tidegate serve
+
+test: $(EVERYTHING) ## all tests; PYTEST_ARGS="-k name" narrows them
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(EVERYTHING) stubs-check ## lint, format, types, and that generated stubs are up to date
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# Stubs mirror the protos' path, so that the imports inside them work unpatched. $(1): the directory they are written to.
+define generate
+$(BIN)/python -m grpc_tools.protoc -I proto --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+	--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS)
+endef
+
+stubs: $(EVERYTHING) ## regenerate service/tidegate/v1 from proto/
+	$(call generate,service)
+
+stubs-check: $(EVERYTHING)
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(call generate,"$$fresh") && \
+	for dir in $(STUB_DIRS); do \
+		diff --recursive --exclude=__pycache__ --exclude=__init__.py --exclude=py.typed "$$fresh/$$dir" "service/$$dir" \
+			|| { echo "service/$$dir is not what proto/ generates: run make stubs" >&2; exit 1; }; \
+	done
+
+wheel: $(BIN)/python ## build dist/tidegate-*.whl
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## remove builds and caches; .venv, runs/ and .tidegate/ stay
+	rm -rf dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find bench export models service tests -name __pycache__ -type d -prune -exec rm -rf {} +
