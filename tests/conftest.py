@@ -1,0 +1,10 @@
+"""What every test shares: reproducible property tests. `--hypothesis-profile=explore` looks for new examples."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+# A loaded machine is no failure, hence no deadline; the same examples on every run, hence derandomize.
+settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("explore", deadline=None, max_examples=1000)
+settings.load_profile("ci")

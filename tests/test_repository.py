@@ -1,0 +1,91 @@
+"""Rules of the repository that no tool checks by itself: who imports whom, and that the ban on imports bites."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# The arrows of docs/architecture.md: package → what of ours it may import besides itself.
+ARROWS = {
+    "service/tidegate": frozenset[str](),
+    "models/tidegate_models": frozenset[str](),
+    "export/tidegate_export": frozenset({"tidegate_models", "tidegate.bundle"}),
+}
+OURS = frozenset(Path(package).name for package in ARROWS)
+
+
+def imported(source: str) -> set[str]:
+    """Absolute module names in ``source``, those inside functions too; ``from a import b`` counts as ``a.b``."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def within(name: str, modules: frozenset[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+@pytest.mark.parametrize("package", ARROWS)
+def test_packages_import_only_along_the_arrows(package: str) -> None:
+    folder = ROOT / package
+    others, allowed = OURS - {folder.name}, ARROWS[package]
+    reversed_arrows = [
+        f"{file.relative_to(ROOT)}: {name}"
+        for file in sorted(folder.rglob("*.py"))
+        for name in sorted(imported(file.read_text()))
+        if within(name, others) and not within(name, allowed)
+    ]
+    assert reversed_arrows == []
+
+
+BANNED = [
+    ("service/tidegate", "torch"),
+    ("service/tidegate/engine", "torch.nn"),
+    ("service/tidegate", "tidegate_models"),
+    ("service/tidegate", "tidegate_export"),
+    ("models/tidegate_models", "tidegate.bundle"),
+    ("models/tidegate_models", "tidegate_export"),
+]
+
+
+def lint(folder: str, source: str) -> str:
+    command = [sys.executable, "-m", "ruff", "check", "--select=TID251", "--output-format=concise"]
+    command += [f"--stdin-filename={folder}/example.py", "-"]
+    return subprocess.run(command, input=source, capture_output=True, text=True, check=False, cwd=ROOT).stdout
+
+
+@pytest.mark.parametrize(("folder", "module"), BANNED)
+def test_lint_bans_the_import_even_inside_a_function(folder: str, module: str) -> None:
+    assert "TID251" in lint(folder, f"def load():\n    import {module}\n")
+
+
+def test_nobody_switches_the_ban_off() -> None:
+    switched_off = re.compile(r"#\s*(ruff:\s*)?noqa:?[^\n]*TID251")
+    offenders = [
+        file for package in ARROWS for file in (ROOT / package).rglob("*.py") if switched_off.search(file.read_text())
+    ]
+    assert offenders == []
+
+
+def test_every_service_release_is_named_in_the_changelog() -> None:
+    version = re.search(r'^version = "([^"]+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    assert f"## {version[1]}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_image_steps_run_what_the_dockerfile_runs() -> None:
+    """.ci/image-steps proves the Dockerfile without a container engine, so it must call the same commands."""
+    commands = set(re.findall(r"\.ci/image/[a-z-]+", (ROOT / "Dockerfile").read_text()))
+    assert commands
+    assert commands <= set(re.findall(r"\.ci/image/[a-z-]+", (ROOT / ".ci/image-steps").read_text()))
