@@ -1,0 +1,41 @@
+"""`tidegate train`: resolves a recipe, the data and the device, and runs the training.
+
+Knows the command line. Imports torch only when called, so that a serving-only installation can list the command.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tidegate_models.errors import TrainingInputError
+
+
+def train(  # noqa: PLR0913, PLR0917 - one parameter per option
+    recipe: Annotated[str, typer.Argument(help="A packaged recipe's name, or the path of a recipe's TOML file.")],
+    data: Annotated[Path | None, typer.Option(help="Your own text file or CSV instead of the recipe's data.")] = None,
+    target: Annotated[str | None, typer.Option(help="CSV column to forecast.")] = None,
+    time: Annotated[str | None, typer.Option(help="CSV column with ISO 8601 timestamps.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run [default: runs/NAME].")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in that folder.")] = False,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="Choose the number of steps by time.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    devices: Annotated[int, typer.Option(min=1, help="How many devices to train on (DDP).")] = 1,
+) -> None:
+    """Train a model by a recipe, on the recipe's data or on your own."""
+    try:
+        from tidegate_models.session import Request, run  # torch may be absent
+    except ModuleNotFoundError as error:
+        typer.echo(f"{error.name} is not installed: pip install 'tidegate[train]'", err=True)
+        raise typer.Exit(2) from None
+    request = Request(recipe, data, target, time, out, resume, minutes, device, devices)
+    try:
+        is_complete = run(request)
+    except TrainingInputError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    if not is_complete:
+        sys.exit(130)
