@@ -1,0 +1,179 @@
+"""What a server is told before it starts: frozen settings, parsed once.
+
+Knows names, defaults and where a value came from: a flag goes before the environment (``TIDEGATE_…``), that before the
+TOML file, that before the default. Knows nothing of how a setting is used.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from tidegate.errors import ConfigurationError
+
+ENVIRONMENT_PREFIX = "TIDEGATE_"
+
+_ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:\[\]/]+)):(?P<port>[0-9]{1,5})", re.ASCII)
+
+
+class Address(NamedTuple):
+    """Where to listen: a host name or an address (IPv6 without brackets), and a port; port 0 takes a free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """Read ``HOST:PORT``, the host of IPv6 in brackets: ``127.0.0.1:8080``, ``localhost:0``, ``[::1]:8080``.
+
+    Raises:
+        ValueError: With what is wrong.
+    """
+    match = _ADDRESS.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not HOST:PORT, like 127.0.0.1:8080 or [::1]:8080")
+    port = int(match["port"])
+    if port > 65535:
+        raise ValueError(f"{text!r}: a port is at most 65535")
+    return Address(match["v6"] or match["host"], port)
+
+
+def _checked_address(text: str) -> str:
+    return str(parse_address(text))
+
+
+def _known_store(text: str) -> str:
+    if text != "memory":
+        raise ValueError(f"store {text!r} is not supported by this version: use memory")
+    return text
+
+
+def _single(workers: int) -> int:
+    if workers != 1:
+        raise ValueError(f"{workers} workers are not supported by this version: use 1")
+    return workers
+
+
+def _none_by_word(value: object) -> object:
+    """TOML, flags and variables have no null: the word ``none`` lifts a limit."""
+    return None if value == "none" else value
+
+
+AddressText = Annotated[str, AfterValidator(_checked_address)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Limit = Annotated[Seconds | None, BeforeValidator(_none_by_word)]
+
+
+class Settings(BaseSettings):
+    """Everything a server can be told. The descriptions are the command line's help and docs/configuration.md."""
+
+    # Unknown TIDEGATE_ variables are let through on purpose: Kubernetes sets TIDEGATE_PORT and the like for every pod
+    # beside a service called tidegate. An unknown key in the file is an error.
+    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+
+    bundles: Path = Field(Path("bundles"), description="Directory of bundles: NAME/VERSION/manifest.json.")
+    http: AddressText = Field("127.0.0.1:8080", description="HOST:PORT of HTTP; port 0 takes a free one.")
+    grpc: AddressText = Field("127.0.0.1:8081", description="HOST:PORT of gRPC; port 0 takes a free one.")
+    data_dir: Path = Field(Path(".tidegate"), description="Where this server keeps what must outlive it.")
+    store: Annotated[str, AfterValidator(_known_store)] = Field(
+        "memory", description="Where the records of sessions are kept: memory."
+    )
+    workers: Annotated[int, AfterValidator(_single)] = Field(1, description="Processes that serve; 1 in this version.")
+    provider: Literal["cpu", "cuda"] = Field("cpu", description="Where models run: cpu or cuda; fatal if not there.")
+    threads: int = Field(1, ge=1, le=1024, description="Threads of onnxruntime inside one run.")
+    execution: Literal["inline", "thread"] = Field(
+        "inline", description="Whether onnxruntime runs in the event loop (inline) or beside it (thread)."
+    )
+    arena_mb: int = Field(1024, ge=1, description="MiB for the states of running sessions, taken as needed.")
+    evict_idle: float = Field(
+        60, ge=0, allow_inf_nan=False, description="Seconds idle before a full arena may evict an ephemeral session."
+    )
+    ttl_seconds: Limit = Field(None, description="A session ends this long after opening, unless it says so.")
+    idle_seconds: Limit = Field(86400, description="A session ends this long after its last step, likewise.")
+    max_rows: int = Field(256, ge=1, description="Rows (sessions or sequences) in one run of a model.")
+    max_steps: int = Field(4096, ge=1, description="Steps of all rows together in one tick of a model.")
+    max_queue: int = Field(16384, ge=1, description="Chunks that may wait for a model; more are refused.")
+    max_message_mb: float = Field(4, gt=0, le=1024, description="MiB of one request or one message of a stream.")
+    request_timeout: Seconds = Field(60, description="Seconds for a request that brings no deadline.")
+    drain_timeout: float = Field(
+        30, ge=0, allow_inf_nan=False, description="Seconds that running requests get to finish after SIGTERM."
+    )
+    replica: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,63}$")] | None = Field(
+        None, description="This server's name in the ids of sessions; random if unset."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
+    log_format: Literal["console", "json"] = Field("console", description="One line for people, or one JSON object.")
+
+
+def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> Settings:
+    """Return the settings from ``flags`` (by field name, only those that were given), environment and TOML ``file``.
+
+    Raises:
+        ConfigurationError: On the first bad value or unknown key, with the flag, variable or file that it came from.
+    """
+    reader = _reader({} if file is None else _read_table(file))
+    try:
+        return reader(**flags)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        raise ConfigurationError(f"{_origin(name, flags, file)}: {_reason(first)}") from None
+
+
+def _reader(table: dict[str, Any]) -> type[Settings]:
+    """The settings with ``table`` as a source below the environment; pydantic-settings binds sources to classes."""
+
+    class FromTable(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=table)
+
+    return FromTable
+
+
+def _reason(error: Mapping[str, Any]) -> str:
+    if error["type"] == "extra_forbidden":
+        return "no such setting"
+    message: str = error["msg"]
+    if error["type"] == "value_error":
+        return message.removeprefix("Value error, ")
+    return f"{message[0].lower()}{message[1:]}, not {error['input']!r}"
+
+
+def _origin(name: str, flags: Mapping[str, Any], file: Path | None) -> str:
+    if name in flags:
+        return flag(name)
+    variable = f"{ENVIRONMENT_PREFIX}{name.upper()}"
+    given = {key.upper() for key, value in os.environ.items() if value}
+    return variable if variable in given else f"{file}: {name}"
+
+
+def flag(name: str) -> str:
+    """Return the command line's spelling of the setting ``name``."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _read_table(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file}: not TOML: {error}") from None

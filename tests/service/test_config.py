@@ -1,0 +1,123 @@
+"""Settings: where a value comes from, and what is said of a bad one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tidegate.config import Address, Settings, load_settings, parse_address
+from tidegate.errors import ConfigurationError
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"TIDEGATE_{name.upper()}", raising=False)
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "tidegate.toml"
+    file.write_text(text)
+    return file
+
+
+def test_defaults_serve_bundles_on_this_machine_only() -> None:
+    settings = load_settings({})
+    assert (settings.bundles, settings.http, settings.grpc) == (Path("bundles"), "127.0.0.1:8080", "127.0.0.1:8081")
+    assert (settings.store, settings.provider, settings.replica) == ("memory", "cpu", None)
+
+
+def test_flag_goes_before_environment_before_file_before_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path, "max_rows = 1\nmax_steps = 1\nmax_queue = 1\n")
+    monkeypatch.setenv("TIDEGATE_MAX_ROWS", "2")
+    monkeypatch.setenv("TIDEGATE_MAX_STEPS", "2")
+    settings = load_settings({"max_rows": "3"}, file)
+    assert (settings.max_rows, settings.max_steps, settings.max_queue, settings.arena_mb) == (3, 2, 1, 1024)
+
+
+def test_an_empty_variable_is_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEGATE_THREADS", "")
+    assert load_settings({}).threads == 1
+
+
+def test_variables_that_kubernetes_sets_are_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEGATE_PORT", "tcp://10.0.0.7:8080")
+    assert load_settings({}).http == "127.0.0.1:8080"
+
+
+@pytest.mark.parametrize("text", ['idle_seconds = "none"', "idle_seconds = 5"])
+def test_the_word_none_lifts_a_limit(tmp_path: Path, text: str) -> None:
+    assert load_settings({}, write(tmp_path, text)).idle_seconds == (None if "none" in text else 5)
+
+
+def test_settings_never_change() -> None:
+    settings = load_settings({})
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.threads = 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"http": "here"}, "--http: 'here' is not HOST:PORT, like 127.0.0.1:8080 or [::1]:8080"),
+        ({"grpc": "127.0.0.1:70000"}, "--grpc: '127.0.0.1:70000': a port is at most 65535"),
+        ({"provider": "tpu"}, "--provider: input should be 'cpu' or 'cuda', not 'tpu'"),
+        ({"store": "redis://x"}, "--store: store 'redis://x' is not supported by this version: use memory"),
+        ({"workers": "4"}, "--workers: 4 workers are not supported by this version: use 1"),
+        ({"max_rows": "0"}, "--max-rows: input should be greater than or equal to 1, not '0'"),
+        ({"request_timeout": "inf"}, "--request-timeout: input should be a finite number, not 'inf'"),
+        ({"replica": "a.b"}, "--replica: string should match pattern"),
+    ],
+)
+def test_a_bad_flag_is_named(flags: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(flags)
+    assert caught.value.message.startswith(message)
+
+
+def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEGATE_THREADS", "many")
+    with pytest.raises(ConfigurationError, match=r"^TIDEGATE_THREADS: input should be a valid integer"):
+        load_settings({})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("thread = 2", "thread: no such setting"),
+        ("[serve]\nthreads = 2", "serve: no such setting"),
+        ("threads = 'many'", "threads: input should be a valid integer"),
+        ("threads =", "not TOML"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_key(tmp_path: Path, text: str, message: str) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings({}, file)
+    assert caught.value.message.startswith(f"{file}: {message}")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"absent\.toml: No such file or directory"):
+        load_settings({}, tmp_path / "absent.toml")
+
+
+@given(
+    host=st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,20}[a-z0-9])?", fullmatch=True) | st.ip_addresses().map(str),
+    port=st.integers(0, 65535),
+)
+def test_addresses_are_read_as_they_are_written(host: str, port: int) -> None:
+    address = Address(host, port)
+    assert parse_address(str(address)) == address
+
+
+@pytest.mark.parametrize("text", ["", "8080", ":8080", "host:", "::1:8080", "[::1]", "a/b:1", "a b:1", "a:-1", "a:٣"])
+def test_what_is_not_an_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not HOST:PORT"):
+        parse_address(text)
