@@ -98,6 +98,10 @@ class ForecastTask:
             Cyclic("yearday", 365.25),
         )
         self.naive_error = float(np.abs(trained[self.season :] - trained[: -self.season]).mean())
+        if self.naive_error == 0:
+            raise TrainingInputError(
+                f"{series.target} repeats exactly every {self.season} steps: nothing is left to learn"
+            )
         columns = (series.values, *calendar(series.times).T)
         pairs: list[tuple[Standard | Cyclic, Array]] = list(zip(self.features, columns, strict=True))
         encoded = [feature.encode(column) for feature, column in pairs]

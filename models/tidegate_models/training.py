@@ -105,9 +105,12 @@ class Trainer:
             group["lr"] = learning_rate(self.at.step, self.recipe.training)
         outputs, state = self.model(inputs, self.at.state)
         loss = self.task.loss(outputs, targets)
+        if not math.isfinite(loss.item()):
+            raise TrainingInputError(f"the loss is {loss.item()} at step {self.at.step}: lower learning_rate")
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
-        self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.recipe.training.clip)
+        clip = self.recipe.training.clip
+        self.fabric.clip_gradients(self.model, self.optimizer, max_norm=clip, error_if_nonfinite=False)
         self.optimizer.step()
         self.at.state = detach(state)
         self.at.losses.append(loss.item())
@@ -127,8 +130,6 @@ class Trainer:
     def _evaluate(self) -> float:
         """Measure on the validation split and keep the network if it is the best so far."""
         validation = self.task.validate(self.network) if self.fabric.is_global_zero else math.inf
-        if not math.isfinite(self.at.losses[-1]):
-            raise TrainingInputError(f"the loss is {self.at.losses[-1]} at step {self.at.step}: lower learning_rate")
         if validation < self.at.best:
             self.at.best = validation
             self._save_best()
