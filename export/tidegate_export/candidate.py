@@ -1,0 +1,75 @@
+"""What an export works on: a stateful module with its manifest, and the one way from there to a proven bundle.
+
+Knows the order of the steps: write the graph, compare with PyTorch, find out about the batch, prove, write. Where the
+candidate comes from (`networks`, `modules`) is not known here.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tidegate.bundle import CARD, GRAPH, Json, Manifest, find_bundles, write_bundle
+from tidegate.proof import is_batch_invariant, prove
+from tidegate_export.card import card
+from tidegate_export.graph import write_graph
+from tidegate_export.parity import Parity, check_parity
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A module ready to be written: `forward(x, *states) -> (*outputs, *states)` in the manifest's order."""
+
+    module: nn.Module
+    manifest: Manifest
+    files: Mapping[str, bytes]
+    report: Mapping[str, Json]
+    """What the card tells of the training; empty where nothing is known."""
+    example: Json
+    """One sequence as `:predict` takes it, for the card."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A bundle as written, and what was found on the way."""
+
+    path: Path
+    manifest: Manifest
+    parity: Parity
+
+
+def export_candidate(candidate: Candidate, root: Path) -> Exported:
+    """Write `candidate` as a bundle under `root`.
+
+    Raises:
+        ExportError: PyTorch cannot export it, or the graph does not compute what PyTorch computes.
+        BundleError: The graph cannot stream, or the version exists with other content.
+    """
+    manifest = candidate.manifest
+    graph = write_graph(candidate.module, manifest)
+    if manifest.is_batchable:
+        manifest = manifest.model_copy(update={"batch_invariant": is_batch_invariant(graph, manifest)})
+    proof = prove(graph, manifest)
+    parity = check_parity(candidate.module, graph, manifest)
+    provenance = {**manifest.provenance, "parity": parity.as_json(), "versions": _versions()}
+    manifest = manifest.model_copy(update={"proof": proof, "provenance": provenance})
+    text = card(manifest, candidate.report, candidate.example).encode()
+    path = write_bundle(root, manifest, {**candidate.files, GRAPH: graph, CARD: text})
+    return Exported(path, manifest, parity)
+
+
+def next_version(root: Path, name: str) -> str:
+    """Return the lowest version above those that `root` holds of `name`."""
+    taken = [int(path.name) for path in find_bundles(root) if path.parent.name == name] if root.is_dir() else []
+    return str(max(taken, default=0) + 1)
+
+
+def _versions() -> dict[str, str]:
+    versions = {name: version(name) for name in ("tidegate", "onnx", "onnxscript", "onnxruntime")}
+    return {"python": platform.python_version(), "torch": torch.__version__, **versions}

@@ -1,0 +1,183 @@
+"""What `tidegate export` does once torch is known to be there: reads what it was pointed at, exports, tells.
+
+Knows files and Python imports of the user's; turns every error that is the user's into one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import pickle
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from tidegate.errors import BundleError
+from tidegate_export.candidate import Candidate, Exported, export_candidate, next_version
+from tidegate_export.errors import ExportError
+from tidegate_export.modules import Description, InputShape, module_candidate
+from tidegate_export.trained import trained_candidate, trained_name
+from tidegate_models.errors import TrainingInputError
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The command line."""
+
+    source: str
+    weights: Path | None = None
+    name: str | None = None
+    version: int | None = None
+    shape: str | None = None
+    task: Literal["stream", "next_token"] = "stream"
+    vocabulary: Path | None = None
+    features: str | None = None
+    out: Path = Path("bundles")
+
+
+def run(request: Request) -> tuple[str, bool]:
+    """Export; return what to tell, and whether there is a bundle."""
+    try:
+        return _told(export_candidate(_candidate(request), request.out)), True
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}", False
+    except (ExportError, BundleError, TrainingInputError) as error:
+        return " ".join(str(error).split()), False
+
+
+def _candidate(request: Request) -> Candidate:
+    folder = Path(request.source)
+    if folder.is_dir():
+        _refuse_options(request)
+        name = request.name or trained_name(folder)
+        return trained_candidate(folder, name=name, version=_version(request, name))
+    if ":" not in request.source:
+        raise ExportError(f"{request.source} is neither a run directory nor my_module:factory")
+    if request.name is None:
+        raise ExportError("a module of your own needs --name")
+    module = _build(request.source)
+    provenance: dict[str, Any] = {"factory": Path(request.source).name}
+    if request.weights is not None:
+        provenance["weights_sha256"] = _load_weights(module, request.weights)
+    description = Description(
+        name=request.name,
+        version=_version(request, request.name),
+        input=_input_shape(request),
+        task=request.task,
+        vocabulary=_vocabulary(request.vocabulary),
+        features=tuple(part.strip() for part in (request.features or "").split(",") if part.strip()),
+        provenance=provenance,
+    )
+    return module_candidate(module, description)
+
+
+def _refuse_options(request: Request) -> None:
+    """A run says for itself what its network is: an option that would be ignored is an error."""
+    given = {
+        "--weights": request.weights,
+        "--example-shape or --input": request.shape,
+        "--vocabulary": request.vocabulary,
+        "--features": request.features,
+    }
+    for option, value in given.items():
+        if value is not None:
+            raise ExportError(f"{option} goes with a module of your own; {request.source} is a run directory")
+
+
+def _input_shape(request: Request) -> InputShape:
+    if request.shape is not None:
+        return InputShape.parse(request.shape)
+    if request.task == "next_token":
+        return InputShape.parse("tokens")
+    if request.features:
+        return InputShape.parse(f"batch,time,{request.features.count(',') + 1}")
+    raise ExportError("a module of your own needs --example-shape 1,8,16 (batch, time, features) or --input tokens")
+
+
+def _version(request: Request, name: str) -> str:
+    return str(request.version) if request.version is not None else next_version(request.out, name)
+
+
+def _build(source: str) -> nn.Module:
+    """Import `my_module:factory` or `FILE.py:factory` and call the factory."""
+    place, _, name = source.rpartition(":")
+    module = _import(place)
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        raise ExportError(f"{place} has no callable {name!r}")
+    try:
+        built = factory()
+    except Exception as error:  # whatever a user's code raises is an error of the input
+        raise ExportError(f"{source}() fails: {_first_line(error)}") from error
+    if not isinstance(built, nn.Module):
+        raise ExportError(f"{source}() gives a {type(built).__name__}, not an nn.Module")
+    return built
+
+
+def _import(place: str) -> ModuleType:
+    try:
+        if not place.endswith(".py"):
+            sys.path.insert(0, str(Path.cwd()))
+            return importlib.import_module(place)
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        assert spec is not None  # for a name that ends in .py
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    except Exception as error:  # whatever a user's code raises is an error of the input
+        raise ExportError(f"{place} cannot be imported: {_first_line(error)}") from error
+
+
+def _load_weights(module: nn.Module, path: Path) -> str:
+    """Load a state dict, or a dictionary that has one under `state_dict`; return the file's SHA-256."""
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ExportError(f"{path} is not a file of weights: {_first_line(error)}") from error
+    weights = content.get("state_dict", content) if isinstance(content, dict) else content
+    try:
+        module.load_state_dict(weights)
+    except (RuntimeError, TypeError) as error:
+        raise ExportError(f"{path} does not fit the module: {' '.join(str(error).split())}") from error
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _vocabulary(path: Path | None) -> dict[str, Any] | None:
+    """Read a vocabulary file; a plain list of tokens is one without an unknown token."""
+    if path is None:
+        return None
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path} is not a vocabulary: {_first_line(error)}") from error
+    tokens, unknown = (content, None) if isinstance(content, list) else (content.get("tokens"), content.get("unknown"))
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise ExportError(f'{path} is not a vocabulary: it must be {{"tokens": ["a", …], "unknown": id or null}}')
+    return {"tokens": tokens, "unknown": unknown}
+
+
+def _told(exported: Exported) -> str:
+    manifest, parity = exported.manifest, exported.parity
+    assert manifest.proof is not None  # export_candidate proves
+    lines = [
+        f"{exported.path}: {manifest.task}, {manifest.cell}, {manifest.state_bytes} bytes of state per session",
+        f"parity with PyTorch: {parity.cases} sequences, worst |Δ| - 1e-4·|x| = {parity.max_error:.1e}",
+        f"streaming proof: {manifest.proof.cases} comparisons, worst {manifest.proof.max_error:.1e}",
+    ]
+    if not manifest.batch_invariant:
+        lines.append("a row's result depends on its neighbours: the server runs its rows alone")
+    return "\n".join(lines)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
