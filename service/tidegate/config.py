@@ -94,6 +94,9 @@ class Settings(BaseSettings):
     execution: Literal["inline", "thread"] = Field(
         "inline", description="Whether onnxruntime runs in the event loop (inline) or beside it (thread)."
     )
+    allow_batch_dependence: bool = Field(
+        False, description="Batch the rows of bundles that are not batch-invariant (dynamic int8) all the same."
+    )
     arena_mb: int = Field(1024, ge=1, description="MiB for the states of running sessions, taken as needed.")
     evict_idle: float = Field(
         60, ge=0, allow_inf_nan=False, description="Seconds idle before a full arena may evict an ephemeral session."

@@ -1,0 +1,91 @@
+"""Task ``forecast``: rows of features in data units in, quantiles of the target out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tidegate.bundle import Bundle, ForecastCodec, Json
+from tidegate.codecs.rows import check_rows, kind_of, mean_surprise
+from tidegate.core import Ask, FloatArray, Forecast, Input, Prediction, Surprise, Tensor
+from tidegate.errors import BundleError, InvalidInputError
+
+_VALUE_BYTES = 20
+
+
+class Forecasts:
+    """Scales features on the way in and the target's quantiles on the way out."""
+
+    kept_output: str | None = None
+
+    def __init__(self, features: Sequence[str], transforms: Sequence[Mapping[str, Json]], spec: ForecastCodec) -> None:
+        self._features = tuple(features)
+        self._transforms = tuple(transforms)
+        self._spec = spec
+        self.surprise_unit = spec.surprise_unit if spec.surprise else ""
+        target = self._transforms[self._features.index(spec.target)]
+        self._mean, self._scale = np.float32(target["mean"]), np.float32(target["scale"])
+
+    @classmethod
+    def load(cls, bundle: Bundle, spec: ForecastCodec) -> Forecasts:
+        try:
+            transforms = bundle.read_json(spec.scaling)["features"]
+            if len(transforms) != len(bundle.manifest.features):
+                raise ValueError(f"{len(transforms)} transforms for {len(bundle.manifest.features)} features")
+            return cls(bundle.manifest.features, transforms, spec)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"{bundle.path}/{spec.scaling}: not a scaling file ({error!r})") from error
+
+    def encode(self, source: Input) -> tuple[Tensor, ...]:
+        if kind_of(source) != "values" or source.values is None:
+            raise InvalidInputError("this model takes values, not text or tokens", reason="WRONG_KIND")
+        rows = check_rows(source.values, self._features, len(self._features))
+        columns = [
+            column for index, transform in enumerate(self._transforms) for column in _encode(rows[:, index], transform)
+        ]
+        return (np.stack(columns, axis=1).astype(np.float32),)
+
+    def reply_bytes(self, length: int, ask: Ask) -> int:
+        steps = length if ask.every_step else 1
+        return steps * (64 + self._spec.horizon * len(self._spec.quantiles) * _VALUE_BYTES)
+
+    def predict(self, outputs: Mapping[str, Tensor], rows: Sequence[int], top: int) -> list[Prediction]:
+        quantiles = outputs[self._spec.output]
+        length = quantiles.shape[1]
+        forecasts = self._forecasts(quantiles[rows, -1])
+        if self._spec.surprise is None:
+            return [Prediction(length, forecast=[forecast]) for forecast in forecasts]
+        means = outputs[self._spec.surprise].mean(axis=1)[rows].tolist()
+        return [
+            Prediction(length, forecast=[forecast], surprise=Surprise(mean, self.surprise_unit))
+            for forecast, mean in zip(forecasts, means, strict=True)
+        ]
+
+    def cut(self, outputs: Mapping[str, Tensor], row: int, ask: Ask, *, is_last: bool) -> dict[str, Tensor]:
+        quantiles = outputs[self._spec.output][row]
+        told = quantiles if ask.every_step else quantiles[-1:] if is_last else quantiles[:0]
+        piece = {"quantiles": told.copy()}
+        if self._spec.surprise is not None:
+            piece[self._spec.surprise] = outputs[self._spec.surprise][row].copy()
+        return piece
+
+    def join(self, pieces: Sequence[Mapping[str, Tensor]], length: int, ask: Ask) -> Prediction:
+        forecasts = self._forecasts(np.concatenate([piece["quantiles"] for piece in pieces]))
+        surprise = mean_surprise(pieces, self._spec.surprise, self.surprise_unit, ask)
+        return Prediction(length, ask.every_step, forecast=forecasts, surprise=surprise)
+
+    def _forecasts(self, scaled: Tensor) -> list[Forecast]:
+        """Return a forecast for each step of ``scaled`` [steps, horizon, quantile]."""
+        values = (scaled.astype(np.float32, copy=False) * self._scale + self._mean).tolist()
+        return [Forecast(self._spec.quantiles, rows) for rows in values]
+
+
+def _encode(column: FloatArray, transform: Mapping[str, Json]) -> tuple[FloatArray, ...]:
+    kind = transform["kind"]
+    if kind == "standard":
+        return ((column - transform["mean"]) / transform["scale"],)
+    if kind == "cyclic":
+        angle = column * (2 * np.pi / transform["period"])
+        return np.sin(angle), np.cos(angle)
+    raise ValueError(f"unknown transform {kind!r}")

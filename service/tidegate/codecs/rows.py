@@ -1,0 +1,67 @@
+"""What the codecs share: checking rows of numbers, and surprise over a chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tidegate.core import Ask, FloatArray, Input, Surprise, Tensor
+from tidegate.errors import InvalidInputError
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def kind_of(source: Input) -> str:
+    """Return which of ``text``, ``tokens`` and ``values`` is set; InvalidInputError unless exactly one is."""
+    kinds = [name for name in ("text", "tokens", "values") if getattr(source, name) is not None]
+    if len(kinds) != 1:
+        raise InvalidInputError(f"an input has exactly one of text, tokens and values, this one has {kinds or 'none'}")
+    return kinds[0]
+
+
+def check_rows(values: FloatArray, features: Sequence[str], width: int) -> FloatArray:
+    """Return ``values`` as float [steps, width], or raise InvalidInputError naming the step and feature that are
+    wrong.
+    """
+    rows = np.asarray(values)
+    if rows.ndim != 2 or rows.shape[0] == 0:
+        raise InvalidInputError(
+            "the sequence is empty: values need at least one row"
+            if rows.size == 0
+            else "values must be rows of numbers"
+        )
+    if rows.shape[1] != width:
+        named = f" ({', '.join(features)})" if features else ""
+        raise InvalidInputError(f"each row needs {width} values{named}, got {rows.shape[1]}", reason="WRONG_WIDTH")
+    bad = np.argwhere(~(np.abs(rows) <= _LARGEST))  # NaN compares false
+    if bad.size:
+        step, column = bad[0]
+        name = features[column] if features else f"column {column}"
+        raise InvalidInputError(f"row {step}: {name} is not a finite number in single precision", reason="NOT_FINITE")
+    return rows
+
+
+def check_tokens(tokens: Sequence[int], size: int | None) -> Tensor:
+    """Return ``tokens`` as int64 [steps]; InvalidInputError where empty or out of [0, size)."""
+    try:
+        ids = np.asarray(tokens, dtype=np.int64)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise InvalidInputError("tokens must be whole numbers", reason="TOKEN_OUT_OF_RANGE") from error
+    if ids.size == 0:
+        raise InvalidInputError("the sequence is empty: it needs at least one token", reason="EMPTY_SEQUENCE")
+    if size is not None and ((ids < 0) | (ids >= size)).any():
+        where = int(np.argmax((ids < 0) | (ids >= size)))
+        raise InvalidInputError(
+            f"token {ids[where]} at step {where} is out of range: ids go from 0 to {size - 1}",
+            reason="TOKEN_OUT_OF_RANGE",
+        )
+    return ids
+
+
+def mean_surprise(pieces: Sequence[Mapping[str, Tensor]], name: str | None, unit: str, ask: Ask) -> Surprise | None:
+    """Return the surprise over all ``pieces``, whose array ``name`` is [steps]; None where the model has none."""
+    if name is None:
+        return None
+    steps = np.concatenate([piece[name] for piece in pieces])
+    return Surprise(float(steps.mean(dtype=np.float64)), unit, steps.tolist() if ask.every_step else None)

@@ -1,0 +1,126 @@
+"""Task ``next_token``: characters or ids in, the most probable next tokens out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tidegate.bundle import Bundle, TokenCodec
+from tidegate.codecs.rows import check_tokens, kind_of, mean_surprise
+from tidegate.core import Ask, Candidate, FloatArray, Input, Prediction, Surprise, Tensor
+from tidegate.errors import BundleError, InvalidInputError
+
+_CANDIDATE_BYTES = 80  # one candidate as JSON: keys, token, id and a probability of 20 digits
+_STEP_BYTES = 64
+
+
+class Tokens:
+    """Maps a vocabulary to ids and logits to candidates."""
+
+    def __init__(self, tokens: Sequence[str], unknown: int | None, spec: TokenCodec) -> None:
+        self.tokens = tuple(tokens)
+        self.surprise_unit = spec.surprise_unit if spec.surprise else ""
+        self.kept_output: str | None = spec.output
+        self._logits = spec.output
+        self._surprise = spec.surprise
+        self._unknown = unknown
+        self._ids = {token: id_ for id_, token in enumerate(self.tokens)}
+        self._has_text = all(len(token) == 1 for token in self.tokens)
+        # One read-only array a token: the single step of a stream, the hottest input, costs a look-up.
+        self._singles = tuple(np.array([id_], dtype=np.int64) for id_ in range(len(self.tokens)))
+
+    @classmethod
+    def load(cls, bundle: Bundle, spec: TokenCodec) -> Tokens:
+        try:
+            document = bundle.read_json(spec.vocabulary)
+            return cls(document["tokens"], document.get("unknown"), spec)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"{bundle.path}/{spec.vocabulary}: not a vocabulary ({error!r})") from error
+
+    def encode(self, source: Input) -> tuple[Tensor, ...]:
+        text = source.text
+        if text is not None and len(text) == 1 and source.tokens is None and source.values is None:
+            id_ = self._ids.get(text)
+            if id_ is not None:
+                return (self._singles[id_],)
+        kind = kind_of(source)
+        if kind == "values":
+            raise InvalidInputError("this model takes text or tokens, not values", reason="WRONG_KIND")
+        return (self._encode_text(text) if text is not None else self._encode_tokens(source.tokens or ()),)
+
+    def _encode_tokens(self, tokens: Sequence[int]) -> Tensor:
+        if len(tokens) == 1 and 0 <= tokens[0] < len(self._singles):
+            return self._singles[tokens[0]]
+        return check_tokens(tokens, len(self.tokens))
+
+    def _encode_text(self, text: str) -> Tensor:
+        if not self._has_text:
+            raise InvalidInputError("this model's tokens are not characters: send tokens", reason="WRONG_KIND")
+        if not text:
+            raise InvalidInputError("the sequence is empty: text needs at least one character", reason="EMPTY_SEQUENCE")
+        get, unknown = self._ids.get, self._unknown
+        ids = [get(character, unknown) for character in text]
+        if unknown is None and None in ids:
+            where = ids.index(None)
+            raise InvalidInputError(f"unknown character {text[where]!r} at step {where}", reason="UNKNOWN_TOKEN")
+        return np.array(ids, dtype=np.int64)
+
+    def reply_bytes(self, length: int, ask: Ask) -> int:
+        steps = length if ask.every_step else 1
+        return steps * (_STEP_BYTES + min(ask.top, len(self.tokens)) * _CANDIDATE_BYTES)
+
+    def predict(self, outputs: Mapping[str, Tensor], rows: Sequence[int], top: int) -> list[Prediction]:
+        logits = outputs[self._logits]
+        length = logits.shape[1]
+        last = logits[:, -1] if len(rows) == len(logits) else logits[rows, -1]
+        steps = self._candidates(*top_candidates(last, top))
+        if self._surprise is None:
+            return [Prediction(length, next=[step]) for step in steps]
+        means = outputs[self._surprise].mean(axis=1)[rows].tolist()
+        unit = self.surprise_unit
+        return [
+            Prediction(length, next=[step], surprise=Surprise(mean, unit))
+            for step, mean in zip(steps, means, strict=True)
+        ]
+
+    def cut(self, outputs: Mapping[str, Tensor], row: int, ask: Ask, *, is_last: bool) -> dict[str, Tensor]:
+        logits = outputs[self._logits][row]
+        told = logits if ask.every_step else logits[-1:] if is_last else logits[:0]
+        ids, probabilities = top_candidates(told, ask.top)
+        piece: dict[str, Tensor] = {"ids": ids, "probabilities": probabilities}
+        if self._surprise is not None:
+            piece[self._surprise] = outputs[self._surprise][row].copy()
+        return piece
+
+    def join(self, pieces: Sequence[Mapping[str, Tensor]], length: int, ask: Ask) -> Prediction:
+        ids = np.concatenate([piece["ids"] for piece in pieces])
+        probabilities = np.concatenate([piece["probabilities"] for piece in pieces])
+        surprise = mean_surprise(pieces, self._surprise, self.surprise_unit, ask)
+        return Prediction(length, ask.every_step, next=self._candidates(ids, probabilities), surprise=surprise)
+
+    def _candidates(self, ids: Tensor, probabilities: Tensor) -> list[list[Candidate]]:
+        tokens = self.tokens
+        return [
+            [Candidate(tokens[id_], id_, probability) for id_, probability in zip(some, their, strict=True)]
+            for some, their in zip(ids.tolist(), probabilities.tolist(), strict=True)
+        ]
+
+
+def top_candidates(logits: FloatArray | Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Return ids and softmax probabilities, each [steps, k], of the ``top`` largest of ``logits`` [steps,
+    vocabulary], largest first.
+    """
+    steps, size = logits.shape
+    scores = logits.astype(np.float32, copy=False)
+    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True, initial=-np.inf)) if steps else scores
+    if top == 1:
+        ids = scores.argmax(axis=1)[:, None] if steps else np.empty((0, 1), dtype=np.int64)
+    elif top >= size:
+        ids = np.argsort(-scores, axis=1, kind="stable")
+    else:
+        unordered = np.argpartition(-scores, top, axis=1)[:, :top]
+        order = np.argsort(-np.take_along_axis(scores, unordered, axis=1), axis=1, kind="stable")
+        ids = np.take_along_axis(unordered, order, axis=1)
+    chosen = np.take_along_axis(exponentials, ids, axis=1)
+    return ids, chosen / exponentials.sum(axis=1, keepdims=True)

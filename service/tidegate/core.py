@@ -1,0 +1,205 @@
+"""The few types that everything speaks, whatever the transport: what is asked, what is answered, who is running.
+
+Knows shapes and units. Knows nothing of JSON, protobuf, onnxruntime or asyncio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating]
+Tensor = NDArray[np.generic]
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One sequence as a caller gives it: exactly one of the three is set; a model's codec turns it into tensors.
+
+    ``values`` is [steps, features] in data units.
+    """
+
+    text: str | None = None
+    tokens: Sequence[int] | None = None
+    values: FloatArray | None = None
+
+
+class Ask(NamedTuple):
+    """What a reply shall hold: candidates a step, and whether every step is told or only the last."""
+
+    top: int = 1
+    every_step: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to generate: at most ``max_tokens``; temperature 0 takes the most probable; ``top_k`` 0 and ``top_p`` 1 cut
+    nothing.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+class Candidate(NamedTuple):
+    """A possible next token."""
+
+    token: str
+    id: int
+    probability: float
+
+
+class Forecast(NamedTuple):
+    """Quantiles of the target, ``values[horizon][quantile]``, in data units."""
+
+    quantiles: tuple[float, ...]
+    values: list[list[float]]
+
+
+class Surprise(NamedTuple):
+    """The mean over the steps in ``unit`` and, where every step was asked for, each."""
+
+    mean: float
+    unit: str
+    steps: list[float] | None = None
+
+
+@dataclass(slots=True)
+class Prediction:
+    """What the model says after ``length`` steps. ``next``, ``forecast`` and ``outputs`` have one entry, or one a
+    step.
+    """
+
+    length: int
+    every_step: bool = False
+    next: list[list[Candidate]] | None = None
+    forecast: list[Forecast] | None = None
+    outputs: dict[str, Tensor] | None = None
+    surprise: Surprise | None = None
+
+
+class StepResult(NamedTuple):
+    """The reply to one chunk: the session's position after it, and the prediction."""
+
+    session: str
+    position: int
+    prediction: Prediction
+
+
+class PredictResult(NamedTuple):
+    """The reply to a stateless call: a prediction for each sequence, in order."""
+
+    model: str
+    version: str
+    predictions: list[Prediction]
+
+
+class GeneratedToken(NamedTuple):
+    """A token that was sampled, consumed and committed. ``text`` is empty where a stop string withholds it."""
+
+    id: int
+    text: str
+    position: int
+
+
+class GenerationDone(NamedTuple):
+    """The end of a generation: its text without the stop string, every token, and why it ended: ``stop`` or
+    ``length``.
+    """
+
+    text: str
+    tokens: list[int]
+    finish_reason: str
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRequest:
+    """A wish to open a session. Seconds of None mean the server's default."""
+
+    model: str
+    version: str | None = None
+    durable: bool = False
+    ttl_seconds: float | None = None
+    idle_seconds: float | None = None
+    id: str | None = None
+    seed: int | None = None
+
+
+class SessionInfo(NamedTuple):
+    """What a caller may know of a session. Times are seconds since the epoch; ``expires_at`` None means never."""
+
+    id: str
+    model: str
+    version: str
+    position: int
+    durable: bool
+    created_at: float
+    expires_at: float | None
+    state_bytes: int
+
+
+class SessionPage(NamedTuple):
+    """Some sessions by rising id; ``next_page_token`` is empty on the last page."""
+
+    sessions: list[SessionInfo]
+    next_page_token: str
+
+
+class TensorInfo(NamedTuple):
+    """A tensor of a graph as shown to callers."""
+
+    name: str
+    dtype: str
+    axes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """One loaded version of a model; ``versions`` are all of that name, rising."""
+
+    name: str
+    version: str
+    versions: list[str]
+    task: str
+    cell: str
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo]
+    features: list[str]
+    state_bytes: int
+    surprise_unit: str
+    batch_invariant: bool
+    sha256: str
+    provider: str
+
+
+class ModelPage(NamedTuple):
+    """Some models by name, then version; ``next_page_token`` is empty on the last page."""
+
+    models: list[ModelInfo]
+    next_page_token: str
+
+
+class Refusal(NamedTuple):
+    """A bundle that was not loaded, and why."""
+
+    bundle: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadReport:
+    """What a reload did; versions are written ``name/version``."""
+
+    loaded: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)

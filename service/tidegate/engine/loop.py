@@ -1,0 +1,135 @@
+"""The loop: the one bridge between asyncio and the engine.
+
+A tick drains what has arrived, plans, gathers, runs onnxruntime once, commits, scatters, replies. It runs in a task
+of its
+own and belongs to no request: a caller that goes away costs nobody else anything. Everything but the run happens on the
+event loop, so nothing is locked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Protocol
+
+from tidegate.core import Tensor
+from tidegate.engine.engine import Batch, Engine
+from tidegate.engine.scheduler import Plan
+from tidegate.engine.work import Work
+from tidegate.errors import TidegateError, UnavailableError
+
+log = logging.getLogger(__name__)
+
+_SETTLE_ROUNDS = 4
+
+
+class RunnerLike(Protocol):
+    """What the loop needs of a runner."""
+
+    def run(self, inputs: Sequence[Tensor], states: Sequence[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]: ...
+
+
+class Committer(Protocol):
+    """Makes the finished chunks of durable sessions permanent, before anybody is told."""
+
+    async def commit(self, batch: Batch) -> dict[Work, TidegateError]:
+        """Store what ends in this batch; return what could not be stored, with the reason."""
+
+
+class Loop:
+    """Ticks.
+
+    Args:
+        engine: Whose work is run.
+        runner: Runs the graph.
+        committer: Stores durable sessions; None where all are ephemeral, whose only truth is the arena.
+        executor: Where to run onnxruntime; None runs it inline in the event loop.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        runner: RunnerLike,
+        *,
+        committer: Committer | None = None,
+        executor: Executor | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._runner = runner
+        self._committer = committer
+        self._executor = executor
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.run_seconds = 0.0
+
+    def start(self) -> None:
+        """Start ticking."""
+        self._task = asyncio.create_task(self._tick_forever(), name="tidegate-engine")
+
+    async def stop(self) -> None:
+        """Stop ticking; work that still waits is answered with UNAVAILABLE."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._engine.abort(UnavailableError("the server is stopping", reason="DRAINING", retry_after=1.0))
+
+    def submit(self, work: Work) -> None:
+        """Let work wait its turn; OverloadedError where too much waits already."""
+        self._engine.submit(work)
+        self._wake.set()
+
+    async def wait_idle(self) -> None:
+        """Return when nothing waits for an answer."""
+        while self._engine.num_waiting:
+            await self._idle.wait()
+
+    async def _tick_forever(self) -> None:
+        while True:
+            await self._drain()
+            plan = self._engine.plan(self._clock())
+            if plan is not None and plan.works:
+                await self._tick(plan)
+
+    async def _tick(self, plan: Plan) -> None:
+        engine = self._engine
+        try:
+            outputs, states = await self._run(*engine.gather(plan))
+            batch = engine.read(plan, outputs, states, self._clock())
+            if self._committer is not None:
+                engine.refuse(batch, await self._committer.commit(batch))
+            engine.scatter(batch)
+            engine.reply(batch, self._clock())
+        except Exception as error:
+            log.exception("a run of %d rows failed", len(plan.works))
+            engine.fail(plan, error)
+
+    async def _drain(self) -> None:
+        """Let what has arrived come in: wait for the first, then for as long as each round of the event loop brings
+        more.
+        """
+        if not self._engine.num_waiting:
+            self._wake.clear()
+            self._idle.set()
+            await self._wake.wait()
+            self._idle.clear()
+        for _ in range(_SETTLE_ROUNDS):
+            before = self._engine.num_waiting
+            await asyncio.sleep(0)
+            if self._engine.num_waiting == before:
+                break
+
+    async def _run(self, inputs: Sequence[Tensor], states: Sequence[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        started = self._clock()
+        if self._executor is None:
+            result = self._runner.run(inputs, states)
+        else:
+            result = await asyncio.get_running_loop().run_in_executor(self._executor, self._runner.run, inputs, states)
+        self.run_seconds += self._clock() - started
+        return result

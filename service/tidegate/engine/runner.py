@@ -1,0 +1,114 @@
+"""onnxruntime behind one call: canonical arrays in, canonical arrays out. Knows nothing of sessions, slots or tasks.
+
+Canonical means batch first, time second. The graph may have its axes elsewhere, or no batch at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnxruntime
+
+from tidegate.bundle import BATCH, TIME, Bundle, StateSpec, TensorSpec
+from tidegate.core import Tensor
+from tidegate.errors import BundleError, ConfigurationError
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# TF32 keeps 10 bits of mantissa: off, so that a GPU gives what the CPU gives.
+_PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
+
+
+def check_provider(name: str) -> str:
+    """Return onnxruntime's name of the provider.
+
+    Raises:
+        ConfigurationError: It is not in the installed onnxruntime: never a silent fall to the CPU.
+    """
+    provider = PROVIDERS[name]
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise ConfigurationError(
+            f"provider {name} is not in the installed onnxruntime (it has {', '.join(available)}): "
+            f"install tidegate[{name}]",
+            reason="PROVIDER_NOT_AVAILABLE",
+        )
+    return provider
+
+
+class Runner:
+    """One loaded graph.
+
+    Args:
+        bundle: A verified bundle.
+        provider: ``cpu`` or ``cuda``.
+        threads: Threads that one run may use.
+
+    Raises:
+        BundleError: onnxruntime refuses the graph.
+        ConfigurationError: The provider is not there or does not start.
+    """
+
+    def __init__(self, bundle: Bundle, provider: str = "cpu", threads: int = 1) -> None:
+        manifest = bundle.manifest
+        self.provider = check_provider(provider)
+        self._inputs = manifest.inputs
+        self._outputs = manifest.outputs
+        self._states = manifest.states
+        self._session = _open(bundle, self.provider, _PROVIDER_OPTIONS[provider], threads)
+        if self._session.get_providers()[0] != self.provider:
+            raise ConfigurationError(f"provider {provider} did not start", reason="PROVIDER_NOT_AVAILABLE")
+        self._names = [spec.name for spec in self._outputs] + [spec.output for spec in self._states]
+
+    def run(self, inputs: Sequence[Tensor], states: Sequence[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Run the graph once.
+
+        Args:
+            inputs: One array an input, [batch, steps, …].
+            states: One array a state, batch where the graph has it (first where it has none, with one row).
+
+        Returns:
+            The outputs by name, each [batch, steps, …] ([batch, …] where not per step), and the new states like
+            ``states``.
+        """
+        feeds = {spec.name: _to_graph(spec, array) for spec, array in zip(self._inputs, inputs, strict=True)}
+        for spec, array in zip(self._states, states, strict=True):
+            feeds[spec.input] = array if spec.batch_axis is not None else array[0]
+        results = self._session.run(self._names, feeds)
+        outputs = {spec.name: _from_graph(spec, array) for spec, array in zip(self._outputs, results, strict=False)}
+        news = results[len(self._outputs) :]
+        return outputs, [_state(spec, array) for spec, array in zip(self._states, news, strict=True)]
+
+
+def _open(bundle: Bundle, provider: str, options: dict[str, str], threads: int) -> onnxruntime.InferenceSession:
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 3
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(str(bundle.graph), settings, providers=[(provider, options)])
+    except Exception as error:  # onnxruntime raises a dozen unrelated types
+        raise BundleError(f"{bundle.graph}: onnxruntime refuses it: {error}", reason="GRAPH_REFUSED") from error
+
+
+def _order(spec: TensorSpec) -> list[int]:
+    """Return the graph's axes in canonical order: batch, time, the rest."""
+    named = [spec.axes.index(axis) for axis in (BATCH, TIME) if axis in spec.axes]
+    return named + [axis for axis in range(len(spec.axes)) if axis not in named]
+
+
+def _to_graph(spec: TensorSpec, array: Tensor) -> Tensor:
+    source = array if spec.batch_axis is not None else array[0]
+    order = _order(spec)
+    return source if order == sorted(order) else np.ascontiguousarray(source.transpose(np.argsort(order)))
+
+
+def _from_graph(spec: TensorSpec, array: Tensor) -> Tensor:
+    order = _order(spec)
+    source = array if order == sorted(order) else array.transpose(order)
+    return source if spec.batch_axis is not None else source[None]
+
+
+def _state(spec: StateSpec, array: Tensor) -> Tensor:
+    return array if spec.batch_axis is not None else array[None]

@@ -1,0 +1,208 @@
+"""Work for the engine: a chunk, or a generation, which is a chunk that feeds itself.
+
+Work knows its inputs, how far it has come and how to answer. It does not know when it runs or with whom.
+A chunk is atomic: until its last piece is committed its working state lies in ``scratch``, beside its session's slot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from tidegate.core import Ask, GeneratedToken, GenerationDone, Sampling, Tensor
+from tidegate.engine.stopping import StopMatcher
+from tidegate.errors import TidegateError
+from tidegate.sessions.session import LastReply, Session
+
+
+class Reply(Protocol):
+    """Where a result goes; an ``asyncio.Future`` is one. It is ``done`` early when the caller has gone."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, error: BaseException, /) -> None: ...
+
+
+class Work:
+    """Consecutive steps of one session, or of none (stateless: ``session`` is None and the final state is dropped).
+
+    Args:
+        session: Whose state advances.
+        inputs: The graph's inputs, each [length, …].
+        ask: What the reply shall hold.
+        position: The session's position before the chunk, where the caller gave it.
+        deadline: Monotonic seconds after which it must not be committed.
+        reply: Where the result goes.
+    """
+
+    __slots__ = (
+        "ask", "deadline", "inputs", "length", "offset", "pieces", "position", "reply", "scratch", "session", "start"
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        session: Session | None,
+        inputs: tuple[Tensor, ...],
+        ask: Ask,
+        position: int | None,
+        deadline: float | None,
+        reply: Reply,
+    ) -> None:
+        self.session = session
+        self.inputs = inputs
+        self.ask = ask
+        self.position = position
+        self.deadline = deadline
+        self.reply = reply
+        self.length = len(inputs[0]) if inputs else 0
+        self.offset = 0
+        self.start = 0  # the session's position when the work began
+        self.scratch: int | None = None
+        self.pieces: list[Mapping[str, Tensor]] = []
+
+    @property
+    def remaining(self) -> int:
+        """Steps that wait to be run."""
+        return self.length - self.offset
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether nobody waits for the result any more."""
+        return self.reply.done()
+
+    def is_late(self, now: float) -> bool:
+        return self.deadline is not None and self.deadline <= now
+
+    def fail(self, error: TidegateError) -> None:
+        """Answer with an error, unless the caller has gone."""
+        if not self.reply.done():
+            self.reply.set_exception(error)
+
+    def fingerprint(self) -> bytes:
+        """Return the SHA-256 of the canonical input and options: two chunks that are equal in it are the same
+        request.
+        """
+        return _fingerprint(self.inputs, self.ask)
+
+    def answer(self, result: Any) -> None:
+        """Answer with the chunk's result, unless the caller has gone."""
+        if not self.reply.done():
+            self.reply.set_result(result)
+
+    def repeat(self, last: LastReply) -> None:
+        """Answer with what was answered before."""
+        self.answer(last.result)
+
+
+class Transcript:
+    """What a generation has sampled, consumed and committed so far: what a repeat replays."""
+
+    __slots__ = ("finish_reason", "tokens")
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.finish_reason: str | None = None
+
+
+Emit = Callable[[GeneratedToken | GenerationDone], None]
+
+
+class Generation(Work):
+    """A prompt, then sampled tokens, each consumed as a chunk of one step before it is sent.
+
+    Args:
+        prompt: The graph's inputs of the prompt, or () to go on from the session's last step.
+        seed: Of the counter-based random numbers, with the position as the counter.
+        vocabulary: Text of each token.
+        emit: Takes each event; the last one is ``GenerationDone``. ``reply`` resolves after it, or carries the error.
+    """
+
+    __slots__ = (
+        "_emit", "_fingerprint", "_is_prompt", "_matcher", "consumed", "sampling", "seed", "transcript", "vocabulary"
+    )  # fmt: skip
+
+    def __init__(  # noqa: PLR0913
+        self,
+        session: Session | None,
+        prompt: tuple[Tensor, ...],
+        sampling: Sampling,
+        seed: int,
+        position: int | None,
+        deadline: float | None,
+        reply: Reply,
+        *,
+        vocabulary: Sequence[str],
+        emit: Emit,
+    ) -> None:
+        super().__init__(session, prompt, Ask(), position, deadline, reply)
+        self.sampling = sampling
+        self.seed = seed
+        self.vocabulary = vocabulary
+        self.transcript = Transcript()
+        self.consumed = 0
+        self._emit = emit
+        self._matcher = StopMatcher(sampling.stop)
+        self._is_prompt = True
+        self._fingerprint = _fingerprint(prompt, sampling)
+
+    def fingerprint(self) -> bytes:
+        return self._fingerprint
+
+    def push(self, token: int) -> None:
+        """Make a sampled token the next step."""
+        self._is_prompt = False
+        self.inputs = (np.array([token], dtype=np.int64),)
+        self.length, self.offset = 1, 0
+        self.pieces.clear()
+
+    def accept(self, position: int) -> bool:
+        """Take note that the current steps are committed, up to ``position``; return whether the generation is over.
+
+        Without a session the position is the number of steps consumed so far.
+        """
+        self.consumed += self.length
+        if self._is_prompt:
+            return False
+        token = int(self.inputs[0][0])
+        self.transcript.tokens.append(token)
+        return self._tell(token, self.consumed if self.session is None else position)
+
+    def resume(self, last: LastReply) -> bool:
+        """Send again what was generated before, and take its transcript over; return whether it had ended."""
+        assert isinstance(last.result, Transcript)
+        self.start, self.transcript = last.start, last.result
+        is_over = False
+        for position, token in enumerate(self.transcript.tokens, last.start + self.length + 1):
+            is_over = self._tell(token, position)
+        self.inputs, self.length = (), 0
+        return is_over
+
+    def _tell(self, token: int, position: int) -> bool:
+        events, is_stopped = self._matcher.push(token, self.vocabulary[token], position)
+        self._send(events)
+        if is_stopped or self._matcher.num_tokens >= self.sampling.max_tokens:
+            self._finish("stop" if is_stopped else "length", position)
+            return True
+        return False
+
+    def _finish(self, reason: str, position: int) -> None:
+        self._send(self._matcher.flush())
+        self.transcript.finish_reason = reason
+        done = GenerationDone(self._matcher.text, list(self._matcher.tokens), reason, position)
+        self._send([done])
+        self.answer(done)
+
+    def _send(self, events: Sequence[GeneratedToken | GenerationDone]) -> None:
+        if not self.is_abandoned:
+            for event in events:
+                self._emit(event)
+
+
+def _fingerprint(inputs: Sequence[Tensor], options: Ask | Sampling) -> bytes:
+    digest = hashlib.sha256(repr(options).encode())
+    for tensor in inputs:
+        digest.update(tensor.tobytes())
+    return digest.digest()

@@ -1,0 +1,124 @@
+"""One flat tree of errors that the core raises and each transport maps once.
+
+Knows what can go wrong and the stable ``reason`` that clients may branch on. Knows no status codes: those are
+in ``ingress/grpc/errors.py`` and ``ingress/http/errors.py``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TidegateError(Exception):
+    """An error that a caller may see.
+
+    Args:
+        message: One sentence for a person, without a trailing stack or path of ours.
+        reason: A stable UPPER_SNAKE word for programs; each class has a default.
+        details: Facts a program may use, such as ``position`` of a conflict.
+        retry_after: Seconds after which trying again makes sense, where it does.
+    """
+
+    default_reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str | None = None,
+        details: dict[str, str] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason or self.default_reason
+        self.details = details or {}
+        self.retry_after = retry_after
+
+
+class InvalidInputError(TidegateError):
+    """The request is malformed or its input does not fit the model."""
+
+    default_reason = "INVALID_INPUT"
+
+
+class NotFoundError(TidegateError):
+    """No such model, version or session."""
+
+    default_reason = "NOT_FOUND"
+
+
+class AlreadyExistsError(TidegateError):
+    """The id is taken by a session that was opened with another request."""
+
+    default_reason = "ALREADY_EXISTS"
+
+
+class PositionConflictError(TidegateError):
+    """The request's position is not the session's; ``details["position"]`` says where the session is."""
+
+    default_reason = "POSITION_CONFLICT"
+
+    def __init__(self, message: str, *, position: int) -> None:
+        super().__init__(message, details={"position": str(position)})
+        self.position = position
+
+
+class SessionEndedError(TidegateError):
+    """The session is over; ``reason`` is SESSION_CLOSED, SESSION_EXPIRED, SESSION_IDLE or SESSION_EVICTED."""
+
+    default_reason = "SESSION_CLOSED"
+
+
+class FailedPreconditionError(TidegateError):
+    """Not possible here or now, whatever the input: another replica's session, a model that is gone."""
+
+    default_reason = "FAILED_PRECONDITION"
+
+
+class TooLargeError(TidegateError):
+    """The request, or the reply that it asks for, is over the size limit."""
+
+    default_reason = "TOO_LARGE"
+
+
+class OverloadedError(TidegateError):
+    """A queue or the arena is full; nothing was done."""
+
+    default_reason = "OVERLOADED"
+
+
+class InternalError(TidegateError):
+    """A fault of ours."""
+
+    default_reason = "INTERNAL"
+
+
+class NotSupportedError(TidegateError):
+    """The model or this build cannot do that."""
+
+    default_reason = "NOT_SUPPORTED"
+
+
+class UnavailableError(TidegateError):
+    """Draining, or the store is away; the outcome of a step is unknown: repeat it with its position."""
+
+    default_reason = "UNAVAILABLE"
+
+
+class DeadlineExceededError(TidegateError):
+    """The request's time ran out before its commit."""
+
+    default_reason = "DEADLINE_EXCEEDED"
+
+
+class BundleError(TidegateError):
+    """A bundle is missing, half-written, altered, of another format, or without a passed streaming proof."""
+
+    default_reason = "BAD_BUNDLE"
+
+
+class ConfigurationError(TidegateError):
+    """The server was asked to start in a way that cannot work; fatal at start-up."""
+
+    default_reason = "BAD_CONFIGURATION"

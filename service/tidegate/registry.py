@@ -1,0 +1,209 @@
+"""The models that are loaded: which versions there are, which one a name means, and what a reload changes.
+
+A version that leaves the directory is no longer offered, but stays loaded for as long as sessions run on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tidegate.bundle import Bundle, Manifest, StateSpec, TensorSpec, find_bundles, read_bundle
+from tidegate.codecs import Codec, make_codec
+from tidegate.config import Settings
+from tidegate.core import ModelInfo, Refusal, ReloadReport, TensorInfo
+from tidegate.engine.arena import Arena, Budget, Plane
+from tidegate.engine.engine import Engine
+from tidegate.engine.loop import Loop
+from tidegate.engine.runner import Runner
+from tidegate.engine.scheduler import Scheduler
+from tidegate.errors import BundleError, ConfigurationError, FailedPreconditionError, NotFoundError, TidegateError
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, int]
+
+
+@dataclass(eq=False, slots=True)
+class LoadedModel:
+    """One version of a model with everything that runs it."""
+
+    bundle: Bundle
+    codec: Codec
+    runner: Runner
+    arena: Arena
+    engine: Engine
+    loop: Loop
+    executor: ThreadPoolExecutor | None
+    is_offered: bool = True
+    num_sessions: int = 0
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
+
+    @property
+    def key(self) -> Key:
+        return self.manifest.name, int(self.manifest.version)
+
+    @property
+    def label(self) -> str:
+        return f"{self.manifest.name}/{self.manifest.version}"
+
+    async def stop(self) -> None:
+        """Stop ticking and let go of the threads."""
+        await self.loop.stop()
+        if self.executor is not None:
+            self.executor.shutdown(wait=False)
+
+
+class Registry:
+    """Loaded models by name and version."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._budget = Budget(settings.arena_mb << 20)
+        self._models: dict[Key, LoadedModel] = {}
+        self._reloading = asyncio.Lock()
+
+    def __iter__(self) -> Iterator[LoadedModel]:
+        """The models that are offered, by name, then rising version."""
+        return (self._models[key] for key in sorted(self._models) if self._models[key].is_offered)
+
+    def loaded(self) -> list[LoadedModel]:
+        """Return every model in memory, also those that are only kept for running sessions."""
+        return list(self._models.values())
+
+    def versions(self, name: str) -> list[int]:
+        """Return the offered versions of a model, rising."""
+        return sorted(
+            number for other, number in self._models if other == name and self._models[other, number].is_offered
+        )
+
+    def get(self, name: str, version: str | None = None) -> LoadedModel:
+        """Return the version, or the highest where ``version`` is None or empty; NotFoundError where it is not
+        offered.
+        """
+        versions = self.versions(name)
+        if not versions:
+            raise NotFoundError(f"unknown model {name!r}", reason="UNKNOWN_MODEL")
+        if not version:
+            return self._models[name, versions[-1]]
+        if not version.isascii() or not version.isdigit() or int(version) not in versions:
+            known = ", ".join(map(str, versions))
+            raise NotFoundError(f"model {name} has no version {version!r}: it has {known}", reason="UNKNOWN_VERSION")
+        return self._models[name, int(version)]
+
+    def info(self, model: LoadedModel) -> ModelInfo:
+        """Return what callers may know of a model."""
+        manifest = model.manifest
+        return ModelInfo(
+            name=manifest.name,
+            version=manifest.version,
+            versions=[str(number) for number in self.versions(manifest.name)],
+            task=manifest.task,
+            cell=manifest.cell,
+            inputs=[_tensor_info(spec) for spec in manifest.inputs],
+            outputs=[_tensor_info(spec) for spec in manifest.outputs],
+            features=list(manifest.features),
+            state_bytes=manifest.state_bytes,
+            surprise_unit=model.codec.surprise_unit,
+            batch_invariant=manifest.batch_invariant,
+            sha256=model.bundle.sha256,
+            provider=model.runner.provider,
+        )
+
+    async def reload(self) -> ReloadReport:
+        """Make the models those of the bundle directory; a bundle that is refused disturbs no other.
+
+        Raises:
+            ConfigurationError: The directory cannot be read, or the provider is not there.
+        """
+        async with self._reloading:
+            report = ReloadReport()
+            found = await asyncio.to_thread(_find, self._settings.bundles)
+            for path in found:
+                await self._load(path, report)
+            there = {_key(path) for path in found}
+            for key in [key for key, model in self._models.items() if model.is_offered and key not in there]:
+                report.removed.append(self._models[key].label)
+                self._models[key].is_offered = False
+                await self.retire(self._models[key])
+            return report
+
+    async def retire(self, model: LoadedModel) -> None:
+        """Unload a model that is not offered any more, once its last session is over."""
+        if not model.is_offered and model.num_sessions == 0 and self._models.pop(model.key, None) is not None:
+            await model.stop()
+
+    async def stop(self) -> None:
+        """Stop all models."""
+        await asyncio.gather(*(model.stop() for model in self._models.values()))
+
+    async def _load(self, path: Path, report: ReloadReport) -> None:
+        try:
+            bundle = await asyncio.to_thread(read_bundle, path)
+            present = self._models.get(_key(path))
+            if present is None:
+                model = await asyncio.to_thread(_assemble, bundle, self._settings, self._budget)
+                model.loop.start()
+                self._models[model.key] = model
+                report.loaded.append(model.label)
+            elif present.bundle.sha256 != bundle.sha256:
+                raise FailedPreconditionError(
+                    f"{path}: the content of a loaded version changed: give it a new version", reason="CONTENT_CHANGED"
+                )
+            elif not present.is_offered:
+                present.is_offered = True
+                report.loaded.append(present.label)
+        except ConfigurationError:
+            raise
+        except TidegateError as error:
+            log.warning("bundle %s refused: %s", path, error.message)
+            report.refused.append(Refusal(f"{path.parent.name}/{path.name}", error.reason, error.message))
+
+
+def _key(path: Path) -> Key:
+    return path.parent.name, int(path.name)
+
+
+def _find(root: Path) -> list[Path]:
+    try:
+        return list(find_bundles(root))
+    except OSError as error:
+        raise ConfigurationError(f"bundles directory {root}: {error.strerror}") from error
+
+
+def _assemble(bundle: Bundle, settings: Settings, budget: Budget) -> LoadedModel:
+    """Build everything that runs a bundle."""
+    manifest = bundle.manifest
+    codec = make_codec(bundle)
+    runner = Runner(bundle, settings.provider, settings.threads)
+    planes = [_plane(spec) for spec in manifest.states]
+    if codec.kept_output is not None:
+        planes.append(_kept_plane(bundle, codec.kept_output))
+    arena = Arena(planes, budget)
+    shares = manifest.is_batchable and (manifest.batch_invariant or settings.allow_batch_dependence)
+    scheduler = Scheduler(settings.max_rows if shares else 1, settings.max_steps)
+    engine = Engine(codec, arena, len(manifest.states), scheduler, settings.max_queue)
+    executor = ThreadPoolExecutor(1, f"run-{manifest.name}") if settings.execution == "thread" else None
+    return LoadedModel(bundle, codec, runner, arena, engine, Loop(engine, runner, executor=executor), executor)
+
+
+def _plane(spec: StateSpec) -> Plane:
+    return Plane.of_state(spec)
+
+
+def _kept_plane(bundle: Bundle, name: str) -> Plane:
+    try:
+        return Plane.of_output(bundle.manifest.output(name))
+    except KeyError as error:
+        raise BundleError(f"{bundle.path}: the codec names an output {error} that the graph has not") from error
+
+
+def _tensor_info(spec: TensorSpec) -> TensorInfo:
+    return TensorInfo(spec.name, spec.dtype, [str(axis) for axis in spec.axes])

@@ -1,0 +1,1 @@
+"""Running sequences: their life, what they remember, and the table that holds them. Pure: no asyncio here."""

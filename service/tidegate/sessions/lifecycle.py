@@ -1,0 +1,47 @@
+"""The life of a session as a table.
+
+A session is OPEN from its first moment. It ends once, for one reason, and what has ended stays ended: the reason is
+remembered for a while so that a late step is told why, then the id is unknown.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Phase(Enum):
+    """Where a session is in its life; the value is the ``reason`` that callers see."""
+
+    OPEN = "OPEN"
+    CLOSED = "SESSION_CLOSED"
+    EXPIRED = "SESSION_EXPIRED"
+    IDLE = "SESSION_IDLE"
+    EVICTED = "SESSION_EVICTED"
+
+
+class Event(Enum):
+    """What can end a session."""
+
+    CLOSE = "its client closed it"
+    OUTLIVE = "its time to live is over"
+    IDLE = "no step came within its idle time"
+    EVICT = "its place was needed and it was the least recently used"
+
+
+TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
+    (Phase.OPEN, Event.CLOSE): Phase.CLOSED,
+    (Phase.OPEN, Event.OUTLIVE): Phase.EXPIRED,
+    (Phase.OPEN, Event.IDLE): Phase.IDLE,
+    (Phase.OPEN, Event.EVICT): Phase.EVICTED,
+    (Phase.CLOSED, Event.CLOSE): Phase.CLOSED,  # closing twice succeeds
+    (Phase.EXPIRED, Event.CLOSE): Phase.EXPIRED,
+    (Phase.IDLE, Event.CLOSE): Phase.IDLE,
+    (Phase.EVICTED, Event.CLOSE): Phase.EVICTED,
+}
+
+WHY: dict[Phase, str] = {
+    Phase.CLOSED: Event.CLOSE.value,
+    Phase.EXPIRED: Event.OUTLIVE.value,
+    Phase.IDLE: Event.IDLE.value,
+    Phase.EVICTED: Event.EVICT.value,
+}

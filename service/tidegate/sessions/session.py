@@ -1,0 +1,113 @@
+"""A live session: where it is, what it remembers, and what a chunk's position means to it.
+
+The recurrent state itself lies in the arena; a session knows only its slot. Reading and deciding here never waits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tidegate.core import SessionRequest
+from tidegate.errors import PositionConflictError, SessionEndedError
+from tidegate.sessions.lifecycle import TRANSITIONS, WHY, Event, Phase
+
+if TYPE_CHECKING:
+    from tidegate.engine.work import Work
+
+
+class LastReply(NamedTuple):
+    """The one unacknowledged chunk that a session remembers: where it started, what it was, what was answered.
+
+    ``result`` is a ``StepResult``, or the ``Transcript`` of a generation, which grows while it runs.
+    """
+
+    start: int
+    fingerprint: bytes
+    result: Any
+
+
+class Verdict(Enum):
+    """What to do with a chunk at the head of its session's queue."""
+
+    APPLY = auto()
+    REPEAT = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One running sequence.
+
+    ``slot`` is its row of the arena, or None before it has one. ``queue`` holds its work in order of arrival; only
+    the head runs.
+    ``ttl_at`` and ``used_at`` are seconds of a monotonic clock, ``created_at`` of the wall clock.
+    """
+
+    id: str
+    model: Any
+    request: SessionRequest
+    seed: int
+    created_at: float
+    used_at: float
+    ttl_at: float | None = None
+    idle_seconds: float | None = None
+    slot: int | None = None
+    position: int = 0
+    phase: Phase = Phase.OPEN
+    last: LastReply | None = None
+    queue: deque[Work] = field(default_factory=deque)
+
+    @property
+    def expires_at(self) -> float | None:
+        """When it ends if no step comes, on the monotonic clock; None for never."""
+        ends = [self.ttl_at, self.used_at + self.idle_seconds if self.idle_seconds is not None else None]
+        return min((end for end in ends if end is not None), default=None)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a chunk of it waits or runs."""
+        return bool(self.queue)
+
+    def end(self, event: Event) -> None:
+        """Move on by ``event``."""
+        self.phase = TRANSITIONS[self.phase, event]
+
+    def check_open(self) -> None:
+        """Raise SessionEndedError, saying why, unless the session is open."""
+        if self.phase is not Phase.OPEN:
+            raise ended(self.id, self.phase)
+
+    def decide(self, position: int | None, fingerprint: Callable[[], bytes]) -> Verdict:
+        """Say whether a chunk applies at the current position or repeats the last one.
+
+        Raises:
+            PositionConflictError: It does neither.
+        """
+        if position is None or position == self.position:
+            return Verdict.APPLY
+        last = self.last
+        if last is None or position != last.start:
+            raise PositionConflictError(
+                f"session {self.id} is at position {self.position}, not {position}", position=self.position
+            )
+        if fingerprint() != last.fingerprint:
+            raise PositionConflictError(
+                f"the chunk at position {position} was answered before, with another input or other options; "
+                f"the session is at position {self.position}",
+                position=self.position,
+            )
+        return Verdict.REPEAT
+
+    def advance(self, steps: int, reply: LastReply, now: float) -> None:
+        """Record a committed chunk of ``steps`` steps and its reply."""
+        self.position += steps
+        self.last = reply
+        self.used_at = now
+
+
+def ended(id_: str, phase: Phase) -> SessionEndedError:
+    """Return the error that tells a caller why session ``id_`` is over."""
+    return SessionEndedError(f"session {id_} has ended: {WHY[phase]}", reason=phase.value)

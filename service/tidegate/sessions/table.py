@@ -1,0 +1,119 @@
+"""The table of live sessions: look-up, least recent use, expiry without scans, and the memory of endings.
+
+Pure: time is an argument, in seconds of one monotonic clock. It frees no slots and fails no work: it says who has
+ended.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+
+from tidegate.errors import NotFoundError
+from tidegate.sessions.lifecycle import Event, Phase
+from tidegate.sessions.session import Session, ended
+
+REMEMBERED_SECONDS = 3600.0
+REMEMBERED_MOST = 100_000
+
+
+class SessionTable:
+    """Sessions by id, least recently used first."""
+
+    def __init__(self) -> None:
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._endings: OrderedDict[str, tuple[float, Phase]] = OrderedDict()
+        # (when to look, id): a step moves a session's end but not its entry, which is put back when it comes up early.
+        self._expiries: list[tuple[float, str]] = []
+        self.num_ended: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._sessions.values())
+
+    def find(self, id_: str) -> Session | None:
+        """Return the live session, or None."""
+        return self._sessions.get(id_)
+
+    def get(self, id_: str) -> Session:
+        """Return the live session.
+
+        Raises:
+            SessionEndedError: It ended, within memory.
+            NotFoundError: It is unknown.
+        """
+        session = self._sessions.get(id_)
+        if session is not None:
+            return session
+        ending = self._endings.get(id_)
+        if ending is not None:
+            raise ended(id_, ending[1])
+        raise NotFoundError(f"unknown session {id_}", reason="UNKNOWN_SESSION")
+
+    def add(self, session: Session) -> None:
+        """Take in a session whose id is not in the table."""
+        assert session.id not in self._sessions
+        self._sessions[session.id] = session
+        self._endings.pop(session.id, None)
+        if (end := session.expires_at) is not None:
+            heapq.heappush(self._expiries, (end, session.id))
+
+    def touch(self, session: Session, now: float) -> None:
+        """Make the session the most recently used."""
+        session.used_at = now
+        self._sessions.move_to_end(session.id)
+
+    def end(self, session: Session, event: Event, now: float) -> None:
+        """End the session and remember why."""
+        session.end(event)
+        del self._sessions[session.id]
+        self.num_ended[session.phase.value] += 1
+        self._endings[session.id] = (now, session.phase)
+        while self._endings and (
+            len(self._endings) > REMEMBERED_MOST or next(iter(self._endings.values()))[0] <= now - REMEMBERED_SECONDS
+        ):
+            self._endings.popitem(last=False)
+
+    def next_expiry(self) -> float | None:
+        """Return when ``expired`` is worth asking again, or None for never."""
+        return self._expiries[0][0] if self._expiries else None
+
+    def expired(self, now: float) -> list[tuple[Session, Event]]:
+        """Return the sessions whose time is over, with the reason; a session with work in hand gets until that is
+        done.
+        """
+        over: list[tuple[Session, Event]] = []
+        while self._expiries and self._expiries[0][0] <= now:
+            _, id_ = heapq.heappop(self._expiries)
+            session = self._sessions.get(id_)
+            end = session.expires_at if session is not None else None
+            if session is None or end is None:
+                continue
+            if end > now or session.is_busy:
+                heapq.heappush(self._expiries, (max(end, now + 1.0), id_))
+            else:
+                over.append(
+                    (session, Event.OUTLIVE if session.ttl_at is not None and session.ttl_at <= now else Event.IDLE)
+                )
+        return over
+
+    def find_evictable(self, now: float, idle_seconds: float) -> Session | None:
+        """Return the least recently used session that has no work in hand, unless it was used within
+        ``idle_seconds``.
+        """
+        for session in self._sessions.values():
+            if session.used_at > now - idle_seconds:
+                return None
+            if not session.is_busy:
+                return session
+        return None
+
+    def page(self, limit: int, after: str) -> tuple[list[Session], str]:
+        """Return up to ``limit`` sessions with ids above ``after``, by rising id, and the token of the next page or
+        ''.
+        """
+        found = heapq.nsmallest(limit + 1, (id_ for id_ in self._sessions if id_ > after))
+        return [self._sessions[id_] for id_ in found[:limit]], found[limit - 1] if len(found) > limit else ""
