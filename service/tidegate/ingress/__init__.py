@@ -1,0 +1,1 @@
+"""Ways in: each transport converts and admits, nothing else."""

@@ -1,0 +1,1 @@
+"""The HTTP ingress: JSON routes, server-sent events, WebSocket streams, health and metrics."""

@@ -1,0 +1,78 @@
+"""The application: routes, errors, health, metrics and the document, put together around a service.
+
+``server.py`` starts and stops it. On drain it awaits ``app.state.streams.drain()``, which ends the WebSocket streams;
+every other request ends by itself.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter, FastAPI
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import WebSocketRoute
+
+from tidegate.ingress.http import documents, errors, models, schemas, sessions
+from tidegate.ingress.http.documents import problems
+from tidegate.ingress.http.exchange import RawRoute, json_reply, service_of
+from tidegate.ingress.http.stream import Streams
+
+if TYPE_CHECKING:
+    from tidegate.service import Service
+
+health = APIRouter(tags=["health"], route_class=RawRoute)
+
+
+def create_app(service: Service) -> FastAPI:
+    """The HTTP interface of ``service``; it neither starts nor stops it."""
+    app = documents.DocumentedApi()
+    app.state.service = service
+    app.state.streams = Streams(service)
+    errors.install(app)
+    app.add_middleware(sessions.StepFirst, service=service)
+    for router in (sessions.raw, sessions.router, models.raw, models.router, health):
+        app.include_router(router)
+    app.router.routes.append(WebSocketRoute(f"{sessions.PREFIX}/{{session:name}}/stream", app.state.streams))
+    app.add_route("/", _to_docs, include_in_schema=False)
+    return app
+
+
+async def _to_docs(_: Request) -> Response:
+    return RedirectResponse("/docs")
+
+
+@health.get("/livez", responses={200: documents.reply(schemas.Health, "The process answers."), **problems()})
+async def livez(_: Request) -> Response:
+    """Whether the process is alive."""
+    return json_reply({"status": "alive"})
+
+
+@health.get(
+    "/readyz",
+    responses={
+        200: documents.reply(schemas.Health, "Ready."),
+        503: documents.reply(schemas.Health, "Loading or draining."),
+        **problems(),
+    },
+)
+async def readyz(request: Request) -> Response:
+    """Whether requests are welcome: the models are loaded and the server does not drain."""
+    service = service_of(request)
+    if service.is_ready:
+        return json_reply({"status": "ready"})
+    status = "draining" if service.is_draining else "loading"
+    return json_reply({"status": status}, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+@health.get(
+    "/metrics",
+    responses={200: documents.text("Prometheus' text format.", documents.METRICS), **problems()},
+)
+async def metrics(request: Request) -> Response:
+    """Figures for Prometheus."""
+    from tidegate.observe.metrics import render
+
+    body, content_type = render(service_of(request))
+    return Response(body, media_type=content_type)

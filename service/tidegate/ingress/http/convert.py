@@ -1,0 +1,210 @@
+"""JSON to the core's types and back: what a body means, and what an answer looks like.
+
+Pure functions over parsed JSON. Whether an input fits a model is the core's to say; here it is made sure that it is one
+at all, and an error says where it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from tidegate.core import (
+    Ask,
+    Candidate,
+    FloatArray,
+    Forecast,
+    GeneratedToken,
+    GenerationDone,
+    Input,
+    Prediction,
+    PredictResult,
+    StepResult,
+    Surprise,
+)
+from tidegate.errors import InvalidInputError
+
+Json = Any
+Object = dict[str, Json]
+
+INPUT_KEYS = frozenset({"text", "tokens", "values"})
+ASK_KEYS = frozenset({"top", "every_step"})
+STEP_KEYS = INPUT_KEYS | ASK_KEYS | {"position"}
+PREDICT_KEYS = ASK_KEYS | {"sequences", "version"}
+
+NUMBER_TYPES = frozenset({int, float})
+TOKEN_TYPES = frozenset({int})
+DEFAULT_TOP = Ask().top
+
+
+def parse_step(body: Object) -> tuple[Input, Ask, int | None]:
+    """A ``:step`` body: the input, what is asked, and the session's position where it is given."""
+    _only(body, STEP_KEYS)
+    return parse_input(body), _parse_ask(body), parse_whole(body, "position")
+
+
+def parse_predict(body: Object) -> tuple[list[Input], Ask, str | None]:
+    """A ``:predict`` body: the sequences, what is asked, and the version where it is given."""
+    _only(body, PREDICT_KEYS)
+    sequences = body.get("sequences")
+    if type(sequences) is not list:
+        raise InvalidInputError("sequences: must be a list of inputs")
+    version = body.get("version")
+    if version is not None and type(version) is not str:
+        raise InvalidInputError("version: must be a string")
+    inputs = [_parse_sequence(sequence, index) for index, sequence in enumerate(sequences)]
+    return inputs, _parse_ask(body), version
+
+
+def parse_input(body: Object, path: str = "") -> Input:
+    """The one input among the keys of ``body``; ``path`` leads an error's location, like ``sequences[3].``."""
+    given = [key for key in ("text", "tokens", "values") if body.get(key) is not None]
+    if len(given) != 1:
+        found = " and ".join(given) or "none"
+        raise InvalidInputError(f"{path}exactly one of text, tokens and values must be given, got {found}")
+    key = given[0]
+    return Input(**{key: PARSERS[key](body[key], path + key)})
+
+
+def parse_optional_input(body: Object) -> Input | None:
+    """The input among the keys of ``body``, None where there is none."""
+    return parse_input(body) if any(body.get(key) is not None for key in INPUT_KEYS) else None
+
+
+def parse_whole(body: Object, key: str) -> int | None:
+    """The whole number under ``key``, None where it is absent or null."""
+    value = body.get(key)
+    if value is not None and (type(value) is not int or value < 0):
+        raise InvalidInputError(f"{key}: must be a whole number of 0 or more")
+    return value
+
+
+def _only(body: Object, known: Iterable[str], path: str = "") -> None:
+    unknown = body.keys() - known
+    if unknown:
+        raise InvalidInputError(f"unknown key {path + min(unknown)!r}")
+
+
+def _parse_ask(body: Object) -> Ask:
+    top = parse_whole(body, "top")
+    every_step = body.get("every_step")
+    if every_step is not None and type(every_step) is not bool:
+        raise InvalidInputError("every_step: must be true or false")
+    return Ask(DEFAULT_TOP if top is None else top, bool(every_step))
+
+
+def _parse_sequence(sequence: Json, index: int) -> Input:
+    path = f"sequences[{index}]"
+    try:
+        if type(sequence) is not dict:
+            raise InvalidInputError(f"{path}: must be an object")
+        _only(sequence, INPUT_KEYS, f"{path}.")
+        return parse_input(sequence, f"{path}.")
+    except InvalidInputError as error:
+        error.details["sequence"] = str(index)
+        raise
+
+
+def _parse_text(text: Json, path: str) -> str:
+    if type(text) is not str:
+        raise InvalidInputError(f"{path}: must be a string")
+    return text
+
+
+def _parse_tokens(tokens: Json, path: str) -> list[int]:
+    if type(tokens) is not list:
+        raise InvalidInputError(f"{path}: must be a list of token ids")
+    if not TOKEN_TYPES.issuperset(map(type, tokens)):
+        wrong = next(i for i, token in enumerate(tokens) if type(token) is not int)
+        raise InvalidInputError(f"{path}[{wrong}]: must be a token id, a whole number")
+    return tokens
+
+
+def _parse_values(rows: Json, path: str) -> FloatArray:
+    """[steps, features], float32 as over every transport, so that a repeat over another one is the same input."""
+    if type(rows) is not list:
+        raise InvalidInputError(f"{path}: must be a list of rows of numbers")
+    for index, row in enumerate(rows):
+        _check_row(row, len(rows[0]), f"{path}[{index}]")
+    if not rows:
+        return np.empty((0, 0), np.float32)
+    try:
+        values = np.array(rows, np.float64)
+    except OverflowError:
+        raise InvalidInputError(f"{path}: holds a whole number beyond every float") from None
+    with np.errstate(over="ignore"):  # to infinity, which the core refuses by its step and feature
+        return values.astype(np.float32)
+
+
+def _check_row(row: Json, width: int, path: str) -> None:
+    if type(row) is not list:
+        raise InvalidInputError(f"{path}: must be a list of numbers")
+    if not NUMBER_TYPES.issuperset(map(type, row)):
+        wrong = next(i for i, value in enumerate(row) if type(value) not in NUMBER_TYPES)
+        raise InvalidInputError(f"{path}[{wrong}]: must be a number")
+    if len(row) != width:
+        raise InvalidInputError(f"{path}: has {len(row)} numbers where the first row has {width}")
+
+
+PARSERS: dict[str, Callable[[Json, str], Any]] = {"text": _parse_text, "tokens": _parse_tokens, "values": _parse_values}
+
+
+def step_json(result: StepResult) -> Object:
+    return {
+        "session": result.session,
+        "position": result.position,
+        "prediction": prediction_json(result.prediction),
+    }
+
+
+def predict_json(result: PredictResult) -> Object:
+    return {
+        "model": result.model,
+        "version": result.version,
+        "predictions": [prediction_json(prediction) for prediction in result.predictions],
+    }
+
+
+def prediction_json(prediction: Prediction) -> Object:
+    """What is told after the last step stands alone; with every step it is a list, one entry a step."""
+    steps = slice(None) if prediction.every_step else -1
+    reply: Object = {"length": prediction.length}
+    if prediction.next is not None:
+        reply["next"] = [_candidates_json(step) for step in prediction.next][steps]
+    if prediction.forecast is not None:
+        reply["forecast"] = [_forecast_json(step) for step in prediction.forecast][steps]
+    if prediction.outputs is not None:
+        reply["outputs"] = {name: tensor[steps].tolist() for name, tensor in prediction.outputs.items()}
+    if prediction.surprise is not None:
+        reply["surprise"] = _surprise_json(prediction.surprise)
+    return reply
+
+
+def _candidates_json(candidates: list[Candidate]) -> list[Object]:
+    return [{"token": token, "id": number, "probability": probability} for token, number, probability in candidates]
+
+
+def _forecast_json(forecast: Forecast) -> Object:
+    return {"quantiles": forecast.quantiles, "values": forecast.values}
+
+
+def _surprise_json(surprise: Surprise) -> Object:
+    reply: Object = {"mean": surprise.mean, "unit": surprise.unit}
+    if surprise.steps is not None:
+        reply["steps"] = surprise.steps
+    return reply
+
+
+def token_json(token: GeneratedToken) -> Object:
+    return {"id": token.id, "text": token.text, "position": token.position}
+
+
+def generation_json(done: GenerationDone) -> Object:
+    return {
+        "text": done.text,
+        "tokens": done.tokens,
+        "finish_reason": done.finish_reason,
+        "position": done.position,
+    }

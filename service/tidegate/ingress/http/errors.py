@@ -1,0 +1,169 @@
+"""Errors as RFC 9457 problem documents: the one place where the tree of errors meets HTTP.
+
+Knows status codes and titles. Knows nothing of routes or of what went wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from pydantic_core import to_json
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from tidegate import errors
+
+PROBLEM = "application/problem+json"
+CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is left to read it but an access log
+
+UNEXPECTED = "an unexpected error; the server's log has more"
+
+logger = logging.getLogger(__name__)
+
+
+class Kind(NamedTuple):
+    """How a class of errors looks over HTTP."""
+
+    status: int
+    title: str
+
+    @property
+    def type(self) -> str:
+        """The URI that RFC 9457 calls the problem's type."""
+        return "urn:tidegate:problem:" + self.title.lower().replace(" ", "-")
+
+
+KINDS: dict[type[Exception], Kind] = {
+    errors.InvalidInputError: Kind(400, "Invalid input"),
+    errors.NotFoundError: Kind(404, "Not found"),
+    errors.AlreadyExistsError: Kind(409, "Already exists"),
+    errors.PositionConflictError: Kind(409, "Position conflict"),
+    errors.SessionEndedError: Kind(410, "Session ended"),
+    errors.FailedPreconditionError: Kind(412, "Not possible here or now"),
+    errors.TooLargeError: Kind(413, "Too large"),
+    errors.OverloadedError: Kind(429, "Overloaded"),
+    errors.TidegateError: Kind(500, "Internal error"),
+    errors.NotSupportedError: Kind(501, "Not supported"),
+    errors.UnavailableError: Kind(503, "Unavailable"),
+    errors.DeadlineExceededError: Kind(504, "Too late"),
+}
+
+# Answers that tell when to come back: their reader should not have to guess.
+RETRIABLE = frozenset({429, 503})
+
+# Details are strings in the core (gRPC metadata); these are numbers in JSON.
+NUMBERS = frozenset({"position", "sequence"})
+
+
+class Problem(NamedTuple):
+    """A problem document and the status that it goes out with."""
+
+    status: int
+    document: dict[str, Any]
+    headers: dict[str, str]
+
+    @property
+    def body(self) -> bytes:
+        return to_json(self.document)
+
+    def response(self) -> Response:
+        return Response(self.body, self.status, self.headers, media_type=PROBLEM)
+
+
+def kind_of(error: errors.TidegateError) -> Kind:
+    """The nearest class of ``error``'s that has a kind; every error is at least a TidegateError."""
+    return next(KINDS[base] for base in type(error).__mro__ if base in KINDS)
+
+
+def problem(error: errors.TidegateError) -> Problem:
+    """The problem document for ``error``: its kind, its message and reason, and its details beside them."""
+    kind = kind_of(error)
+    members = {**_members(kind), "detail": error.message, "reason": error.reason}
+    details = {key: int(value) if key in NUMBERS else value for key, value in error.details.items()}
+    return Problem(kind.status, members | details | members, _retry_after(kind.status, error.retry_after))
+
+
+def unexpected(error: Exception) -> errors.TidegateError:
+    """``error`` where it is ours; else it goes into the log and the caller is told no more than that."""
+    if isinstance(error, errors.TidegateError):
+        return error
+    logger.error("unexpected error in a request", exc_info=error)
+    return errors.InternalError(UNEXPECTED)
+
+
+def _members(kind: Kind) -> dict[str, Any]:
+    return {"type": kind.type, "title": kind.title, "status": kind.status}
+
+
+def _retry_after(status: int, seconds: float | None) -> dict[str, str]:
+    return {"Retry-After": str(max(1, math.ceil(seconds or 0)))} if status in RETRIABLE else {}
+
+
+def invalid(error: ValidationError | RequestValidationError) -> errors.InvalidInputError:
+    """The first of pydantic's complaints as a sentence that names the key."""
+    return _first_complaint(error.errors())
+
+
+def _first_complaint(complaints: Sequence[Any]) -> errors.InvalidInputError:
+    first = complaints[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in {"body", "query"})
+    if first["type"] == "extra_forbidden":
+        return errors.InvalidInputError(f"unknown key {where!r}")
+    return errors.InvalidInputError(f"{where}: {first['msg']}" if where else first["msg"])
+
+
+def _unrouted(error: HTTPException) -> Problem:
+    """What the router itself refuses: an unknown path, a wrong method."""
+    status = HTTPStatus(error.status_code)
+    kind = Kind(status, status.phrase.capitalize())
+    reason = "NO_SUCH_PATH" if status == HTTPStatus.NOT_FOUND else status.name
+    detail = status.description or status.phrase
+    return Problem(status, {**_members(kind), "detail": detail, "reason": reason}, dict(error.headers or {}))
+
+
+async def answer_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, errors.TidegateError)
+    return problem(error).response()
+
+
+async def answer_unexpected(_: Request, error: Exception) -> Response:
+    """Starlette raises ``error`` again after this answer, and so the server logs it."""
+    return problem(errors.InternalError(UNEXPECTED)).response()
+
+
+async def answer_unrouted(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _unrouted(error).response()
+
+
+async def answer_invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ValidationError | RequestValidationError)
+    return problem(invalid(error)).response()
+
+
+async def answer_nobody(_: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+HANDLERS: dict[type[Exception], Callable[[Request, Exception], Any]] = {
+    errors.TidegateError: answer_error,
+    ValidationError: answer_invalid,
+    RequestValidationError: answer_invalid,
+    HTTPException: answer_unrouted,
+    ClientDisconnect: answer_nobody,
+}
+
+
+def install(app: Starlette) -> None:
+    """Let ``app`` answer every error as a problem document."""
+    for kind, handler in HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+    app.add_exception_handler(Exception, answer_unexpected)

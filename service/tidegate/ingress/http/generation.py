@@ -1,0 +1,97 @@
+"""``:generate`` over HTTP: one JSON reply, or server-sent events for a client that accepts them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from tidegate import core
+from tidegate.core import GeneratedToken, GenerationDone
+from tidegate.ingress.http import convert, schemas
+from tidegate.ingress.http.errors import problem, unexpected
+from tidegate.ingress.http.exchange import ClientWatch, Json, dump, json_reply
+
+EVENT_STREAM = "text/event-stream"
+
+START = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),  # nginx would hold tokens back
+    ],
+}
+
+Event = GeneratedToken | GenerationDone
+
+
+def sampling(form: schemas.Sampling) -> core.Sampling:
+    return core.Sampling(
+        max_tokens=form.max_tokens,
+        temperature=form.temperature,
+        top_k=form.top_k,
+        top_p=form.top_p,
+        seed=form.seed,
+        stop=tuple(form.stop),
+    )
+
+
+class Generation(Response):
+    """The answer to ``:generate``, made while it is sent; a client that hangs up ends the generation."""
+
+    def __init__(self, request: Request, events: AsyncGenerator[Event]) -> None:
+        super().__init__()
+        self._events = events
+        self._is_stream = EVENT_STREAM in request.headers.get("accept", "")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._events) as events:
+            with ClientWatch(receive):
+                if self._is_stream:
+                    await _stream(events, send)
+                    return
+                done = await _last(events)
+        await json_reply(convert.generation_json(done))(scope, receive, send)
+
+
+async def _last(events: AsyncGenerator[Event]) -> GenerationDone:
+    async for event in events:
+        if isinstance(event, GenerationDone):
+            return event
+    raise AssertionError("a generation ends with GenerationDone or an error")
+
+
+async def _stream(events: AsyncGenerator[Event], send: Send) -> None:
+    """An error before the first event is an HTTP error; after it, the status is sent and the error is an event."""
+    has_started = False
+    try:
+        async for event in events:
+            if not has_started:
+                has_started = True
+                await send(START)
+            await send(_body(_event(event)))
+    except Exception as error:
+        if not has_started:
+            raise
+        await send(_body(_sse("error", problem(unexpected(error)).document)))
+    await send(_body(b"", more=False))
+
+
+def _event(event: Event) -> bytes:
+    if isinstance(event, GeneratedToken):
+        return _sse("token", convert.token_json(event))
+    return _sse("done", convert.generation_json(event))
+
+
+def _sse(name: str, data: Json) -> bytes:
+    """One event; JSON has no line breaks of its own, so one line of data is enough."""
+    return b"event: " + name.encode() + b"\ndata: " + dump(data) + b"\n\n"
+
+
+def _body(data: bytes, *, more: bool = True) -> dict[str, Json]:
+    return {"type": "http.response.body", "body": data, "more_body": more}

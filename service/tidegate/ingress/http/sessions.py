@@ -1,0 +1,147 @@
+"""Routes of sessions: open, list, get, close, ``:generate`` and, where every microsecond counts, ``:step``."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
+
+from fastapi import APIRouter, Path
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tidegate.core import SessionRequest
+from tidegate.errors import TidegateError
+from tidegate.ingress.http import convert, documents, schemas
+from tidegate.ingress.http.documents import TIMEOUT, body, content, problems
+from tidegate.ingress.http.errors import CLIENT_CLOSED_REQUEST, problem
+from tidegate.ingress.http.exchange import ClientWatch, RawRoute, deadline, json_reply, read_json, service_of
+from tidegate.ingress.http.generation import Generation, sampling
+from tidegate.ingress.http.models import Limit, PageToken
+
+if TYPE_CHECKING:
+    from tidegate.service import Service
+
+PREFIX = "/v1/sessions"
+
+Id = Annotated[str, Path(description="The session.", examples=["reader-1"])]
+
+router = APIRouter(prefix=PREFIX, tags=["sessions"])
+raw = APIRouter(prefix=PREFIX, tags=["sessions"], route_class=RawRoute)
+
+WORK = problems(400, 404, 409, 410, 412, 413, 429, 503, 504)
+
+
+@raw.post(
+    "",
+    status_code=HTTPStatus.CREATED,
+    openapi_extra=body(schemas.OpenSession),
+    responses={
+        201: documents.reply(schemas.Session, "The session; or the one there is, if it was opened by an equal request.")
+        | {"headers": {"Location": {"description": "The session's path.", "schema": documents.STRING}}},
+        **problems(400, 404, 409, 412, 429, 503),
+    },
+)
+async def open_session(request: Request) -> Response:
+    """Open a session. With an id of your own, an equal repeat returns what exists."""
+    service = service_of(request)
+    form = schemas.OpenSession.model_validate(await read_json(request.scope, request.receive, service.settings))
+    info = await service.open_session(SessionRequest(**form.model_dump()))
+    session = schemas.Session.model_validate(info)
+    return json_reply(session, HTTPStatus.CREATED, {"Location": f"{PREFIX}/{quote(session.id)}"})
+
+
+@router.get("", responses={200: {"content": {"application/json": content(schemas.SessionList)}}, **problems(400)})
+async def list_sessions(request: Request, limit: Limit = 0, page_token: PageToken = "") -> schemas.SessionList:
+    """The sessions that are open."""
+    return schemas.SessionList.model_validate(await service_of(request).list_sessions(limit, page_token))
+
+
+@router.get(
+    "/{session:name}",
+    responses={200: {"content": {"application/json": content(schemas.Session)}}, **problems(404, 410)},
+)
+async def get_session(request: Request, session: Id) -> schemas.Session:
+    """Where a session is."""
+    return schemas.Session.model_validate(await service_of(request).get_session(session))
+
+
+@router.delete("/{session:name}", status_code=HTTPStatus.NO_CONTENT, response_class=Response, responses=problems(404))
+async def close_session(request: Request, session: Id) -> None:
+    """End a session. Closing twice succeeds."""
+    await service_of(request).close_session(session)
+
+
+@raw.post(
+    "/{session:name}:generate",
+    openapi_extra={"parameters": [TIMEOUT], **body(schemas.SessionGenerate)},
+    responses={200: documents.generation(), **WORK},
+)
+async def generate(request: Request, session: Id) -> Response:
+    """Go on from where the session is, after a prompt or without. Every returned token is consumed by the session."""
+    service = service_of(request)
+    document = await read_json(request.scope, request.receive, service.settings)
+    form = schemas.SessionGenerate.model_validate(document)
+    events = service.generate_on_session(
+        session,
+        convert.parse_optional_input(document),
+        sampling(form),
+        form.position,
+        deadline(request.scope, service.settings),
+    )
+    return Generation(request, events)
+
+
+@raw.post(
+    "/{session:name}:step",
+    openapi_extra={"parameters": [TIMEOUT], **body(schemas.Step)},
+    responses={200: documents.reply(schemas.StepReply, "The prediction after the chunk."), **WORK},
+)
+async def step(request: Request, session: Id) -> Response:
+    """Send a session its next steps. With `position`, a repeat is answered again and never applied twice."""
+    return await answer_step(service_of(request), session, request.scope, request.receive)
+
+
+async def answer_step(service: Service, session: str, scope: Scope, receive: Receive) -> Response:
+    """Read a step, submit it and wait for its result."""
+    chunk, ask, position = convert.parse_step(await read_json(scope, receive, service.settings))
+    until = deadline(scope, service.settings)
+    with ClientWatch(receive):
+        result = await service.step(session, chunk, ask, position, until)
+    return json_reply(convert.step_json(result))
+
+
+class StepFirst:
+    """ASGI middleware that answers ``:step`` before the router is asked: the same answer, several times sooner.
+
+    What it does not recognize, it hands on.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        session = step_session(scope)
+        if session is None:
+            await self._app(scope, receive, send)
+            return
+        try:
+            response = await answer_step(self._service, session, scope, receive)
+        except TidegateError as error:
+            response = problem(error).response()
+        except ClientDisconnect:
+            response = Response(status_code=CLIENT_CLOSED_REQUEST)
+        await response(scope, receive, send)
+
+
+def step_session(scope: Scope) -> str | None:
+    """The session that ``scope`` steps, None where it is another request."""
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return None
+    path: str = scope["path"]
+    if not path.startswith(PREFIX + "/") or not path.endswith(":step"):
+        return None
+    session = path[len(PREFIX) + 1 : -len(":step")]
+    return session if session and "/" not in session and ":" not in session else None
