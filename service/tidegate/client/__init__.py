@@ -1,0 +1,27 @@
+"""The Python client, over gRPC: `Client` for plain code, `AsyncClient` for asyncio.
+
+Results are the types of `tidegate.core`, errors those of `tidegate.errors`, rebuilt from what the server says.
+"""
+
+from __future__ import annotations
+
+from tidegate.client.aio import AsyncClient
+from tidegate.client.aio_session import AsyncColumnStream, AsyncSession, AsyncSessionStream
+from tidegate.client.retry import Retry
+from tidegate.client.session import ColumnStream, Session, SessionStream
+from tidegate.client.sync import Client
+from tidegate.wire.columns import AttachResult, ColumnsResult
+
+__all__ = [
+    "AsyncClient",
+    "AsyncColumnStream",
+    "AsyncSession",
+    "AsyncSessionStream",
+    "AttachResult",
+    "Client",
+    "ColumnStream",
+    "ColumnsResult",
+    "Retry",
+    "Session",
+    "SessionStream",
+]

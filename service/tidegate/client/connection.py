@@ -1,0 +1,118 @@
+"""A channel to a server: calls with their errors rebuilt, repeats where they are safe, and the open stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+import grpc
+
+from tidegate.client.asking import OPTIONS, metadata
+from tidegate.client.retry import Retry
+from tidegate.core import GeneratedToken, GenerationDone
+from tidegate.errors import UnavailableError
+from tidegate.v1 import models_pb2_grpc, predictor_pb2, predictor_pb2_grpc, sessions_pb2_grpc, types_pb2
+from tidegate.wire.errors import decode_error, decode_status
+from tidegate.wire.predictions import decode_event
+
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+
+
+class Connection:
+    """The channel and its stubs. May be used by many threads."""
+
+    def __init__(self, address: str, timeout: float, retry: Retry, sleep: Callable[[float], Any]) -> None:
+        self._channel = grpc.insecure_channel(address, options=OPTIONS)
+        self._timeout = timeout
+        self._retry = retry
+        self._sleep = sleep
+        self.models = models_pb2_grpc.ModelsStub(self._channel)
+        self.predictor = predictor_pb2_grpc.PredictorStub(self._channel)
+        self.sessions = sessions_pb2_grpc.SessionsStub(self._channel)
+
+    def call(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Reply],
+        request: Request,
+        session: str = "",
+        timeout: float | None = None,
+    ) -> Reply:
+        """Call once; ``timeout`` in seconds, None is the client's."""
+        try:
+            return method(request, timeout=timeout or self._timeout, metadata=metadata(session))
+        except grpc.RpcError as error:
+            raise decode_status(error) from error
+
+    def call_repeatedly(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Reply],
+        request: Request,
+        session: str,
+        timeout: float | None,
+    ) -> Reply:
+        """Call, and call again while the server is away; only for what may be applied twice without harm."""
+        for bound in self._retry.bounds():
+            try:
+                return self.call(method, request, session, timeout)
+            except UnavailableError as error:
+                self._sleep(self._retry.pause(bound, error))
+        return self.call(method, request, session, timeout)
+
+    def events(
+        self,
+        method: grpc.UnaryStreamMultiCallable[Request, types_pb2.GenerateReply],
+        request: Request,
+        session: str = "",
+        timeout: float | None = None,
+    ) -> Iterator[GeneratedToken | GenerationDone]:
+        """A generation's events as they come. Closing the iterator cancels the generation."""
+        call = method(request, timeout=timeout or self._timeout, metadata=metadata(session))
+        try:
+            for event in call:
+                yield decode_event(event)
+        except grpc.RpcError as error:
+            raise decode_status(error) from error
+        finally:
+            call.cancel()  # type: ignore[no-untyped-call]
+
+    def stream(self, session: str = "") -> OpenStream:
+        return OpenStream(self.predictor, session)
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+class OpenStream:
+    """One `Predictor.Stream`: requests go out, replies come in, in order."""
+
+    def __init__(self, predictor: predictor_pb2_grpc.PredictorStub, session: str) -> None:
+        self._requests: SimpleQueue[predictor_pb2.StreamRequest | None] = SimpleQueue()
+        # gRPC takes requests in a thread of its own; None ends it.
+        self._call = predictor.Stream(iter(self._requests.get, None), metadata=metadata(session))
+        self._replies = iter(self._call)
+
+    def send(self, request: predictor_pb2.StreamRequest) -> None:
+        self._requests.put(request)
+
+    def receive(self) -> predictor_pb2.StreamReply:
+        """The next reply.
+
+        Raises:
+            TidegateError: The request failed and the stream goes on, or the stream ended.
+        """
+        try:
+            reply = next(self._replies)
+        except StopIteration:
+            raise UnavailableError("the server ended the stream") from None
+        except grpc.RpcError as error:
+            raise decode_status(error) from error
+        if reply.HasField("error"):
+            raise decode_error(reply.error)
+        return reply
+
+    def close(self) -> None:
+        """End the stream; what is in flight is cancelled."""
+        self._requests.put(None)
+        self._call.cancel()  # type: ignore[no-untyped-call]

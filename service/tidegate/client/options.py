@@ -1,0 +1,27 @@
+"""Keyword arguments that several calls share. Their meaning and defaults are those of `tidegate.core`."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+
+class SamplingOptions(TypedDict, total=False):
+    """How to generate: see `tidegate.core.Sampling`."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int | None
+    stop: tuple[str, ...]
+
+
+class SessionOptions(TypedDict, total=False):
+    """How to open a session: see `tidegate.core.SessionRequest`."""
+
+    version: str | None
+    durable: bool
+    ttl_seconds: float | None
+    idle_seconds: float | None
+    id: str | None
+    seed: int | None

@@ -1,0 +1,141 @@
+"""The client for plain code: blocking calls over gRPC."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from tidegate.client.asking import Given, generate_request, predict_request
+from tidegate.client.connection import Connection
+from tidegate.client.options import SamplingOptions, SessionOptions
+from tidegate.client.retry import Retry
+from tidegate.client.session import ColumnStream, Session
+from tidegate.core import (
+    Ask,
+    GeneratedToken,
+    GenerationDone,
+    ModelInfo,
+    PredictResult,
+    ReloadReport,
+    Sampling,
+    SessionInfo,
+    SessionRequest,
+)
+from tidegate.v1 import models_pb2, sessions_pb2
+from tidegate.wire.models import decode_model, decode_model_page, decode_reload
+from tidegate.wire.predictions import decode_predict
+from tidegate.wire.sessions import decode_session, decode_session_page, encode_session_request
+
+
+class Client:
+    """A server, by its gRPC address. Many threads may share a client; each session belongs to one at a time.
+
+    Every method raises `tidegate.errors` only.
+
+    Args:
+        address: HOST:PORT.
+        timeout: Seconds that a call may take, where it says nothing else.
+        retry: How steps are repeated while the server is away; only steps whose position is known are.
+        sleep: What waits between repeats.
+    """
+
+    def __init__(
+        self,
+        address: str = "127.0.0.1:8081",
+        *,
+        timeout: float = 60,
+        retry: Retry = Retry(),  # noqa: B008 - it is frozen
+        sleep: Callable[[float], Any] = time.sleep,
+    ) -> None:
+        self._connection = Connection(address, timeout, retry, sleep)
+
+    def models(self) -> list[ModelInfo]:
+        """Every loaded version of every model."""
+        models, token = [], ""
+        while True:
+            request = models_pb2.ListModelsRequest(page_token=token)
+            page = decode_model_page(self._connection.call(self._connection.models.List, request))
+            models += page.models
+            if not (token := page.next_page_token):
+                return models
+
+    def model(self, name: str, version: str | None = None) -> ModelInfo:
+        """One model; without version its highest."""
+        request = models_pb2.GetModelRequest(model=name, version=version or "")
+        return decode_model(self._connection.call(self._connection.models.Get, request))
+
+    def reload(self) -> ReloadReport:
+        """Let the server read its bundle directory again."""
+        return decode_reload(self._connection.call(self._connection.models.Reload, models_pb2.ReloadRequest()))
+
+    def predict(
+        self,
+        model: str,
+        sequences: Iterable[Given],
+        *,
+        version: str | None = None,
+        top: int = 1,
+        every_step: bool = False,
+        timeout: float | None = None,
+    ) -> PredictResult:
+        """Run whole sequences, each from the initial state: texts, token lists, or arrays of values [step, feature].
+
+        Raises:
+            InvalidInputError: A sequence is wrong; ``details["sequence"]`` is its index. None was run.
+        """
+        request = predict_request(model, version, sequences, Ask(top, every_step))
+        reply = self._connection.call(self._connection.predictor.Predict, request, timeout=timeout)
+        return decode_predict(reply, every_step=every_step)
+
+    def generate(
+        self,
+        model: str,
+        prompt: Given | None = None,
+        *,
+        version: str | None = None,
+        timeout: float | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Iterator[GeneratedToken | GenerationDone]:
+        """Sample after the prompt, token by token; the last event is the end. Closing the iterator stops the server."""
+        request = generate_request(model, version, prompt, Sampling(**sampling))
+        return self._connection.events(self._connection.predictor.Generate, request, timeout=timeout)
+
+    def open(self, model: str, **options: Unpack[SessionOptions]) -> Session:
+        """Open a session; used as a context manager it closes at the end of the block."""
+        request = encode_session_request(SessionRequest(model, **options))
+        reply = self._connection.call(self._connection.sessions.Open, request, request.id)
+        return Session(self._connection, decode_session(reply))
+
+    def session(self, id: str) -> Session:  # noqa: A002 - its name everywhere else
+        """Find a session that is open."""
+        request = sessions_pb2.GetSessionRequest(session=id)
+        reply = self._connection.call(self._connection.sessions.Get, request, id)
+        return Session(self._connection, decode_session(reply))
+
+    def sessions(self) -> Iterator[SessionInfo]:
+        """Every open session, page by page."""
+        token = ""
+        while True:
+            request = sessions_pb2.ListSessionsRequest(page_token=token)
+            page = decode_session_page(self._connection.call(self._connection.sessions.List, request))
+            yield from page.sessions
+            if not (token := page.next_page_token):
+                return
+
+    def stream(self) -> ColumnStream:
+        """A stream that steps many sessions in one message."""
+        return ColumnStream(self._connection)
+
+    def close(self) -> None:
+        """Close the connection. Sessions stay open on the server."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,125 @@
+"""What every call has: an end that is a reply or a mapped error, a deadline, a session's name, a place in the count.
+
+A call that its client cancels, or whose connection breaks, is cancelled by grpc.aio; the cancellation passes through
+here to the awaited work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, Protocol, TypeVar, cast
+
+from grpc import aio
+
+from tidegate.core import GeneratedToken, GenerationDone
+from tidegate.errors import InternalError, InvalidInputError, TidegateError
+from tidegate.wire import SESSION_KEY
+from tidegate.wire.errors import encode_status
+from tidegate.wire.predictions import encode_event
+
+logger = logging.getLogger(__name__)
+
+Context = aio.ServicerContext[Any, Any]
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+
+
+class Calls:
+    """How many calls are running, so that a drain knows when the last one is answered."""
+
+    def __init__(self) -> None:
+        self._num_running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def num_running(self) -> int:
+        return self._num_running
+
+    def begin(self) -> None:
+        self._num_running += 1
+        self._idle.clear()
+
+    def end(self) -> None:
+        self._num_running -= 1
+        if not self._num_running:
+            self._idle.set()
+
+    async def wait_idle(self) -> None:
+        await self._idle.wait()
+
+
+class _Counted(Protocol):
+    @property
+    def calls(self) -> Calls: ...
+
+
+Servicer = TypeVar("Servicer", bound=_Counted)
+
+
+def answered(
+    method: Callable[[Servicer, Request, Context], Awaitable[Reply]],
+) -> Callable[[Servicer, Request, Context], Awaitable[Reply]]:
+    """Count a servicer's method and end it, where it raises, with the status of its error."""
+
+    @functools.wraps(method)
+    async def call(self: Servicer, request: Request, context: Context) -> Reply:
+        self.calls.begin()
+        try:
+            return await method(self, request, context)
+        except Exception as error:  # noqa: BLE001 - conceal logs what is not ours
+            status = encode_status(conceal(error))
+            await context.abort(status.code, status.details, status.trailing_metadata)
+        finally:
+            self.calls.end()
+
+    return call
+
+
+def conceal(error: Exception) -> TidegateError:
+    """The error a client may see: one of ours as it is; any other is logged whole and told as a fault of ours."""
+    if isinstance(error, TidegateError):
+        return error
+    logger.error("unexpected error in a gRPC call", exc_info=error)
+    return InternalError("internal error: the server's log says more")
+
+
+async def write_events(events: AsyncIterator[GeneratedToken | GenerationDone], context: Context) -> None:
+    """Send a generation's events as they come; a call that is cancelled closes the generation at once."""
+    generation = cast("AsyncGenerator[GeneratedToken | GenerationDone, None]", events)
+    async with aclosing(generation):
+        async for event in generation:
+            await context.write(encode_event(event))
+
+
+def deadline_of(context: Context, timeout: float) -> float:
+    """The call's deadline in the event loop's time: the client's, or ``timeout`` seconds from now where it set none."""
+    remaining = client_seconds(context)
+    return asyncio.get_running_loop().time() + (timeout if remaining is None else remaining)
+
+
+def client_seconds(context: Context) -> float | None:
+    """Seconds until the client's deadline, None where it set none."""
+    # The published stub forgets the None.
+    seconds: Any = context.time_remaining()
+    return None if seconds is None else float(seconds)
+
+
+def session_of(named: str, context: Context) -> str:
+    """The session that a request names in its field or, where that is empty, in the metadata that proxies route by."""
+    session = named or session_in_metadata(context)
+    if not session:
+        raise InvalidInputError(f"no session: set the field session or the metadata {SESSION_KEY}")
+    return session
+
+
+def session_in_metadata(context: Context) -> str:
+    """The metadata's session, empty where there is none."""
+    for key, value in context.invocation_metadata() or ():
+        if key == SESSION_KEY:
+            return str(value)
+    return ""

@@ -1,0 +1,71 @@
+"""The lanes of a columnar stream: small numbers that stand for sessions, so that a message need not name them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, NamedTuple
+
+from tidegate.errors import InvalidInputError, TidegateError
+from tidegate.ingress.grpc.calls import conceal
+from tidegate.v1 import predictor_pb2
+from tidegate.wire.columns import fill_lane_errors
+
+if TYPE_CHECKING:
+    from tidegate.service import Service
+
+MAX_LANES = 65536
+
+
+class Lane(NamedTuple):
+    """A session, its model and version, and, where it cannot be had, the error that answers every step of the lane."""
+
+    session: str
+    model: tuple[str, str] | None
+    failure: TidegateError | None
+
+
+class Lanes:
+    """The lanes of one stream, numbered below `MAX_LANES`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._lanes: dict[int, Lane] = {}
+
+    async def attach(self, message: predictor_pb2.Attach) -> predictor_pb2.Attached:
+        """Give the message's sessions their lanes, and tell each session's position or error."""
+        first = message.first_lane
+        numbers = range(first, first + len(message.sessions))
+        if numbers.stop > MAX_LANES:
+            raise InvalidInputError(f"lanes are numbered below {MAX_LANES}")
+        found = await asyncio.gather(*(self._find(session) for session in message.sessions))
+        attached = predictor_pb2.Attached(first_lane=first, positions=[position for _, position in found])
+        self._lanes.update(zip(numbers, (lane for lane, _ in found), strict=True))
+        failures = [
+            (number, lane.failure) for number, (lane, _) in zip(numbers, found, strict=True) if lane.failure is not None
+        ]
+        fill_lane_errors(attached, failures)
+        return attached
+
+    def take(self, numbers: list[int]) -> list[Lane]:
+        """The lanes of these numbers.
+
+        Raises:
+            InvalidInputError: A lane is unknown, two lanes are one session, or the models differ.
+        """
+        try:
+            lanes = [self._lanes[number] for number in numbers]
+        except KeyError as error:
+            raise InvalidInputError(f"lane {error} is not attached") from None
+        if len({lane[0] for lane in lanes}) != len(lanes):
+            raise InvalidInputError("two lanes of the message are one session")
+        if len({lane[1] for lane in lanes} - {None}) > 1:
+            raise InvalidInputError("the sessions of a message must be of one model and version")
+        return lanes
+
+    async def _find(self, session: str) -> tuple[Lane, int]:
+        """The lane of a session, and its position."""
+        try:
+            info = await self._service.get_session(session)
+        except Exception as error:  # noqa: BLE001 - it is this lane's answer
+            return Lane(session, None, conceal(error)), 0
+        return Lane(session, (info.model, info.version), None), info.position

@@ -1,0 +1,99 @@
+"""The gRPC server: our services, `grpc.health.v1` and reflection on one port; start, drain, stop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from tidegate.errors import ConfigurationError
+from tidegate.ingress.grpc.calls import Calls
+from tidegate.ingress.grpc.models import Models
+from tidegate.ingress.grpc.predictor import Predictor
+from tidegate.ingress.grpc.sessions import Sessions
+from tidegate.v1 import models_pb2, models_pb2_grpc, predictor_pb2, predictor_pb2_grpc, sessions_pb2, sessions_pb2_grpc
+
+if TYPE_CHECKING:
+    from tidegate.config import Settings
+    from tidegate.service import Service
+
+SERVICES = tuple(
+    descriptor.full_name
+    for module in (models_pb2, predictor_pb2, sessions_pb2)
+    for descriptor in module.DESCRIPTOR.services_by_name.values()
+)
+
+
+class GrpcServer:
+    """A bound server. ``port`` is the one it listens on, also where port 0 was asked for."""
+
+    def __init__(self, service: Service, server: aio.Server, port: int) -> None:
+        self.port = port
+        self._service = service
+        self._server = server
+        self._calls = Calls()
+        self._predictor = Predictor(service, self._calls)
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        models_pb2_grpc.add_ModelsServicer_to_server(Models(service, self._calls), server)
+        predictor_pb2_grpc.add_PredictorServicer_to_server(self._predictor, server)
+        sessions_pb2_grpc.add_SessionsServicer_to_server(Sessions(service, self._calls), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        await self.tell_health()
+        await self._server.start()
+
+    async def tell_health(self) -> None:
+        """Bring grpc.health.v1 in step with the core's readiness: at the start, and when that has changed."""
+        status = health_pb2.HealthCheckResponse.ServingStatus
+        now = status.SERVING if self._service.is_ready else status.NOT_SERVING
+        for name in ("", *SERVICES):
+            await self._health.set(name, now)
+
+    async def drain(self) -> None:
+        """Say NOT_SERVING at once, let streams answer what is in flight and end, and return when no call runs.
+
+        New calls are the core's to refuse. Whoever calls this bounds it, then calls `stop`.
+        """
+        await self._health.enter_graceful_shutdown()
+        self._predictor.drain()
+        await self._calls.wait_idle()
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Close the port; calls that still run are cancelled after ``grace`` seconds, with None at once."""
+        await self._server.stop(grace)
+
+
+def create_server(service: Service, address: str) -> GrpcServer:
+    """Bind ``HOST:PORT``; to be called in the running event loop, before or after the core has started.
+
+    Raises:
+        ConfigurationError: The address cannot be bound.
+    """
+    server = aio.server(options=server_options(service.settings))
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        message = f"gRPC cannot listen on {address}: is the port in use?"
+        raise ConfigurationError(message, reason="PORT_IN_USE") from error
+    return GrpcServer(service, server, port)
+
+
+def server_options(settings: Settings) -> list[tuple[str, int]]:
+    """Options of gRPC's core (grpc/impl/channel_arg_names.h); an oversized message ends its call."""
+    limit = int(settings.max_message_mb * 1024 * 1024)
+    return [
+        ("grpc.max_receive_message_length", limit),
+        ("grpc.max_send_message_length", limit),
+        # With SO_REUSEPORT, gRPC's default, a second server on the port would take half of the calls unnoticed.
+        ("grpc.so_reuseport", int(settings.workers > 1)),
+        # Find out within a minute that a client's machine is gone, and let idle clients do the same.
+        ("grpc.keepalive_time_ms", 40_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]

@@ -1,0 +1,222 @@
+"""Columns: steps of many sessions packed into one message, and their answers.
+
+This is the path of most steps per second, so repeated fields are read and written once a message, and nothing is built
+per lane but its `Input`. Knows no sessions: which lane is whose is the stream's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidegate.core import Ask, FloatArray, Input, Prediction, StepResult, Tensor
+from tidegate.errors import InvalidInputError, TidegateError
+from tidegate.v1 import predictor_pb2
+from tidegate.wire.errors import decode_error, encode_error
+from tidegate.wire.inputs import decode_ask, decode_values, fill_ask, fill_values
+from tidegate.wire.predictions import decode_tensors, fill_tensors
+
+
+class LaneSteps(NamedTuple):
+    """A request taken apart: ``inputs[i]``, at ``positions[i]`` where positions are given, goes to ``lanes[i]``."""
+
+    lanes: list[int]
+    inputs: list[Input]
+    positions: Sequence[int | None]
+    ask: Ask
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnsResult:
+    """Answers to one columnar message: lanes that worked, packed in the request's order, and the errors of the others.
+
+    ``counts[i]`` entries of every array below belong to ``lanes[i]``: 1, or its steps where every step was asked for.
+
+    Args:
+        lanes: [lane]
+        positions: [lane], each session's position after its steps
+        counts: [lane]
+        ids: [entry, top], most probable first; task next_token, else None
+        probabilities: [entry, top], as ``ids``
+        quantiles: which quantiles ``forecast`` holds; empty for other tasks
+        forecast: [entry, horizon, quantile] in data units; task forecast, else None
+        outputs: by name [entry, …]; task stream, else empty
+        surprise: [entry], the mean over a lane's steps, or each; None where the model tells none
+        errors: by lane
+    """
+
+    lanes: list[int]
+    positions: list[int]
+    counts: list[int]
+    ids: NDArray[np.int64] | None
+    probabilities: NDArray[np.float32] | None
+    quantiles: tuple[float, ...]
+    forecast: NDArray[np.float32] | None
+    outputs: dict[str, Tensor]
+    surprise: NDArray[np.float32] | None
+    errors: dict[int, TidegateError]
+
+
+class AttachResult(NamedTuple):
+    """Lanes that were given: ``positions[i]`` is that of lane ``first_lane + i``, 0 where ``errors`` names the lane."""
+
+    first_lane: int
+    positions: list[int]
+    errors: dict[int, TidegateError]
+
+
+def encode_columns(
+    lanes: Sequence[int],
+    *,
+    tokens: Sequence[int] | None = None,
+    values: FloatArray | None = None,
+    lengths: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+    ask: Ask,
+) -> predictor_pb2.Columns:
+    """Pack steps: ``tokens`` [step] or ``values`` [step, feature] of all lanes, one lane after the other."""
+    message = predictor_pb2.Columns(lanes=lanes, lengths=lengths or (), positions=positions or (), tokens=tokens or ())
+    if values is not None:
+        fill_values(message.values, values)
+    fill_ask(message, ask)
+    return message
+
+
+def decode_columns(message: predictor_pb2.Columns) -> LaneSteps:
+    """Take a request apart, the inverse of `encode_columns`.
+
+    Raises:
+        InvalidInputError: No lanes, a lane twice, a length of 0, or columns that do not fit each other.
+    """
+    lanes, lengths, positions = message.lanes[:], message.lengths[:], message.positions[:]
+    if not lanes or len(set(lanes)) != len(lanes):
+        raise InvalidInputError("lanes must be given, each once")
+    _check_column("lengths", lengths, lanes)
+    _check_column("positions", positions, lanes)
+    inputs = _decode_inputs(message, lengths or [1] * len(lanes))
+    return LaneSteps(lanes, inputs, positions or [None] * len(lanes), decode_ask(message))
+
+
+def fill_columns(
+    message: predictor_pb2.ColumnsReply, lanes: Iterable[int], results: Iterable[StepResult | TidegateError]
+) -> None:
+    """Pack the answers of lanes whose sessions are of one model and were asked the same."""
+    done, positions, predictions, errors = [], [], [], []
+    for lane, result in zip(lanes, results, strict=True):
+        if isinstance(result, TidegateError):
+            errors.append((lane, result))
+        else:
+            done.append(lane)
+            positions.append(result[1])
+            predictions.append(result[2])
+    fill_lane_errors(message, errors)
+    if predictions:
+        message.lanes.extend(done)
+        message.positions.extend(positions)
+        _fill_predictions(message, predictions)
+
+
+def decode_columns_reply(message: predictor_pb2.ColumnsReply) -> ColumnsResult:
+    """The inverse of `fill_columns`."""
+    counts = message.counts[:]
+    num_entries = sum(counts)
+    quantiles = tuple(message.quantiles)
+    has_ids, has_forecast = bool(message.ids) and num_entries > 0, bool(message.forecast) and num_entries > 0
+    return ColumnsResult(
+        lanes=message.lanes[:],
+        positions=message.positions[:],
+        counts=counts,
+        ids=np.array(message.ids, np.int64).reshape(num_entries, -1) if has_ids else None,
+        probabilities=np.array(message.probabilities, np.float32).reshape(num_entries, -1) if has_ids else None,
+        quantiles=quantiles,
+        forecast=(
+            np.array(message.forecast, np.float32).reshape(num_entries, -1, len(quantiles)) if has_forecast else None
+        ),
+        outputs=decode_tensors(message.outputs),
+        surprise=np.array(message.surprise, np.float32) if message.surprise else None,
+        errors=decode_lane_errors(message.errors),
+    )
+
+
+def fill_lane_errors(
+    message: predictor_pb2.Attached | predictor_pb2.ColumnsReply, errors: Iterable[tuple[int, TidegateError]]
+) -> None:
+    for lane, error in errors:
+        message.errors.add(lane=lane).error.CopyFrom(encode_error(error))
+
+
+def decode_lane_errors(messages: Iterable[predictor_pb2.LaneError]) -> dict[int, TidegateError]:
+    return {each.lane: decode_error(each.error) for each in messages}
+
+
+def decode_attached(message: predictor_pb2.Attached) -> AttachResult:
+    return AttachResult(message.first_lane, message.positions[:], decode_lane_errors(message.errors))
+
+
+def _check_column(name: str, column: list[int], lanes: list[int]) -> None:
+    if column and len(column) != len(lanes):
+        raise InvalidInputError(f"{len(column)} {name} for {len(lanes)} lanes")
+
+
+def _decode_inputs(message: predictor_pb2.Columns, lengths: list[int]) -> list[Input]:
+    if 0 in lengths:
+        raise InvalidInputError(f"the length of lane {message.lanes[lengths.index(0)]} is 0")
+    tokens = message.tokens[:]
+    if bool(tokens) == message.HasField("values"):
+        raise InvalidInputError("exactly one of tokens and values must be set and not be empty")
+    values = None if tokens else decode_values(message.values)
+    num_steps = len(tokens) if values is None else len(values)
+    if num_steps != sum(lengths):
+        raise InvalidInputError(f"{num_steps} steps for lengths that sum to {sum(lengths)}")
+    cuts = pairwise(accumulate(lengths, initial=0))
+    if values is None:
+        return [Input(None, tokens[start:end]) for start, end in cuts]
+    return [Input(None, None, values[start:end]) for start, end in cuts]
+
+
+def _fill_predictions(message: predictor_pb2.ColumnsReply, predictions: list[Prediction]) -> None:
+    first = predictions[0]
+    if first.every_step:
+        message.counts.extend([prediction.length for prediction in predictions])
+    else:
+        message.counts.extend([1] * len(predictions))
+    if first.next is not None:
+        _fill_candidates(message, predictions)
+    if first.forecast is not None:
+        _fill_forecasts(message, predictions)
+    if first.outputs is not None:
+        fill_tensors(message.outputs, _stack_outputs(predictions))
+    if first.surprise is not None:
+        _fill_surprise(message, predictions)
+
+
+def _fill_candidates(message: predictor_pb2.ColumnsReply, predictions: list[Prediction]) -> None:
+    candidates = [candidate for prediction in predictions for row in prediction.next or () for candidate in row]
+    message.ids.extend([candidate[1] for candidate in candidates])
+    message.probabilities.extend([candidate[2] for candidate in candidates])
+
+
+def _fill_forecasts(message: predictor_pb2.ColumnsReply, predictions: list[Prediction]) -> None:
+    rows = [row for prediction in predictions for row in prediction.forecast or ()]
+    message.quantiles.extend(rows[0].quantiles)
+    for row in rows:
+        for values in row.values:
+            message.forecast.extend(values)
+
+
+def _stack_outputs(predictions: list[Prediction]) -> dict[str, Tensor]:
+    names = predictions[0].outputs or {}
+    return {name: np.concatenate([each.outputs[name] for each in predictions if each.outputs]) for name in names}
+
+
+def _fill_surprise(message: predictor_pb2.ColumnsReply, predictions: list[Prediction]) -> None:
+    surprises = [prediction.surprise for prediction in predictions if prediction.surprise is not None]
+    if predictions[0].every_step:
+        message.surprise.extend([step for surprise in surprises for step in surprise.steps or ()])
+    else:
+        message.surprise.extend([surprise[0] for surprise in surprises])

@@ -1,0 +1,75 @@
+"""Models and what a reload did, as messages."""
+
+from __future__ import annotations
+
+from tidegate.core import ModelInfo, ModelPage, Refusal, ReloadReport, TensorInfo
+from tidegate.v1 import models_pb2
+
+
+def encode_model(info: ModelInfo) -> models_pb2.Model:
+    return models_pb2.Model(
+        name=info.name,
+        version=info.version,
+        versions=info.versions,
+        task=info.task,
+        cell=info.cell,
+        inputs=[_encode_tensor(tensor) for tensor in info.inputs],
+        outputs=[_encode_tensor(tensor) for tensor in info.outputs],
+        features=info.features,
+        state_bytes=info.state_bytes,
+        surprise_unit=info.surprise_unit,
+        batch_invariant=info.batch_invariant,
+        sha256=info.sha256,
+        provider=info.provider,
+    )
+
+
+def decode_model(message: models_pb2.Model) -> ModelInfo:
+    """The inverse of `encode_model`."""
+    return ModelInfo(
+        name=message.name,
+        version=message.version,
+        versions=message.versions[:],
+        task=message.task,
+        cell=message.cell,
+        inputs=[_decode_tensor(tensor) for tensor in message.inputs],
+        outputs=[_decode_tensor(tensor) for tensor in message.outputs],
+        features=message.features[:],
+        state_bytes=message.state_bytes,
+        surprise_unit=message.surprise_unit,
+        batch_invariant=message.batch_invariant,
+        sha256=message.sha256,
+        provider=message.provider,
+    )
+
+
+def encode_model_page(page: ModelPage) -> models_pb2.ListModelsReply:
+    models = [encode_model(info) for info in page.models]
+    return models_pb2.ListModelsReply(models=models, next_page_token=page.next_page_token)
+
+
+def decode_model_page(message: models_pb2.ListModelsReply) -> ModelPage:
+    """The inverse of `encode_model_page`."""
+    return ModelPage([decode_model(each) for each in message.models], message.next_page_token)
+
+
+def encode_reload(report: ReloadReport) -> models_pb2.ReloadReply:
+    refused = [
+        models_pb2.ReloadReply.Refusal(bundle=bundle, reason=reason, message=message)
+        for bundle, reason, message in report.refused
+    ]
+    return models_pb2.ReloadReply(loaded=report.loaded, removed=report.removed, refused=refused)
+
+
+def decode_reload(message: models_pb2.ReloadReply) -> ReloadReport:
+    """The inverse of `encode_reload`."""
+    refused = [Refusal(each.bundle, each.reason, each.message) for each in message.refused]
+    return ReloadReport(message.loaded[:], message.removed[:], refused)
+
+
+def _encode_tensor(tensor: TensorInfo) -> models_pb2.ModelTensor:
+    return models_pb2.ModelTensor(name=tensor.name, dtype=tensor.dtype, axes=tensor.axes)
+
+
+def _decode_tensor(message: models_pb2.ModelTensor) -> TensorInfo:
+    return TensorInfo(message.name, message.dtype, message.axes[:])

@@ -1,0 +1,80 @@
+"""Sessions as messages: the wish to open one, and what is known of one."""
+
+from __future__ import annotations
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tidegate.core import SessionInfo, SessionPage, SessionRequest
+from tidegate.v1 import sessions_pb2
+
+
+def encode_session_request(request: SessionRequest) -> sessions_pb2.OpenRequest:
+    return sessions_pb2.OpenRequest(
+        model=request.model,
+        version=request.version or "",
+        durable=request.durable,
+        ttl_seconds=request.ttl_seconds or 0,
+        idle_seconds=request.idle_seconds or 0,
+        id=request.id or "",
+        seed=request.seed,
+    )
+
+
+def decode_session_request(message: sessions_pb2.OpenRequest) -> SessionRequest:
+    """The inverse of `encode_session_request`: empty and 0 mean not given."""
+    return SessionRequest(
+        model=message.model,
+        version=message.version or None,
+        durable=message.durable,
+        ttl_seconds=message.ttl_seconds or None,
+        idle_seconds=message.idle_seconds or None,
+        id=message.id or None,
+        seed=message.seed if message.HasField("seed") else None,
+    )
+
+
+def encode_session(info: SessionInfo) -> sessions_pb2.Session:
+    return sessions_pb2.Session(
+        id=info.id,
+        model=info.model,
+        version=info.version,
+        position=info.position,
+        durable=info.durable,
+        created_at=_encode_time(info.created_at),
+        expires_at=None if info.expires_at is None else _encode_time(info.expires_at),
+        state_bytes=info.state_bytes,
+    )
+
+
+def decode_session(message: sessions_pb2.Session) -> SessionInfo:
+    """The inverse of `encode_session`, times to the microsecond."""
+    return SessionInfo(
+        id=message.id,
+        model=message.model,
+        version=message.version,
+        position=message.position,
+        durable=message.durable,
+        created_at=_decode_time(message.created_at),
+        expires_at=_decode_time(message.expires_at) if message.HasField("expires_at") else None,
+        state_bytes=message.state_bytes,
+    )
+
+
+def encode_session_page(page: SessionPage) -> sessions_pb2.ListSessionsReply:
+    sessions = [encode_session(info) for info in page.sessions]
+    return sessions_pb2.ListSessionsReply(sessions=sessions, next_page_token=page.next_page_token)
+
+
+def decode_session_page(message: sessions_pb2.ListSessionsReply) -> SessionPage:
+    """The inverse of `encode_session_page`."""
+    return SessionPage([decode_session(each) for each in message.sessions], message.next_page_token)
+
+
+def _encode_time(seconds: float) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromMicroseconds(round(seconds * 1e6))
+    return timestamp
+
+
+def _decode_time(timestamp: Timestamp) -> float:
+    return timestamp.ToMicroseconds() / 1e6
