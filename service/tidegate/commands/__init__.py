@@ -1,0 +1,1 @@
+"""The command line's verbs, one module each; none is imported before it is asked for."""

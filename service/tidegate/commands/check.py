@@ -1,0 +1,75 @@
+"""``tidegate check``: verifies bundles and proves anew that they stream. Needs no server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+
+from tidegate.bundle import MANIFEST, Proof, find_bundles
+from tidegate.commands.output import AsJson, print_json, print_table
+from tidegate.errors import BundleError, ConfigurationError
+
+
+class Finding(NamedTuple):
+    """What is true of one bundle: its proof, or why there is none."""
+
+    path: Path
+    proof: Proof | None
+    error: BundleError | None
+
+    def as_json(self) -> dict[str, object]:
+        if self.error is not None:
+            return {
+                "bundle": str(self.path),
+                "passed": False,
+                "reason": self.error.reason,
+                "message": self.error.message,
+            }
+        assert self.proof is not None
+        return {"bundle": str(self.path), **self.proof.model_dump()}
+
+    def as_row(self) -> tuple[str, ...]:
+        if self.error is not None:
+            return str(self.path), self.error.reason, "", "", self.error.message
+        assert self.proof is not None
+        return str(self.path), "passed", str(self.proof.cases), f"{max(self.proof.max_error, 0):.1e}", ""
+
+
+def check(
+    paths: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Bundles, or directories of bundles.")],
+    as_json: AsJson = False,
+) -> None:
+    """Verify bundles and prove that each streams: any split and any batch give the same result.
+
+    Exits with 1 if one does not.
+    """
+    findings = [_look_at(bundle) for path in paths for bundle in _bundles(path)]
+    if as_json:
+        print_json([finding.as_json() for finding in findings])
+    else:
+        columns = ("bundle", "result", "cases", "error over tolerance", "message")
+        print_table(columns, [finding.as_row() for finding in findings])
+    if any(finding.error is not None for finding in findings):
+        raise typer.Exit(1)
+
+
+def _bundles(path: Path) -> list[Path]:
+    """The bundles that ``path`` means: itself, the versions in a model's folder, or all in a directory of models."""
+    if (path / MANIFEST).is_file():
+        return [path.resolve()]
+    found = list(find_bundles(path)) if path.is_dir() else []
+    found = found or [manifest.parent for manifest in sorted(path.glob(f"*/{MANIFEST}"))]
+    if not found:
+        raise ConfigurationError(f"{path}: no bundle there (NAME/VERSION/{MANIFEST})")
+    return found
+
+
+def _look_at(path: Path) -> Finding:
+    from tidegate.proof import check_bundle
+
+    try:
+        return Finding(path, check_bundle(path), None)
+    except BundleError as error:
+        return Finding(path, None, error)

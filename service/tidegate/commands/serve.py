@@ -1,0 +1,49 @@
+"""``tidegate serve``: the settings as flags, made from the class that holds them."""
+
+from __future__ import annotations
+
+import gc
+from inspect import Parameter, Signature
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tidegate.config import ENVIRONMENT_PREFIX, Settings, flag, load_settings
+
+
+def serve(config: Path | None = None, **flags: str | bool | None) -> None:
+    """Serve the bundles over HTTP and gRPC until SIGTERM.
+
+    Each setting is a flag, a variable TIDEGATE_NAME or a key of the TOML file, in this order.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    settings = load_settings(given, config)
+    # Collecting garbage while modules load finds none and takes a tenth of the start; the server turns it on again.
+    gc.disable()
+    # Only now: a bad setting is told at once, and the help does not load a server.
+    from tidegate.server import run
+
+    run(settings)
+
+
+def _config() -> Parameter:
+    option = typer.Option("--config", envvar=f"{ENVIRONMENT_PREFIX}CONFIG", metavar="FILE", help="TOML file.")
+    return Parameter("config", Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, option])
+
+
+def _setting(name: str) -> Parameter:
+    """The flag of one setting: its text is parsed by the settings, so that every source is checked in one place."""
+    field = Settings.model_fields[name]
+    default = "none" if field.default is None else str(field.default)
+    if field.annotation is bool:
+        switch = typer.Option(f"{flag(name)}/--no-{flag(name)[2:]}", help=field.description, show_default=default)
+        return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[bool | None, switch])
+    option = typer.Option(flag(name), metavar="VALUE", help=field.description, show_default=default)
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option])
+
+
+_PARAMETERS = [_config(), *map(_setting, Settings.model_fields)]
+# typer reads a function's signature and its annotations.
+serve.__signature__ = Signature(_PARAMETERS, return_annotation=None)  # type: ignore[attr-defined]
+serve.__annotations__ = {parameter.name: parameter.annotation for parameter in _PARAMETERS}
