@@ -19,7 +19,7 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option
     data: Annotated[Path | None, typer.Option(help="Your own text file or CSV instead of the recipe's data.")] = None,
     target: Annotated[str | None, typer.Option(help="CSV column to forecast.")] = None,
     time: Annotated[str | None, typer.Option(help="CSV column with ISO 8601 timestamps.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run [default: runs/NAME].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/NAME).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in that folder.")] = False,
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Choose the number of steps by time.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",

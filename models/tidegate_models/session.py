@@ -40,7 +40,7 @@ def run(request: Request) -> bool:
     """Train; False when it was interrupted and can be resumed."""
     console = Console(stderr=True)
     fabric = _fabric(request)
-    folder = RunFolder(request.out or Path("runs") / resolve(request).name)
+    folder = RunFolder(request.out or Path("runs") / load_recipe(request.recipe).name)
     recipe = _recorded(folder) if request.resume else resolve(request)
     task = build_task(recipe)
     if request.minutes is not None and not request.resume:

@@ -62,7 +62,7 @@ def test_a_finished_run_can_be_resumed_to_no_effect() -> None:
     Path("my.txt").write_text("to be, or not to be. " * 100, "utf-8")
     assert call(tiny("text"), "--data", "my.txt").exit_code == 0
     before = Path("runs/text/metrics.csv").read_bytes()
-    assert call(tiny("text"), "--data", "my.txt", "--resume").exit_code == 0
+    assert call(tiny("text"), "--resume").exit_code == 0
     assert Path("runs/text/metrics.csv").read_bytes() == before
 
 
