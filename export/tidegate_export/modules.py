@@ -43,8 +43,8 @@ class InputShape:
         if text == "tokens":
             return cls((BATCH, TIME), "int64")
         parts = [part.strip() for part in text.split(",")]
-        if not {BATCH, TIME} & set(parts):
-            parts[:2] = [BATCH, TIME]  # two numbers that only show the order
+        if len(parts) > 1 and all(_is_axis(part) for part in parts) and not {BATCH, TIME} & set(parts):
+            parts[:2] = [BATCH, TIME]  # the two numbers only show the order
         if parts.count(BATCH) != 1 or parts.count(TIME) != 1 or not all(_is_axis(part) for part in parts):
             raise ExportError(f"{text!r} is no shape: write 1,8,16 (batch, time, features), time,batch,16 or tokens")
         return cls(tuple(int(part) if part.isdecimal() else part for part in parts), "float32")
@@ -134,13 +134,19 @@ def _hidden_paths(exposed: Exposed, shape: InputShape, initial: InitialStates) -
         ledger.begin({})
         ledger.is_probing = not initial(rows)
         _try(exposed.module, shape, (rows, steps), initial(rows))
-        for path, seen in ledger.inputs.items():
-            if seen != (rows, steps):
-                raise ExportError(
-                    f"{path or 'the layer'} sees {seen[0]} rows of {seen[1]} steps, the input has {rows} of {steps}: its state is not the sequence's (is batch_first right?)"
-                )
+        _check_rows_and_steps(exposed, rows, steps)
     ledger.is_probing = False
     return list(ledger.final)
+
+
+def _check_rows_and_steps(exposed: Exposed, rows: int, steps: int) -> None:
+    """Refuse a layer that runs over another axis than time: its state is not the sequence's."""
+    for path, seen in exposed.ledger.inputs.items():
+        if seen != (rows, steps):
+            raise ExportError(
+                f"{path or 'the layer'} sees {seen[0]} rows of {seen[1]} steps, the input has {rows} of {steps}: "
+                "is batch_first right?"
+            )
 
 
 def _try(module: nn.Module, shape: InputShape, sizes: tuple[int, int], arguments: Sequence[Any]) -> Any:

@@ -136,9 +136,8 @@ def forecast_candidate(
         scale=transforms[codec.target]["scale"] / codec.seasonal_naive_error,
     )
     files = {SCALING: as_json({"features": list(transforms.values())})}
-    # The most ordinary values there are, the hour and the like going up by one.
-    rows = [[round(transform.get("mean", step)) for transform in transforms.values()] for step in (1, 2)]
-    return Candidate(module, manifest, files, report, {"values": rows})
+    step = [round(transform.get("mean", 1)) for transform in transforms.values()]  # an ordinary value of each feature
+    return Candidate(module, manifest, files, report, {"values": [step]})
 
 
 def _states(network: RecurrentNetwork) -> tuple[StateSpec, ...]:
