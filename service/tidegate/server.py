@@ -19,7 +19,7 @@ from fastapi import FastAPI
 
 from tidegate.config import Address, Settings, parse_address
 from tidegate.engine.runner import check_provider
-from tidegate.errors import ConfigurationError
+from tidegate.errors import ConfigurationError, TidegateError
 from tidegate.ingress.grpc.server import GrpcServer, create_server
 from tidegate.ingress.http.app import create_app
 from tidegate.observe.logs import configure_logs
@@ -113,8 +113,10 @@ async def _reload_when_told(service: Service, told: asyncio.Event) -> None:
         told.clear()
         try:
             report = await service.reload()
-        except Exception:
-            log.exception("reload failed")
+        except TidegateError as error:
+            log.error("reload failed", error=error.message)  # noqa: TRY400 - an error of theirs, told without a stack
+        except Exception as error:
+            log.exception("reload failed", error=str(error))
         else:
             log.info("reloaded", loaded=report.loaded, removed=report.removed, refused=len(report.refused))
 
