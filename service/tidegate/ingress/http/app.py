@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import WebSocketRoute
 
 from tidegate.ingress.http import documents, errors, models, schemas, sessions
@@ -68,6 +68,7 @@ async def readyz(request: Request) -> Response:
 
 @health.get(
     "/metrics",
+    response_class=PlainTextResponse,
     responses={200: documents.text("Prometheus' text format.", documents.METRICS), **problems()},
 )
 async def metrics(request: Request) -> Response:

@@ -127,7 +127,9 @@ def _parse_values(rows: Json, path: str) -> FloatArray:
     if type(rows) is not list:
         raise InvalidInputError(f"{path}: must be a list of rows of numbers")
     for index, row in enumerate(rows):
-        _check_row(row, len(rows[0]), f"{path}[{index}]")
+        _check_row(row, f"{path}[{index}]")
+        if len(row) != len(rows[0]):
+            raise InvalidInputError(f"{path}[{index}]: has {len(row)} numbers where the first row has {len(rows[0])}")
     if not rows:
         return np.empty((0, 0), np.float32)
     try:
@@ -138,14 +140,12 @@ def _parse_values(rows: Json, path: str) -> FloatArray:
         return values.astype(np.float32)
 
 
-def _check_row(row: Json, width: int, path: str) -> None:
+def _check_row(row: Json, path: str) -> None:
     if type(row) is not list:
         raise InvalidInputError(f"{path}: must be a list of numbers")
     if not NUMBER_TYPES.issuperset(map(type, row)):
         wrong = next(i for i, value in enumerate(row) if type(value) not in NUMBER_TYPES)
         raise InvalidInputError(f"{path}[{wrong}]: must be a number")
-    if len(row) != width:
-        raise InvalidInputError(f"{path}: has {len(row)} numbers where the first row has {width}")
 
 
 PARSERS: dict[str, Callable[[Json, str], Any]] = {"text": _parse_text, "tokens": _parse_tokens, "values": _parse_values}

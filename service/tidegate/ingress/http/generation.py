@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -51,10 +51,11 @@ class Generation(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._events) as events:
-            with ClientWatch(receive):
-                if self._is_stream:
+            if self._is_stream:
+                with suppress(ClientDisconnect), ClientWatch(receive):
                     await _stream(events, send)
-                    return
+                return
+            with ClientWatch(receive):
                 done = await _last(events)
         await json_reply(convert.generation_json(done))(scope, receive, send)
 

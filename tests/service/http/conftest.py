@@ -1,0 +1,29 @@
+"""An application around a scripted service, and a client of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from tests.service.http.fake import FakeService
+from tidegate.ingress.http.app import create_app
+
+
+@pytest.fixture
+async def service() -> FakeService:
+    return FakeService()
+
+
+@pytest.fixture
+def app(service: FakeService) -> FastAPI:
+    return create_app(service.face)
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client

@@ -1,0 +1,277 @@
+"""The seams of the HTTP ingress: a service that answers from a script, and clients that speak plain ASGI.
+
+httpx's transport and Starlette's test client neither hang up in mid-request nor share the event loop with a WebSocket:
+tests that need that drive the application themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from tidegate.config import Settings, load_settings
+from tidegate.core import (
+    Ask,
+    Candidate,
+    GeneratedToken,
+    GenerationDone,
+    Input,
+    ModelInfo,
+    ModelPage,
+    Prediction,
+    PredictResult,
+    Refusal,
+    ReloadReport,
+    Sampling,
+    SessionInfo,
+    SessionPage,
+    SessionRequest,
+    StepResult,
+    Surprise,
+    TensorInfo,
+)
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from tidegate.service import Service
+
+Json = Any
+Message = MutableMapping[str, Any]
+
+MODEL = ModelInfo(
+    name="tiny",
+    version="2",
+    versions=["1", "2"],
+    task="next_token",
+    cell="lstm",
+    inputs=[TensorInfo("tokens", "int64", ["batch", "time"])],
+    outputs=[TensorInfo("logits", "float32", ["batch", "time", "65"])],
+    features=[],
+    state_bytes=256,
+    surprise_unit="bits",
+    batch_invariant=True,
+    sha256="ab" * 32,
+    provider="CPUExecutionProvider",
+)
+MODEL_JSON = {
+    "name": "tiny",
+    "version": "2",
+    "versions": ["1", "2"],
+    "task": "next_token",
+    "cell": "lstm",
+    "inputs": [{"name": "tokens", "dtype": "int64", "axes": ["batch", "time"]}],
+    "outputs": [{"name": "logits", "dtype": "float32", "axes": ["batch", "time", "65"]}],
+    "features": [],
+    "state_bytes": 256,
+    "surprise_unit": "bits",
+    "batch_invariant": True,
+    "sha256": "ab" * 32,
+    "provider": "CPUExecutionProvider",
+}
+SESSION = SessionInfo("s-1", "tiny", "2", 3, False, 1_700_000_000.25, None, 256)
+SESSION_JSON = {
+    "id": "s-1",
+    "model": "tiny",
+    "version": "2",
+    "position": 3,
+    "durable": False,
+    "created_at": "2023-11-14T22:13:20.250000Z",
+    "expires_at": None,
+    "state_bytes": 256,
+}
+PREDICTION = Prediction(1, next=[[Candidate("R", 5, 0.5)]], surprise=Surprise(1.5, "bits"))
+PREDICTION_JSON = {
+    "length": 1,
+    "next": [{"token": "R", "id": 5, "probability": 0.5}],
+    "surprise": {"mean": 1.5, "unit": "bits"},
+}
+EVENTS = (GeneratedToken(5, "R", 4), GenerationDone("R", [5], "length", 4))
+DONE_JSON = {"text": "R", "tokens": [5], "finish_reason": "length", "position": 4}
+
+
+class FakeService:
+    """Answers at once with canned results, or with ``error``; ``calls`` tells what was asked.
+
+    With ``is_held``, steps wait in ``held`` and generations wait in mid-way until the test lets them go.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or load_settings({})
+        self.is_ready = True
+        self.is_draining = False
+        self.error: Exception | None = None
+        self.prediction = PREDICTION
+        self.calls: list[tuple[Any, ...]] = []
+        self.deadlines: list[float | None] = []
+        self.is_held = False
+        self.held: list[asyncio.Future[StepResult]] = []
+        self.has_asked = asyncio.Event()
+        self.is_cancelled = asyncio.Event()
+        self.events: Sequence[GeneratedToken | GenerationDone | Exception] = EVENTS
+
+    def _note(self, *call: Any, deadline: float | None = None) -> None:
+        self.calls.append(call)
+        self.deadlines.append(deadline)
+        self.has_asked.set()
+        if self.error is not None:
+            raise self.error
+
+    def models(self, limit: int, page_token: str) -> ModelPage:
+        self._note("models", limit, page_token)
+        return ModelPage([MODEL], "")
+
+    def model(self, name: str, version: str | None = None) -> ModelInfo:
+        self._note("model", name, version)
+        return MODEL
+
+    async def reload(self) -> ReloadReport:
+        self._note("reload")
+        return ReloadReport(["tiny/2"], ["tiny/1"], [Refusal("bad/1", "BAD_BUNDLE", "checksum differs")])
+
+    async def predict(
+        self, model: str, version: str | None, sequences: Sequence[Input], ask: Ask, deadline: float | None = None
+    ) -> PredictResult:
+        self._note("predict", model, version, list(sequences), ask, deadline=deadline)
+        await self._wait_if_held()
+        return PredictResult(model, "2", [self.prediction] * len(sequences))
+
+    async def _wait_if_held(self) -> None:
+        try:
+            if self.is_held:
+                await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            self.is_cancelled.set()
+            raise
+
+    async def generate(
+        self, model: str, version: str | None, prompt: Input | None, sampling: Sampling, deadline: float | None = None
+    ) -> AsyncGenerator[GeneratedToken | GenerationDone]:
+        self._note("generate", model, version, prompt, sampling, deadline=deadline)
+        async for event in self._generated():
+            yield event
+
+    async def generate_on_session(
+        self,
+        session: str,
+        prompt: Input | None,
+        sampling: Sampling,
+        position: int | None = None,
+        deadline: float | None = None,
+    ) -> AsyncGenerator[GeneratedToken | GenerationDone]:
+        self._note("generate_on_session", session, prompt, sampling, position, deadline=deadline)
+        async for event in self._generated():
+            yield event
+
+    async def _generated(self) -> AsyncGenerator[GeneratedToken | GenerationDone]:
+        for event in self.events:
+            if isinstance(event, Exception):
+                raise event
+            yield event
+            await self._wait_if_held()
+
+    async def open_session(self, request: SessionRequest) -> SessionInfo:
+        self._note("open", request)
+        return SESSION
+
+    async def get_session(self, session: str) -> SessionInfo:
+        self._note("get", session)
+        return SESSION
+
+    async def list_sessions(self, limit: int, page_token: str) -> SessionPage:
+        self._note("list", limit, page_token)
+        return SessionPage([SESSION], "s-1")
+
+    async def close_session(self, session: str) -> None:
+        self._note("close", session)
+
+    def step(
+        self, session: str, source: Input, ask: Ask, position: int | None, deadline: float | None
+    ) -> asyncio.Future[StepResult]:
+        self._note("step", session, source, ask, position, deadline=deadline)
+        future: asyncio.Future[StepResult] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(lambda done: self.is_cancelled.set() if done.cancelled() else None)
+        self.held.append(future)
+        if not self.is_held:
+            self.answer(future)
+        return future
+
+    def answer(self, future: asyncio.Future[StepResult]) -> None:
+        """Let a step go; its position tells which it was, counting from 1."""
+        future.set_result(StepResult("s-1", self.held.index(future) + 1, self.prediction))
+
+    @property
+    def face(self) -> Service:
+        return cast("Service", self)
+
+
+class Call:
+    """One HTTP request whose client can hang up."""
+
+    def __init__(self, app: FastAPI, path: str, body: Json, **scope: Any) -> None:
+        self._inbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._inbox.put_nowait({"type": "http.request", "body": json.dumps(body).encode()})
+        self.sent: list[Message] = []
+        self.has_sent_body = asyncio.Event()
+        self.task = asyncio.create_task(app({**http_scope(path), **scope}, self._inbox.get, self._send))
+
+    async def _send(self, message: Message) -> None:
+        self.sent.append(message)
+        if message["type"] == "http.response.body":
+            self.has_sent_body.set()
+
+    def hang_up(self) -> None:
+        self._inbox.put_nowait({"type": "http.disconnect"})
+
+
+def http_scope(path: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "headers": list(headers),
+        "query_string": b"",
+        "root_path": "",
+        "http_version": "1.1",
+        "scheme": "http",
+        "server": ("test", 80),
+    }
+
+
+class Socket:
+    """A WebSocket's client in the application's own event loop."""
+
+    def __init__(self, app: FastAPI, path: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        self._to_app: asyncio.Queue[Message] = asyncio.Queue()
+        self._from_app: asyncio.Queue[Message] = asyncio.Queue()
+        scope = {**http_scope(path, headers), "type": "websocket", "scheme": "ws", "subprotocols": []}
+        del scope["method"]
+        self.task = asyncio.create_task(app(scope, self._to_app.get, self._from_app.put))
+        self._to_app.put_nowait({"type": "websocket.connect"})
+
+    async def __aenter__(self) -> Self:
+        assert (await self.receive())["type"] == "websocket.accept"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.hang_up()
+        await self.task
+
+    def send(self, frame: Json) -> None:
+        self.send_raw(text=json.dumps(frame))
+
+    def send_raw(self, **frame: str | bytes) -> None:
+        self._to_app.put_nowait({"type": "websocket.receive", **frame})
+
+    async def receive(self) -> Message:
+        return await asyncio.wait_for(self._from_app.get(), 10)
+
+    async def answer(self) -> Json:
+        message = await self.receive()
+        assert message["type"] == "websocket.send"
+        return json.loads(message["text"])
+
+    def hang_up(self) -> None:
+        self._to_app.put_nowait({"type": "websocket.disconnect", "code": 1000})

@@ -1,0 +1,109 @@
+"""The OpenAPI document is valid, complete, and true: its examples fit its schemas, and 422 is not in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from openapi_spec_validator import validate
+from pydantic import BaseModel
+
+from tests.service.http.fake import FakeService
+from tidegate.ingress.http import convert, schemas
+from tidegate.ingress.http.app import create_app
+from tidegate.ingress.http.documents import EXAMPLES
+
+Json = Any
+
+ROUTES = {
+    ("get", "/v1/models"),
+    ("get", "/v1/models/{model}"),
+    ("post", "/v1/models:reload"),
+    ("post", "/v1/models/{model}:predict"),
+    ("post", "/v1/models/{model}:generate"),
+    ("post", "/v1/sessions"),
+    ("get", "/v1/sessions"),
+    ("get", "/v1/sessions/{session}"),
+    ("delete", "/v1/sessions/{session}"),
+    ("post", "/v1/sessions/{session}:step"),
+    ("post", "/v1/sessions/{session}:generate"),
+    ("get", "/livez"),
+    ("get", "/readyz"),
+    ("get", "/metrics"),
+}
+
+DOCUMENT: Json = json.loads(json.dumps(create_app(FakeService().face).openapi()))
+OPERATIONS = {(method, path): entry for path, item in DOCUMENT["paths"].items() for method, entry in item.items()}
+
+
+def contents(operation: Json) -> Iterator[tuple[str, Json]]:
+    """Every described body of an operation by its media type."""
+    bodies = [operation.get("requestBody", {}), *operation["responses"].values()]
+    for body in bodies:
+        yield from body.get("content", {}).items()
+
+
+async def test_the_document_is_served(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/openapi.json")).json() == DOCUMENT
+
+
+def test_the_document_is_made_when_it_is_asked_for(app: FastAPI) -> None:
+    assert app.openapi_schema is None
+    assert app.openapi() is app.openapi()
+
+
+def test_the_document_is_valid() -> None:
+    validate(DOCUMENT)
+
+
+def test_every_route_is_in_it() -> None:
+    assert OPERATIONS.keys() == ROUTES
+
+
+def test_422_is_not_in_it() -> None:
+    text = json.dumps(DOCUMENT)
+    assert '"422"' not in text
+    assert "ValidationError" not in text
+
+
+@pytest.mark.parametrize("route", sorted(ROUTES))
+def test_every_body_has_an_example(route: tuple[str, str]) -> None:
+    operation = OPERATIONS[route]
+    assert operation["description"]
+    assert [media for media, content in contents(operation) if "example" not in content] == []
+    assert "application/problem+json" in dict(contents(operation))
+
+
+@pytest.mark.parametrize("route", sorted(ROUTES))
+def test_every_parameter_has_an_example(route: tuple[str, str]) -> None:
+    for parameter in OPERATIONS[route].get("parameters", []):
+        assert "example" in parameter or "examples" in parameter["schema"]
+        assert parameter["description"]
+
+
+@pytest.mark.parametrize("route", [("post", path) for method, path in sorted(ROUTES) if method == "post"])
+def test_a_route_that_takes_a_body_says_so(route: tuple[str, str]) -> None:
+    assert ("requestBody" in OPERATIONS[route]) == (route[1] != "/v1/models:reload")
+
+
+@pytest.mark.parametrize("model", EXAMPLES, ids=lambda model: model.__name__)
+def test_examples_fit_their_schemas(model: type[BaseModel]) -> None:
+    example = json.dumps(EXAMPLES[model])
+    parsed = model.model_validate_json(example)
+    assert json.loads(parsed.model_dump_json(exclude_unset=True)) == EXAMPLES[model]
+
+
+@pytest.mark.parametrize("model", EXAMPLES, ids=lambda model: model.__name__)
+def test_every_schema_is_in_it_under_its_name(model: type[BaseModel]) -> None:
+    assert set(DOCUMENT["components"]["schemas"][model.__name__]["properties"]) == model.model_fields.keys()
+
+
+def test_what_is_read_by_hand_is_described() -> None:
+    """convert.py reads these bodies without the models that describe them: both must know the same keys."""
+    assert schemas.Step.model_fields.keys() == convert.STEP_KEYS
+    assert schemas.Predict.model_fields.keys() == convert.PREDICT_KEYS
+    assert schemas.Input.model_fields.keys() == convert.INPUT_KEYS

@@ -1,0 +1,217 @@
+"""The WebSocket of a session: order, pipelining, errors that end nothing, and the ends: client, error, drain."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+
+from tests.service.http.fake import PREDICTION_JSON, FakeService, Socket
+from tidegate import errors
+from tidegate.config import load_settings
+from tidegate.core import Ask, Input
+from tidegate.ingress.http.app import create_app
+from tidegate.ingress.http.stream import MAX_IN_FLIGHT, Streams
+
+PATH = "/v1/sessions/s-1/stream"
+
+
+def streams_of(app: FastAPI) -> Streams:
+    streams = app.state.streams
+    assert isinstance(streams, Streams)
+    return streams
+
+
+async def settle() -> None:
+    """Let every task that can run do so."""
+    for _ in range(10 * MAX_IN_FLIGHT):
+        await asyncio.sleep(0)
+
+
+async def test_each_frame_is_answered(app: FastAPI, service: FakeService) -> None:
+    async with Socket(app, PATH) as socket:
+        socket.send({"text": "R", "position": 3, "top": 2, "every_step": True})
+        assert await socket.answer() == {"session": "s-1", "position": 1, "prediction": PREDICTION_JSON}
+    assert service.calls == [("get", "s-1"), ("step", "s-1", Input(text="R"), Ask(2, True), 3)]
+
+
+async def test_binary_frames_hold_json_too(app: FastAPI) -> None:
+    async with Socket(app, PATH) as socket:
+        socket.send_raw(bytes=b'{"text": "R"}')
+        assert (await socket.answer())["position"] == 1
+
+
+async def test_pipelined_frames_are_submitted_in_order_before_the_first_answer(
+    app: FastAPI, service: FakeService
+) -> None:
+    service.is_held = True
+    async with Socket(app, PATH) as socket:
+        for token in range(5):
+            socket.send({"tokens": [token]})
+        await settle()
+        assert [call[2].tokens for call in service.calls[1:]] == [[0], [1], [2], [3], [4]]
+        for future in reversed(service.held):
+            service.answer(future)
+        assert [(await socket.answer())["position"] for _ in range(5)] == [1, 2, 3, 4, 5]
+
+
+async def test_frames_in_flight_are_bounded(app: FastAPI, service: FakeService) -> None:
+    service.is_held = True
+    async with Socket(app, PATH) as socket:
+        for _ in range(MAX_IN_FLIGHT + 5):
+            socket.send({"text": "R"})
+        await settle()
+        assert len(service.held) == MAX_IN_FLIGHT
+        service.answer(service.held[0])
+        await settle()
+        assert len(service.held) == MAX_IN_FLIGHT + 1
+        for future in service.held[1:]:
+            service.answer(future)
+        await settle()
+
+
+@pytest.mark.parametrize(
+    ("frame", "status", "reason"),
+    [
+        ({"text": '{"text": '}, 400, "INVALID_JSON"),
+        ({"text": "[]"}, 400, "INVALID_INPUT"),
+        ({"text": '{"text": "R", "foo": 1}'}, 400, "INVALID_INPUT"),
+        ({"bytes": b"\xff"}, 400, "INVALID_JSON"),
+        ({"text": ""}, 400, "INVALID_JSON"),
+    ],
+)
+async def test_a_bad_frame_is_answered_and_the_stream_goes_on(
+    app: FastAPI, frame: dict[str, Any], status: int, reason: str
+) -> None:
+    async with Socket(app, PATH) as socket:
+        socket.send_raw(**frame)
+        socket.send({"text": "R"})
+        document = await socket.answer()
+        assert (document["status"], document["reason"]) == (status, reason)
+        assert (await socket.answer())["position"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(errors.PositionConflictError("at 6", position=6), 409), (ZeroDivisionError("secret"), 500)],
+)
+async def test_an_error_of_a_step_is_its_answer(
+    app: FastAPI, service: FakeService, error: Exception, status: int
+) -> None:
+    """Whether the call raises it or its future brings it."""
+    service.is_held = True
+    async with Socket(app, PATH) as socket:
+        socket.send({"text": "a"})
+        await settle()
+        service.error = error
+        socket.send({"text": "b"})
+        await settle()
+        service.error = None
+        socket.send({"text": "c"})
+        await settle()
+        first, third = service.held
+        first.set_exception(error)
+        service.answer(third)
+        failed = [await socket.answer(), await socket.answer()]
+        assert [document["status"] for document in failed] == [status, status]
+        assert "secret" not in str(failed)
+        assert (await socket.answer())["position"] == 2
+
+
+async def test_a_frame_over_the_limit_is_refused_alone() -> None:
+    service = FakeService(load_settings({"max_message_mb": 0.001}))
+    async with Socket(create_app(service.face), PATH) as socket:
+        socket.send({"text": "R" * 1100})
+        socket.send({"text": "R"})
+        assert (await socket.answer())["reason"] == "TOO_LARGE"
+        assert (await socket.answer())["position"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.NotFoundError("no such session", reason="UNKNOWN_SESSION"), 4404),
+        (errors.SessionEndedError("over", reason="SESSION_EVICTED"), 4410),
+        (errors.FailedPreconditionError("elsewhere", reason="NOT_ON_THIS_REPLICA"), 4412),
+        (ZeroDivisionError("secret"), 4500),
+    ],
+)
+async def test_a_stream_that_cannot_start_says_why_and_closes(
+    app: FastAPI, service: FakeService, error: Exception, code: int
+) -> None:
+    service.error = error
+    async with Socket(app, PATH) as socket:
+        document = await socket.answer()
+        assert document["status"] == code - 4000
+        assert await socket.receive() == {"type": "websocket.close", "code": code, "reason": document["reason"]}
+
+
+async def test_the_clients_timeout_is_for_each_frame(app: FastAPI, service: FakeService) -> None:
+    now = asyncio.get_running_loop().time()
+    async with Socket(app, PATH, headers=[(b"tidegate-timeout", b"1000000")]) as socket:
+        socket.send({"text": "R"})
+        await socket.answer()
+    deadline = service.deadlines[-1]
+    assert deadline is not None
+    assert deadline >= now + 1_000_000
+
+
+async def test_a_bad_timeout_closes(app: FastAPI) -> None:
+    async with Socket(app, PATH, headers=[(b"tidegate-timeout", b"soon")]) as socket:
+        assert (await socket.answer())["reason"] == "INVALID_INPUT"
+        assert (await socket.receive())["code"] == 4400
+
+
+async def test_a_client_that_leaves_cancels_what_is_in_flight(app: FastAPI, service: FakeService) -> None:
+    service.is_held = True
+    async with Socket(app, PATH) as socket:
+        for _ in range(3):
+            socket.send({"text": "R"})
+        await settle()
+    assert [future.cancelled() for future in service.held] == [True, True, True]
+    assert len(streams_of(app)) == 0
+
+
+async def test_drain_answers_what_is_in_flight_then_closes(app: FastAPI, service: FakeService) -> None:
+    service.is_held = True
+    async with Socket(app, PATH) as socket:
+        socket.send({"text": "R"})
+        await settle()
+        draining = asyncio.create_task(streams_of(app).drain())
+        await settle()
+        socket.send({"text": "too late"})
+        await settle()
+        assert not draining.done()
+        assert len(service.held) == 1
+        service.answer(service.held[0])
+        assert (await socket.answer())["position"] == 1
+        assert (await socket.answer())["reason"] == "DRAINING"
+        assert await socket.receive() == {"type": "websocket.close", "code": 1001, "reason": "DRAINING"}
+        await draining
+    assert len(streams_of(app)) == 0
+
+
+async def test_drain_ends_idle_streams_at_once(app: FastAPI) -> None:
+    async with Socket(app, PATH) as one, Socket(app, PATH) as two:
+        await settle()
+        await streams_of(app).drain()
+        for socket in (one, two):
+            assert (await socket.answer())["reason"] == "DRAINING"
+            assert (await socket.receive())["code"] == 1001
+
+
+async def test_drain_without_streams_is_done(app: FastAPI) -> None:
+    await streams_of(app).drain()
+
+
+@pytest.mark.parametrize("who", ["service", "streams"])
+async def test_no_stream_starts_on_a_server_that_drains(app: FastAPI, service: FakeService, who: str) -> None:
+    if who == "service":
+        service.is_draining = True
+    else:
+        await streams_of(app).drain()
+    async with Socket(app, PATH) as socket:
+        assert (await socket.answer())["reason"] == "DRAINING"
+        assert (await socket.receive())["code"] == 1001
