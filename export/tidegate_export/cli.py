@@ -16,12 +16,12 @@ def export(  # noqa: PLR0913, PLR0917 - the command line's options
         str, typer.Argument(help="A run directory, or my_module:factory or FILE.py:factory of a module of your own.")
     ],
     weights: Annotated[Path | None, typer.Option(help="State dict of that module, read with weights_only.")] = None,
-    name: Annotated[str | None, typer.Option(help="The bundle's name [default: the run's].")] = None,
-    version: Annotated[int | None, typer.Option(min=1, help="[default: the next that is free]")] = None,
+    name: Annotated[str | None, typer.Option(help="The bundle's name (default: the run's).")] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="(default: the next that is free)")] = None,
     shape: Annotated[
-        str | None, typer.Option("--example-shape", help="1,8,16: batch, time, features; or time,batch,16.")
+        str | None,
+        typer.Option("--example-shape", "--input", help="1,8,16 (batch, time, features), time,batch,16 or tokens."),
     ] = None,
-    input_: Annotated[str | None, typer.Option("--input", help="tokens: int64 ids instead of a shape.")] = None,
     task: Annotated[Literal["stream", "next_token"], typer.Option(help="What the module's output is.")] = "stream",
     vocabulary: Annotated[Path | None, typer.Option(help='JSON: {"tokens": […], "unknown": id or null}.')] = None,
     features: Annotated[str | None, typer.Option(help="Names of the input's columns: a,b,c.")] = None,
@@ -33,7 +33,7 @@ def export(  # noqa: PLR0913, PLR0917 - the command line's options
     except ModuleNotFoundError as error:
         typer.echo(f"{error.name} is not installed: pip install 'tidegate[train]'", err=True)
         raise typer.Exit(2) from None
-    request = Request(source, weights, name, version, input_ or shape, task, vocabulary, features, out)
+    request = Request(source, weights, name, version, shape, task, vocabulary, features, out)
     report, is_done = run(request)
     typer.echo(report, err=not is_done)
     if not is_done:

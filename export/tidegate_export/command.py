@@ -85,6 +85,7 @@ def _refuse_options(request: Request) -> None:
     given = {
         "--weights": request.weights,
         "--example-shape or --input": request.shape,
+        "--task": None if request.task == "stream" else request.task,
         "--vocabulary": request.vocabulary,
         "--features": request.features,
     }

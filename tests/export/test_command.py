@@ -178,6 +178,7 @@ def test_a_language_model_takes_its_vocabulary_from_a_plain_list(tmp_path: Path)
         (["nowhere"], "nowhere is neither a run directory nor my_module:factory"),
         ([str(HERE)], "holds no trained network"),
         ([str(HERE), "--features", "a"], "--features goes with a module of your own"),
+        ([str(HERE), "--task", "next_token"], "--task goes with a module of your own"),
         (["no_such_module:f", "--name", "m"], "no_such_module cannot be imported: ModuleNotFoundError"),
         (["no_such_file.py:f", "--name", "m"], "no_such_file.py cannot be imported: FileNotFoundError"),
         ([f"{MODULES}:missing", "--name", "m"], "has no callable 'missing'"),
