@@ -1,0 +1,154 @@
+"""The command line without a server: what it offers, how it fails, and what it does not import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle
+from tidegate import __version__
+from tidegate.cli import GROUP, app
+from tidegate.config import Settings
+
+NOBODY = "127.0.0.1:1"
+"""An address where no server can be: port 1 is below what users may bind."""
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments, env={"TIDEGATE_SERVER": None, "COLUMNS": "200"})
+
+
+def test_help_lists_every_verb_with_its_own_help() -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    for verb in ("serve", "predict", "generate", "sessions", "check"):
+        assert f" {verb} " in result.output
+        assert run(verb, "--help").exit_code == 0
+
+
+def test_verbs_of_other_packages_are_found_by_their_entry_points() -> None:
+    points = {"train": "tidegate_models.cli:train", "export": "tidegate_export.cli:export"}
+    assert {point.name: point.value for point in entry_points(group=GROUP)} == points
+    assert run("export", "--help").exit_code == 0
+
+
+def test_help_imports_neither_torch_nor_a_server() -> None:
+    code = (
+        "import sys, typer.testing; from tidegate.cli import app; "
+        "print(typer.testing.CliRunner().invoke(app, ['--help']).exit_code, "
+        "sorted({'torch', 'onnxruntime', 'fastapi', 'uvicorn'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
+    assert result.stdout == "0 []\n"
+
+
+def test_serve_does_not_load_the_client() -> None:
+    code = (
+        "import sys, tidegate.cli, tidegate.commands.serve, tidegate.server; "
+        "print(sorted({'tidegate.client', 'httpx', 'onnx', 'prometheus_client'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
+    assert result.stdout == "[]\n"
+
+
+def test_version() -> None:
+    assert run("--version").output == f"tidegate {__version__}\n"
+
+
+def test_every_setting_is_a_flag_of_serve() -> None:
+    output = run("serve", "--help").output
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')}" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("serve", "--http", "here"), "--http: 'here' is not HOST:PORT, like 127.0.0.1:8080 or [::1]:8080"),
+        (("serve", "--workers", "2"), "--workers: 2 workers are not supported by this version: use 1"),
+        (("serve", "--config", "absent.toml"), "absent.toml: No such file or directory"),
+        (("predict", "m", "--server", NOBODY), "give a sequence: --text, --file, --csv or --tokens"),
+        (("check", "absent"), "absent: no bundle there (NAME/VERSION/manifest.json)"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(arguments: tuple[str, ...], line: str) -> None:
+    result = run(*arguments)
+    assert (result.exit_code, result.stderr, result.stdout) == (2, f"tidegate: {line}\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict", "m", "--text", "a"),
+        ("generate", "m", "--prompt", "a"),
+        ("sessions", "list"),
+        ("sessions", "show", "s"),
+        ("sessions", "close", "s"),
+    ],
+)
+def test_where_no_server_is_one_line_says_what_to_do(arguments: tuple[str, ...]) -> None:
+    result = run(*arguments, "--server", NOBODY)
+    advice = "start one with `tidegate serve`, or name another with --server HOST:PORT"
+    assert (result.exit_code, result.stderr) == (2, f"tidegate: no server answers at {NOBODY}: {advice}\n")
+
+
+@pytest.mark.parametrize("arguments", [("nonsense",), ("serve", "--nonsense"), ("check",)])
+def test_unknown_verbs_and_flags_are_wrong_usage(arguments: tuple[str, ...]) -> None:
+    assert run(*arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(("tokens", "why"), [("1,b", "'1,b'"), ("", "''")])
+def test_tokens_that_are_none_are_refused(tokens: str, why: str) -> None:
+    result = run("predict", "m", "--tokens", tokens)
+    assert (result.exit_code, result.stderr) == (1, f"tidegate: --tokens: {why} is not a list of ids like 17,4,9\n")
+
+
+def test_an_unreadable_text_is_refused(tmp_path: Path) -> None:
+    result = run("predict", "m", "--file", str(tmp_path / "absent.txt"))
+    assert result.exit_code == 1
+    assert "absent.txt" in result.stderr
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_check_proves_a_bundle(tmp_path: Path, cell: str) -> None:
+    bundle = write_tiny_bundle(tmp_path, cell=cell)
+    result = run("check", str(bundle), "--json")
+    assert result.exit_code == 0
+    (finding,) = json.loads(result.stdout)
+    assert (finding["bundle"], finding["passed"]) == (str(bundle), True)
+    assert finding["cases"] > 1
+
+
+def test_check_takes_bundles_models_and_directories_of_models(tmp_path: Path) -> None:
+    first, second = write_tiny_bundle(tmp_path), write_tiny_bundle(tmp_path, version="2")
+    forecast = write_tiny_forecast_bundle(tmp_path)
+
+    def checked(path: Path) -> list[str]:
+        return [finding["bundle"] for finding in json.loads(run("check", str(path), "--json").stdout)]
+
+    assert checked(second) == [str(second)]
+    assert checked(first.parent) == [str(first), str(second)]
+    assert checked(tmp_path) == [str(first), str(second), str(forecast)]
+
+
+def test_check_fails_for_what_was_altered_and_tells_of_the_others(tmp_path: Path) -> None:
+    good, bad = write_tiny_bundle(tmp_path), write_tiny_bundle(tmp_path, "altered")
+    (bad / "vocabulary.json").write_text("{}")
+    result = run("check", str(tmp_path), "--json")
+    assert result.exit_code == 1
+    findings = {finding["bundle"]: finding for finding in json.loads(result.stdout)}
+    assert findings[str(good)]["passed"]
+    assert findings[str(bad)]["reason"] == "CHECKSUM_MISMATCH"
+
+
+def test_check_prints_a_table(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path)
+    result = run("check", str(bundle))
+    assert "passed" in result.stdout
+    assert str(bundle) in result.stdout.replace("\n", "")
