@@ -1,0 +1,133 @@
+"""The client for asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.service.grpc.fake import FakeService
+from tidegate import errors
+from tidegate.client import AsyncClient
+from tidegate.core import GeneratedToken, GenerationDone, SessionRequest
+from tidegate.ingress.grpc.server import create_server
+
+
+@pytest.fixture
+async def client(address: str) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(address, timeout=10) as client:
+        yield client
+
+
+async def test_models(client: AsyncClient) -> None:
+    assert [model.version for model in await client.models()] == ["1", "2"]
+    assert (await client.model("echo", "1")).version == "1"
+    assert (await client.reload()).loaded == ["echo/3"]
+
+
+async def test_predict(client: AsyncClient, service: FakeService) -> None:
+    result = await client.predict("echo", ["ab", [5, 6]], version="1", every_step=True)
+    assert (result.version, [each.length for each in result.predictions]) == ("1", [2, 2])
+    service.failures["echo"] = [errors.InvalidInputError("sequence 0: no", details={"sequence": "0"})]
+    with pytest.raises(errors.InvalidInputError) as caught:
+        await client.predict("echo", ["?"])
+    assert caught.value.details == {"sequence": "0"}
+
+
+async def test_generate(client: AsyncClient) -> None:
+    events = [event async for event in client.generate("echo", "xy", max_tokens=1)]
+    assert events == [GeneratedToken(0, "a", 3), GenerationDone("a", [0], "length", 3)]
+
+
+async def test_leaving_a_generation_cancels_it(client: AsyncClient, service: FakeService) -> None:
+    service.is_holding = True
+    events: Any = client.generate("echo", "xy")
+    async with aclosing(events):
+        assert await anext(events) == GeneratedToken(0, "a", 3)
+    assert await service.cancelled.get() == "echo"
+
+
+async def test_a_session_steps_with_its_position_and_closes(client: AsyncClient, service: FakeService) -> None:
+    async with client.open("echo", id="mine", durable=True) as session:
+        assert (await session.step("ab")).position == 2
+        assert (await session.step(tokens=[7])).position == 3
+        assert (await session.step(values=[[1.0, 2.0]])).position == 4
+        assert [each.id async for each in client.sessions()] == ["mine"]
+        assert (await session.refresh()).position == 4
+    assert service.opened == [SessionRequest("echo", id="mine", durable=True)]
+    assert [call.position for call in service.steps] == [0, 2, 3]
+    assert service.sessions == {}
+
+
+async def test_an_opening_can_be_awaited(client: AsyncClient, service: FakeService) -> None:
+    session = await client.open("echo", id="mine")
+    assert list(service.sessions) == ["mine"]
+    await session.close()
+    await session.close()
+    assert service.sessions == {}
+
+
+async def test_an_error_in_the_block_is_not_hidden_by_one_of_closing(client: AsyncClient, service: FakeService) -> None:
+    async def fail() -> None:
+        async with client.open("echo", id="mine"):
+            service.failures["mine"] = [errors.InternalError("closing failed")]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+
+
+async def test_generating_moves_the_session(client: AsyncClient, service: FakeService) -> None:
+    service.add_sessions("a")
+    session = await client.session("a")
+    assert [event.position async for event in session.generate("xy", max_tokens=2)] == [3, 4, 4]
+    assert session.position == 4
+
+
+async def test_a_session_stream_steps_and_overlaps(client: AsyncClient, service: FakeService) -> None:
+    service.add_sessions("a")
+    session = await client.session("a")
+    async with session.stream() as stream:
+        assert (await stream.step("ab")).position == 2
+        for token in (5, 6):
+            await stream.send(tokens=[token])
+        with pytest.raises(RuntimeError, match="2 replies are in flight"):
+            await stream.step("x")
+        assert [(await stream.receive()).position for _ in range(2)] == [3, 4]
+        service.failures["a"] = [errors.InvalidInputError("no such character")]
+        with pytest.raises(errors.InvalidInputError):
+            await stream.step("x")
+        assert (await stream.step("x")).position == 5
+    assert session.position == 5
+
+
+async def test_a_column_stream_steps_many_sessions(client: AsyncClient, service: FakeService) -> None:
+    service.add_sessions("a", "b")
+    async with client.stream() as stream:
+        attached = await stream.attach([await client.session("a"), "b"], first_lane=4)
+        assert (attached.first_lane, attached.positions, attached.errors) == (4, [0, 0], {})
+        result = await stream.step([4, 5], tokens=np.array([5, 6, 7]), lengths=[1, 2], every_step=True)
+        assert (result.lanes, result.positions, result.counts) == ([4, 5], [1, 2], [1, 2])
+        assert result.ids is not None
+        assert result.ids.tolist() == [[5], [6], [7]]
+
+
+async def test_a_drained_stream_says_so(service: FakeService) -> None:
+    service.add_sessions("a")
+    server = create_server(service.as_service(), "127.0.0.1:0")
+    await server.start()
+    async with AsyncClient(f"127.0.0.1:{server.port}") as client:
+        session = await client.session("a")
+        async with session.stream() as stream:
+            await stream.step("x")
+            await server.drain()
+            with pytest.raises(errors.UnavailableError) as caught:
+                await stream.step("x")
+            assert caught.value.reason == "DRAINING"
+            # Also once the end has been seen.
+            with pytest.raises(errors.UnavailableError):
+                await stream.send("x")
+    await server.stop()

@@ -1,0 +1,251 @@
+"""A core to test ingress and client against: remembers what it was asked, answers by rule, fails and waits as told."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from tidegate.config import Settings, load_settings
+from tidegate.core import (
+    Ask,
+    Candidate,
+    GeneratedToken,
+    GenerationDone,
+    Input,
+    ModelInfo,
+    ModelPage,
+    Prediction,
+    PredictResult,
+    Refusal,
+    ReloadReport,
+    Sampling,
+    SessionInfo,
+    SessionPage,
+    SessionRequest,
+    StepResult,
+    Surprise,
+    TensorInfo,
+)
+from tidegate.errors import NotFoundError, PositionConflictError
+
+if TYPE_CHECKING:
+    from tidegate.service import Service
+
+MODEL = ModelInfo(
+    name="echo",
+    version="2",
+    versions=["1", "2"],
+    task="next_token",
+    cell="lstm",
+    inputs=[TensorInfo("tokens", "int64", ["batch", "time"])],
+    outputs=[TensorInfo("logits", "float32", ["batch", "time", "65"])],
+    features=["load", "hour"],
+    state_bytes=128,
+    surprise_unit="bits",
+    batch_invariant=True,
+    sha256="ab" * 32,
+    provider="CPUExecutionProvider",
+)
+OPENED = 1_700_000_000.25
+
+
+class StepCall(NamedTuple):
+    session: str
+    input: Input
+    ask: Ask
+    position: int | None
+    deadline: float | None
+
+
+class GenerateCall(NamedTuple):
+    prompt: Input | None
+    sampling: Sampling
+    position: int | None
+    deadline: float | None
+
+
+@dataclass
+class FakeService:
+    """`echo`: the most probable next token is the last token, its surprise is the position after the step.
+
+    With ``is_holding`` steps wait until `release`. What fails is said in ``failures`` (raised by any call that names
+    the session or model) and ``late_failures`` (the step's future fails), once for each error listed.
+    """
+
+    settings: Settings = field(default_factory=lambda: load_settings({}))
+    is_ready: bool = True
+    is_holding: bool = False
+    sessions: dict[str, SessionInfo] = field(default_factory=dict)
+    failures: dict[str, list[Exception]] = field(default_factory=dict)
+    late_failures: dict[str, list[Exception]] = field(default_factory=dict)
+    steps: list[StepCall] = field(default_factory=list)
+    generations: list[GenerateCall] = field(default_factory=list)
+    opened: list[SessionRequest] = field(default_factory=list)
+    predicted: list[tuple[str, str | None, Sequence[Input], Ask]] = field(default_factory=list)
+    waiting: list[tuple[asyncio.Future[StepResult], StepResult]] = field(default_factory=list)
+    submitted: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    cancelled: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+
+    def as_service(self) -> Service:
+        return cast("Service", self)
+
+    def add_sessions(self, *names: str, model: str = "echo") -> None:
+        for name in names:
+            self.sessions[name] = SessionInfo(name, model, "2", 0, False, OPENED, None, 128)
+
+    def models(self, limit: int = 0, page_token: str = "") -> ModelPage:
+        self._fail("models")
+        pages = [replace(MODEL, version="1"), MODEL]
+        start = int(page_token or 0)
+        return ModelPage(pages[start : start + 1], "1" if start == 0 else "")
+
+    def model(self, name: str, version: str | None = None) -> ModelInfo:
+        self._fail(name)
+        return replace(MODEL, name=name, version=version or MODEL.version)
+
+    async def reload(self) -> ReloadReport:
+        return ReloadReport(["echo/3"], ["echo/1"], [Refusal("broken/1", "CHECKSUM_MISMATCH", "checksum differs")])
+
+    async def predict(
+        self, model: str, version: str | None, sequences: Sequence[Input], ask: Ask, deadline: float | None = None
+    ) -> PredictResult:
+        self._fail(model)
+        self.predicted.append((model, version, sequences, ask))
+        if self.is_holding:
+            await self._hold(model)
+        return PredictResult(model, version or "2", [predict(each, ask, 0) for each in sequences])
+
+    async def generate(
+        self,
+        model: str,
+        version: str | None,
+        prompt: Input | None,
+        sampling: Sampling,
+        deadline: float | None = None,
+    ) -> AsyncGenerator[GeneratedToken | GenerationDone, None]:
+        self.generations.append(GenerateCall(prompt, sampling, None, deadline))
+        self._fail(model)
+        async for event in self._generate(model, length(prompt), sampling):
+            yield event
+
+    async def open_session(self, request: SessionRequest) -> SessionInfo:
+        self._fail(request.model)
+        self.opened.append(request)
+        name = request.id or f"s{len(self.sessions)}"
+        expires = OPENED + request.ttl_seconds if request.ttl_seconds else None
+        self.sessions[name] = SessionInfo(name, request.model, "2", 0, request.durable, OPENED, expires, 128)
+        return self.sessions[name]
+
+    async def get_session(self, id: str) -> SessionInfo:  # noqa: A002 - the core's word
+        self._fail(id)
+        if id not in self.sessions:
+            raise NotFoundError(f"unknown session {id}", reason="UNKNOWN_SESSION")
+        return self.sessions[id]
+
+    async def list_sessions(self, limit: int = 0, page_token: str = "") -> SessionPage:
+        names = sorted(self.sessions)
+        start = int(page_token or 0)
+        end = start + (limit or 2)
+        return SessionPage([self.sessions[name] for name in names[start:end]], str(end) if names[end:] else "")
+
+    async def close_session(self, id: str) -> None:  # noqa: A002 - the core's word
+        self._fail(id)
+        self.sessions.pop(id, None)
+
+    def step(
+        self,
+        session: str,
+        source: Input,
+        ask: Ask = Ask(),  # noqa: B008 - the core's default
+        position: int | None = None,
+        deadline: float | None = None,
+    ) -> asyncio.Future[StepResult]:
+        self.steps.append(StepCall(session, source, ask, position, deadline))
+        self._fail(session)
+        info = self.sessions[session]
+        if position is not None and position != info.position:
+            raise PositionConflictError(f"the session is at {info.position}", position=info.position)
+        result = StepResult(session, info.position + length(source), predict(source, ask, info.position))
+        future: asyncio.Future[StepResult] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(lambda done: self.cancelled.put_nowait(session) if done.cancelled() else None)
+        if self.late_failures.get(session):
+            future.set_exception(self.late_failures[session].pop(0))
+            return future
+        self.sessions[session] = info._replace(position=result.position)
+        self.waiting.append((future, result))
+        if not self.is_holding:
+            self.release()
+        self.submitted.put_nowait(session)
+        return future
+
+    async def generate_on_session(
+        self,
+        session: str,
+        prompt: Input | None,
+        sampling: Sampling,
+        position: int | None = None,
+        deadline: float | None = None,
+    ) -> AsyncGenerator[GeneratedToken | GenerationDone, None]:
+        self.generations.append(GenerateCall(prompt, sampling, position, deadline))
+        self._fail(session)
+        info = self.sessions[session]
+        async for event in self._generate(session, info.position + length(prompt), sampling):
+            self.sessions[session] = info._replace(position=event.position)
+            yield event
+
+    def release(self) -> None:
+        """Answer every step that waits."""
+        waiting, self.waiting = self.waiting, []
+        for future, result in waiting:
+            if not future.done():
+                future.set_result(result)
+
+    async def _generate(
+        self, name: str, start: int, sampling: Sampling
+    ) -> AsyncGenerator[GeneratedToken | GenerationDone, None]:
+        """The letters from "a"; with ``is_holding`` it stops after the first until it is cancelled."""
+        tokens = list(range(sampling.max_tokens))
+        for token in tokens:
+            yield GeneratedToken(token, chr(97 + token), start + token + 1)
+            if self.is_holding:
+                await self._hold(name)
+        text = "".join(chr(97 + token) for token in tokens)
+        yield GenerationDone(text, tokens, "length", start + len(tokens))
+
+    async def _hold(self, name: str) -> None:
+        self.submitted.put_nowait(name)
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            self.cancelled.put_nowait(name)
+            raise
+
+    def _fail(self, name: str) -> None:
+        if self.failures.get(name):
+            raise self.failures[name].pop(0)
+
+
+def length(source: Input | None) -> int:
+    """The steps of an input."""
+    if source is None:
+        return 0
+    steps = source.text if source.text is not None else source.tokens if source.tokens is not None else source.values
+    assert steps is not None
+    return len(steps)
+
+
+def predict(source: Input, ask: Ask, position: int) -> Prediction:
+    """What `echo` says after an input that began at a position."""
+    num_steps = length(source)
+    last = [source.tokens[i] if source.tokens is not None else i for i in range(num_steps)]
+    told = last if ask.every_step else last[-1:]
+    surprises = [float(position + i + 1) for i in range(num_steps)]
+    return Prediction(
+        length=num_steps,
+        every_step=ask.every_step,
+        next=[[Candidate(chr(97 + k), token + k, 0.5**k) for k in range(ask.top)] for token in told],
+        surprise=Surprise(math.fsum(surprises) / num_steps, "bits", surprises if ask.every_step else None),
+    )
