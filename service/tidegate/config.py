@@ -114,8 +114,12 @@ class Settings(BaseSettings):
     replica: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,63}$")] | None = Field(
         None, description="This server's name in the ids of sessions; random if unset."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
-    log_format: Literal["console", "json"] = Field("console", description="One line for people, or one JSON object.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least that is logged: debug, info, warning or error."
+    )
+    log_format: Literal["console", "json"] = Field(
+        "console", description="console (for people) or json (an object a line)."
+    )
 
 
 def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> Settings:

@@ -161,3 +161,14 @@ def test_a_reload_that_fails_disturbs_nobody(bundles: Path) -> None:
         server.tell(signal.SIGHUP)
         assert "No such file or directory" in server.wait_for("reload failed")["error"]
         assert client.predict("tiny", ["Hello"]).predictions[0].length == 5
+
+
+def test_metrics_tell_of_runs_and_of_sessions(bundles: Path) -> None:
+    with serving(bundles) as server, Client(server.grpc) as client:
+        with client.open("tiny") as session:
+            session.step("Hello")
+        lines = httpx.get(f"{server.http}/metrics").text.splitlines()
+    assert 'tidegate_steps_total{model="tiny",version="1"} 5.0' in lines
+    assert 'tidegate_run_rows_bucket{le="1.0",model="tiny",version="1"} 1.0' in lines
+    assert 'tidegate_sessions_ended_total{reason="SESSION_CLOSED"} 1.0' in lines
+    assert "tidegate_sessions 0.0" in lines

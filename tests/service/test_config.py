@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tidegate.config import Address, Settings, load_settings, parse_address
+from tidegate.config import Address, Settings, flag, load_settings, parse_address
 from tidegate.errors import ConfigurationError
 
 
@@ -106,6 +106,18 @@ def test_a_bad_file_is_named_with_its_key(tmp_path: Path, text: str, message: st
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"absent\.toml: No such file or directory"):
         load_settings({}, tmp_path / "absent.toml")
+
+
+def test_the_documentation_lists_every_setting() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `--") and "--config" not in line]
+    assert rows == [documented(name) for name in Settings.model_fields]
+
+
+def documented(name: str) -> str:
+    field = Settings.model_fields[name]
+    default = "none" if field.default is None else field.default
+    return f"| `{flag(name)}` | `{default}` | {field.description} |"
 
 
 @given(
