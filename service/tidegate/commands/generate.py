@@ -58,9 +58,12 @@ def _print_end(events: Iterable[GeneratedToken | GenerationDone]) -> None:
 def _print_as_it_comes(prompt: str, events: Iterable[GeneratedToken | GenerationDone]) -> None:
     """Print the prompt with the first character, so that a refused call prints its error alone."""
     pending = prompt
-    for event in events:
-        if isinstance(event, GeneratedToken):
-            # typer.echo flushes.
-            typer.echo(pending + event.text, nl=False)
-            pending = ""
-    typer.echo(pending)
+    try:
+        for event in events:
+            if isinstance(event, GeneratedToken):
+                # typer.echo flushes.
+                typer.echo(pending + event.text, nl=False)
+                pending = ""
+    finally:
+        if not pending:
+            typer.echo()
