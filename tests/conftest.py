@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# A loaded machine is no failure, hence no deadline; the same examples on every run, hence derandomize.
-settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+# A loaded machine is no failure, hence no deadline and no complaint of slowness; the same examples on every run, hence derandomize.
+settings.register_profile(
+    "ci", derandomize=True, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("ci")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,11 @@ class LoadedModel:
     def label(self) -> str:
         return f"{self.manifest.name}/{self.manifest.version}"
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether anybody may ask for it, or waits for it."""
+        return self.is_offered or self.num_sessions > 0 or self.engine.num_waiting > 0
+
     async def stop(self) -> None:
         """Stop ticking and let go of the threads."""
         await self.loop.stop()
@@ -64,8 +70,9 @@ class LoadedModel:
 class Registry:
     """Loaded models by name and version."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
+        self._clock = clock
         self._budget = Budget(settings.arena_mb << 20)
         self._models: dict[Key, LoadedModel] = {}
         self._reloading = asyncio.Lock()
@@ -93,9 +100,11 @@ class Registry:
             raise NotFoundError(f"unknown model {name!r}", reason="UNKNOWN_MODEL")
         if not version:
             return self._models[name, versions[-1]]
-        if not version.isascii() or not version.isdigit() or int(version) not in versions:
-            known = ", ".join(map(str, versions))
-            raise NotFoundError(f"model {name} has no version {version!r}: it has {known}", reason="UNKNOWN_VERSION")
+        known = list(map(str, versions))
+        if version not in known:
+            raise NotFoundError(
+                f"model {name} has no version {version!r}: it has {', '.join(known)}", reason="UNKNOWN_VERSION"
+            )
         return self._models[name, int(version)]
 
     def info(self, model: LoadedModel) -> ModelInfo:
@@ -132,12 +141,13 @@ class Registry:
             for key in [key for key, model in self._models.items() if model.is_offered and key not in there]:
                 report.removed.append(self._models[key].label)
                 self._models[key].is_offered = False
-                await self.retire(self._models[key])
+            await self.retire()
             return report
 
-    async def retire(self, model: LoadedModel) -> None:
-        """Unload a model that is not offered any more, once its last session is over."""
-        if not model.is_offered and model.num_sessions == 0 and self._models.pop(model.key, None) is not None:
+    async def retire(self) -> None:
+        """Unload the models that are not offered any more, once the last session and the last request are over."""
+        for model in [model for model in self._models.values() if not model.is_needed]:
+            del self._models[model.key]
             await model.stop()
 
     async def stop(self) -> None:
@@ -149,7 +159,7 @@ class Registry:
             bundle = await asyncio.to_thread(read_bundle, path)
             present = self._models.get(_key(path))
             if present is None:
-                model = await asyncio.to_thread(_assemble, bundle, self._settings, self._budget)
+                model = await asyncio.to_thread(_assemble, bundle, self._settings, self._budget, self._clock)
                 model.loop.start()
                 self._models[model.key] = model
                 report.loaded.append(model.label)
@@ -178,7 +188,7 @@ def _find(root: Path) -> list[Path]:
         raise ConfigurationError(f"bundles directory {root}: {error.strerror}") from error
 
 
-def _assemble(bundle: Bundle, settings: Settings, budget: Budget) -> LoadedModel:
+def _assemble(bundle: Bundle, settings: Settings, budget: Budget, clock: Callable[[], float]) -> LoadedModel:
     """Build everything that runs a bundle."""
     manifest = bundle.manifest
     codec = make_codec(bundle)
@@ -191,7 +201,8 @@ def _assemble(bundle: Bundle, settings: Settings, budget: Budget) -> LoadedModel
     scheduler = Scheduler(settings.max_rows if shares else 1, settings.max_steps)
     engine = Engine(codec, arena, len(manifest.states), scheduler, settings.max_queue)
     executor = ThreadPoolExecutor(1, f"run-{manifest.name}") if settings.execution == "thread" else None
-    return LoadedModel(bundle, codec, runner, arena, engine, Loop(engine, runner, executor=executor), executor)
+    loop = Loop(engine, runner, executor=executor, clock=clock)
+    return LoadedModel(bundle, codec, runner, arena, engine, loop, executor)
 
 
 def _plane(spec: StateSpec) -> Plane:

@@ -9,6 +9,7 @@ afterwards.
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -83,7 +84,7 @@ class Service:
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self.settings = settings
         self._clock = clock or Clock()
-        self._registry = Registry(settings)
+        self._registry = Registry(settings, self._clock.monotonic)
         self._desk = Desk(settings, self._registry, self._clock)
         self._is_started = False
         self._is_draining = False
@@ -124,10 +125,14 @@ class Service:
             self._reaper.cancel()
         await self._registry.stop()
 
+    async def expire(self) -> None:
+        """End the sessions whose time is over; a running service does so by itself every second."""
+        await self._desk.expire()
+
     async def _reap_forever(self) -> None:
         while True:
             await asyncio.sleep(_EXPIRY_SECONDS)
-            await self._desk.expire()
+            await self.expire()
 
     # ---- models
 
@@ -330,7 +335,7 @@ def _page_size(limit: int) -> int:
 
 
 def _offset(page_token: str) -> int:
-    if page_token and not (page_token.isascii() and page_token.isdigit()):
+    if page_token and not re.fullmatch(r"[0-9]{1,9}", page_token):
         raise InvalidInputError(f"{page_token!r} is not a page token of this list", reason="BAD_PAGE")
     return int(page_token or 0)
 

@@ -39,9 +39,9 @@ class Codec(Protocol):
     def reply_bytes(self, length: int, ask: Ask) -> int:
         """Return about how large the reply to ``length`` steps will be, in bytes."""
 
-    def predict(self, outputs: Outputs, rows: Sequence[int], top: int) -> list[Prediction]:
+    def predict(self, outputs: Outputs, rows: Sequence[int], length: int, top: int) -> list[Prediction]:
         """Read the last step of whole chunks: ``rows`` of outputs [batch, time, …] that started and ended in this
-        run.
+        run of ``length`` steps.
         """
 
     def cut(self, outputs: Outputs, row: int, ask: Ask, *, is_last: bool) -> Piece:

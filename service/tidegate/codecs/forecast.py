@@ -50,9 +50,8 @@ class Forecasts:
         steps = length if ask.every_step else 1
         return steps * (64 + self._spec.horizon * len(self._spec.quantiles) * _VALUE_BYTES)
 
-    def predict(self, outputs: Mapping[str, Tensor], rows: Sequence[int], top: int) -> list[Prediction]:
+    def predict(self, outputs: Mapping[str, Tensor], rows: Sequence[int], length: int, top: int) -> list[Prediction]:
         quantiles = outputs[self._spec.output]
-        length = quantiles.shape[1]
         forecasts = self._forecasts(quantiles[rows, -1])
         if self._spec.surprise is None:
             return [Prediction(length, forecast=[forecast]) for forecast in forecasts]

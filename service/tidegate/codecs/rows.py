@@ -26,11 +26,9 @@ def check_rows(values: FloatArray, features: Sequence[str], width: int) -> Float
     """
     rows = np.asarray(values)
     if rows.ndim != 2 or rows.shape[0] == 0:
-        raise InvalidInputError(
-            "the sequence is empty: values need at least one row"
-            if rows.size == 0
-            else "values must be rows of numbers"
-        )
+        if rows.size == 0:
+            raise InvalidInputError("the sequence is empty: values need at least one row", reason="EMPTY_SEQUENCE")
+        raise InvalidInputError("values must be rows of numbers")
     if rows.shape[1] != width:
         named = f" ({', '.join(features)})" if features else ""
         raise InvalidInputError(f"each row needs {width} values{named}, got {rows.shape[1]}", reason="WRONG_WIDTH")

@@ -53,16 +53,17 @@ class Tensors:
         per_step = sum(_size(spec) for spec in self._outputs)
         return 64 + steps * per_step * _VALUE_BYTES
 
-    def predict(self, outputs: Mapping[str, Tensor], rows: Sequence[int], top: int) -> list[Prediction]:
+    def predict(self, outputs: Mapping[str, Tensor], rows: Sequence[int], length: int, top: int) -> list[Prediction]:
         ask = Ask(top)
-        length = next((outputs[spec.name].shape[1] for spec in self._outputs if spec.time_axis is not None), 1)
         return [self.join([self.cut(outputs, row, ask, is_last=True)], length, ask) for row in rows]
 
     def cut(self, outputs: Mapping[str, Tensor], row: int, ask: Ask, *, is_last: bool) -> dict[str, Tensor]:
         piece = {}
         for spec in self._outputs:
-            steps = outputs[spec.name][row] if spec.time_axis is not None else outputs[spec.name][row][None]
-            piece[spec.name] = (steps if ask.every_step else steps[-1:] if is_last else steps[:0]).copy()
+            is_per_step = spec.time_axis is not None
+            steps = outputs[spec.name][row] if is_per_step else outputs[spec.name][row][None]
+            told = steps if ask.every_step and is_per_step else steps[-1:] if is_last else steps[:0]
+            piece[spec.name] = told.copy()
         return piece
 
     def join(self, pieces: Sequence[Mapping[str, Tensor]], length: int, ask: Ask) -> Prediction:

@@ -25,8 +25,8 @@ class Tokens:
         self._logits = spec.output
         self._surprise = spec.surprise
         self._unknown = unknown
-        self._ids = {token: id_ for id_, token in enumerate(self.tokens)}
         self._has_text = all(len(token) == 1 for token in self.tokens)
+        self._ids = {token: id_ for id_, token in enumerate(self.tokens)} if self._has_text else {}
         # One read-only array a token: the single step of a stream, the hottest input, costs a look-up.
         self._singles = tuple(np.array([id_], dtype=np.int64) for id_ in range(len(self.tokens)))
 
@@ -70,9 +70,8 @@ class Tokens:
         steps = length if ask.every_step else 1
         return steps * (_STEP_BYTES + min(ask.top, len(self.tokens)) * _CANDIDATE_BYTES)
 
-    def predict(self, outputs: Mapping[str, Tensor], rows: Sequence[int], top: int) -> list[Prediction]:
+    def predict(self, outputs: Mapping[str, Tensor], rows: Sequence[int], length: int, top: int) -> list[Prediction]:
         logits = outputs[self._logits]
-        length = logits.shape[1]
         last = logits[:, -1] if len(rows) == len(logits) else logits[rows, -1]
         steps = self._candidates(*top_candidates(last, top))
         if self._surprise is None:

@@ -138,6 +138,9 @@ class Engine:
         for work in list(self._waiting):
             self._waiting.discard(work)
             self._scheduler.discard(work)
+            self._free_scratch(work, is_over=True)
+            if work.session is not None:
+                work.session.queue.clear()
             work.fail(error)
 
     # ---- the tick, in order
@@ -255,7 +258,8 @@ class Engine:
             if not work.remaining:
                 answers[work] = self._codec.join(work.pieces, work.length, work.ask)
         for top, group in whole.items():
-            predictions = self._codec.predict(outputs, [row for row, _ in group], top)
+            length = group[0][1].length
+            predictions = self._codec.predict(outputs, [row for row, _ in group], length, top)
             answers.update(zip((work for _, work in group), predictions, strict=True))
         return answers
 
@@ -291,6 +295,7 @@ class Engine:
 
     def _start(self, work: Work, session: Session) -> bool:
         """Return whether the work now waits in the scheduler; otherwise it is answered."""
+        session.check_open()
         if work.is_abandoned:
             return False
         if session.decide(work.position, work.fingerprint) is Verdict.REPEAT:

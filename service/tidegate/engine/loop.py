@@ -67,6 +67,7 @@ class Loop:
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._is_stopped = False
         self.run_seconds = 0.0
 
     def start(self) -> None:
@@ -74,15 +75,25 @@ class Loop:
         self._task = asyncio.create_task(self._tick_forever(), name="tidegate-engine")
 
     async def stop(self) -> None:
-        """Stop ticking; work that still waits is answered with UNAVAILABLE."""
+        """Stop ticking; work that still waits, or comes later, is answered with UNAVAILABLE."""
+        self._is_stopped = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._engine.abort(UnavailableError("the server is stopping", reason="DRAINING", retry_after=1.0))
+        self._engine.abort(_stopping())
+        self._idle.set()
 
     def submit(self, work: Work) -> None:
-        """Let work wait its turn; OverloadedError where too much waits already."""
+        """Let work wait its turn.
+
+        Raises:
+            OverloadedError: Too much waits already.
+            UnavailableError: The loop was stopped.
+        """
+        if self._is_stopped:
+            raise _stopping()
         self._engine.submit(work)
+        self._idle.clear()
         self._wake.set()
 
     async def wait_idle(self) -> None:
@@ -118,7 +129,6 @@ class Loop:
             self._wake.clear()
             self._idle.set()
             await self._wake.wait()
-            self._idle.clear()
         for _ in range(_SETTLE_ROUNDS):
             before = self._engine.num_waiting
             await asyncio.sleep(0)
@@ -133,3 +143,7 @@ class Loop:
             result = await asyncio.get_running_loop().run_in_executor(self._executor, self._runner.run, inputs, states)
         self.run_seconds += self._clock() - started
         return result
+
+
+def _stopping() -> UnavailableError:
+    return UnavailableError("the server is stopping", reason="DRAINING", retry_after=1.0)

@@ -58,6 +58,7 @@ class Runner:
         self._session = _open(bundle, self.provider, _PROVIDER_OPTIONS[provider], threads)
         if self._session.get_providers()[0] != self.provider:
             raise ConfigurationError(f"provider {provider} did not start", reason="PROVIDER_NOT_AVAILABLE")
+        self._lengths = _lengths_input(self._session, manifest.lengths)
         self._names = [spec.name for spec in self._outputs] + [spec.output for spec in self._states]
 
     def run(self, inputs: Sequence[Tensor], states: Sequence[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
@@ -74,6 +75,10 @@ class Runner:
         feeds = {spec.name: _to_graph(spec, array) for spec, array in zip(self._inputs, inputs, strict=True)}
         for spec, array in zip(self._states, states, strict=True):
             feeds[spec.input] = array if spec.batch_axis is not None else array[0]
+        if self._lengths is not None:
+            name, dtype = self._lengths
+            rows, steps = inputs[0].shape[:2]
+            feeds[name] = np.full(rows, steps, dtype)
         results = self._session.run(self._names, feeds)
         outputs = {spec.name: _from_graph(spec, array) for spec, array in zip(self._outputs, results, strict=False)}
         news = results[len(self._outputs) :]
@@ -90,6 +95,16 @@ def _open(bundle: Bundle, provider: str, options: dict[str, str], threads: int) 
         return onnxruntime.InferenceSession(str(bundle.graph), settings, providers=[(provider, options)])
     except Exception as error:  # onnxruntime raises a dozen unrelated types
         raise BundleError(f"{bundle.graph}: onnxruntime refuses it: {error}", reason="GRAPH_REFUSED") from error
+
+
+def _lengths_input(session: onnxruntime.InferenceSession, name: str | None) -> tuple[str, str] | None:
+    """Return name and dtype of the input that says how long each row is; all rows of a run are equally long."""
+    if name is None:
+        return None
+    types = {item.name: item.type for item in session.get_inputs()}
+    if name not in types:
+        raise BundleError(f"the graph has no input {name}, which the manifest names for lengths")
+    return name, types[name].removeprefix("tensor(").removesuffix(")")
 
 
 def _order(spec: TensorSpec) -> list[int]:

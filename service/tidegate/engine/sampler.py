@@ -60,7 +60,7 @@ def sample(logits: Tensor, samplings: Sequence[Sampling], randoms: Sequence[floa
 
 def _kept_ranks(samplings: Sequence[Sampling], size: int) -> NDArray[np.int64]:
     """Return [rows, 1]: how many of the most probable tokens a row may draw from."""
-    kept = [1 if sampling.temperature == 0 else sampling.top_k or size for sampling in samplings]
+    kept = [1 if sampling.temperature == 0 else min(sampling.top_k, size) or size for sampling in samplings]
     return np.array(kept, dtype=np.int64)[:, None]
 
 
@@ -70,6 +70,7 @@ def _ranked(logits: Tensor, samplings: Sequence[Sampling]) -> tuple[NDArray[np.i
     order = np.argsort(-scores, axis=1, kind="stable")
     ranked = np.take_along_axis(scores, order, axis=1)
     temperature = np.array([sampling.temperature or 1.0 for sampling in samplings])[:, None]
-    weights = np.exp((ranked - ranked[:, :1]) / temperature)
+    with np.errstate(over="ignore"):  # a temperature near 0 divides beyond the largest float: its weight is 0
+        weights = np.exp((ranked - ranked[:, :1]) / temperature)
     kept = _kept_ranks(samplings, logits.shape[1])
     return order, np.where(np.arange(logits.shape[1]) < kept, weights, 0.0)

@@ -39,7 +39,7 @@ class Scheduler:
     """
 
     def __init__(self, max_rows: int, max_steps: int, max_piece: int = 64) -> None:
-        self._max_rows = max_rows
+        self._max_rows = min(max_rows, max_steps)
         self._max_steps = max_steps
         self._max_piece = max_piece
         # Insertion-ordered sets: first come, first served, and removal anywhere costs nothing.

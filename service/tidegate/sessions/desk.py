@@ -66,8 +66,8 @@ class Desk:
         if request.id is not None and (existing := self._existing(request)) is not None:
             return existing
         model = self._registry.get(request.model, request.version)
-        self._make_room(model)
         session = self._make(request, model)
+        self._make_room(model)
         model.engine.hold(session)
         model.num_sessions += 1
         self._table.add(session)
@@ -84,9 +84,7 @@ class Desk:
         session = self._table.find(id_)
         if session is None:
             return self._missing(id_)
-        end = session.expires_at
-        if end is not None and end <= self._clock.monotonic() and not session.is_busy:
-            self._expire_due()
+        if self._end_if_overdue(session):
             return self._table.get(id_)
         return session
 
@@ -107,12 +105,13 @@ class Desk:
         except SessionEndedError:
             return
         self._end(session, Event.CLOSE)
-        await self._registry.retire(session.model)
+        await self._registry.retire()
 
     async def expire(self) -> None:
-        """End the sessions whose time is over."""
-        for model in self._expire_due():
-            await self._registry.retire(model)
+        """End the sessions whose time is over, and let go of models that nobody needs any more."""
+        for session, event in self._table.expired(self._clock.monotonic()):
+            self._end(session, event)
+        await self._registry.retire()
 
     def info(self, session: Session) -> SessionInfo:
         """Return what callers may know of a session."""
@@ -137,7 +136,9 @@ class Desk:
                 reason="BAD_SESSION_ID",
             )
         session = self._table.find(request.id)
-        if session is not None and session.request != request:
+        if session is None or self._end_if_overdue(session):
+            return None
+        if session.request != request:
             raise AlreadyExistsError(f"session {request.id} was opened with another request", reason="SESSION_EXISTS")
         return session
 
@@ -171,11 +172,11 @@ class Desk:
                 )
             self._end(victim, Event.EVICT)
 
-    def _expire_due(self) -> set[LoadedModel]:
-        over = self._table.expired(self._clock.monotonic())
-        for session, event in over:
+    def _end_if_overdue(self, session: Session) -> bool:
+        event = session.overdue(self._clock.monotonic())
+        if event is not None:
             self._end(session, event)
-        return {session.model for session, _ in over}
+        return event is not None
 
     def _end(self, session: Session, event: Event) -> None:
         self._table.end(session, event, self._clock.monotonic())

@@ -71,6 +71,13 @@ class Session:
         """Whether a chunk of it waits or runs."""
         return bool(self.queue)
 
+    def overdue(self, now: float) -> Event | None:
+        """Return why the session should have ended by ``now``, or None; work in hand may be finished first."""
+        end = self.expires_at
+        if end is None or end > now or self.is_busy:
+            return None
+        return Event.OUTLIVE if self.ttl_at is not None and self.ttl_at <= now else Event.IDLE
+
     def end(self, event: Event) -> None:
         """Move on by ``event``."""
         self.phase = TRANSITIONS[self.phase, event]

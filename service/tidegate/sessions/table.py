@@ -16,6 +16,7 @@ from tidegate.sessions.session import Session, ended
 
 REMEMBERED_SECONDS = 3600.0
 REMEMBERED_MOST = 100_000
+_SLACK = 1024
 
 
 class SessionTable:
@@ -76,29 +77,23 @@ class SessionTable:
             len(self._endings) > REMEMBERED_MOST or next(iter(self._endings.values()))[0] <= now - REMEMBERED_SECONDS
         ):
             self._endings.popitem(last=False)
-
-    def next_expiry(self) -> float | None:
-        """Return when ``expired`` is worth asking again, or None for never."""
-        return self._expiries[0][0] if self._expiries else None
+        if len(self._expiries) > 2 * len(self._sessions) + _SLACK:
+            self._forget_expiries()
 
     def expired(self, now: float) -> list[tuple[Session, Event]]:
-        """Return the sessions whose time is over, with the reason; a session with work in hand gets until that is
-        done.
-        """
-        over: list[tuple[Session, Event]] = []
+        """Return the sessions whose time is over, with the reason."""
+        over: dict[Session, Event] = {}  # an id that was opened anew has two entries
         while self._expiries and self._expiries[0][0] <= now:
             _, id_ = heapq.heappop(self._expiries)
             session = self._sessions.get(id_)
             end = session.expires_at if session is not None else None
             if session is None or end is None:
                 continue
-            if end > now or session.is_busy:
-                heapq.heappush(self._expiries, (max(end, now + 1.0), id_))
+            if (event := session.overdue(now)) is not None:
+                over[session] = event
             else:
-                over.append(
-                    (session, Event.OUTLIVE if session.ttl_at is not None and session.ttl_at <= now else Event.IDLE)
-                )
-        return over
+                heapq.heappush(self._expiries, (max(end, now + 1.0), id_))
+        return list(over.items())
 
     def find_evictable(self, now: float, idle_seconds: float) -> Session | None:
         """Return the least recently used session that has no work in hand, unless it was used within
@@ -117,3 +112,9 @@ class SessionTable:
         """
         found = heapq.nsmallest(limit + 1, (id_ for id_ in self._sessions if id_ > after))
         return [self._sessions[id_] for id_ in found[:limit]], found[limit - 1] if len(found) > limit else ""
+
+    def _forget_expiries(self) -> None:
+        """Drop the entries of sessions that ended before their time: they would stay for as long as a day."""
+        ends = ((session.expires_at, id_) for id_, session in self._sessions.items())
+        self._expiries = [(end, id_) for end, id_ in ends if end is not None]
+        heapq.heapify(self._expiries)

@@ -1,0 +1,199 @@
+"""An engine and its loop over a fake runner whose numbers are exact: equal results are equal bit for bit.
+
+The fake model's state is one whole number. Its runs can be watched, made to fail, and used to do something in mid-run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tidegate.bundle import TokenCodec
+from tidegate.codecs.tokens import Tokens
+from tidegate.core import (
+    Ask,
+    GeneratedToken,
+    GenerationDone,
+    Input,
+    Prediction,
+    Sampling,
+    SessionRequest,
+    StepResult,
+    Tensor,
+)
+from tidegate.engine.arena import Arena, Budget, Plane
+from tidegate.engine.engine import Engine
+from tidegate.engine.loop import Committer, Loop
+from tidegate.engine.scheduler import Scheduler
+from tidegate.engine.work import Generation, Work
+from tidegate.sessions.lifecycle import Event
+from tidegate.sessions.session import Session
+
+VOCABULARY = "abcdefgh"
+POISON = "h"
+_MODULUS = 1_000_003
+Outputs = dict[str, Tensor]
+
+
+@dataclass
+class FakeRunner:
+    """state' = (state · 31 + token + 1) mod 1000003; the logits are a fixed jumble of the state.
+
+    A run fails where a row holds ``POISON``. ``during[n]`` is done in the middle of the n-th run, from 0.
+    """
+
+    runs: list[tuple[int, int]] = field(default_factory=list)
+    during: dict[int, Callable[[], object]] = field(default_factory=dict)
+
+    def run(self, inputs: Sequence[Tensor], states: Sequence[Tensor]) -> tuple[Outputs, list[Tensor]]:
+        tokens = np.asarray(inputs[0], dtype=np.int64)
+        self.runs.append(tokens.shape)
+        self.during.pop(len(self.runs) - 1, lambda: None)()
+        if (tokens == VOCABULARY.index(POISON)).any():
+            raise ArithmeticError("poison")
+        state = np.asarray(states[0], dtype=np.int64)[0]
+        trace = np.empty(tokens.shape, np.int64)
+        for step in range(tokens.shape[1]):
+            state = trace[:, step] = (state * 31 + tokens[:, step] + 1) % _MODULUS
+        return {"logits": _logits(trace), "surprise": (trace % 97).astype(np.float32)}, [state[None]]
+
+
+def _logits(trace: Tensor) -> Tensor:
+    jumble = np.asarray(trace, dtype=np.int64)[..., None] * (7919 * (np.arange(len(VOCABULARY)) + 1)) % 1009
+    logits = (jumble / 250.0).astype(np.float32)
+    logits[..., VOCABULARY.index(POISON)] = -np.inf  # never sampled
+    return logits
+
+
+def whole(text: str) -> Outputs:
+    """Return what the fake model says to all of ``text`` at once: outputs [steps, …]."""
+    tokens = np.array([[VOCABULARY.index(character) for character in text]])
+    outputs, _ = FakeRunner().run([tokens], [np.zeros((1, 1), np.int64)])
+    return {name: output[0] for name, output in outputs.items()}
+
+
+@dataclass
+class Stream:
+    """A running generation: what was sent so far, and the reply."""
+
+    events: list[GeneratedToken | GenerationDone]
+    reply: asyncio.Future[GenerationDone]
+
+    @property
+    def tokens(self) -> list[int]:
+        return [event.id for event in self.events if isinstance(event, GeneratedToken)]
+
+
+@dataclass
+class House:
+    """Everything between a submitted chunk and its reply."""
+
+    runner: FakeRunner
+    arena: Arena
+    budget: Budget
+    engine: Engine
+    loop: Loop
+    codec: Tokens
+    now: float = 0.0
+    sessions: list[Session] = field(default_factory=list)
+
+    def open(self, seed: int = 7) -> Session:
+        name = f"s{len(self.sessions)}"
+        session = Session(name, None, SessionRequest("fake"), seed, created_at=0.0, used_at=0.0)
+        assert self.engine.can_hold()
+        self.engine.hold(session)
+        self.sessions.append(session)
+        return session
+
+    def end(self, session: Session) -> None:
+        session.end(Event.CLOSE)
+        self.engine.release(session)
+
+    def step(
+        self,
+        session: Session,
+        text: str,
+        position: int | None = None,
+        ask: Ask = Ask(),  # noqa: B008
+        deadline: float | None = None,
+    ) -> asyncio.Future[StepResult]:
+        future: asyncio.Future[StepResult] = asyncio.get_running_loop().create_future()
+        self.loop.submit(Work(session, self.codec.encode(Input(text=text)), ask, position, deadline, future))
+        return future
+
+    def predict(self, text: str, ask: Ask = Ask()) -> asyncio.Future[Prediction]:  # noqa: B008
+        future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
+        self.loop.submit(Work(None, self.codec.encode(Input(text=text)), ask, None, None, future))
+        return future
+
+    def generate(
+        self,
+        session: Session | None,
+        prompt: str | None,
+        sampling: Sampling,
+        position: int | None = None,
+        deadline: float | None = None,
+    ) -> Stream:
+        stream = Stream([], asyncio.get_running_loop().create_future())
+        seed = sampling.seed if sampling.seed is not None else session.seed if session else 0
+        work = Generation(
+            session,
+            () if prompt is None else self.codec.encode(Input(text=prompt)),
+            sampling,
+            seed,
+            position,
+            deadline,
+            stream.reply,
+            vocabulary=self.codec.tokens,
+            emit=stream.events.append,
+        )
+        self.loop.submit(work)
+        return stream
+
+    def state(self, session: Session) -> tuple[int, int, float]:
+        """Return position, state and the kept output's first logit."""
+        assert session.slot is not None
+        return session.position, int(self.arena.read(session.slot, 0)[0]), float(self.arena.read(session.slot, 1)[0])
+
+    def check_integrity(self) -> None:
+        """Nothing leaks: no work is left, and the arena holds the live sessions' slots and nothing else."""
+        live = [session.slot for session in self.sessions if session.slot is not None]
+        assert self.engine.num_waiting == 0
+        assert len(set(live)) == len(live) == self.arena.num_used
+        assert self.budget.used == len(live) * self.arena.slot_bytes
+        assert not any(session.queue for session in self.sessions)
+
+
+@asynccontextmanager
+async def house(
+    *,
+    max_rows: int = 64,
+    max_steps: int = 4096,
+    max_piece: int = 8,
+    max_queue: int = 10_000,
+    slots: int = 64,
+    committer: Committer | None = None,
+) -> AsyncIterator[House]:
+    """A house at work. When it is left, everything is answered and nothing leaked."""
+    codec = Tokens(VOCABULARY, None, TokenCodec())
+    planes = [
+        Plane(np.dtype(np.int64), (1,), slot_axis=1),
+        Plane(np.dtype(np.float32), (len(VOCABULARY),), slot_axis=0),
+    ]
+    budget = Budget(slots * sum(plane.row_bytes for plane in planes))
+    arena = Arena(planes, budget)
+    engine = Engine(codec, arena, 1, Scheduler(max_rows, max_steps, max_piece), max_queue)
+    runner = FakeRunner()
+    loop = Loop(engine, runner, committer=committer, clock=lambda: it.now)
+    it = House(runner, arena, budget, engine, loop, codec)
+    loop.start()
+    try:
+        yield it
+        await loop.wait_idle()
+        it.check_integrity()
+    finally:
+        await loop.stop()
