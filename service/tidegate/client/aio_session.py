@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Generator, Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -97,7 +97,7 @@ class AsyncSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # An error of the block is not hidden by one of closing.
-        with suppress(*(() if kind is None else (TidegateError,))):
+        with suppress(TidegateError) if kind else nullcontext():
             await self.close()
 
 

@@ -212,6 +212,21 @@ async def test_a_client_that_cancels_cancels_its_steps_and_no_other(
     assert service.cancelled.empty()
 
 
+async def test_deadlines_of_a_stream(stubs: Stubs, service: FakeService) -> None:
+    """The client's for the whole stream, or the server's for each message."""
+    service.add_sessions("a")
+    start: Any = stubs.predictor.Stream
+    now = asyncio.get_running_loop().time()
+    for timeout in (1000, None):
+        stream = start(timeout=timeout)
+        await ask(stream, step("a", 1))
+        await ask(stream, step("a", 1))
+        stream.cancel()
+    one, other, first, second = (call.deadline or 0 for call in service.steps)
+    assert now + 900 < one == other < now + 1100
+    assert now < first < second <= asyncio.get_running_loop().time() + service.settings.request_timeout
+
+
 async def test_drain_answers_what_is_in_flight_then_ends_unavailable(
     open_stream: OpenStream, service: FakeService, server: GrpcServer, channel: aio.Channel
 ) -> None:

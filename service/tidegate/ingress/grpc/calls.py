@@ -36,10 +36,6 @@ class Calls:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    @property
-    def num_running(self) -> int:
-        return self._num_running
-
     def begin(self) -> None:
         self._num_running += 1
         self._idle.clear()
