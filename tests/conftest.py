@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 
-# A loaded machine is no failure, hence no deadline and no complaint of slowness; the same examples on every run, hence derandomize.
+# A loaded machine is no failure, hence no deadline and no complaint of slowness; the same examples on every run, hence
+# derandomize.
 settings.register_profile(
     "ci", derandomize=True, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )

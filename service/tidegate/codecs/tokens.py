@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tidegate.bundle import Bundle, TokenCodec
+from tidegate.bundle import Axis, Bundle, TokenCodec
 from tidegate.codecs.rows import check_tokens, kind_of, mean_surprise
 from tidegate.core import Ask, Candidate, FloatArray, Input, Prediction, Surprise, Tensor
 from tidegate.errors import BundleError, InvalidInputError
@@ -34,7 +34,9 @@ class Tokens:
     def load(cls, bundle: Bundle, spec: TokenCodec) -> Tokens:
         try:
             document = bundle.read_json(spec.vocabulary)
-            return cls(document["tokens"], document.get("unknown"), spec)
+            tokens, unknown = document["tokens"], document.get("unknown")
+            _check_vocabulary(tokens, unknown, bundle.manifest.output(spec.output).axes[-1])
+            return cls(tokens, unknown, spec)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BundleError(f"{bundle.path}/{spec.vocabulary}: not a vocabulary ({error!r})") from error
 
@@ -104,6 +106,16 @@ class Tokens:
             [Candidate(tokens[id_], id_, probability) for id_, probability in zip(some, their, strict=True)]
             for some, their in zip(ids.tolist(), probabilities.tolist(), strict=True)
         ]
+
+
+def _check_vocabulary(tokens: Sequence[str], unknown: int | None, width: Axis) -> None:
+    """Raise ValueError unless the graph's logits have a column for each of the tokens."""
+    if isinstance(width, int) and len(tokens) != width:
+        raise ValueError(f"{len(tokens)} tokens for {width} logits")
+    if len(set(tokens)) != len(tokens):
+        raise ValueError("a token is there twice")
+    if unknown is not None and not 0 <= unknown < len(tokens):
+        raise ValueError(f"the unknown token {unknown} is not among the {len(tokens)}")
 
 
 def top_candidates(logits: FloatArray | Tensor, top: int) -> tuple[Tensor, Tensor]:
