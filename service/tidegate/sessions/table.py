@@ -92,7 +92,7 @@ class SessionTable:
             if (event := session.overdue(now)) is not None:
                 over[session] = event
             else:
-                heapq.heappush(self._expiries, (max(end, now + 1.0), id_))
+                heapq.heappush(self._expiries, (end if end > now else now + 1.0, id_))
         return list(over.items())
 
     def find_evictable(self, now: float, idle_seconds: float) -> Session | None:

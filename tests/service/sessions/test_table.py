@@ -1,0 +1,164 @@
+"""The table of sessions: recent use, expiry and the memory of endings, with time as an argument."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.service.engine.house import house
+from tidegate.core import SessionRequest
+from tidegate.errors import NotFoundError, SessionEndedError
+from tidegate.sessions.lifecycle import TRANSITIONS, WHY, Event, Phase
+from tidegate.sessions.session import Session
+from tidegate.sessions.table import REMEMBERED_SECONDS, SessionTable
+
+
+def session(name: str, now: float = 0.0, ttl: float | None = None, idle: float | None = None) -> Session:
+    return Session(
+        name,
+        None,
+        SessionRequest("m"),
+        seed=0,
+        created_at=0.0,
+        used_at=now,
+        ttl_at=None if ttl is None else now + ttl,
+        idle_seconds=idle,
+    )
+
+
+def table(*sessions: Session) -> SessionTable:
+    full = SessionTable()
+    for one in sessions:
+        full.add(one)
+    return full
+
+
+def expire(full: SessionTable, now: float) -> list[tuple[str, Event]]:
+    over = full.expired(now)
+    for one, event in over:
+        full.end(one, event, now)
+    return [(one.id, event) for one, event in over]
+
+
+def test_every_phase_but_open_has_its_words_and_stays_as_it_is() -> None:
+    assert set(WHY) == set(Phase) - {Phase.OPEN}
+    assert {after for (before, _), after in TRANSITIONS.items() if before is Phase.OPEN} == set(WHY)
+    assert all(after is before for (before, _), after in TRANSITIONS.items() if before is not Phase.OPEN)
+
+
+def test_time_to_live_ends_a_session_however_much_it_is_used() -> None:
+    one = session("a", ttl=10, idle=100)
+    full = table(one)
+    full.touch(one, 9.0)
+    assert expire(full, 9.9) == []
+    assert expire(full, 10.0) == [("a", Event.OUTLIVE)]
+    assert one.phase is Phase.EXPIRED
+
+
+def test_idleness_is_counted_from_the_last_use() -> None:
+    one = session("a", idle=10)
+    full = table(one)
+    full.touch(one, 9.0)
+    assert expire(full, 18.9) == []
+    assert expire(full, 19.0) == [("a", Event.IDLE)]
+    assert one.phase is Phase.IDLE
+
+
+def test_a_session_without_limits_never_expires() -> None:
+    assert expire(table(session("a")), 1e12) == []
+
+
+async def test_work_in_hand_is_finished_first() -> None:
+    async with house() as it:
+        one = it.open()
+        one.ttl_at = 5.0
+        full = table(one)
+        reply = it.step(one, "abc")
+        assert expire(full, 5.0) == []
+        await reply
+        assert one.overdue(5.5) is Event.OUTLIVE
+        assert expire(full, 6.0) == [("s0", Event.OUTLIVE)]
+        it.engine.release(one)
+
+
+def test_an_id_that_is_opened_anew_expires_once_at_its_new_time() -> None:
+    first, second = session("a", idle=10), session("a", now=5.0, idle=10)
+    full = table(first)
+    full.end(first, Event.CLOSE, 5.0)
+    full.add(second)
+    assert expire(full, 10.0) == []
+    assert expire(full, 15.0) == [("a", Event.IDLE)]
+    assert expire(full, 99.0) == []
+
+
+def test_sessions_that_were_closed_early_do_not_hide_those_that_are_due() -> None:
+    full = table(session("last", idle=50))
+    for number in range(5000):
+        one = session(f"s{number}", idle=1000)
+        full.add(one)
+        full.end(one, Event.CLOSE, 1.0)
+    assert expire(full, 50.0) == [("last", Event.IDLE)]
+    assert full.num_ended == {"SESSION_CLOSED": 5000, "SESSION_IDLE": 1}
+
+
+def test_endings_are_remembered_for_an_hour() -> None:
+    one, other = session("a"), session("b")
+    full = table(one, other)
+    full.end(one, Event.EVICT, 0.0)
+    with pytest.raises(SessionEndedError) as caught:
+        full.get("a")
+    assert caught.value.reason == "SESSION_EVICTED"
+    full.end(other, Event.CLOSE, REMEMBERED_SECONDS)
+    with pytest.raises(NotFoundError, match="unknown session a"):
+        full.get("a")
+
+
+def test_an_id_may_be_used_again_after_its_session_ended() -> None:
+    full = table(one := session("a"))
+    full.end(one, Event.CLOSE, 0.0)
+    full.add(again := session("a"))
+    assert full.get("a") is again
+
+
+def test_the_least_recently_used_goes_first_and_the_recently_used_not_at_all() -> None:
+    old, older, new = session("old", 1.0), session("older", 0.0), session("new", 50.0)
+    full = table(older, old, new)
+    assert full.find_evictable(60.0, 20.0) is older
+    full.touch(older, 55.0)
+    assert full.find_evictable(60.0, 20.0) is old
+    assert full.find_evictable(60.0, 60.0) is None
+    assert table().find_evictable(0.0, 0.0) is None
+
+
+async def test_a_session_with_work_in_hand_is_not_evicted() -> None:
+    async with house() as it:
+        busy, free = it.open(), it.open()
+        full = table(busy, free)
+        reply = it.step(busy, "abc")
+        assert full.find_evictable(100.0, 10.0) is free
+        await reply
+        it.engine.release(busy)
+
+
+@given(
+    names=st.sets(st.text("abc", min_size=1, max_size=4), max_size=20),
+    limit=st.integers(1, 7),
+    gone=st.integers(0, 20),
+)
+def test_pages_hold_every_session_once_by_rising_id_also_while_sessions_go(
+    names: set[str], limit: int, gone: int
+) -> None:
+    full = table(*(session(name) for name in names))
+    found: list[str] = []
+    token = ""
+    while True:
+        page, token = full.page(limit, token)
+        assert len(page) <= limit
+        found += [one.id for one in page]
+        if not token:
+            break
+        if gone and (victim := full.find(found[-1])) is not None:
+            full.end(victim, Event.CLOSE, 0.0)
+            gone -= 1
+    assert found == sorted(names)
