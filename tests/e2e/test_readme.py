@@ -1,4 +1,4 @@
-"""README's calls work as printed: each ``$ curl`` is sent to a real server, and its printed answer is what comes back."""
+"""README's calls work as printed: each ``$ curl`` goes to a real server, and the answer printed is what comes back."""
 
 from __future__ import annotations
 
