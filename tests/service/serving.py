@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tests.bundles import VOCABULARY, write_tiny_bundle, write_tiny_forecast_bundle, write_tiny_stream_bundle
 from tidegate.bundle import GRAPH, Bundle, read_bundle, write_bundle
-from tidegate.config import Settings
+from tidegate.config import load_settings
 from tidegate.core import GeneratedToken, GenerationDone, Prediction
 from tidegate.service import Clock, Service
 
@@ -34,7 +34,7 @@ class ManualClock:
 @asynccontextmanager
 async def serving(root: Path, clock: ManualClock | None = None, **settings: Any) -> AsyncIterator[Service]:
     """A started service; when it is left, everything is answered and the arenas hold the live sessions only."""
-    service = Service(Settings(bundles=root, **settings), None if clock is None else clock.clock())
+    service = Service(load_settings({"bundles": root, **settings}), None if clock is None else clock.clock())
     await service.start()
     try:
         yield service

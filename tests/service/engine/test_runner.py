@@ -1,0 +1,112 @@
+"""onnxruntime behind canonical arrays, wherever a graph has its axes. The graphs are made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tidegate.bundle import GRAPH, Axis, Bundle, Manifest, StateSpec, TensorCodec, TensorSpec
+from tidegate.engine.runner import Runner, check_provider
+from tidegate.errors import BundleError, ConfigurationError
+
+
+def bundle(
+    folder: Path,
+    body: str,
+    axes: Sequence[tuple[Axis, ...]],
+    *,
+    lengths: str | None = None,
+    extra: str = "",
+) -> Bundle:
+    """Return a bundle of one input x, one output y and one state h with the axes given."""
+    x, y, h = (f"float[{','.join(map(str, some))}]" for some in axes)
+    text = f'<ir_version: 10, opset_import: ["" : 21]> g ({x} x, {h} h{extra}) => ({y} y, {h} h_out) {{ {body} }}'
+    model = onnx.parser.parse_model(text)
+    onnx.checker.check_model(model)
+    (folder / GRAPH).write_bytes(model.SerializeToString())
+    manifest = Manifest(
+        name="hand-made",
+        version="1",
+        task="stream",
+        cell="foreign",
+        inputs=(TensorSpec(name="x", dtype="float32", axes=axes[0]),),
+        outputs=(TensorSpec(name="y", dtype="float32", axes=axes[1]),),
+        states=(StateSpec(input="h", output="h_out", dtype="float32", axes=axes[2]),),
+        codec=TensorCodec(outputs=("y",)),
+        lengths=lengths,
+    )
+    return Bundle(folder, manifest, "")
+
+
+def some(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+def test_batch_and_time_first_are_passed_as_they_are(tmp_path: Path) -> None:
+    axes: list[tuple[Axis, ...]] = [("batch", "time", 2), ("batch", "time", 2), ("batch", 1, 2)]
+    runner = Runner(bundle(tmp_path, "y = Add(x, h) h_out = Add(h, h)", axes))
+    outputs, (state,) = runner.run([some(3, 4, 2)], [some(3, 1, 2)])
+    np.testing.assert_array_equal(outputs["y"], some(3, 4, 2) + some(3, 1, 2))
+    np.testing.assert_array_equal(state, 2 * some(3, 1, 2))
+
+
+def test_time_may_come_first_and_the_states_batch_second(tmp_path: Path) -> None:
+    axes: list[tuple[Axis, ...]] = [("time", "batch", 2), ("time", 2, "batch"), (1, "batch", 2)]
+    runner = Runner(bundle(tmp_path, "z = Add(x, h) y = Transpose<perm=[0, 2, 1]>(z) h_out = Add(h, h)", axes))
+    outputs, (state,) = runner.run([some(3, 4, 2)], [some(1, 3, 2)])
+    np.testing.assert_array_equal(outputs["y"], some(3, 4, 2) + some(3, 1, 2))
+    np.testing.assert_array_equal(state, 2 * some(1, 3, 2))
+
+
+def test_without_a_batch_there_is_one_row(tmp_path: Path) -> None:
+    axes: list[tuple[Axis, ...]] = [("time", 2), ("time", 2), (1, 2)]
+    runner = Runner(bundle(tmp_path, "y = Add(x, h) h_out = Add(h, h)", axes))
+    outputs, (state,) = runner.run([some(1, 4, 2)], [some(1, 1, 2)])
+    np.testing.assert_array_equal(outputs["y"], some(1, 4, 2) + some(1, 1, 2))
+    np.testing.assert_array_equal(state, 2 * some(1, 1, 2))
+
+
+def test_an_output_may_be_of_the_last_step_only(tmp_path: Path) -> None:
+    axes: list[tuple[Axis, ...]] = [("batch", "time", 2), ("batch", 2), ("batch", 2)]
+    runner = Runner(
+        bundle(tmp_path, "y = ReduceMax<keepdims=0>(x, axis) h_out = Add(h, y)", axes, extra=", int64[1] axis")
+    )
+    with pytest.raises(ValueError, match="axis"):  # an input that the manifest does not know is never guessed
+        runner.run([some(3, 4, 2)], [some(3, 2)])
+    runner = Runner(bundle(tmp_path, "y = Add(h, h) z = ReduceSum(x) h_out = Add(h, z)", axes))
+    outputs, _ = runner.run([some(3, 4, 2)], [some(3, 2)])
+    np.testing.assert_array_equal(outputs["y"], 2 * some(3, 2))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_a_lengths_input_is_told_how_long_each_row_is(tmp_path: Path, dtype: str) -> None:
+    axes: list[tuple[Axis, ...]] = [("batch", "time", 2), ("batch",), ("batch", 2)]
+    body = "y = Cast<to=1>(n) h_out = Add(h, h)"
+    runner = Runner(bundle(tmp_path, body, axes, lengths="n", extra=f", {dtype}[batch] n"))
+    outputs, _ = runner.run([some(3, 4, 2)], [some(3, 2)])
+    np.testing.assert_array_equal(outputs["y"], [4, 4, 4])
+
+
+def test_a_lengths_input_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    axes: list[tuple[Axis, ...]] = [("batch", "time", 2), ("batch", "time", 2), ("batch", 1, 2)]
+    with pytest.raises(BundleError, match="no input n"):
+        Runner(bundle(tmp_path, "y = Add(x, h) h_out = Add(h, h)", axes, lengths="n"))
+
+
+def test_what_is_no_graph_is_refused_with_its_file(tmp_path: Path) -> None:
+    axes: list[tuple[Axis, ...]] = [("batch", "time", 2), ("batch", "time", 2), ("batch", 1, 2)]
+    broken = bundle(tmp_path, "y = Add(x, h) h_out = Add(h, h)", axes)
+    broken.graph.write_bytes(b"not a graph")
+    with pytest.raises(BundleError, match=r"model\.onnx: onnxruntime refuses it") as caught:
+        Runner(broken)
+    assert caught.value.reason == "GRAPH_REFUSED"
+
+
+def test_a_provider_that_is_not_there_is_fatal() -> None:
+    assert check_provider("cpu") == "CPUExecutionProvider"
+    with pytest.raises(ConfigurationError, match=r"install tidegate\[cuda\]"):
+        check_provider("cuda")
