@@ -1,0 +1,38 @@
+// What the client is told on its command line. Knows names and defaults, not what they do.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+enum class Mode { http, websocket, unary, stream, columnar, post, generate };
+
+struct Options {
+  Mode mode = Mode::stream;
+  std::string mode_name = "stream";
+  std::string host = "127.0.0.1";
+  int port = 8081;
+  int connections = 1;
+  int lanes = 1;     // sessions a connection; more than one in columnar mode only
+  int in_flight = 1; // requests a connection may await; more than one on streams only
+  int chunk = 1;     // steps a message
+  double warmup = 0.5, seconds = 2;
+  double rate = 0;             // messages a second over all connections; zero: as fast as replies come
+  int vocabulary = 65;         // tokens are numbers below it
+  std::vector<std::string> sessions;  // connections × lanes of them
+  bool is_echo = false;        // the server does not keep sessions: positions are not checked
+  bool with_position = false;  // requests name their position
+  std::string metadata;        // "name=value", a header of every request
+  std::string path, body;      // mode post: what is posted
+  long steps = 1;              // mode post: steps that one request stands for
+  std::string model, prompt = "\n";  // mode generate
+  int max_tokens = 100;
+  std::string dump;            // file for the answers of the first and the last session
+  std::vector<int> watched;    // processes whose CPU time is taken over the measurement
+};
+
+struct UsageError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+Options parse_options(int count, char** arguments);

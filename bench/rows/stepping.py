@@ -1,0 +1,78 @@
+"""What the four rows of single steps have in common: 64 sessions, a step a message, held against a bare echo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from bench.answers import check_answers
+from bench.client import Figures, Mode, Options, drive
+from bench.measure import Goal, Plan, Rounds, Row, against, interleaved
+from bench.metrics import read_counts
+from bench.processes import Running, floor, server
+from bench.raw import raw_steps
+from bench.sessions import echoed, sessions
+
+SESSIONS = 64
+ALLOWANCE = 10
+"""Microseconds that a step may cost beyond the echo's and the raw run's CPU time, by the rule of CPU time."""
+
+Echo = tuple[str, ...]
+
+
+def against_echo(
+    row: str, plan: Plan, mode: Mode, goal: Goal, echo: Echo, others: Mapping[str, Echo] | None = None
+) -> Row:
+    """Measure server, ``echo`` and, for comparison, ``others`` in turns; each is a floor's name and arguments."""
+    echoes = {"floor": echo, **(others or {})}
+    load = plan.load | {"connections": SESSIONS}
+    with ExitStack() as stack:
+        serving = stack.enter_context(server(*plan.flags_of(row)))
+        floors = {name: stack.enter_context(floor(*command)) for name, command in echoes.items()}
+        with sessions(serving, SESSIONS) as ids:
+            num_checked = check_answers(mode, serving, ids, load)
+        before = read_counts(serving)
+        drives = {"server": partial(_step_server, mode, serving, load)}
+        for name, running in floors.items():
+            drives[name] = partial(drive, mode, running, load | {"echo": "yes"}, echoed(SESSIONS))
+        rounds = interleaved(plan.rounds, drives)
+        rows_per_run = read_counts(serving).since(before).rows_per_run
+    details = _details(rounds, list(echoes)) | {"rows_per_run": rows_per_run, "answers_checked": num_checked}
+    return against(row, "steps/s", goal, rounds, ("server", "floor"), lambda figures: figures.steps_per_s, **details)
+
+
+def or_by_cpu(row: Row, seconds: float) -> Row:
+    """The row where a second rule counts as well: the step's CPU time ≤ the echo's + the raw run's + ALLOWANCE."""
+    raw = raw_steps(SESSIONS, seconds).cpu_us_per_step
+    cost, budget = row.details["server_us_per_step"], row.details["floor_us_per_step"] + raw + ALLOWANCE
+    is_within = cost <= budget
+    note = (
+        f"By the rate {'met' if row.met else 'missed'}; by the CPU time of a step {'met' if is_within else 'missed'}: "
+        f"{cost:.1f} µs, of {budget:.1f} allowed (echo {row.details['floor_us_per_step']:.1f}, raw run {raw:.1f}, "
+        f"and {ALLOWANCE})."
+    )
+    details = {**row.details, "raw_us_per_step": raw, "allowed_us_per_step": budget}
+    return replace(row, met=bool(row.met) or is_within, details=details, note=note)
+
+
+def _step_server(mode: Mode, serving: Running, load: Options) -> Figures:
+    with sessions(serving, SESSIONS) as ids:
+        return drive(mode, serving, load, ids)
+
+
+def _details(rounds: Rounds[Figures], floors: list[str]) -> dict[str, Any]:
+    details: dict[str, Any] = {}
+    for name in ("server", *floors):
+        details |= {
+            f"{name}_per_s": rounds.median(name, lambda figures: figures.steps_per_s),
+            f"{name}_us_per_step": rounds.median(name, lambda figures: figures.server_us_per_step),
+            f"{name}_cpu": rounds.median(name, lambda figures: figures.server_cpu),
+            f"{name}_client_cpu": rounds.median(name, lambda figures: figures.client_cpu),
+            f"{name}_p50_us": rounds.median(name, lambda figures: figures.p50),
+            f"{name}_p99_us": rounds.median(name, lambda figures: figures.p99),
+            f"{name}_reply_bytes": rounds.median(name, lambda figures: figures.reply_bytes),
+        }
+    return details
