@@ -20,12 +20,15 @@ import numpy as np
 from tidegate.codecs import Codec
 from tidegate.core import Prediction, StepResult, Tensor
 from tidegate.engine.arena import INITIAL, Arena, Slots
+from tidegate.engine.pace import Pace
 from tidegate.engine.sampler import sample, uniform
 from tidegate.engine.scheduler import Plan, Scheduler
 from tidegate.engine.work import Generation, Transcript, Work
 from tidegate.errors import DeadlineExceededError, InternalError, InvalidInputError, OverloadedError, TidegateError
 from tidegate.sessions.lifecycle import Phase
 from tidegate.sessions.session import LastReply, Session, Verdict, ended
+
+_HORIZON_SECONDS = 0.02
 
 Outputs = dict[str, Tensor]
 Row = tuple[int, Work]
@@ -72,6 +75,7 @@ class Engine:
         self._num_states = num_states
         self._scheduler = scheduler
         self._max_queue = max_queue
+        self._pace = Pace(_HORIZON_SECONDS)
         self._waiting: set[Work] = set()  # everything that is not answered yet
         self._running: frozenset[Work] = frozenset()
         self._counts: Counter[str] = Counter()
@@ -81,6 +85,10 @@ class Engine:
     def num_waiting(self) -> int:
         """Work that is not answered yet."""
         return len(self._waiting)
+
+    def num_expected(self, now: float) -> int:
+        """Sessions that were answered a moment ago and are likely to send their next step any moment."""
+        return self._pace.num_expected(now)
 
     def statistics(self) -> Counts:
         counts = self._counts
@@ -115,6 +123,7 @@ class Engine:
         if work.session is None:
             self._scheduler.add(work)
             return
+        self._pace.arrived(work.session)
         work.session.queue.append(work)
         if len(work.session.queue) == 1:
             self._admit_head(work.session)
@@ -130,6 +139,7 @@ class Engine:
             self._scheduler.discard(work)
             self._free_scratch(work, is_over=True)
             work.fail(ended(session.id, session.phase))
+        self._pace.arrived(session)
         if not session.queue:
             self._free_slot(session)
 
@@ -268,6 +278,7 @@ class Engine:
         if work.session is not None:
             result = StepResult(work.session.id, work.session.position + work.length, prediction)
             _commit(work, result, now)
+            self._pace.answered(work.session, now)
         self._forget(work)
         work.answer(result)
 

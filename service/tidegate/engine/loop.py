@@ -23,7 +23,9 @@ from tidegate.errors import TidegateError, UnavailableError
 
 log = logging.getLogger(__name__)
 
-_SETTLE_ROUNDS = 4
+_LINGER_SECONDS = 0.005
+_LINGER_ROUNDS = 1000
+_GAP_SECONDS = 0.0003
 
 
 class RunnerLike(Protocol):
@@ -122,18 +124,27 @@ class Loop:
             engine.fail(plan, error)
 
     async def _drain(self) -> None:
-        """Let what has arrived come in: wait for the first, then for as long as each round of the event loop brings
-        more.
+        """Wait for work; then, while sessions that were just answered are on their way back, let them come in too.
+
+        Each that makes it into this run saves a run of its own. The wait ends when all are here, when none came for a
+        moment, or when it has lasted long enough.
         """
-        if not self._engine.num_waiting:
+        engine = self._engine
+        if not engine.num_waiting:
             self._wake.clear()
             self._idle.set()
             await self._wake.wait()
-        for _ in range(_SETTLE_ROUNDS):
-            before = self._engine.num_waiting
-            await asyncio.sleep(0)
-            if self._engine.num_waiting == before:
+        await asyncio.sleep(0)
+        arrived = now = self._clock()
+        end = now + _LINGER_SECONDS
+        num_waiting = engine.num_waiting
+        for _ in range(_LINGER_ROUNDS):
+            if not engine.num_expected(now) or now >= end or now - arrived >= _GAP_SECONDS:
                 break
+            await asyncio.sleep(0)
+            now = self._clock()
+            if engine.num_waiting != num_waiting:
+                num_waiting, arrived = engine.num_waiting, now
 
     async def _run(self, inputs: Sequence[Tensor], states: Sequence[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
         started = self._clock()
