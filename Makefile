@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 # Stamps live inside the environment, so removing it forgets them too.
 SERVING := $(VENV)/.serving-installed
@@ -14,7 +15,7 @@ PROTOS := $(sort $(wildcard proto/tidegate/v1/*.proto proto/tidegate/oip/*.proto
 STUB_DIRS := $(patsubst proto/%,%,$(patsubst %/,%,$(sort $(dir $(PROTOS)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test check stubs stubs-check wheel clean
+.PHONY: help venv serve test check stubs stubs-check bench bench-curves wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,10 +65,16 @@ stubs-check: $(EVERYTHING)
 			|| { echo "service/$$dir is not what proto/ generates: run make stubs" >&2; exit 1; }; \
 	done
 
+bench: $(EVERYTHING) ## measure the target table: bench/RESULTS.md (20 minutes, on a quiet machine; needs g++)
+	$(BIN)/python -m bench $(BENCH_ARGS)
+
+bench-curves: $(EVERYTHING) ## measure the growth curves: bench/CURVES.md
+	$(BIN)/python -m bench.curves $(BENCH_ARGS)
+
 wheel: $(BIN)/python ## build dist/tidegate-*.whl
 	rm -rf dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove builds and caches; .venv, runs/ and .tidegate/ stay
-	rm -rf dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf dist build bench/build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find bench export models service tests -name __pycache__ -type d -prune -exec rm -rf {} +

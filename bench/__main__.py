@@ -53,7 +53,7 @@ def measure(names: Sequence[str], plan: Plan) -> list[Row]:
         for name in names:
             progress.update(task, description=name)
             for row in _rows(name, plan):
-                console.print(report.one_line(row), highlight=False)
+                console.print(report.one_line(row), highlight=False, soft_wrap=True)
                 measured.append(row)
             progress.advance(task)
     return measured

@@ -15,8 +15,8 @@ from bench.processes import ROOT, Running
 SOURCES = ROOT / "bench" / "client"
 PROGRAM = ROOT / "bench" / "build" / "loadclient"
 
-Options = Mapping[str, float | str]
-"""The client's options by name; bench/client/options.h lists them."""
+Options = Mapping[str, float | str | Sequence[float | str]]
+"""The client's options by name, some of them given several times; bench/client/options.h lists them."""
 
 Mode = Literal["http", "websocket", "unary", "stream", "columnar", "post", "generate"]
 PROTOCOL = {"http": "http", "websocket": "http", "post": "http"}
@@ -29,14 +29,18 @@ class LoadError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What the client saw. Latencies are microseconds, CPU is in cores (1.0: one core busy all the time)."""
+    """What the client saw. Latencies are microseconds, CPU is in cores (1.0: one core busy all the time).
+
+    ``steps_per_s_between`` is the rate between each connection's first and last reply: the one to take where replies
+    are few or come in waves.
+    """
 
     messages: int
     steps: int
     elapsed: float
     messages_per_s: float
-    messages_per_s_between: float
     steps_per_s: float
+    steps_per_s_between: float
     p50: float
     p90: float
     p99: float
@@ -95,7 +99,11 @@ def driving(mode: Mode, target: Running, options: Options, sessions: Sequence[st
 
 
 def _flags(options: Options) -> list[str]:
-    return [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    flags = []
+    for name, given in options.items():
+        for value in [given] if isinstance(given, int | float | str) else given:
+            flags += [f"--{name.replace('_', '-')}", str(value)]
+    return flags
 
 
 def parse(line: Mapping[str, Any]) -> Figures:

@@ -25,7 +25,7 @@ class Plan:
     flags: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def load(self) -> dict[str, float | str]:
+    def load(self) -> dict[str, float | str | Sequence[float | str]]:
         """Options of the load client."""
         return {"warmup": self.warmup, "seconds": self.seconds}
 
@@ -46,6 +46,10 @@ class Rounds(Generic[T]):
 
     def __init__(self, results: Mapping[str, Sequence[T]]) -> None:
         self._results = results
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._results)
 
     def spread(self, name: str, figure: Callable[[T], float]) -> Spread:
         return spread([figure(result) for result in self._results[name]])

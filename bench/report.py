@@ -1,4 +1,4 @@
-"""Rows as files: RESULTS.json for programs, RESULTS.md for readers. Knows how figures are written, not their meaning."""
+"""Rows as files: RESULTS.json for programs, RESULTS.md for people. Knows how figures are written, not what they say."""
 
 from __future__ import annotations
 

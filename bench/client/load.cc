@@ -89,6 +89,8 @@ class Connection : private Receiver {
     flush();
   }
 
+  const Pace& pace() const { return pace_; }
+
   void on_event(uint32_t events) {
     if (socket_ < 0) return;
     if (events & EPOLLOUT) flush();
@@ -117,12 +119,19 @@ class Connection : private Receiver {
     send_requests();
   }
 
-  void on_reply(std::string_view message) override { load_.count_reply(work_->reply(message), message.size()); }
+  void on_reply(std::string_view message) override {
+    const Outcome outcome = work_->reply(message);
+    if (!outcome.error.empty()) load_.count_error(outcome.error);
+    steps_ += outcome.steps;
+    load_.count_reply(outcome.steps, message.size());
+  }
 
   void on_end() override {
     if (in_flight_.empty()) return on_error("a reply that nobody asked for", true);
     load_.count_end(in_flight_.front());
     in_flight_.pop_front();
+    if (load_.is_measuring_) pace_.add(steps_, now());
+    steps_ = 0;
     send_requests();
   }
 
@@ -177,6 +186,8 @@ class Connection : private Receiver {
   std::unique_ptr<Work> work_;
   std::string out_;
   std::deque<double> in_flight_, owed_;  // when each request was due
+  Pace pace_;
+  long steps_ = 0;  // of the request under way
   bool is_open_ = false, is_blocked_ = false;
 };
 
@@ -205,6 +216,9 @@ Measurement Load::run() {
   measurement_.end = now();
   measurement_.client_cpu = own_cpu() - own;
   measurement_.watched_cpu = cpu_of(options_.watched) - watched;
+  for (const auto& connection : connections_) {
+    measurement_.steps_per_s_between += connection->pace().steps_per_s(measurement_.end - measurement_.begin);
+  }
   return std::move(measurement_);
 }
 
@@ -236,19 +250,16 @@ bool Load::is_hopeless() const {
   return num_lost_ == options_.connections || measurement_.errors > kMostErrors;
 }
 
-void Load::count_reply(const Outcome& outcome, size_t bytes) {
-  if (!outcome.error.empty()) count_error(outcome.error);
+void Load::count_reply(long steps, size_t bytes) {
   if (!is_measuring_) return;
-  measurement_.steps += outcome.steps;
+  measurement_.steps += steps;
   measurement_.reply_bytes += static_cast<long>(bytes);
 }
 
 void Load::count_end(double due) {
   if (!is_measuring_) return;
-  const double time = now();
-  if (!measurement_.messages++) measurement_.first_reply = time;
-  measurement_.last_reply = time;
-  measurement_.latencies.push_back(static_cast<float>(time - due));
+  ++measurement_.messages;
+  measurement_.latencies.push_back(static_cast<float>(now() - due));
 }
 
 void Load::count_error(std::string_view text) {

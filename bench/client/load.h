@@ -34,7 +34,7 @@ class Load {
   bool is_hopeless() const;
 
   // From connections:
-  void count_reply(const Outcome& outcome, size_t bytes);
+  void count_reply(long steps, size_t bytes);
   void count_end(double due);
   void count_error(std::string_view text);
   void lose_connection() { ++num_lost_; }

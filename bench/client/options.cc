@@ -70,8 +70,8 @@ const std::map<std::string, Setter> kSetters = {
     {"--with-position", flag(&Options::with_position)},
     {"--metadata", text(&Options::metadata)},
     {"--path", text(&Options::path)},
-    {"--body", [](Options& options, const std::string& path) { options.body = read_file(path); }},
-    {"--steps", number(&Options::steps)},
+    {"--body", [](Options& options, const std::string& path) { options.bodies.push_back(read_file(path)); }},
+    {"--steps", [](Options& options, const std::string& text) { options.steps.push_back(std::stol(text)); }},
     {"--model", text(&Options::model)},
     {"--prompt", text(&Options::prompt)},
     {"--max-tokens", number(&Options::max_tokens)},
@@ -87,6 +87,9 @@ void check(const Options& options) {
   }
   if (options.sessions.size() < wanted) {
     throw UsageError("--sessions must name " + std::to_string(wanted) + " sessions, one a line");
+  }
+  if (options.mode == Mode::post && (options.bodies.empty() || options.bodies.size() != options.steps.size())) {
+    throw UsageError("--mode post needs --body and, for each, --steps");
   }
   if (options.lanes > 1 && options.mode != Mode::columnar) throw UsageError("--lanes are for --mode columnar");
   if (options.in_flight > 1 && options.mode != Mode::columnar && options.mode != Mode::stream &&

@@ -23,8 +23,9 @@ struct Options {
   bool is_echo = false;        // the server does not keep sessions: positions are not checked
   bool with_position = false;  // requests name their position
   std::string metadata;        // "name=value", a header of every request
-  std::string path, body;      // mode post: what is posted
-  long steps = 1;              // mode post: steps that one request stands for
+  std::string path;            // mode post: where to
+  std::vector<std::string> bodies;  // mode post: what; connections take them in turn
+  std::vector<long> steps;          // mode post: of each body, the steps that it stands for
   std::string model, prompt = "\n";  // mode generate
   int max_tokens = 100;
   std::string dump;            // file for the answers of the first and the last session

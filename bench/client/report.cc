@@ -72,11 +72,22 @@ double cpu_of(const std::vector<int>& processes) {
   return sum;
 }
 
+void Pace::add(long new_steps, double time) {
+  if (!messages++) first = time;
+  last = time;
+  steps += new_steps;
+}
+
+double Pace::steps_per_s(double elapsed) const {
+  if (messages < 2) return static_cast<double>(steps) / elapsed;
+  const double steps_per_message = static_cast<double>(steps) / static_cast<double>(messages);
+  return steps_per_message * static_cast<double>(messages - 1) / (last - first);
+}
+
 std::string to_json(const Options& options, Measurement& measurement) {
   auto& latencies = measurement.latencies;
   std::sort(latencies.begin(), latencies.end());
   const double elapsed = measurement.end - measurement.begin;
-  const double between = measurement.last_reply - measurement.first_reply;
   const auto messages = static_cast<double>(measurement.messages);
   Object object;
   object.add_raw("mode", quoted(options.mode_name));
@@ -86,8 +97,7 @@ std::string to_json(const Options& options, Measurement& measurement) {
   object.add("steps", static_cast<double>(measurement.steps));
   object.add("messages_per_s", messages / elapsed);
   object.add("steps_per_s", static_cast<double>(measurement.steps) / elapsed);
-  // Rare replies: the rate between the first and the last one, free of the window's ends.
-  object.add("messages_per_s_between", between > 0 ? (messages - 1) / between : 0);
+  object.add("steps_per_s_between", measurement.steps_per_s_between);
   object.add("p50", quantile(latencies, 0.5));
   object.add("p90", quantile(latencies, 0.9));
   object.add("p99", quantile(latencies, 0.99));

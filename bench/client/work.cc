@@ -132,7 +132,9 @@ class ColumnarWork : public Work {
 // The same body again and again.
 class PostWork : public Work {
  public:
-  explicit PostWork(const Options& options) : body_(options.body), steps_(options.steps) {}
+  PostWork(const Options& options, int connection)
+      : body_(options.bodies[connection % options.bodies.size()]),
+        steps_(options.steps[connection % options.steps.size()]) {}
 
   std::string request() override { return body_; }
 
@@ -195,7 +197,7 @@ std::unique_ptr<Work> make_work(const Options& options, int connection, Dump& du
     case Mode::columnar:
       return std::make_unique<ColumnarWork>(options, connection, dump);
     case Mode::post:
-      return std::make_unique<PostWork>(options);
+      return std::make_unique<PostWork>(options, connection);
     case Mode::generate:
       return std::make_unique<GenerateWork>(options, connection);
     default:

@@ -45,7 +45,7 @@ def fairness(plan: Plan) -> Iterator[Row]:
 
 
 def _prompt_steps(figures: Both) -> float:
-    return figures["prompts"].messages_per_s_between * PROMPT
+    return figures["prompts"].steps_per_s_between
 
 
 def _steps_alone(serving: Running, plan: Plan) -> Figures:

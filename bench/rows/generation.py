@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from bench.client import Figures, drive
 from bench.floors.raw import Rate
@@ -16,18 +17,19 @@ from bench.sessions import MODEL
 
 NAME = "generation-64"
 GOAL = Goal("≥ 0.7 of raw onnxruntime steps/s at batch 64, replies returned whole", 0.7)
-AT_ONCE, TOKENS = 64, 128
-BODY = {"text": "\n", "max_tokens": TOKENS, "temperature": 0.8, "top_p": 0.95}
+AT_ONCE = 64
+LENGTHS = range(96, 160, 4)
+"""Tokens of the replies, 126 on average: unequal ones, or all would end, and new ones begin, in the same tick."""
+ASKED = {"text": "\n", "temperature": 0.8, "top_p": 0.95}
+LEAST_SECONDS = 2
 
 
 def generation_64(plan: Plan) -> Iterator[Row]:
     """Tokens that were sampled count as steps, the prompt's one step does not; streamed tokens are in the details."""
-    with server(*plan.flags_of(NAME)) as serving, tempfile.NamedTemporaryFile("w", suffix=".json") as body:
-        json.dump(BODY, body)
-        body.flush()
-        load = plan.load | {"connections": AT_ONCE}
-        whole = load | {"path": f"/v1/models/{MODEL}:generate", "body": body.name, "steps": TOKENS}
-        streamed = load | {"model": MODEL, "max_tokens": TOKENS}
+    with server(*plan.flags_of(NAME)) as serving, tempfile.TemporaryDirectory() as folder:
+        load = plan.load | {"connections": AT_ONCE, "seconds": max(plan.seconds, LEAST_SECONDS)}
+        whole = load | {"path": f"/v1/models/{MODEL}:generate", "body": _bodies(Path(folder)), "steps": LENGTHS}
+        streamed = load | {"model": MODEL, "max_tokens": LENGTHS[len(LENGTHS) // 2]}
         before = read_counts(serving)
         rounds: Rounds[Figures | Rate] = interleaved(
             plan.rounds,
@@ -44,8 +46,20 @@ def generation_64(plan: Plan) -> Iterator[Row]:
         GOAL,
         rounds,
         ("server", "floor"),
-        lambda figures: figures.steps_per_s,
-        streamed_per_s=rounds.median("streamed", lambda figures: figures.steps_per_s),
-        streamed_ratio=rounds.ratio("streamed", "floor", lambda figures: figures.steps_per_s).median,
+        _rate,
+        streamed_per_s=rounds.median("streamed", _rate),
+        streamed_ratio=rounds.ratio("streamed", "floor", _rate).median,
         rows_per_run=rows_per_run,
     )
+
+
+def _rate(figures: Figures | Rate) -> float:
+    return figures.steps_per_s if isinstance(figures, Rate) else figures.steps_per_s_between
+
+
+def _bodies(folder: Path) -> list[str]:
+    """A request for each of the lengths, as files."""
+    files = [folder / f"{length}.json" for length in LENGTHS]
+    for file, length in zip(files, LENGTHS, strict=True):
+        file.write_text(json.dumps(ASKED | {"max_tokens": length}), encoding="utf-8")
+    return [str(file) for file in files]
