@@ -193,7 +193,7 @@ async def house(
     arena = Arena(planes, budget)
     engine = Engine(codec, arena, 1, Scheduler(max_rows, max_steps, max_piece), max_queue)
     runner = FakeRunner()
-    loop = Loop(engine, runner, committer=committer, clock=lambda: it.look())
+    loop = Loop(engine, runner, committer=committer, clock=lambda: it.look())  # noqa: PLW0108 - the house comes after the loop
     it = House(runner, arena, budget, engine, loop, codec)
     loop.start()
     try:
