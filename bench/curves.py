@@ -163,6 +163,10 @@ def _table(curve: Curve) -> str:
     return "\n".join(lines) + "\n"
 
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
 def main(
     curves: Annotated[str, typer.Option(help="Which, with commas between.")] = ",".join(CURVES),
     seconds: Annotated[float, typer.Option(help="Of one measurement.")] = 1.5,
@@ -185,4 +189,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

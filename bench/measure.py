@@ -87,8 +87,9 @@ class Goal(NamedTuple):
         return figure >= self.limit if self.is_least else figure <= self.limit
 
     def share(self, figure: float) -> float:
-        """How much of the goal is reached: 1 is all of it, more is better."""
-        return figure / self.limit if self.is_least else self.limit / max(figure, 1e-9)
+        """How much of the goal is reached: 1 is all of it, more is better, and 100 the most that is told."""
+        share = figure / self.limit if self.is_least else self.limit / max(figure, 1e-9)
+        return min(share, 100.0)
 
 
 @dataclass(frozen=True, slots=True)

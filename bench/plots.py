@@ -38,7 +38,7 @@ def _draw_targets(file: Path, rows: Sequence[Row]) -> str:
         [min(share, WIDEST) for share in shares],
         color=[GOOD if row.met else BAD for row in rows],
     )
-    axes.bar_label(bars, [f"{share:.2f}" for share in shares], padding=3)
+    axes.bar_label(bars, [f"{share:.2f}" if share <= WIDEST else f"> {WIDEST:g}" for share in shares], padding=3)
     axes.axvline(1, color="black", linewidth=1)
     axes.set(xlim=(0, WIDEST * 1.1), xlabel=f"share of the target reached (1: met; cut at {WIDEST:g})")
     axes.set_title("Targets: green is met, by the rate or by the rule of CPU time", fontsize=10)

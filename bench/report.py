@@ -46,7 +46,7 @@ def to_markdown(rows: Sequence[Row], machine: Mapping[str, str], plan: Plan, plo
         _table(rows),
         "\n".join(f"![{name}]({name})" for name in plots) + "\n",
         "## Row by row\n",
-        "\n".join(_section(row) for row in rows),
+        "\n".join(_section(row) for row in rows if row.note or row.details),
         "## Method",
         METHOD,
         f"Here: {plan.rounds} rounds of {plan.seconds:g} s after {plan.warmup:g} s of warm-up.\n",

@@ -36,7 +36,10 @@ double quantile(const std::vector<float>& sorted, double fraction) {
 
 std::string quoted(const std::string& text) {
   std::string out = "\"";
-  for (unsigned char c : text.substr(0, 300)) out += c < 32 || c > 126 || c == '"' || c == '\\' ? '.' : static_cast<char>(c);
+  for (unsigned char c : text.substr(0, 300)) {
+    if (c == '"' || c == '\\') out += '\\';
+    out += c < 32 || c > 126 ? '.' : static_cast<char>(c);
+  }
   return out + '"';
 }
 

@@ -33,7 +33,13 @@ def test_rounds_of_unequal_number_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("goal", "figure", "is_met", "share"),
-    [(LEAST, 0.5, True, 1.0), (LEAST, 0.25, False, 0.5), (MOST, 2.0, True, 1.0), (MOST, 4.0, False, 0.5)],
+    [
+        (LEAST, 0.5, True, 1.0),
+        (LEAST, 0.25, False, 0.5),
+        (MOST, 2.0, True, 1.0),
+        (MOST, 4.0, False, 0.5),
+        (MOST, 0.0, True, 100.0),
+    ],
 )
 def test_a_goal_says_whether_and_how_far(goal: Goal, figure: float, is_met: bool, share: float) -> None:
     assert goal.is_met(figure) is is_met
