@@ -165,6 +165,13 @@ class Engine:
         self._running = frozenset(plan.works)
         return plan
 
+    def retry(self, work: Work, length: int) -> Plan | None:
+        """Return a run of one row of a run that failed, or None where the row is over in the meantime."""
+        if work not in self._waiting:
+            return None
+        self._running = frozenset((work,))
+        return Plan([work], length, [])
+
     def gather(self, plan: Plan) -> tuple[list[Tensor], list[Tensor]]:
         """Return the run's inputs, each [rows, steps, …], and states."""
         works, length = plan.works, plan.length

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from tidegate.core import Tensor
 from tidegate.engine.engine import Batch, Engine
+from tidegate.engine.pace import Patience
 from tidegate.engine.scheduler import Plan
 from tidegate.engine.work import Work
 from tidegate.errors import TidegateError, UnavailableError
@@ -68,6 +69,7 @@ class Loop:
         self._clock = clock
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
+        self._patience = Patience()
         self._task: asyncio.Task[None] | None = None
         self._is_stopped = False
         self.run_seconds = 0.0
@@ -111,17 +113,31 @@ class Loop:
                 await self._tick(plan)
 
     async def _tick(self, plan: Plan) -> None:
+        """Run a plan and answer its rows. Where the run fails, each row is tried alone: one bad row fails no other."""
         engine = self._engine
         try:
             outputs, states = await self._run(*engine.gather(plan))
+        except Exception as error:  # noqa: BLE001 - told to the rows it concerns
+            await self._fail(plan, error)
+            return
+        try:
             batch = engine.read(plan, outputs, states, self._clock())
             if self._committer is not None:
                 engine.refuse(batch, await self._committer.commit(batch))
             engine.scatter(batch)
             engine.reply(batch, self._clock())
         except Exception as error:
-            log.exception("a run of %d rows failed", len(plan.works))
+            log.exception("the results of %d rows could not be read", len(plan.works))
             engine.fail(plan, error)
+
+    async def _fail(self, plan: Plan, error: Exception) -> None:
+        log.error("a run of %d rows failed: %s", len(plan.works), error)
+        if len(plan.works) == 1:
+            self._engine.fail(plan, error)
+            return
+        for work in plan.works:
+            if (alone := self._engine.retry(work, plan.length)) is not None:
+                await self._tick(alone)
 
     async def _drain(self) -> None:
         """Wait for work; then, while sessions that were just answered are on their way back, let them come in too.
@@ -135,8 +151,15 @@ class Loop:
             self._idle.set()
             await self._wake.wait()
         await asyncio.sleep(0)
-        arrived = now = self._clock()
-        end = now + _LINGER_SECONDS
+        now = self._clock()
+        if engine.num_expected(now) and self._patience.is_worthwhile():
+            num_waiting = engine.num_waiting
+            await self._linger(now)
+            self._patience.learn(came=engine.num_waiting > num_waiting)
+
+    async def _linger(self, now: float) -> None:
+        engine = self._engine
+        arrived, end = now, now + _LINGER_SECONDS
         num_waiting = engine.num_waiting
         for _ in range(_LINGER_ROUNDS):
             if not engine.num_expected(now) or now >= end or now - arrived >= _GAP_SECONDS:

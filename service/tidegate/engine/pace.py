@@ -8,6 +8,29 @@ from __future__ import annotations
 
 from tidegate.sessions.session import Session
 
+_MEMORY = 1 / 8
+_WORTH = 0.25
+_TRY_EVERY = 32
+
+
+class Patience:
+    """Whether waiting pays, learned from whether it did: clients with a slow rate of their own never hurry back."""
+
+    def __init__(self) -> None:
+        self._hope = 1.0
+        self._num_declined = 0
+
+    def is_worthwhile(self) -> bool:
+        """Whether to wait now: where it mostly paid lately, and once in a while to find out."""
+        if self._hope >= _WORTH:
+            return True
+        self._num_declined = (self._num_declined + 1) % _TRY_EVERY
+        return self._num_declined == 0
+
+    def learn(self, *, came: bool) -> None:
+        """Take note whether anybody came while waiting."""
+        self._hope += _MEMORY * (came - self._hope)
+
 
 class Pace:
     """Sessions answered within the last ``horizon`` seconds that are not back yet."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tidegate.core import SessionRequest
-from tidegate.engine.pace import Pace
+from tidegate.engine.pace import Pace, Patience
 from tidegate.sessions.session import Session
 
 
@@ -41,3 +41,20 @@ def test_who_was_never_answered_may_arrive() -> None:
     pace = Pace(1.0)
     pace.arrived(a_session("a"))
     assert pace.num_expected(0.0) == 0
+
+
+def test_waiting_that_never_pays_is_given_up_but_for_a_try_now_and_then() -> None:
+    patience = Patience()
+    assert patience.is_worthwhile()
+    for _ in range(20):
+        patience.learn(came=False)
+    tries = [patience.is_worthwhile() for _ in range(320)]
+    assert tries.count(True) == 10
+
+
+def test_waiting_that_pays_again_is_taken_up_again() -> None:
+    patience = Patience()
+    for came in [False] * 20 + [True] * 3:
+        patience.learn(came=came)
+    assert patience.is_worthwhile()
+    assert patience.is_worthwhile()
