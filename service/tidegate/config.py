@@ -84,6 +84,9 @@ class Settings(BaseSettings):
     bundles: Path = Field(Path("bundles"), description="Directory of bundles: NAME/VERSION/manifest.json.")
     http: AddressText = Field("127.0.0.1:8080", description="HOST:PORT of HTTP; port 0 takes a free one.")
     grpc: AddressText = Field("127.0.0.1:8081", description="HOST:PORT of gRPC; port 0 takes a free one.")
+    native_grpc: Annotated[AddressText | None, BeforeValidator(_none_by_word)] = Field(
+        None, description="HOST:PORT of gRPC's native front, beside the other port: faster unary calls (extra front)."
+    )
     data_dir: Path = Field(Path(".tidegate"), description="Where this server keeps what must outlive it.")
     store: Annotated[str, AfterValidator(_known_store)] = Field(
         "memory", description="Where the records of sessions are kept: memory."

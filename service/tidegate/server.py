@@ -55,7 +55,7 @@ async def serve(settings: Settings) -> None:
     signals = Signals()
     with signals.handled(), listen(settings.http) as listener:
         service = Service(settings)
-        grpc = create_server(service, settings.grpc)
+        grpc = create_server(service, settings.grpc, settings.native_grpc)
         await service.start()
         _settle_memory()
         try:
@@ -124,8 +124,15 @@ async def _reload_when_told(service: Service, told: asyncio.Event) -> None:
 def _log_ready(service: Service, listener: socket.socket, grpc: GrpcServer) -> None:
     host, port = listener.getsockname()[:2]
     models = [f"{model.name}/{model.version}" for model in service.models(limit=0, page_token="").models]
-    grpc_address = Address(parse_address(service.settings.grpc).host, grpc.port)
-    log.info("ready", http=f"http://{Address(host, port)}", grpc=str(grpc_address), models=models)
+    settings = service.settings
+    where = {"http": f"http://{Address(host, port)}", "grpc": _with_port(settings.grpc, grpc.port)}
+    if settings.native_grpc is not None and grpc.native_port is not None:
+        where["native_grpc"] = _with_port(settings.native_grpc, grpc.native_port)
+    log.info("ready", **where, models=models)
+
+
+def _with_port(address: str, port: int) -> str:
+    return str(Address(parse_address(address).host, port))
 
 
 class Signals:

@@ -1,4 +1,4 @@
-"""A running gRPC server over a fake core, and stubs of a stock client."""
+"""A running gRPC server over a fake core, and stubs of a stock client: once at each of its two ports."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ async def service() -> FakeService:
 
 @pytest.fixture
 async def server(service: FakeService) -> AsyncIterator[GrpcServer]:
-    server = create_server(service.as_service(), "127.0.0.1:0")
+    server = create_server(service.as_service(), "127.0.0.1:0", "127.0.0.1:0")
     await server.start()
     yield server
     await server.stop()
 
 
-@pytest.fixture
-async def channel(server: GrpcServer) -> AsyncIterator[aio.Channel]:
-    async with aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+@pytest.fixture(params=["grpcio", "native"])
+async def channel(server: GrpcServer, request: pytest.FixtureRequest) -> AsyncIterator[aio.Channel]:
+    port = server.port if request.param == "grpcio" else server.native_port
+    async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield channel
 
 

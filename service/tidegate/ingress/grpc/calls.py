@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar, cast
@@ -22,6 +23,8 @@ from tidegate.wire.errors import encode_status
 from tidegate.wire.predictions import encode_event
 
 logger = logging.getLogger(__name__)
+
+_NO_DEADLINE = float(sys.maxsize)
 
 Context = aio.ServicerContext[Any, Any]
 Request = TypeVar("Request")
@@ -100,9 +103,9 @@ def deadline_of(context: Context, timeout: float) -> float:
 
 def client_seconds(context: Context) -> float | None:
     """Seconds until the client's deadline, None where it set none."""
-    # The published stub forgets the None.
+    # The published stub forgets grpcio's None; the native front says sys.maxsize.
     seconds: Any = context.time_remaining()
-    return None if seconds is None else float(seconds)
+    return None if seconds is None or seconds >= _NO_DEADLINE else float(seconds)
 
 
 def session_of(named: str, context: Context) -> str:

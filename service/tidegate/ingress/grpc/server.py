@@ -1,8 +1,14 @@
-"""The gRPC server: our services, `grpc.health.v1` and reflection on one port; start, drain, stop."""
+"""The gRPC server: our services, `grpc.health.v1` and reflection; start, drain, stop.
+
+They are on one port of grpcio and, where asked for, on a second one of the native front: pygrpc-native, which does
+HTTP/2 in Rust outside the interpreter lock. That front answers unary and server-streaming calls itself and hands the
+others, `Predictor.Stream` and reflection, to a grpcio server of its own behind it.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, NamedTuple
 
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -26,26 +32,39 @@ SERVICES = tuple(
 )
 
 
-class GrpcServer:
-    """A bound server. ``port`` is the one it listens on, also where port 0 was asked for."""
+class Bound(NamedTuple):
+    """A server that has its port and does not answer yet."""
 
-    def __init__(self, service: Service, server: aio.Server, port: int) -> None:
-        self.port = port
+    server: aio.Server
+    port: int
+
+
+class GrpcServer:
+    """Bound servers over one core: grpcio's and, where asked for, the native front's.
+
+    ``port`` and ``native_port`` are those they listen on, also where port 0 was asked for.
+    """
+
+    def __init__(self, service: Service, grpcio: Bound, native: Bound | None) -> None:
+        self.port = grpcio.port
+        self.native_port = None if native is None else native.port
         self._service = service
-        self._server = server
+        self._servers = [bound.server for bound in (grpcio, native) if bound is not None]
         self._calls = Calls()
         self._predictor = Predictor(service, self._calls)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
-        models_pb2_grpc.add_ModelsServicer_to_server(Models(service, self._calls), server)
-        predictor_pb2_grpc.add_PredictorServicer_to_server(self._predictor, server)
-        sessions_pb2_grpc.add_SessionsServicer_to_server(Sessions(service, self._calls), server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        for server in self._servers:
+            models_pb2_grpc.add_ModelsServicer_to_server(Models(service, self._calls), server)
+            predictor_pb2_grpc.add_PredictorServicer_to_server(self._predictor, server)
+            sessions_pb2_grpc.add_SessionsServicer_to_server(Sessions(service, self._calls), server)
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+            reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
 
     async def start(self) -> None:
         """Begin to answer."""
         await self.tell_health()
-        await self._server.start()
+        for server in self._servers:
+            await server.start()
 
     async def tell_health(self) -> None:
         """Bring grpc.health.v1 in step with the core's readiness: at the start, and when that has changed."""
@@ -64,23 +83,41 @@ class GrpcServer:
         await self._calls.wait_idle()
 
     async def stop(self, grace: float | None = None) -> None:
-        """Close the port; calls that still run are cancelled after ``grace`` seconds, with None at once."""
-        await self._server.stop(grace)
+        """Close the ports; calls that still run are cancelled after ``grace`` seconds, with None at once."""
+        await asyncio.gather(*(server.stop(grace) for server in self._servers))
 
 
-def create_server(service: Service, address: str) -> GrpcServer:
-    """Bind ``HOST:PORT``; to be called in the running event loop, before or after the core has started.
+def create_server(service: Service, address: str, native_address: str | None = None) -> GrpcServer:
+    """Bind ``HOST:PORT`` and, where given, that of the native front, in the running event loop.
+
+    Raises:
+        ConfigurationError: An address cannot be bound, or the native front is not installed.
+    """
+    options = server_options(service.settings)
+    native = None if native_address is None else bind(_native_server(options), native_address)
+    return GrpcServer(service, bind(aio.server(options=options), address), native)
+
+
+def bind(server: aio.Server, address: str) -> Bound:
+    """Give a server its port.
 
     Raises:
         ConfigurationError: The address cannot be bound.
     """
-    server = aio.server(options=server_options(service.settings))
     try:
-        port = server.add_insecure_port(address)
+        return Bound(server, server.add_insecure_port(address))
     except RuntimeError as error:
         message = f"gRPC cannot listen on {address}: is the port in use?"
         raise ConfigurationError(message, reason="PORT_IN_USE") from error
-    return GrpcServer(service, server, port)
+
+
+def _native_server(options: list[tuple[str, int]]) -> aio.Server:
+    try:
+        from pygrpc_native.aio import server
+    except ImportError:
+        message = "--native-grpc needs the native front: pip install 'tidegate[front]'"
+        raise ConfigurationError(message, reason="NO_NATIVE_FRONT") from None
+    return server(options=options)
 
 
 def server_options(settings: Settings) -> list[tuple[str, int]]:
