@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,15 +78,32 @@ class Plane:
         return (*(slice(None) for _ in range(self.slot_axis)), slots)
 
 
-class Arena:
-    """Slots of one model's planes: first its states, then, if any, the output that is kept with each session."""
+class ArenaLike(Protocol):
+    """What an engine needs of an arena.
 
-    def __init__(self, planes: Sequence[Plane], budget: Budget) -> None:
-        self._planes = tuple(planes)
+    What ``gather`` gives is meant for the runner beside the arena, and what that runner returns for ``scatter``: the
+    states themselves, or, where they stay on a device, which rows they are in.
+    """
+
+    slot_bytes: int
+    num_used: int
+
+    def can_allocate(self, count: int = 1) -> bool: ...
+    def allocate(self) -> int: ...
+    def free(self, slot: int) -> None: ...
+    def gather(self, slots: Slots, num_planes: int) -> list[Tensor]: ...
+    def select(self, rows: Slots, values: Sequence[Tensor]) -> list[Tensor]: ...
+    def scatter(self, slots: Slots, values: Sequence[Tensor]) -> None: ...
+    def read(self, slot: int, plane: int) -> Tensor: ...
+
+
+class SlotTable:
+    """Who holds which slot, and what that takes of the budget. Knows nothing of what lies in a slot, or where."""
+
+    def __init__(self, slot_bytes: int, budget: Budget) -> None:
         self._budget = budget
-        self.slot_bytes = sum(plane.row_bytes for plane in planes)
-        self._num_slots = 1 + max(1, budget.total // max(1, self.slot_bytes))
-        self._arrays = [plane.reserve(self._num_slots) for plane in self._planes]
+        self.slot_bytes = slot_bytes
+        self._num_slots = 1 + max(1, budget.total // max(1, slot_bytes))
         self._free: list[int] = []
         self._next = INITIAL + 1
         self.num_used = 0
@@ -110,6 +128,15 @@ class Arena:
         self._budget.give(self.slot_bytes)
         self.num_used -= 1
         heapq.heappush(self._free, slot)
+
+
+class Arena(SlotTable):
+    """Slots of one model's planes: first its states, then, if any, the output that is kept with each session."""
+
+    def __init__(self, planes: Sequence[Plane], budget: Budget) -> None:
+        super().__init__(sum(plane.row_bytes for plane in planes), budget)
+        self._planes = tuple(planes)
+        self._arrays = [plane.reserve(self._num_slots) for plane in self._planes]
 
     def gather(self, slots: Slots, num_planes: int) -> list[Tensor]:
         """Return copies of the first ``num_planes`` planes at ``slots``, the slots in order along each plane's slot

@@ -19,7 +19,7 @@ import numpy as np
 
 from tidegate.codecs import Codec
 from tidegate.core import Prediction, StepResult, Tensor
-from tidegate.engine.arena import INITIAL, Arena, Slots
+from tidegate.engine.arena import INITIAL, ArenaLike, Slots
 from tidegate.engine.pace import Pace
 from tidegate.engine.sampler import sample, uniform
 from tidegate.engine.scheduler import Plan, Scheduler
@@ -69,7 +69,7 @@ class Engine:
         max_queue: Chunks that may wait.
     """
 
-    def __init__(self, codec: Codec, arena: Arena, num_states: int, scheduler: Scheduler, max_queue: int) -> None:
+    def __init__(self, codec: Codec, arena: ArenaLike, num_states: int, scheduler: Scheduler, max_queue: int) -> None:
         self._codec = codec
         self._arena = arena
         self._num_states = num_states
