@@ -24,6 +24,7 @@ VERBS = {
     "generate": "tidegate.commands.generate:generate",
     "sessions": "tidegate.commands.sessions:sessions",
     "check": "tidegate.commands.check:check",
+    "bench": "tidegate.commands.bench:bench",
 }
 
 FAILED = 1

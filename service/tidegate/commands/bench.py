@@ -1,0 +1,205 @@
+"""``tidegate bench``: loads a running server and tells its rates and latencies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import selectors
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tidegate.commands.connection import DEFAULT_SERVER, Server, connected
+from tidegate.commands.output import AsJson, print_json, print_table
+from tidegate.config import Address, parse_address
+from tidegate.core import ModelInfo
+from tidegate.errors import ConfigurationError
+from tidegate.loadgen.inputs import Source, source_for
+from tidegate.loadgen.load import Arrivals, Interface, Load
+from tidegate.loadgen.measure import Measurement, Progress, Target, measure
+from tidegate.loadgen.mix import Mix
+from tidegate.loadgen.plot import draw_latency, require_matplotlib
+from tidegate.loadgen.record import Record
+from tidegate.loadgen.report import LATENCY_COLUMNS, as_json, as_text, latency_rows
+
+HTTP_PORT = 8080
+MAX_SELECTED = 500
+"""Connections up to which select(2) is cheap; it cannot have more than 1024."""
+LARGEST_MESSAGE = 256
+"""Sessions that a columnar message carries unless it is said."""
+INTERRUPTED = 130
+
+Loop = Callable[[], asyncio.AbstractEventLoop]
+
+
+def bench(  # noqa: PLR0913, PLR0917 - one parameter per option
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    interface: Annotated[
+        Interface, typer.Option("--interface", "-i", help="How requests are sent.")
+    ] = Interface.STREAM,
+    sessions: Annotated[int, typer.Option(min=1, help="Sessions, or callers of predict and generate.")] = 64,
+    chunk: Annotated[
+        str, typer.Option(metavar="MIX", help="Steps of a request: 1, or 16-512, or by weight 1:99,1024:1.")
+    ] = "1",
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Requests a second by the clock.", show_default="each when its last is answered"),
+    ] = None,
+    arrivals: Annotated[Arrivals | None, typer.Option(help="How they follow each other.", show_default="even")] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Sessions in a columnar message, sequences in a predict call.",
+            show_default="columnar 256, predict 1",
+        ),
+    ] = None,
+    prompt_sessions: Annotated[int, typer.Option(min=0, help="More senders that push long chunks beside them.")] = 0,
+    prompt_length: Annotated[int | None, typer.Option(min=1, help="Steps of those.", show_default="1024")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a generation.", show_default="64")] = None,
+    top: Annotated[int, typer.Option(min=0, help="Candidates a step.")] = 1,
+    seconds: Annotated[float, typer.Option(help="How long is measured.")] = 10,
+    warmup: Annotated[float, typer.Option(min=0, help="Seconds of load before.")] = 1,
+    max_requests: Annotated[int, typer.Option(min=1, help="End after that many, warm-up included.")] = 10_000_000,
+    timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 60,
+    seed: Annotated[int, typer.Option(help="Of inputs, mix and arrivals.")] = 0,
+    vocabulary: Annotated[
+        int | None, typer.Option(min=1, help="Tokens to draw from.", show_default="as the model says")
+    ] = None,
+    version: Annotated[str | None, typer.Option(help="Version of the model.", show_default="highest")] = None,
+    server: Server = DEFAULT_SERVER,
+    http: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Server's HTTP.", show_default="host of --server, port 8080")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write latencies as PNG.")] = None,
+    as_json_document: AsJson = False,
+) -> None:
+    """Load a running server; tell rates, exact latency percentiles, rows per run and errors.
+
+    Ctrl-C ends it early and prints what was measured.
+    """
+    _refuse_ignored("--arrivals", arrivals, "--rate", is_there=rate is not None)
+    _refuse_ignored("--prompt-length", prompt_length, "--prompt-sessions", is_there=prompt_sessions > 0)
+    _refuse_ignored("--max-tokens", max_tokens, "--interface generate", is_there=interface is Interface.GENERATE)
+    load = Load(
+        model=model,
+        version=version,
+        interface=interface,
+        sessions=sessions,
+        batch=batch or (min(sessions, LARGEST_MESSAGE) if interface is Interface.COLUMNAR else 1),
+        mix=Mix.parse(chunk),
+        rate=rate,
+        arrivals=arrivals or Arrivals.EVEN,
+        prompt_sessions=prompt_sessions,
+        prompt_length=prompt_length or 1024,
+        max_tokens=max_tokens or 64,
+        top=top,
+        seconds=seconds,
+        warmup=warmup,
+        max_requests=max_requests,
+        timeout=timeout,
+        seed=seed,
+    )
+    if plot is not None:
+        require_matplotlib()
+    with connected(server) as client:
+        info = client.model(model, version)
+    source = source_for(info, load.longest, seed, vocabulary)
+    target = Target(server, _http_address(http, server), info)
+    seen, was_interrupted = _run(load, target, source, is_quiet=as_json_document)
+    _print(load, info, seen, plot, is_json=as_json_document)
+    if was_interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _refuse_ignored(option: str, given: object, needed: str, *, is_there: bool) -> None:
+    if given is not None and not is_there:
+        raise ConfigurationError(f"{option} means nothing without {needed}")
+
+
+def _http_address(given: str | None, server: str) -> Address:
+    try:
+        return Address(parse_address(server).host, HTTP_PORT) if given is None else parse_address(given)
+    except ValueError as error:
+        raise ConfigurationError(f"--http: {error}") from None
+
+
+def _run(load: Load, target: Target, source: Source, *, is_quiet: bool) -> tuple[Measurement, bool]:
+    """Measure; returns also whether the user broke it off."""
+    with asyncio.Runner(loop_factory=_loop_factory(load)) as runner:
+        return runner.run(_measure_until_told(load, target, source, is_quiet=is_quiet))
+
+
+async def _measure_until_told(
+    load: Load, target: Target, source: Source, *, is_quiet: bool
+) -> tuple[Measurement, bool]:
+    stop = asyncio.Event()
+    with _interruptible(stop), _progress(load, is_quiet=is_quiet) as progress:
+        return await measure(load, target, source, stop, progress), stop.is_set()
+
+
+@contextlib.contextmanager
+def _interruptible(stop: asyncio.Event) -> Iterator[None]:
+    """The first Ctrl-C sets ``stop``; a second one does what it always does."""
+    loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGINT)
+
+    def interrupt() -> None:
+        stop.set()
+        loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, before)
+
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, before)
+
+
+def _loop_factory(load: Load) -> Loop | None:
+    """The fast loop, or for due times the punctual one: timers of uvloop and epoll know milliseconds, select's more."""
+    if load.rate is not None and load.num_connections <= MAX_SELECTED:
+        return lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())
+    try:
+        import uvloop
+    except ImportError:  # there is none for every system
+        return None
+    return uvloop.new_event_loop
+
+
+@contextlib.contextmanager
+def _progress(load: Load, *, is_quiet: bool) -> Iterator[Progress | None]:
+    """A bar on standard error, for people."""
+    if is_quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as bar:
+        task = bar.add_task("warm-up", total=load.warmup + load.seconds)
+
+        def tell(passed: float, record: Record) -> None:
+            words = (
+                f"{record.num_requests} requests, {record.errors.total()} errors" if record.num_requests else "warm-up"
+            )
+            bar.update(task, completed=passed, description=words, refresh=True)
+
+        yield tell
+
+
+def _print(load: Load, info: ModelInfo, seen: Measurement, plot: Path | None, *, is_json: bool) -> None:
+    if is_json:
+        print_json(as_json(load, info, seen))
+    else:
+        print_table(LATENCY_COLUMNS, latency_rows(seen))
+        typer.echo(as_text(load, info, seen))
+    if plot is not None:
+        title = f"{info.name}/{info.version} over {load.interface}: {load.sessions} at once, latencies of {{}} requests"
+        draw_latency(plot, seen.record, title.format(sum(map(len, seen.record.samples.values()))))

@@ -1,0 +1,57 @@
+"""What the server counts itself, read from ``/metrics``: work of one model, and its processor time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tidegate.core import ModelInfo
+from tidegate.errors import TidegateError
+from tidegate.loadgen.http1 import HttpConnection
+
+OK = 200
+
+
+class Counts(NamedTuple):
+    """Since the server started: runs of the model, rows and steps in them; seconds of the process's CPU time."""
+
+    runs: float = 0
+    rows: float = 0
+    steps: float = 0
+    cpu_seconds: float = 0
+
+    def since(self, before: Counts) -> Counts:
+        return Counts(*(now - then for now, then in zip(self, before, strict=True)))
+
+    @property
+    def rows_per_run(self) -> float | None:
+        return self.rows / self.runs if self.runs else None
+
+
+_FIELDS = {
+    "tidegate_runs_total": "runs",
+    "tidegate_rows_total": "rows",
+    "tidegate_steps_total": "steps",
+    "process_cpu_seconds_total": "cpu_seconds",
+}
+
+
+async def read_counts(connection: HttpConnection, model: ModelInfo) -> Counts | None:
+    """The counts of that version of the model; None where no metrics can be had."""
+    try:
+        answer = await connection.request("GET", "/metrics")
+    except TidegateError:
+        return None
+    return parse_counts(answer.body.decode(), model) if answer.status == OK else None
+
+
+def parse_counts(text: str, model: ModelInfo) -> Counts:
+    """Read the counts out of Prometheus' text format."""
+    wanted = {"model": model.name, "version": model.version}
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name in _FIELDS and (not sample.labels or sample.labels == wanted):
+                found[_FIELDS[sample.name]] = sample.value
+    return Counts(**found)

@@ -1,0 +1,147 @@
+"""A measurement in words and as JSON. Latencies are milliseconds here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tidegate.core import ModelInfo
+from tidegate.loadgen.counts import Counts
+from tidegate.loadgen.load import Load
+from tidegate.loadgen.measure import Measurement
+from tidegate.loadgen.record import Latency
+
+Json = Any
+
+BOUND = 0.9
+"""The share of the time, running or waiting for a core, from which the client, one event loop, limits the figures."""
+ENOUGH = 0.98
+"""The share of the asked rate below which it counts as not reached."""
+
+
+def as_json(load: Load, model: ModelInfo, seen: Measurement) -> dict[str, Json]:
+    """The report as a document; what is not known is null."""
+    record = seen.record
+    return {
+        "model": model.name,
+        "version": model.version,
+        "interface": load.interface.value,
+        "sessions": load.sessions,
+        "batch": load.batch,
+        "chunk": str(load.mix),
+        "rate": load.rate,
+        "arrivals": load.arrivals.value if load.rate else None,
+        "prompt_sessions": load.prompt_sessions,
+        "prompt_length": load.prompt_length if load.prompt_sessions else None,
+        "warmup_seconds": load.warmup,
+        "seconds": record.seconds,
+        "requests": record.num_requests,
+        "steps": record.num_steps,
+        "requests_per_second": _rate(record.num_requests, record.seconds),
+        "steps_per_second": _rate(record.num_steps, record.seconds),
+        "latency_ms": {label: _latency_json(samples.latency()) for label, samples in sorted(record.samples.items())},
+        "errors": dict(record.errors.most_common()),
+        "unsent": record.num_unsent,
+        "unfinished": record.num_unfinished,
+        "send_lag_ms": _latency_json(record.send_lags.latency()),
+        "client_cpu": seen.client.cpu,
+        "client_waiting": seen.client.waiting,
+        "client_bound": is_client_bound(seen),
+        "server": _server_json(seen.server, record.seconds),
+    }
+
+
+def as_text(load: Load, model: ModelInfo, seen: Measurement) -> str:
+    """The report without its table of latencies: what was done, what came of it, and what to make of it."""
+    record, server = seen.record, seen.server
+    lines = [
+        f"{model.name}/{model.version} over {load.interface}, {_who(load)}, {_loop(load)}, {record.seconds:.1f} s",
+        (
+            f"{_rate(record.num_requests, record.seconds):,.1f} requests/s, "
+            f"{_rate(record.num_steps, record.seconds):,.1f} steps/s"
+        ),
+        f"rows per run: {_rows_text(server)}",
+        f"errors: {', '.join(f'{reason} {count}' for reason, count in record.errors.most_common()) or 'none'}",
+        f"client: {seen.client.cpu:.0%} of a core, and {seen.client.waiting:.0%} of the time it waited for one",
+    ]
+    return "\n".join([*lines, *warnings(load, seen)])
+
+
+def latency_rows(seen: Measurement) -> list[tuple[str, ...]]:
+    """A row for each kind of request: count, then milliseconds of p50, p90, p99, p99.9, the greatest, and the mean."""
+    found = [(label, samples.latency()) for label, samples in sorted(seen.record.samples.items())]
+    return [
+        (label, str(each.count), *(f"{1000 * value:.2f}" for value in (*each[2:], each.mean)))
+        for label, each in found
+        if each is not None
+    ]
+
+
+LATENCY_COLUMNS = ("steps", "requests", "p50", "p90", "p99", "p99.9", "max", "mean ms")
+
+
+def is_client_bound(seen: Measurement) -> bool:
+    return sum(seen.client) > BOUND
+
+
+def warnings(load: Load, seen: Measurement) -> list[str]:
+    """What a reader of the figures must know."""
+    found, record = [], seen.record
+    if not record.seconds:
+        return ["note: it ended before the warm-up did: nothing was measured"]
+    if is_client_bound(seen):
+        found.append(
+            "note: the client itself was the bound: it had no time left, so the server may do more, and latencies hold"
+            " the client's own waits"
+        )
+    if record.num_unsent:
+        found.append(
+            f"note: {record.num_unsent} requests were due and never sent: the asked rate was not reached, and true"
+            " latencies are longer than these"
+        )
+    elif load.rate and _rate(record.num_requests, record.seconds) < ENOUGH * load.rate and not load.prompt_sessions:
+        found.append("note: the asked rate was not reached")
+    if record.num_unfinished:
+        found.append(f"note: {record.num_unfinished} requests were cut off at the end and are in no latency")
+    return found
+
+
+def _who(load: Load) -> str:
+    noun = "sessions" if load.interface.has_sessions else "callers"
+    batch = f", {load.batch} in a message" if load.interface.has_batches else ""
+    prompts = f", {load.prompt_sessions} more push {load.prompt_length} steps" if load.prompt_sessions else ""
+    return f"{load.sessions} {noun}{batch}{prompts}"
+
+
+def _loop(load: Load) -> str:
+    return "closed loop" if load.rate is None else f"{load.rate:g} requests/s due ({load.arrivals})"
+
+
+def _rate(count: float, seconds: float) -> float:
+    return count / seconds if seconds else 0.0
+
+
+def _rows_text(server: Counts | None) -> str:
+    if server is None:
+        return "not known (no /metrics at --http)"
+    if server.rows_per_run is None:
+        return "not known (/metrics at --http counted no run: another server?)"
+    return f"{server.rows_per_run:.1f}"
+
+
+def _latency_json(latency: Latency | None) -> Json:
+    if latency is None:
+        return None
+    count, *seconds = latency
+    return {"count": count, **{name: 1000 * value for name, value in zip(Latency._fields[1:], seconds, strict=True)}}
+
+
+def _server_json(server: Counts | None, seconds: float) -> Json:
+    if server is None:
+        return None
+    return {
+        "runs": server.runs,
+        "rows": server.rows,
+        "steps": server.steps,
+        "rows_per_run": server.rows_per_run,
+        "cpu": _rate(server.cpu_seconds, seconds),
+    }
