@@ -100,8 +100,8 @@ def _checks(manifest: Manifest) -> Iterator[str]:
 
 def _call(manifest: Manifest, example: Json) -> Iterator[str]:
     yield "```"
-    if manifest.task == "next_token":
-        yield f'tidegate generate {manifest.name} --prompt "ROMEO:"'
+    if "text" in example:
+        yield f'tidegate generate {manifest.name} --prompt "{example["text"]}"'
     body = json.dumps({"sequences": [example]}, ensure_ascii=False)
     url = f"localhost:8080/v1/models/{manifest.name}:predict"
     yield f"curl -s {url} -H 'content-type: application/json' -d '{body}'"

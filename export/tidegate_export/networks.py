@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from tidegate.bundle import ForecastCodec, Manifest, StateSpec, TensorSpec, TokenCodec
+from tidegate.bundle import ForecastCodec, Json, Manifest, StateSpec, TensorSpec, TokenCodec
 from tidegate_export.candidate import Candidate
 from tidegate_export.stateful import expose
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 VOCABULARY = "vocabulary.json"
 SCALING = "scaling.json"
 
-_EXAMPLE_TEXT = {"text": "to be, or not to "}
+_EXAMPLE_TEXT = "to be, or not to "
 
 States = tuple[Tensor, ...]
 
@@ -98,7 +98,9 @@ def token_candidate(
         codec=TokenCodec(vocabulary=VOCABULARY),
         provenance=dict(provenance),
     )
-    return Candidate(ScoredTokens(network), manifest, {VOCABULARY: as_json(vocabulary)}, report, _EXAMPLE_TEXT)
+    return Candidate(
+        ScoredTokens(network), manifest, {VOCABULARY: as_json(vocabulary)}, report, _example(vocabulary["tokens"])
+    )
 
 
 def forecast_candidate(
@@ -152,6 +154,14 @@ def _surprise() -> TensorSpec:
 
 def _width(transform: Mapping[str, Any]) -> int:
     return 2 if transform["kind"] == "cyclic" else 1
+
+
+def _example(tokens: Sequence[str]) -> Json:
+    """A text that the vocabulary can spell and that needs no quoting in a shell; token ids where there is none."""
+    if set(_EXAMPLE_TEXT) <= set(tokens):
+        return {"text": _EXAMPLE_TEXT}
+    plain = [token for token in tokens if len(token) == 1 and token.isalnum()]
+    return {"text": "".join(plain[:8])} if plain else {"tokens": [0]}
 
 
 def as_json(value: Any) -> bytes:

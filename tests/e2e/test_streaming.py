@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import grpc
 import httpx
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from websockets.sync.client import connect
 from tests.servers import RunningServer, serving
 from tidegate.client import Client
 from tidegate.core import Prediction
+from tidegate.v1.sessions_pb2 import SessionGenerateRequest
+from tidegate.v1.sessions_pb2_grpc import SessionsStub
 
 ROOT = Path(__file__).parents[2]
 MODEL = "shakespeare-lstm"
@@ -109,6 +112,17 @@ def test_stepped_over_any_transport_a_text_gets_what_predict_gives_the_whole(
     assert len(surprises) == len(TEXT)
     np.testing.assert_allclose(surprises, expected_surprises, rtol=1e-4, atol=1e-5)
     assert tokens == expected_tokens
+
+
+def test_a_generation_is_repeated_over_another_transport(server: RunningServer) -> None:
+    httpx.post(f"{server.http}/v1/sessions", json={"model": MODEL, "id": "twice"}).raise_for_status()
+    wishes = {"max_tokens": 5, "temperature": 0.8, "top_p": 0.9}
+    body = {"text": "RO", "position": 0, **wishes}
+    first = httpx.post(f"{server.http}/v1/sessions/twice:generate", json=body).json()
+    with grpc.insecure_channel(server.grpc) as channel:
+        request = SessionGenerateRequest(session="twice", text="RO", position=0, **wishes)
+        *_, last = SessionsStub(channel).Generate(request)
+    assert (last.done.text, list(last.done.tokens), last.done.position) == (first["text"], first["tokens"], 7)
 
 
 @contextmanager

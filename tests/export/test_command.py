@@ -121,6 +121,7 @@ def test_a_text_run_becomes_a_bundle_with_card_and_provenance(tmp_path: Path) ->
         "| bits per character | 1.750 |",
         "the other 9",
         "seed 7",
+        'tidegate generate my-text --prompt "ab"',  # what this vocabulary can spell
     ):
         assert fact in card
 
@@ -199,6 +200,13 @@ def test_a_language_model_takes_its_vocabulary_from_a_plain_list(tmp_path: Path)
 )
 def test_a_mistake_is_told_in_one_line(tmp_path: Path, arguments: list[str], reason: str) -> None:
     assert reason in refused(*arguments, "--out", str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"\x80\x02junk", b"PK\x03\x04junk"])
+def test_a_file_that_is_no_weights_is_told_in_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w.pt").write_bytes(content)
+    line = refused(f"{MODULES}:Tagger", "--name", "m", "--weights", str(tmp_path / "w.pt"), "--example-shape", "1,8,6")
+    assert "w.pt is not a file of weights" in line
 
 
 def test_weights_of_another_module_are_refused(tmp_path: Path) -> None:

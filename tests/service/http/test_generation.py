@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from fastapi import FastAPI
 
@@ -45,6 +46,12 @@ async def test_a_model_is_told_all_wishes(client: httpx.AsyncClient, service: Fa
 async def test_a_session_is_told_all_wishes(client: httpx.AsyncClient, service: FakeService) -> None:
     await client.post(SESSION, json={"tokens": [1], "position": 7, **WISHES})
     assert service.calls == [("generate_on_session", "s-1", Input(tokens=[1]), SAMPLING, 7)]
+
+
+async def test_wishes_are_in_single_precision_as_over_grpc(client: httpx.AsyncClient, service: FakeService) -> None:
+    await client.post(SESSION, json={"temperature": 0.8, "top_p": 1e39})
+    sampling = service.calls[0][3]
+    assert (sampling.temperature, sampling.top_p) == (np.float32(0.8), float("inf"))
 
 
 async def test_wishes_have_the_cores_defaults(client: httpx.AsyncClient, service: FakeService) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 
+import numpy as np
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -33,12 +34,18 @@ Event = GeneratedToken | GenerationDone
 def sampling(form: schemas.Sampling) -> core.Sampling:
     return core.Sampling(
         max_tokens=form.max_tokens,
-        temperature=form.temperature,
+        temperature=_single(form.temperature),
         top_k=form.top_k,
-        top_p=form.top_p,
+        top_p=_single(form.top_p),
         seed=form.seed,
         stop=tuple(form.stop),
     )
+
+
+def _single(number: float) -> float:
+    """In single precision, as over every transport, so that a repeat over another one is the same request."""
+    with np.errstate(over="ignore"):  # to infinity, which the core refuses
+        return float(np.float32(number))
 
 
 class Generation(Response):

@@ -76,7 +76,7 @@ async def close_session(request: Request, session: Id) -> None:
 @raw.post(
     "/{session:name}:generate",
     openapi_extra={"parameters": [TIMEOUT], **body(schemas.SessionGenerate)},
-    responses={200: documents.generation(), **WORK},
+    responses={200: documents.generation(), **WORK, **problems(501)},
 )
 async def generate(request: Request, session: Id) -> Response:
     """Go on from where the session is, after a prompt or without. Every returned token is consumed by the session."""
