@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tidegate.errors import ConfigurationError
 
@@ -70,8 +70,21 @@ def _none_by_word(value: object) -> object:
 
 
 AddressText = Annotated[str, AfterValidator(_checked_address)]
+Provider = Literal["cpu", "cuda"]
+ArenaPlace = Literal["auto", "host", "device"]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Limit = Annotated[Seconds | None, BeforeValidator(_none_by_word)]
+
+
+class ModelSettings(BaseModel):
+    """What the file's table ``[models.NAME]`` may say of one model, in place of the setting of the same name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    provider: Provider | None = None
+    arena: ArenaPlace | None = None
+    cuda_graphs: bool | None = None
+    allow_batch_dependence: bool | None = None
 
 
 class Settings(BaseSettings):
@@ -92,13 +105,19 @@ class Settings(BaseSettings):
         "memory", description="Where the records of sessions are kept: memory."
     )
     workers: Annotated[int, AfterValidator(_single)] = Field(1, description="Processes that serve; 1 in this version.")
-    provider: Literal["cpu", "cuda"] = Field("cpu", description="Where models run: cpu or cuda; fatal if not there.")
+    provider: Provider = Field("cpu", description="Where models run: cpu or cuda; fatal if not there.")
     threads: int = Field(1, ge=1, le=1024, description="Threads of onnxruntime inside one run.")
     execution: Literal["inline", "thread"] = Field(
         "inline", description="Whether onnxruntime runs in the event loop (inline) or beside it (thread)."
     )
+    cuda_graphs: bool = Field(
+        False, description="Replay single steps as CUDA graphs, where a device arena holds the states."
+    )
     allow_batch_dependence: bool = Field(
         False, description="Batch the rows of bundles that are not batch-invariant (dynamic int8) all the same."
+    )
+    arena: ArenaPlace = Field(
+        "auto", description="Where states lie: host, device (where the model runs), or auto (device with cuda)."
     )
     arena_mb: int = Field(1024, ge=1, description="MiB for the states of running sessions, taken as needed.")
     evict_idle: float = Field(
@@ -123,6 +142,18 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = Field(
         "console", description="console (for people) or json (an object a line)."
     )
+    models: Annotated[dict[str, ModelSettings], NoDecode] = Field(
+        {}, description="Settings of single models, by name: tables of the file, neither flags nor variables."
+    )
+
+    def of(self, model: str) -> Settings:
+        """Return the settings that hold for a model: the file's table of its name goes before everything else."""
+        own = self.models.get(model)
+        return self if own is None else self.model_copy(update=own.model_dump(exclude_none=True))
+
+
+FLAGS = tuple(name for name in Settings.model_fields if name != "models")
+"""The settings that are flags and variables; the others are tables of the file."""
 
 
 def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> Settings:
@@ -136,8 +167,7 @@ def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> Setting
         return reader(**flags)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = str(first["loc"][0])
-        raise ConfigurationError(f"{_origin(name, flags, file)}: {_reason(first)}") from None
+        raise ConfigurationError(f"{_origin(first['loc'], flags, file)}: {_reason(first)}") from None
 
 
 def _reader(table: dict[str, Any]) -> type[Settings]:
@@ -167,12 +197,15 @@ def _reason(error: Mapping[str, Any]) -> str:
     return f"{message[0].lower()}{message[1:]}, not {error['input']!r}"
 
 
-def _origin(name: str, flags: Mapping[str, Any], file: Path | None) -> str:
+def _origin(place: tuple[int | str, ...], flags: Mapping[str, Any], file: Path | None) -> str:
+    name = str(place[0])
     if name in flags:
         return flag(name)
     variable = f"{ENVIRONMENT_PREFIX}{name.upper()}"
     given = {key.upper() for key, value in os.environ.items() if value}
-    return variable if variable in given else f"{file}: {name}"
+    if variable in given:
+        return variable
+    return f"{file}: {'.'.join(map(str, place)) if name == 'models' else name}"
 
 
 def flag(name: str) -> str:

@@ -13,20 +13,26 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tidegate.bundle import Bundle, Manifest, StateSpec, TensorSpec, find_bundles, read_bundle
+from tidegate.bundle import Bundle, Manifest, TensorSpec, find_bundles, read_bundle
 from tidegate.codecs import Codec, make_codec
 from tidegate.config import Settings
 from tidegate.core import ModelInfo, Refusal, ReloadReport, TensorInfo
-from tidegate.engine.arena import Arena, Budget, Plane
+from tidegate.engine.arena import Arena, ArenaLike, Budget, Plane
+from tidegate.engine.device.arena import DeviceArena
+from tidegate.engine.device.memory import FIRST_ROW, DeviceMemory
+from tidegate.engine.device.runner import DeviceRunner, open_device_runner
 from tidegate.engine.engine import Engine
 from tidegate.engine.loop import Loop
-from tidegate.engine.runner import Runner
+from tidegate.engine.runner import Runner, check_provider
 from tidegate.engine.scheduler import Scheduler
 from tidegate.errors import BundleError, ConfigurationError, FailedPreconditionError, NotFoundError, TidegateError
 
 log = logging.getLogger(__name__)
 
 Key = tuple[str, int]
+
+_DEVICE_ROWS = 1024
+"""Rows of states that a device arena begins with."""
 
 
 @dataclass(eq=False, slots=True)
@@ -35,8 +41,8 @@ class LoadedModel:
 
     bundle: Bundle
     codec: Codec
-    runner: Runner
-    arena: Arena
+    runner: Runner | DeviceRunner
+    arena: ArenaLike
     engine: Engine
     loop: Loop
     executor: ThreadPoolExecutor | None
@@ -141,6 +147,8 @@ class Registry:
             for key in [key for key, model in self._models.items() if model.is_offered and key not in there]:
                 report.removed.append(self._models[key].label)
                 self._models[key].is_offered = False
+            for name in sorted(set(self._settings.models) - {path.parent.name for path in found}):
+                log.warning("there are settings for the model %s, which is not there", name)
             await self.retire()
             return report
 
@@ -159,7 +167,8 @@ class Registry:
             bundle = await asyncio.to_thread(read_bundle, path)
             present = self._models.get(_key(path))
             if present is None:
-                model = await asyncio.to_thread(_assemble, bundle, self._settings, self._budget, self._clock)
+                settings = self._settings.of(bundle.manifest.name)
+                model = await asyncio.to_thread(_assemble, bundle, settings, self._budget, self._clock)
                 model.loop.start()
                 self._models[model.key] = model
                 report.loaded.append(model.label)
@@ -192,11 +201,8 @@ def _assemble(bundle: Bundle, settings: Settings, budget: Budget, clock: Callabl
     """Build everything that runs a bundle."""
     manifest = bundle.manifest
     codec = make_codec(bundle)
-    runner = Runner(bundle, settings.provider, settings.threads)
-    planes = [_plane(spec) for spec in manifest.states]
-    if codec.kept_output is not None:
-        planes.append(_kept_plane(bundle, codec.kept_output))
-    arena = Arena(planes, budget)
+    kept = None if codec.kept_output is None else _kept_plane(bundle, codec.kept_output)
+    runner, arena = _states_home(bundle, kept, settings, budget)
     shares = manifest.is_batchable and (manifest.batch_invariant or settings.allow_batch_dependence)
     scheduler = Scheduler(settings.max_rows if shares else 1, settings.max_steps)
     engine = Engine(codec, arena, len(manifest.states), scheduler, settings.max_queue)
@@ -205,8 +211,27 @@ def _assemble(bundle: Bundle, settings: Settings, budget: Budget, clock: Callabl
     return LoadedModel(bundle, codec, runner, arena, engine, loop, executor)
 
 
-def _plane(spec: StateSpec) -> Plane:
-    return Plane.of_state(spec)
+def _states_home(
+    bundle: Bundle, kept: Plane | None, settings: Settings, budget: Budget
+) -> tuple[Runner | DeviceRunner, ArenaLike]:
+    """Build the runner and the arena, which belong together: states are copied for each run, or stay on the device."""
+    manifest = bundle.manifest
+    is_on_device = settings.arena == "device" or (settings.arena == "auto" and settings.provider == "cuda")
+    if not is_on_device:
+        planes = [Plane.of_state(spec) for spec in manifest.states]
+        runner = Runner(bundle, settings.provider, settings.threads)
+        return runner, Arena(planes if kept is None else [*planes, kept], budget)
+    check_provider(settings.provider)  # before memory of the device is asked for
+    memory = DeviceMemory(manifest.states, settings.provider, FIRST_ROW + _DEVICE_ROWS)
+    device_runner = open_device_runner(
+        bundle,
+        memory,
+        settings.provider,
+        settings.threads,
+        fills=manifest.is_batchable and manifest.batch_invariant,
+        captures=settings.cuda_graphs and settings.provider == "cuda",
+    )
+    return device_runner, DeviceArena(memory, kept, budget)
 
 
 def _kept_plane(bundle: Bundle, name: str) -> Plane:

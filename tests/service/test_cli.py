@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle
 from tidegate import __version__
 from tidegate.cli import GROUP, app
-from tidegate.config import Settings
+from tidegate.config import FLAGS
 
 NOBODY = "127.0.0.1:1"
 """An address where no server can be: port 1 is below what users may bind."""
@@ -63,7 +63,7 @@ def test_version() -> None:
 
 def test_every_setting_is_a_flag_of_serve() -> None:
     output = run("serve", "--help").output
-    for name in Settings.model_fields:
+    for name in FLAGS:
         assert f"--{name.replace('_', '-')}" in output
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tidegate.config import Address, Settings, flag, load_settings, parse_address
+from tidegate.config import FLAGS, Address, Settings, flag, load_settings, parse_address
 from tidegate.errors import ConfigurationError
 
 
@@ -111,13 +111,43 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_the_documentation_lists_every_setting() -> None:
     page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| `--") and "--config" not in line]
-    assert rows == [documented(name) for name in Settings.model_fields]
+    assert rows == [documented(name) for name in FLAGS]
 
 
 def documented(name: str) -> str:
     field = Settings.model_fields[name]
     default = "none" if field.default is None else field.default
     return f"| `{flag(name)}` | `{default}` | {field.description} |"
+
+
+def test_a_table_of_the_file_says_what_holds_for_one_model(tmp_path: Path) -> None:
+    file = write(tmp_path, 'max_rows = 8\n[models.speech]\nprovider = "cuda"\narena = "host"\n')
+    settings = load_settings({"arena": "device"}, file)
+    speech = settings.of("speech")
+    assert (settings.provider, settings.arena) == ("cpu", "device")
+    assert (speech.provider, speech.arena, speech.max_rows, speech.cuda_graphs) == ("cuda", "host", 8, False)
+    assert settings.of("text") is settings
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[models.speech]\nprovider = 'tpu'\n", "models.speech.provider: input should be 'cpu' or 'cuda', not 'tpu'"),
+        ("[models.speech]\nmax_rows = 8\n", "models.speech.max_rows: no such setting"),
+        ("models = 3\n", "models: input should be a valid dictionary, not 3"),
+    ],
+)
+def test_a_bad_table_of_a_model_is_named(tmp_path: Path, text: str, message: str) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings({}, file)
+    assert caught.value.message == f"{file}: {message}"
+
+
+def test_tables_of_models_are_no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEGATE_MODELS", '{"speech": {"provider": "cuda"}}')
+    with pytest.raises(ConfigurationError, match="TIDEGATE_MODELS: input should be a valid dictionary"):
+        load_settings({})
 
 
 @given(

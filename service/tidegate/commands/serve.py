@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tidegate.config import ENVIRONMENT_PREFIX, Settings, flag, load_settings
+from tidegate.config import ENVIRONMENT_PREFIX, FLAGS, Settings, flag, load_settings
 
 
 def serve(config: Path | None = None, **flags: str | bool | None) -> None:
@@ -43,7 +43,7 @@ def _setting(name: str) -> Parameter:
     return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option])
 
 
-_PARAMETERS = [_config(), *map(_setting, Settings.model_fields)]
+_PARAMETERS = [_config(), *map(_setting, FLAGS)]
 # typer reads a function's signature and its annotations.
 serve.__signature__ = Signature(_PARAMETERS, return_annotation=None)  # type: ignore[attr-defined]
 serve.__annotations__ = {parameter.name: parameter.annotation for parameter in _PARAMETERS}

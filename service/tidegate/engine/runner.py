@@ -5,7 +5,7 @@ Canonical means batch first, time second. The graph may have its axes elsewhere,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnxruntime
@@ -51,14 +51,13 @@ class Runner:
 
     def __init__(self, bundle: Bundle, provider: str = "cpu", threads: int = 1) -> None:
         manifest = bundle.manifest
-        self.provider = check_provider(provider)
         self._inputs = manifest.inputs
         self._outputs = manifest.outputs
         self._states = manifest.states
-        self._session = _open(bundle, self.provider, _PROVIDER_OPTIONS[provider], threads)
-        if self._session.get_providers()[0] != self.provider:
-            raise ConfigurationError(f"provider {provider} did not start", reason="PROVIDER_NOT_AVAILABLE")
-        self._lengths = _lengths_input(self._session, manifest.lengths)
+        graph = str(bundle.graph)
+        self._session = open_session(graph, graph, provider, threads)
+        self.provider = self._session.get_providers()[0]
+        self._lengths = lengths_input(self._session, manifest.lengths)
         self._names = [spec.name for spec in self._outputs] + [spec.output for spec in self._states]
 
     def run(self, inputs: Sequence[Tensor], states: Sequence[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
@@ -72,7 +71,7 @@ class Runner:
             The outputs by name, each [batch, steps, …] ([batch, …] where not per step), and the new states like
             ``states``.
         """
-        feeds = {spec.name: _to_graph(spec, array) for spec, array in zip(self._inputs, inputs, strict=True)}
+        feeds = {spec.name: to_graph(spec, array) for spec, array in zip(self._inputs, inputs, strict=True)}
         for spec, array in zip(self._states, states, strict=True):
             feeds[spec.input] = array if spec.batch_axis is not None else array[0]
         if self._lengths is not None:
@@ -80,24 +79,44 @@ class Runner:
             rows, steps = inputs[0].shape[:2]
             feeds[name] = np.full(rows, steps, dtype)
         results = self._session.run(self._names, feeds)
-        outputs = {spec.name: _from_graph(spec, array) for spec, array in zip(self._outputs, results, strict=False)}
+        outputs = {spec.name: from_graph(spec, array) for spec, array in zip(self._outputs, results, strict=False)}
         news = results[len(self._outputs) :]
         return outputs, [_state(spec, array) for spec, array in zip(self._states, news, strict=True)]
 
 
-def _open(bundle: Bundle, provider: str, options: dict[str, str], threads: int) -> onnxruntime.InferenceSession:
+def open_session(
+    graph: str | bytes, name: str, provider: str, threads: int, options: Mapping[str, str] | None = None
+) -> onnxruntime.InferenceSession:
+    """Load a graph, from a file or from memory, on one provider and no other.
+
+    Args:
+        graph: A path, or the content of an ONNX file.
+        name: What errors call it.
+        provider: ``cpu`` or ``cuda``.
+        threads: Threads that one run may use.
+        options: The provider's, beside those that are always set.
+
+    Raises:
+        BundleError: onnxruntime refuses the graph.
+        ConfigurationError: The provider is not there or does not start.
+    """
+    wanted = check_provider(provider)
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 3
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers = [(wanted, {**_PROVIDER_OPTIONS[provider], **(options or {})})]
     try:
-        return onnxruntime.InferenceSession(str(bundle.graph), settings, providers=[(provider, options)])
+        session = onnxruntime.InferenceSession(graph, settings, providers=providers)
     except Exception as error:  # onnxruntime raises a dozen unrelated types
-        raise BundleError(f"{bundle.graph}: onnxruntime refuses it: {error}", reason="GRAPH_REFUSED") from error
+        raise BundleError(f"{name}: onnxruntime refuses it: {error}", reason="GRAPH_REFUSED") from error
+    if session.get_providers()[0] != wanted:
+        raise ConfigurationError(f"provider {provider} did not start", reason="PROVIDER_NOT_AVAILABLE")
+    return session
 
 
-def _lengths_input(session: onnxruntime.InferenceSession, name: str | None) -> tuple[str, str] | None:
+def lengths_input(session: onnxruntime.InferenceSession, name: str | None) -> tuple[str, str] | None:
     """Return name and dtype of the input that says how long each row is; all rows of a run are equally long."""
     if name is None:
         return None
@@ -113,13 +132,15 @@ def _order(spec: TensorSpec) -> list[int]:
     return named + [axis for axis in range(len(spec.axes)) if axis not in named]
 
 
-def _to_graph(spec: TensorSpec, array: Tensor) -> Tensor:
+def to_graph(spec: TensorSpec, array: Tensor) -> Tensor:
+    """Return a canonical array with its axes where the graph has them."""
     source = array if spec.batch_axis is not None else array[0]
     order = _order(spec)
     return source if order == sorted(order) else np.ascontiguousarray(source.transpose(np.argsort(order)))
 
 
-def _from_graph(spec: TensorSpec, array: Tensor) -> Tensor:
+def from_graph(spec: TensorSpec, array: Tensor) -> Tensor:
+    """Return a graph's array in canonical order: the inverse of ``to_graph``."""
     order = _order(spec)
     source = array if order == sorted(order) else array.transpose(order)
     return source if spec.batch_axis is not None else source[None]

@@ -1,0 +1,1 @@
+"""States that stay on the device between ticks: one graph that gathers, steps and scatters."""

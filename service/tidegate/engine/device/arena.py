@@ -1,0 +1,94 @@
+"""The arena whose states stay on a device: it deals in numbers of rows, the device graph moves what is in them.
+
+Copy on write: a run reads states from some rows and writes the new ones to rows that were free. ``scatter`` then only
+notes that a slot's state is now in another row. So a run that fails, or whose result is refused at the commit, leaves
+every state as it was, and a run may be repeated; both arenas keep the same promise to the engine.
+
+The output that is kept with each session, if any, lies on the host: the sampler reads it there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tidegate.core import Tensor
+from tidegate.engine.arena import Budget, Plane, Slots, SlotTable
+from tidegate.engine.device.memory import FIRST_ROW, INITIAL_ROW, DeviceMemory
+
+
+class DeviceArena(SlotTable):
+    """Slots of one model's states, on a device.
+
+    One run at a time: what ``gather`` handed out is for the next run, and what of it ``scatter`` was not given is free
+    again at the next ``gather``.
+
+    Args:
+        memory: Where the rows lie.
+        kept: The output that is kept with each session, if any.
+        budget: Bytes that all arenas share. Rows of a run in progress come on top.
+    """
+
+    def __init__(self, memory: DeviceMemory, kept: Plane | None, budget: Budget) -> None:
+        super().__init__(memory.row_bytes + (kept.row_bytes if kept else 0), budget)
+        self._memory = memory
+        self._num_states = len(memory.arrays)
+        self._kept = None if kept is None else kept.reserve(self._num_slots)
+        self._row_of = np.full(self._num_slots, INITIAL_ROW, np.intp)
+        self._free_rows: list[int] = []
+        self._next_row = FIRST_ROW
+        self._in_flight: set[int] = set()
+
+    @property
+    def num_rows_used(self) -> int:
+        """Rows that hold a slot's state, or are promised to a run."""
+        return self._next_row - FIRST_ROW - len(self._free_rows)
+
+    def gather(self, slots: Slots, num_planes: int) -> list[Tensor]:
+        """Return the rows that the states at ``slots`` are in, and as many rows for the new ones, both [slots]."""
+        assert num_planes == self._num_states
+        self._free_rows.extend(self._in_flight)
+        targets = self._take_rows(len(slots))
+        self._in_flight = set(targets)
+        return [self._row_of[slots], np.array(targets, np.intp)]
+
+    def select(self, rows: Slots, values: Sequence[Tensor]) -> list[Tensor]:
+        """Return only ``rows`` of what a run gave."""
+        return [value[rows] for value in values]
+
+    def scatter(self, slots: Slots, values: Sequence[Tensor]) -> None:
+        """Note that the states of ``slots`` are now in the rows ``values[0]``; keep the output that may follow."""
+        targets, *kept = values
+        before = self._row_of[slots]
+        self._free_rows.extend(before[before != INITIAL_ROW].tolist())
+        self._row_of[slots] = targets
+        self._in_flight.difference_update(targets.tolist())
+        for value in kept:
+            assert self._kept is not None
+            self._kept[slots] = value
+
+    def free(self, slot: int) -> None:
+        super().free(slot)
+        row = int(self._row_of[slot])
+        if row != INITIAL_ROW:
+            self._free_rows.append(row)
+            self._row_of[slot] = INITIAL_ROW
+
+    def read(self, slot: int, plane: int) -> Tensor:
+        """Return one plane at one slot; a state comes from the device, which takes long."""
+        if plane < self._num_states:
+            return self._memory.read(int(self._row_of[slot]), plane)
+        assert self._kept is not None
+        return np.asarray(self._kept[slot])
+
+    def _take_rows(self, count: int) -> list[int]:
+        """Take free rows, the last freed first, and make more where there are too few."""
+        missing = count - len(self._free_rows)
+        if missing > 0:
+            self._memory.grow(self._next_row + missing)
+            self._free_rows.extend(range(self._next_row, self._next_row + missing))
+            self._next_row += missing
+        taken = self._free_rows[-count:]
+        del self._free_rows[-count:]
+        return taken

@@ -1,0 +1,91 @@
+"""Protocol buffers by hand: just enough to add to a message without knowing the rest of it.
+
+A message is a run of fields; fields may come in any order, and unknown ones are copied as they are. So a few fields can
+be put into an ONNX file, or left out of one, without the schema, and without the package ``onnx`` in the server.
+
+Source: https://protobuf.dev/programming-guides/encoding/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+_VARINT, _BYTES = 0, 2
+
+
+class Entry(NamedTuple):
+    """One field of a message: its number, its whole encoding, and its content where it has a length, else nothing."""
+
+    number: int
+    encoding: bytes
+    content: bytes
+
+
+def entries(message: bytes) -> Iterator[Entry]:
+    """Yield the fields of a message in their order.
+
+    Raises:
+        ValueError: It is not a message, or ends in the middle of a field.
+    """
+    start = 0
+    while start < len(message):
+        key, body = _read_varint(message, start)
+        stop = content = body
+        match key & 7:
+            case 0:
+                _, stop = _read_varint(message, body)
+            case 1:
+                stop = body + 8
+            case 2:
+                size, content = _read_varint(message, body)
+                stop = content + size
+            case 5:
+                stop = body + 4
+            case kind:
+                raise ValueError(f"wire type {kind} at byte {start}")
+        if stop > len(message):
+            raise ValueError(f"the field at byte {start} ends beyond the message")
+        yield Entry(key >> 3, message[start:stop], message[content:stop] if key & 7 == _BYTES else b"")
+        start = stop
+
+
+def block(number: int, content: bytes) -> bytes:
+    """Return a field that has a length: a string, a message, or packed numbers."""
+    return _varint(number << 3 | _BYTES) + _varint(len(content)) + content
+
+
+def text(number: int, value: str) -> bytes:
+    """Return a string field."""
+    return block(number, value.encode())
+
+
+def integer(number: int, value: int) -> bytes:
+    """Return a field of a whole number that is not negative."""
+    return _varint(number << 3 | _VARINT) + _varint(value)
+
+
+def integers(number: int, values: Iterable[int]) -> bytes:
+    """Return a repeated field of whole numbers, one entry each."""
+    return b"".join(integer(number, value) for value in values)
+
+
+def _varint(value: int) -> bytes:
+    assert value >= 0
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _read_varint(message: bytes, start: int) -> tuple[int, int]:
+    """Return the number at ``start`` and where it ends."""
+    value = shift = 0
+    for index in range(start, min(start + 10, len(message))):
+        value |= (message[index] & 0x7F) << shift
+        if message[index] < 0x80:
+            return value, index + 1
+        shift += 7
+    raise ValueError(f"no number at byte {start}")
