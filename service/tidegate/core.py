@@ -16,8 +16,7 @@ FloatArray = NDArray[np.floating]
 Tensor = NDArray[np.generic]
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
+class Input(NamedTuple):
     """One sequence as a caller gives it: exactly one of the three is set; a model's codec turns it into tensors.
 
     ``values`` is [steps, features] in data units.

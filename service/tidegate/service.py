@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tidegate.codecs.tokens import Tokens
 from tidegate.config import Settings
@@ -89,6 +89,8 @@ class Service:
         self._is_started = False
         self._is_draining = False
         self._reaper: asyncio.Task[None] | None = None
+        # Bound once: finding the running loop costs more than making a future of it.
+        self._create_future: Callable[[], asyncio.Future[Any]] = _not_started
         self._max_reply = int(settings.max_message_mb * (1 << 20))
 
     # ---- life
@@ -108,6 +110,7 @@ class Service:
         Raises:
             ConfigurationError: The bundle directory or the provider is not there.
         """
+        self._create_future = asyncio.get_running_loop().create_future
         report = await self._registry.reload()
         self._reaper = asyncio.create_task(self._reap_forever(), name="tidegate-expiry")
         self._is_started = True
@@ -167,11 +170,11 @@ class Service:
         if not sequences:
             raise InvalidInputError("a prediction needs at least one sequence", reason="EMPTY_SEQUENCE")
         encoded = [_encode(loaded, source, index) for index, source in enumerate(sequences)]
-        self._check_ask(loaded, ask, [len(inputs[0]) for inputs in encoded])
+        self._check_ask(ask, sum(loaded.codec.reply_bytes(len(inputs[0]), ask) for inputs in encoded))
         futures: list[asyncio.Future[Prediction]] = []
         try:
             for inputs in encoded:
-                future = asyncio.get_running_loop().create_future()
+                future = self._create_future()
                 loaded.loop.submit(Work(None, inputs, ask, None, deadline, future))
                 futures.append(future)
             predictions = await asyncio.gather(*futures)
@@ -231,8 +234,8 @@ class Service:
         live = self._live(session)
         model: LoadedModel = live.model
         inputs = model.codec.encode(source)
-        self._check_ask(model, ask, (len(inputs[0]),))
-        future: asyncio.Future[StepResult] = asyncio.get_running_loop().create_future()
+        self._check_ask(ask, model.codec.reply_bytes(len(inputs[0]), ask))
+        future: asyncio.Future[StepResult] = self._create_future()
         model.loop.submit(Work(live, inputs, ask, position, deadline, future))
         return future
 
@@ -263,14 +266,13 @@ class Service:
         if self._is_draining:
             raise UnavailableError("the server is draining", reason="DRAINING", retry_after=1.0)
 
-    def _check_ask(self, model: LoadedModel, ask: Ask, lengths: Sequence[int]) -> None:
+    def _check_ask(self, ask: Ask, reply_bytes: int) -> None:
         if ask.top < 0:
             raise InvalidInputError(f"top must be at least 0, got {ask.top}", reason="BAD_TOP")
-        size = sum(model.codec.reply_bytes(length, ask) for length in lengths)
-        if size > self._max_reply:
+        if reply_bytes > self._max_reply:
             raise TooLargeError(
-                f"the reply would have about {size >> 20} MiB, over the limit of {self.settings.max_message_mb} MiB: "
-                "send fewer steps, or ask for fewer candidates or only the last step",
+                f"the reply would have about {reply_bytes >> 20} MiB, over the limit of "
+                f"{self.settings.max_message_mb} MiB: send fewer steps, ask for fewer candidates or for the last step only",
                 reason="REPLY_TOO_LARGE",
             )
 
@@ -290,7 +292,7 @@ class Service:
         _check_sampling(sampling)
         inputs: tuple[Tensor, ...] = () if prompt is None else codec.encode(prompt)
         events: asyncio.Queue[GeneratedToken | GenerationDone | None] = asyncio.Queue()
-        reply: asyncio.Future[GenerationDone] = asyncio.get_running_loop().create_future()
+        reply: asyncio.Future[GenerationDone] = self._create_future()
         reply.add_done_callback(lambda _: events.put_nowait(None))
         seed = sampling.seed if sampling.seed is not None else session.seed if session else secrets.randbits(64)
         work = Generation(
@@ -303,6 +305,10 @@ class Service:
             reply.result()
         finally:
             reply.cancel()
+
+
+def _not_started() -> asyncio.Future[Any]:
+    raise UnavailableError("the server is still loading its models", reason="LOADING", retry_after=1.0)
 
 
 def _encode(model: LoadedModel, source: Input, index: int) -> tuple[Tensor, ...]:

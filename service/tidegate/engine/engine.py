@@ -309,7 +309,7 @@ class Engine:
             except TidegateError as error:
                 work.fail(error)
             self._waiting.discard(work)
-            session.queue.popleft()
+            del session.queue[0]
 
     def _start(self, work: Work, session: Session) -> bool:
         """Return whether the work now waits in the scheduler; otherwise it is answered."""
@@ -352,7 +352,7 @@ class Engine:
         session = work.session
         if session is None:
             return
-        session.queue.popleft()
+        del session.queue[0]
         if session.phase is Phase.OPEN:
             self._admit_head(session)
         elif not session.queue:

@@ -7,7 +7,7 @@ A chunk is atomic: until its last piece is committed its working state lies in `
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +16,8 @@ from tidegate.core import Ask, GeneratedToken, GenerationDone, Sampling, Tensor
 from tidegate.engine.stopping import StopMatcher
 from tidegate.errors import TidegateError
 from tidegate.sessions.session import LastReply, Session
+
+_DIGEST_BYTES = 32
 
 
 class Reply(Protocol):
@@ -81,10 +83,8 @@ class Work:
         if not self.reply.done():
             self.reply.set_exception(error)
 
-    def fingerprint(self) -> bytes:
-        """Return the SHA-256 of the canonical input and options: two chunks that are equal in it are the same
-        request.
-        """
+    def fingerprint(self) -> Hashable:
+        """Return what names the request: two chunks with equal input and options, and only such, have it equal."""
         return _fingerprint(self.inputs, self.ask)
 
     def answer(self, result: Any) -> None:
@@ -148,7 +148,7 @@ class Generation(Work):
         self._is_prompt = True
         self._fingerprint = _fingerprint(prompt, sampling)
 
-    def fingerprint(self) -> bytes:
+    def fingerprint(self) -> Hashable:
         return self._fingerprint
 
     def push(self, token: int) -> None:
@@ -201,8 +201,7 @@ class Generation(Work):
                 self._emit(event)
 
 
-def _fingerprint(inputs: Sequence[Tensor], options: Ask | Sampling) -> bytes:
-    digest = hashlib.sha256(repr(options).encode())
-    for tensor in inputs:
-        digest.update(tensor.tobytes())
-    return digest.digest()
+def _fingerprint(inputs: Sequence[Tensor], options: Ask | Sampling) -> Hashable:
+    """Return the options and the canonical input; of input longer than its SHA-256, the SHA-256."""
+    parts = [tensor.tobytes() for tensor in inputs]
+    return options, *[part if len(part) <= _DIGEST_BYTES else hashlib.sha256(part).digest() for part in parts]

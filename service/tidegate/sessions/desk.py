@@ -90,8 +90,13 @@ class Desk:
 
     def use(self, id_: str) -> Session:
         """Return the live session for a step: it is the most recently used now."""
-        session = self.get(id_)
-        self._table.touch(session, self._clock.monotonic())
+        session = self._table.find(id_)
+        if session is None:
+            return self._missing(id_)
+        now = self._clock.monotonic()
+        if session.overdue(now) is not None:
+            return self.get(id_)
+        self._table.touch(session, now)
         return session
 
     def page(self, limit: int, after: str) -> tuple[list[Session], str]:

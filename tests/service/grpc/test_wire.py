@@ -77,9 +77,9 @@ rows = hnp.array_shapes(min_dims=2, max_dims=2, max_side=5)
 float_rows = hnp.arrays(np.float32, rows, elements=floats)
 token_lists = st.lists(int64s, min_size=1, max_size=5)
 inputs = st.one_of(
-    st.builds(Input, text=st.text()),
-    st.builds(Input, tokens=token_lists),
-    st.builds(Input, values=float_rows),
+    st.text().map(lambda text: Input(text=text)),
+    token_lists.map(lambda tokens: Input(tokens=tokens)),
+    float_rows.map(lambda values: Input(values=values)),
 )
 candidates = st.builds(Candidate, st.text(max_size=3), int64s, floats)
 forecasts = st.builds(
@@ -133,7 +133,7 @@ def test_inputs(value: Input) -> None:
     assert same_input(decode_input(message), value)
 
 
-@given(st.none() | st.builds(Input, text=st.text()) | st.builds(Input, tokens=token_lists))
+@given(st.none() | st.text().map(lambda text: Input(text=text)) | token_lists.map(lambda tokens: Input(tokens=tokens)))
 def test_prompts(value: Input | None) -> None:
     message = predictor_pb2.GenerateRequest()
     if value is not None:

@@ -1,16 +1,17 @@
 """`Predictor.Stream`: many steps in flight on one call, answered in the order they were asked.
 
-Theory of operation. A reader takes messages, hands their steps to the core at once and queues what is pending; the
-call's own task takes the pending from the queue, awaits each and writes its reply. So pipelined messages, and streams,
-meet in one batch. `MAX_IN_FLIGHT` messages wait at most: then the reader stops, and HTTP/2 stops the client. The end
-comes in one of four ways: the client half-closes (what is pending is answered), it cancels or vanishes (what is pending
-is cancelled), the server drains (reading stops, what is pending is answered, then UNAVAILABLE), or a fault of ours.
+Theory of operation. A reader takes messages, hands their steps to the core at once and puts what is pending in line;
+the call's own task takes each from the line when it is ready and writes its reply. So pipelined messages, and
+streams, meet in one batch. `MAX_IN_FLIGHT` messages wait at most: then the reader stops, and HTTP/2 stops the client.
+The end comes in one of four ways: the client half-closes (what is pending is answered), it cancels or vanishes (what
+is pending is cancelled), the server drains (reading stops, what is pending is answered, then UNAVAILABLE), or a fault
+of ours.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from grpc.aio import EOF  # type: ignore[attr-defined]
 
@@ -18,6 +19,7 @@ from tidegate.core import StepResult
 from tidegate.errors import InvalidInputError, TidegateError, UnavailableError
 from tidegate.ingress.grpc.calls import Context, client_seconds, conceal, session_in_metadata
 from tidegate.ingress.grpc.lanes import Lanes
+from tidegate.ingress.grpc.line import Line, Pending
 from tidegate.v1 import predictor_pb2, sessions_pb2
 from tidegate.wire.columns import decode_columns, fill_columns
 from tidegate.wire.errors import encode_error
@@ -30,16 +32,10 @@ if TYPE_CHECKING:
 MAX_IN_FLIGHT = 32
 
 
-class Pending(Protocol):
-    """A request whose reply is due; cancelling it leaves its sessions untouched."""
-
-    async def reply(self) -> predictor_pb2.StreamReply: ...
-
-    def cancel(self) -> None: ...
-
-
 class Ready:
     """A reply that was known at once: an attachment or a refusal."""
+
+    awaited = None
 
     def __init__(self, reply: predictor_pb2.StreamReply) -> None:
         self._reply = reply
@@ -54,19 +50,21 @@ class Ready:
 class PendingStep:
     """Steps of one session."""
 
+    __slots__ = ("awaited",)
+
     def __init__(self, future: asyncio.Future[StepResult]) -> None:
-        self._future = future
+        self.awaited = future
 
     async def reply(self) -> predictor_pb2.StreamReply:
         reply = predictor_pb2.StreamReply()
         try:
-            fill_step(reply.step, await self._future)
+            fill_step(reply.step, self.awaited.result())
         except Exception as error:  # noqa: BLE001 - it is this message's answer
             return refusal(error)
         return reply
 
     def cancel(self) -> None:
-        self._future.cancel()
+        self.awaited.cancel()
 
 
 class PendingColumns:
@@ -75,6 +73,8 @@ class PendingColumns:
     def __init__(self, lanes: list[int], submitted: list[asyncio.Future[StepResult] | TidegateError]) -> None:
         self._lanes = lanes
         self._submitted = submitted
+        last = submitted[-1]
+        self.awaited = last if isinstance(last, asyncio.Future) else None
 
     async def reply(self) -> predictor_pb2.StreamReply:
         reply = predictor_pb2.StreamReply()
@@ -111,9 +111,7 @@ class StepStream:
         self._session = session_in_metadata(context)
         seconds = client_seconds(context)
         self._deadline = None if seconds is None else self._loop.time() + seconds
-        # Ends with None. Unbounded itself: the semaphore, taken before a message is read, is the bound.
-        self._pending: asyncio.Queue[Pending | None] = asyncio.Queue()
-        self._places = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._line = Line(MAX_IN_FLIGHT)
         self._is_draining = False
         self._is_reading = False
 
@@ -128,7 +126,7 @@ class StepStream:
             await self._write()
         finally:
             self._reader.cancel()
-            self._cancel_pending()
+            self._line.cancel()
         if self._is_draining:
             raise UnavailableError("the server is draining: open the stream again", reason="DRAINING", retry_after=1)
         self._reader.result()
@@ -142,13 +140,13 @@ class StepStream:
     async def _read(self) -> None:
         try:
             while (request := await self._next()) is not None:
-                self._pending.put_nowait(await self._submit(request))
+                self._line.put(await self._submit(request))
         finally:
-            self._pending.put_nowait(None)
+            self._line.close()
 
     async def _next(self) -> predictor_pb2.StreamRequest | None:
         """The next message, None at the end."""
-        await self._places.acquire()
+        await self._line.wait_for_room()
         if self._is_draining:
             return None
         self._is_reading = True
@@ -159,20 +157,14 @@ class StepStream:
         return None if request is EOF else request
 
     async def _write(self) -> None:
-        while (pending := await self._pending.get()) is not None:
+        while (pending := await self._line.take()) is not None:
             try:
                 reply = await pending.reply()
             except BaseException:
                 pending.cancel()
                 raise
             await self._context.write(reply)
-            self._places.release()
-
-    def _cancel_pending(self) -> None:
-        while not self._pending.empty():
-            pending = self._pending.get_nowait()
-            if pending is not None:
-                pending.cancel()
+            self._line.answered()
 
     async def _submit(self, request: predictor_pb2.StreamRequest) -> Pending:
         kind = request.WhichOneof("message")
