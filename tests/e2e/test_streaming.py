@@ -116,11 +116,12 @@ def test_stepped_over_any_transport_a_text_gets_what_predict_gives_the_whole(
 
 def test_a_generation_is_repeated_over_another_transport(server: RunningServer) -> None:
     httpx.post(f"{server.http}/v1/sessions", json={"model": MODEL, "id": "twice"}).raise_for_status()
-    wishes = {"max_tokens": 5, "temperature": 0.8, "top_p": 0.9}
-    body = {"text": "RO", "position": 0, **wishes}
+    body = {"text": "RO", "position": 0, "max_tokens": 5, "temperature": 0.8, "top_p": 0.9}
     first = httpx.post(f"{server.http}/v1/sessions/twice:generate", json=body).json()
     with grpc.insecure_channel(server.grpc) as channel:
-        request = SessionGenerateRequest(session="twice", text="RO", position=0, **wishes)
+        request = SessionGenerateRequest(
+            session="twice", text="RO", position=0, max_tokens=5, temperature=0.8, top_p=0.9
+        )
         *_, last = SessionsStub(channel).Generate(request)
     assert (last.done.text, list(last.done.tokens), last.done.position) == (first["text"], first["tokens"], 7)
 
