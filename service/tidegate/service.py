@@ -272,7 +272,7 @@ class Service:
         if reply_bytes > self._max_reply:
             raise TooLargeError(
                 f"the reply would have about {reply_bytes >> 20} MiB, over the limit of "
-                f"{self.settings.max_message_mb} MiB: send fewer steps, ask for fewer candidates or for the last step only",
+                f"{self.settings.max_message_mb} MiB: send fewer steps, ask for fewer candidates or only the last step",
                 reason="REPLY_TOO_LARGE",
             )
 
