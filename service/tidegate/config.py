@@ -20,6 +20,9 @@ from tidegate.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "TIDEGATE_"
 
+LONGEST_LIFE = 100 * 365 * 86400.0
+"""The most seconds that a session may be given: what its end is told in holds no year beyond 9999."""
+
 _ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:\[\]/]+)):(?P<port>[0-9]{1,5})", re.ASCII)
 
 
@@ -73,7 +76,7 @@ AddressText = Annotated[str, AfterValidator(_checked_address)]
 Provider = Literal["cpu", "cuda"]
 ArenaPlace = Literal["auto", "host", "device"]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Limit = Annotated[Seconds | None, BeforeValidator(_none_by_word)]
+Limit = Annotated[Annotated[Seconds, Field(le=LONGEST_LIFE)] | None, BeforeValidator(_none_by_word)]
 
 
 class ModelSettings(BaseModel):

@@ -72,6 +72,7 @@ def test_settings_never_change() -> None:
         ({"workers": "4"}, "--workers: 4 workers are not supported by this version: use 1"),
         ({"max_rows": "0"}, "--max-rows: input should be greater than or equal to 1, not '0'"),
         ({"request_timeout": "inf"}, "--request-timeout: input should be a finite number, not 'inf'"),
+        ({"ttl_seconds": "1e12"}, "--ttl-seconds: input should be less than or equal to 3153600000, not '1e12'"),
         ({"replica": "a.b"}, "--replica: string should match pattern"),
     ],
 )

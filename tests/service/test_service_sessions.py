@@ -99,6 +99,8 @@ async def test_opening_again_with_an_equal_request_returns_what_is_there(root: P
         (SessionRequest("tiny", ttl_seconds=0), InvalidInputError, "BAD_LIFETIME"),
         (SessionRequest("tiny", idle_seconds=float("nan")), InvalidInputError, "BAD_LIFETIME"),
         (SessionRequest("tiny", ttl_seconds=float("inf")), InvalidInputError, "BAD_LIFETIME"),
+        (SessionRequest("tiny", ttl_seconds=1e12), InvalidInputError, "BAD_LIFETIME"),
+        (SessionRequest("tiny", idle_seconds=1e300), InvalidInputError, "BAD_LIFETIME"),
         (SessionRequest("tiny", durable=True), FailedPreconditionError, "NO_DURABLE_STORE"),
     ],
 )

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable
 from typing import Protocol
 
-from tidegate.config import Settings
+from tidegate.config import LONGEST_LIFE, Settings
 from tidegate.core import SessionInfo, SessionRequest
 from tidegate.errors import (
     AlreadyExistsError,
@@ -149,8 +149,10 @@ class Desk:
 
     def _make(self, request: SessionRequest, model: LoadedModel) -> Session:
         for name, seconds in (("ttl_seconds", request.ttl_seconds), ("idle_seconds", request.idle_seconds)):
-            if seconds is not None and not 0 < seconds < float("inf"):
-                raise InvalidInputError(f"{name} must be a positive number of seconds", reason="BAD_LIFETIME")
+            if seconds is not None and not 0 < seconds <= LONGEST_LIFE:
+                raise InvalidInputError(
+                    f"{name} must be a positive number of seconds, at most {LONGEST_LIFE:.0f}", reason="BAD_LIFETIME"
+                )
         now = self._clock.monotonic()
         ttl = request.ttl_seconds if request.ttl_seconds is not None else self._settings.ttl_seconds
         idle = request.idle_seconds if request.idle_seconds is not None else self._settings.idle_seconds
