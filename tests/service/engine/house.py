@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tidegate.bundle import TokenCodec
+from tidegate.bundle import StateSpec, TokenCodec
 from tidegate.codecs.tokens import Tokens
 from tidegate.core import (
     Ask,
@@ -25,7 +25,9 @@ from tidegate.core import (
     StepResult,
     Tensor,
 )
-from tidegate.engine.arena import Arena, Budget, Plane
+from tidegate.engine.arena import Arena, ArenaLike, Budget, Plane
+from tidegate.engine.device.arena import DeviceArena
+from tidegate.engine.device.memory import DeviceMemory
 from tidegate.engine.engine import Engine
 from tidegate.engine.loop import Committer, Loop
 from tidegate.engine.scheduler import Scheduler
@@ -37,6 +39,16 @@ VOCABULARY = "abcdefgh"
 POISON = "h"
 _MODULUS = 1_000_003
 Outputs = dict[str, Tensor]
+
+
+@dataclass
+class Defaults:
+    """Where the states of a house's sessions lie: ``host`` or ``device``."""
+
+    arena: str = "host"
+
+
+DEFAULTS = Defaults()
 
 
 @dataclass
@@ -60,6 +72,22 @@ class FakeRunner:
         for step in range(tokens.shape[1]):
             state = trace[:, step] = (state * 31 + tokens[:, step] + 1) % _MODULUS
         return {"logits": _logits(trace), "surprise": (trace % 97).astype(np.float32)}, [state[None]]
+
+
+@dataclass
+class FakeDeviceRunner(FakeRunner):
+    """The same model beside states that stay in ``memory``: it is told rows, and says rows."""
+
+    memory: DeviceMemory | None = None
+
+    def run(self, inputs: Sequence[Tensor], states: Sequence[Tensor]) -> tuple[Outputs, list[Tensor]]:
+        assert self.memory is not None
+        sources, targets = states
+        assert not set(sources.tolist()) & set(targets.tolist())
+        rows = self.memory.arrays[0].numpy()  # on the CPU not a copy
+        outputs, (news,) = super().run(inputs, [rows[sources].T])
+        rows[targets] = news.T
+        return outputs, [targets]
 
 
 def _logits(trace: Tensor) -> Tensor:
@@ -93,7 +121,7 @@ class House:
     """Everything between a submitted chunk and its reply."""
 
     runner: FakeRunner
-    arena: Arena
+    arena: ArenaLike
     budget: Budget
     engine: Engine
     loop: Loop
@@ -190,9 +218,13 @@ async def house(
         Plane(np.dtype(np.float32), (len(VOCABULARY),), slot_axis=0),
     ]
     budget = Budget(slots * sum(plane.row_bytes for plane in planes))
-    arena = Arena(planes, budget)
-    engine = Engine(codec, arena, 1, Scheduler(max_rows, max_steps, max_piece), max_queue)
+    arena: ArenaLike = Arena(planes, budget)
     runner = FakeRunner()
+    if DEFAULTS.arena == "device":
+        state = StateSpec(input="in", output="out", dtype="int64", axes=(1, "batch"))
+        memory = DeviceMemory([state], "cpu", capacity=4)
+        arena, runner = DeviceArena(memory, planes[1], budget), FakeDeviceRunner(memory=memory)
+    engine = Engine(codec, arena, 1, Scheduler(max_rows, max_steps, max_piece), max_queue)
     loop = Loop(engine, runner, committer=committer, clock=lambda: it.look())  # noqa: PLW0108 - the house comes after the loop
     it = House(runner, arena, budget, engine, loop, codec)
     loop.start()

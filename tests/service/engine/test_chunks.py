@@ -24,6 +24,8 @@ from tidegate.errors import (
 from tidegate.sessions.lifecycle import Event
 from tidegate.sessions.session import Session
 
+pytestmark = pytest.mark.usefixtures("arena")
+
 text = st.text(VOCABULARY.replace(POISON, ""), min_size=1, max_size=60)
 LONG = "abcdefgabcdefgabcdefgabcdefgabcdefg"
 

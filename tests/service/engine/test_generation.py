@@ -18,6 +18,8 @@ from tidegate.errors import (
     SessionEndedError,
 )
 
+pytestmark = pytest.mark.usefixtures("arena")
+
 TWELVE = Sampling(max_tokens=12, seed=5)
 PROMPT = "abcabcabcabcabcabcabcabc"
 

@@ -15,6 +15,8 @@ from tidegate.engine.loop import Loop
 from tidegate.engine.work import Work
 from tidegate.errors import TidegateError, UnavailableError
 
+pytestmark = pytest.mark.usefixtures("arena")
+
 LONG = "abcdefgabcdefgabcdefgabcdefgabcdefg"
 
 

@@ -89,6 +89,4 @@ class DeviceArena(SlotTable):
             self._memory.grow(self._next_row + missing)
             self._free_rows.extend(range(self._next_row, self._next_row + missing))
             self._next_row += missing
-        taken = self._free_rows[-count:]
-        del self._free_rows[-count:]
-        return taken
+        return [self._free_rows.pop() for _ in range(count)]
