@@ -76,6 +76,7 @@ async def whole(service: Service, model: str, source: Input) -> Prediction:
     return prediction
 
 
+@pytest.mark.parametrize("arena", ["host", "device"])
 @settings(max_examples=25)
 @given(
     jobs=st.lists(st.tuples(st.sampled_from(MODELS), st.integers(1, 60)), min_size=1, max_size=8),
@@ -84,12 +85,12 @@ async def whole(service: Service, model: str, source: Input) -> Prediction:
     max_steps=st.sampled_from([5, 64, 4096]),
 )
 def test_any_split_of_any_sequence_in_any_mix_gives_what_the_whole_gives(
-    root: Path, jobs: list[tuple[str, int]], seed: int, max_rows: int, max_steps: int
+    root: Path, arena: str, jobs: list[tuple[str, int]], seed: int, max_rows: int, max_steps: int
 ) -> None:
     async def check() -> None:
         rng = Random(seed)
         sources = [sequence(model, steps, rng) for model, steps in jobs]
-        async with serving(root, max_rows=max_rows, max_steps=max_steps) as service:
+        async with serving(root, max_rows=max_rows, max_steps=max_steps, arena=arena) as service:
             alone = [await whole(service, model, source) for (model, _), source in zip(jobs, sources, strict=True)]
             prompts = [(model, source) for (model, _), source in zip(jobs, sources, strict=True) if model in TEXTS]
             expected = [await generated(service, model, prompt, seed, False) for model, prompt in prompts]
@@ -138,9 +139,10 @@ async def test_what_is_told_of_the_last_step_is_the_last_of_every_step(root: Pat
                 assert last.surprise.unit == every.surprise.unit
 
 
+@pytest.mark.parametrize("arena", ["host", "device"])
 @pytest.mark.parametrize("execution", ["inline", "thread"])
-async def test_rows_share_runs_in_line_and_in_a_thread(root: Path, execution: str) -> None:
-    async with serving(root, execution=execution) as service:
+async def test_rows_share_runs_in_line_and_in_a_thread(root: Path, execution: str, arena: str) -> None:
+    async with serving(root, execution=execution, arena=arena) as service:
         sessions = [await service.open_session(SessionRequest("tiny-gru")) for _ in range(64)]
         for character in "streaming":
             await asyncio.gather(*(service.step(session.id, Input(text=character)) for session in sessions))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle
-from tests.service.serving import ManualClock, collect, corrupt, serving
+from tests.service.serving import ManualClock, change_bundle, collect, corrupt, serving
 from tidegate.bundle import GRAPH, MANIFEST, read_bundle, write_bundle
 from tidegate.config import load_settings
 from tidegate.core import Ask, Input, Sampling, SessionRequest
@@ -225,6 +225,32 @@ async def test_what_cannot_work_is_fatal_at_the_start(tmp_path: Path, changes: d
     assert caught.value.reason == reason
     assert not service.is_ready
     await service.stop()
+
+
+@pytest.mark.parametrize("table", [{"provider": "cuda"}, {"provider": "cuda", "arena": "host"}])
+async def test_a_provider_that_one_model_asks_for_and_is_not_there_is_fatal(
+    tmp_path: Path, table: dict[str, str]
+) -> None:
+    write_tiny_bundle(tmp_path, "tiny")
+    service = Service(load_settings({"bundles": tmp_path, "models": {"tiny": table}}))
+    with pytest.raises(ConfigurationError, match="provider cuda is not in the installed onnxruntime") as caught:
+        await service.start()
+    assert caught.value.reason == "PROVIDER_NOT_AVAILABLE"
+    await service.stop()
+
+
+async def test_a_model_has_its_own_settings_and_settings_without_a_model_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    change_bundle(write_tiny_bundle(tmp_path, "careful"), "2", batch_invariant=False)
+    change_bundle(write_tiny_bundle(tmp_path, "careless"), "2", batch_invariant=False)
+    tables = {"careless": {"allow_batch_dependence": True, "arena": "device"}, "absent": {"arena": "host"}}
+    async with serving(tmp_path, models=tables) as service:
+        for name in ("careful", "careless"):
+            await service.predict(name, None, [ABC] * 4, Ask())
+        runs = {model.model: model.rows_per_run for model in service.statistics().models if model.num_runs}
+    assert runs == {"careful": {1: 4}, "careless": {4: 1}}
+    assert "settings for the model absent, which is not there" in caplog.text
 
 
 async def test_models_share_the_arenas_budget(tmp_path: Path) -> None:

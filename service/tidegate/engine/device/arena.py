@@ -35,7 +35,8 @@ class DeviceArena(SlotTable):
         self._memory = memory
         self._num_states = len(memory.arrays)
         self._kept = None if kept is None else kept.reserve(self._num_slots)
-        self._row_of = np.full(self._num_slots, INITIAL_ROW, np.intp)
+        assert INITIAL_ROW == 0  # zeros are backed with memory only as they are touched
+        self._row_of = np.zeros(self._num_slots, np.intp)
         self._free_rows: list[int] = []
         self._next_row = FIRST_ROW
         self._in_flight: set[int] = set()
