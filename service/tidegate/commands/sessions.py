@@ -56,8 +56,8 @@ def close(
 
 def _document(info: SessionInfo) -> dict[str, object]:
     """As over HTTP: times in RFC 3339."""
-    expires = None if info.expires_at is None else _moment(info.expires_at)
-    return {**info._asdict(), "created_at": _moment(info.created_at), "expires_at": expires}
+    expires = None if info.expires_at is None else _moment(info.expires_at, "microseconds")
+    return {**info._asdict(), "created_at": _moment(info.created_at, "microseconds"), "expires_at": expires}
 
 
 def _row(info: SessionInfo) -> tuple[str, ...]:
@@ -66,5 +66,5 @@ def _row(info: SessionInfo) -> tuple[str, ...]:
     return info.id, model, str(info.position), _moment(info.created_at), expires, f"{info.state_bytes} B"
 
 
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+def _moment(seconds: float, precision: str = "seconds") -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=precision).replace("+00:00", "Z")
