@@ -46,10 +46,13 @@ class Tokens:
             id_ = self._ids.get(text)
             if id_ is not None:
                 return (self._singles[id_],)
+        if source.tokens is not None and text is None and source.values is None:
+            return (self._encode_tokens(source.tokens),)
         kind = kind_of(source)
         if kind == "values":
             raise InvalidInputError("this model takes text or tokens, not values", reason="WRONG_KIND")
-        return (self._encode_text(text) if text is not None else self._encode_tokens(source.tokens or ()),)
+        assert text is not None
+        return (self._encode_text(text),)
 
     def _encode_tokens(self, tokens: Sequence[int]) -> Tensor:
         if len(tokens) == 1 and 0 <= tokens[0] < len(self._singles):
@@ -78,7 +81,8 @@ class Tokens:
         steps = self._candidates(*top_candidates(last, top))
         if self._surprise is None:
             return [Prediction(length, next=[step]) for step in steps]
-        means = outputs[self._surprise].mean(axis=1)[rows].tolist()
+        surprises = outputs[self._surprise]
+        means = (surprises[:, 0] if length == 1 else surprises.mean(axis=1))[rows].tolist()
         unit = self.surprise_unit
         return [
             Prediction(length, next=[step], surprise=Surprise(mean, unit))
@@ -133,5 +137,5 @@ def top_candidates(logits: FloatArray | Tensor, top: int) -> tuple[Tensor, Tenso
         unordered = np.argpartition(-scores, top, axis=1)[:, :top]
         order = np.argsort(-np.take_along_axis(scores, unordered, axis=1), axis=1, kind="stable")
         ids = np.take_along_axis(unordered, order, axis=1)
-    chosen = np.take_along_axis(exponentials, ids, axis=1)
+    chosen = exponentials[np.arange(steps)[:, None], ids]  # take_along_axis builds the same index, slowly
     return ids, chosen / exponentials.sum(axis=1, keepdims=True)

@@ -78,7 +78,7 @@ class Engine:
         self._pace = Pace(_HORIZON_SECONDS)
         self._waiting: set[Work] = set()  # everything that is not answered yet
         self._running: frozenset[Work] = frozenset()
-        self._counts: Counter[str] = Counter()
+        self._num_runs = self._num_rows = self._num_steps = self._num_failed_runs = 0
         self._rows_per_run: Counter[int] = Counter()
 
     @property
@@ -91,12 +91,11 @@ class Engine:
         return self._pace.num_expected(now)
 
     def statistics(self) -> Counts:
-        counts = self._counts
         return Counts(
-            counts["runs"],
-            counts["rows"],
-            counts["steps"],
-            counts["failed"],
+            self._num_runs,
+            self._num_rows,
+            self._num_steps,
+            self._num_failed_runs,
             dict(self._rows_per_run),
             self.num_waiting,
         )
@@ -184,7 +183,9 @@ class Engine:
     def read(self, plan: Plan, outputs: Outputs, states: list[Tensor], now: float) -> Batch:
         """Take the run's results in: who goes on, who has ended, and what the latter are told."""
         works = plan.works
-        self._counts.update(runs=1, rows=len(works), steps=len(works) * plan.length)
+        self._num_runs += 1
+        self._num_rows += len(works)
+        self._num_steps += len(works) * plan.length
         self._rows_per_run[1 << (len(works) - 1).bit_length()] += 1
         rows = []
         for index, work in enumerate(works):
@@ -239,7 +240,7 @@ class Engine:
     def fail(self, plan: Plan, error: Exception) -> None:
         """Answer a failed run's own rows with the error: nobody else's."""
         self._running = frozenset()
-        self._counts["failed"] += 1
+        self._num_failed_runs += 1
         for work in plan.works:
             self._drop(work, InternalError(f"the run failed: {error}"))
 

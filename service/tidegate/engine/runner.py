@@ -5,12 +5,13 @@ Canonical means batch first, time second. The graph may have its axes elsewhere,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnxruntime
 
-from tidegate.bundle import BATCH, TIME, Bundle, StateSpec, TensorSpec
+from tidegate.bundle import BATCH, TIME, Axis, Bundle, StateSpec, TensorSpec
 from tidegate.core import Tensor
 from tidegate.errors import BundleError, ConfigurationError
 
@@ -126,23 +127,25 @@ def lengths_input(session: onnxruntime.InferenceSession, name: str | None) -> tu
     return name, types[name].removeprefix("tensor(").removesuffix(")")
 
 
-def _order(spec: TensorSpec) -> list[int]:
-    """Return the graph's axes in canonical order: batch, time, the rest."""
-    named = [spec.axes.index(axis) for axis in (BATCH, TIME) if axis in spec.axes]
-    return named + [axis for axis in range(len(spec.axes)) if axis not in named]
+@functools.cache
+def _order(axes: tuple[Axis, ...]) -> tuple[int, ...] | None:
+    """Return the graph's axes in canonical order: batch, time, the rest; None where they are in that order."""
+    named = [axes.index(axis) for axis in (BATCH, TIME) if axis in axes]
+    order = (*named, *(axis for axis in range(len(axes)) if axis not in named))
+    return None if order == tuple(range(len(axes))) else order
 
 
 def to_graph(spec: TensorSpec, array: Tensor) -> Tensor:
     """Return a canonical array with its axes where the graph has them."""
     source = array if spec.batch_axis is not None else array[0]
-    order = _order(spec)
-    return source if order == sorted(order) else np.ascontiguousarray(source.transpose(np.argsort(order)))
+    order = _order(spec.axes)
+    return source if order is None else np.ascontiguousarray(source.transpose(np.argsort(order)))
 
 
 def from_graph(spec: TensorSpec, array: Tensor) -> Tensor:
     """Return a graph's array in canonical order: the inverse of ``to_graph``."""
-    order = _order(spec)
-    source = array if order == sorted(order) else array.transpose(order)
+    order = _order(spec.axes)
+    source = array if order is None else array.transpose(order)
     return source if spec.batch_axis is not None else source[None]
 
 
