@@ -150,8 +150,6 @@ def main() -> None:
     )
     asked = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    if asked.provider == "cuda":
-        onnxruntime.preload_dlls()  # CUDA and cuDNN as torch brings them
     check_provider(asked.provider)
     bundle = read_bundle(bundle_of(asked.model))
     wanted = tuple(part.strip() for part in asked.ways.split(";"))

@@ -21,7 +21,7 @@ _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": 
 
 
 def check_provider(name: str) -> str:
-    """Return onnxruntime's name of the provider.
+    """Return onnxruntime's name of the provider, whose libraries are loaded then, from wherever they are installed.
 
     Raises:
         ConfigurationError: It is not in the installed onnxruntime: never a silent fall to the CPU.
@@ -34,6 +34,8 @@ def check_provider(name: str) -> str:
             f"install tidegate[{name}]",
             reason="PROVIDER_NOT_AVAILABLE",
         )
+    if name == "cuda":
+        onnxruntime.preload_dlls()
     return provider
 
 
@@ -107,6 +109,10 @@ def open_session(
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 3
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # It turns fp16 weights into fp32 for CPU kernels, and on some graphs onnxruntime 1.32 ends in a segmentation fault.
+    settings.add_session_config_entry(
+        "optimization.disable_specified_optimizers", "FuseFp16InitializerToFp32NodeTransformer"
+    )
     providers = [(wanted, {**_PROVIDER_OPTIONS[provider], **(options or {})})]
     try:
         session = onnxruntime.InferenceSession(graph, settings, providers=providers)
