@@ -27,7 +27,7 @@ def run(*arguments: str) -> Result:
 def test_help_lists_every_verb_with_its_own_help() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    for verb in ("serve", "predict", "generate", "sessions", "check"):
+    for verb in ("serve", "predict", "generate", "sessions", "check", "bench"):
         assert f" {verb} " in result.output
         assert run(verb, "--help").exit_code == 0
 
@@ -90,6 +90,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments: tuple[str, ...], lin
         ("sessions", "list"),
         ("sessions", "show", "s"),
         ("sessions", "close", "s"),
+        ("bench", "m"),
     ],
 )
 def test_where_no_server_is_one_line_says_what_to_do(arguments: tuple[str, ...]) -> None:

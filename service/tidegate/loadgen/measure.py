@@ -29,7 +29,7 @@ AT_ONCE = 64
 ABANDONED = 600.0
 """Seconds idle after which the server ends our sessions, should we not come to close them."""
 START = 0.05
-"""Seconds between now and the first due time, so that every sender is there for it."""
+"""Seconds between now and the first due time of an open loop, so that every sender is there for it."""
 
 
 class Target(NamedTuple):
@@ -89,7 +89,8 @@ class _Watch(NamedTuple):
 
 
 async def _measure(load: Load, target: Target, watch: _Watch, senders: Sequence[Sender]) -> Measurement:
-    clock, start = watch.clock, watch.clock.time() + START
+    clock = watch.clock
+    start = clock.time() + (START if load.rate else 0)
     record = Record(start + load.warmup, start + load.warmup + load.seconds)
     drive = Drive(record, clock, timeout=load.timeout, max_requests=load.max_requests, stop=watch.stop)
     metrics = HttpConnection(target.http)

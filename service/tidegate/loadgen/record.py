@@ -19,9 +19,9 @@ TO_FIRST = "first token"
 
 
 class Latency(NamedTuple):
-    """Seconds, over ``count`` requests."""
+    """Seconds, over ``size`` requests."""
 
-    count: int
+    size: int
     mean: float
     p50: float
     p90: float

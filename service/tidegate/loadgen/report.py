@@ -70,7 +70,7 @@ def latency_rows(seen: Measurement) -> list[tuple[str, ...]]:
     """A row for each kind of request: count, then milliseconds of p50, p90, p99, p99.9, the greatest, and the mean."""
     found = [(label, samples.latency()) for label, samples in sorted(seen.record.samples.items())]
     return [
-        (label, str(each.count), *(f"{1000 * value:.2f}" for value in (*each[2:], each.mean)))
+        (label, str(each.size), *(f"{1000 * value:.2f}" for value in (*each[2:], each.mean)))
         for label, each in found
         if each is not None
     ]
@@ -131,8 +131,8 @@ def _rows_text(server: Counts | None) -> str:
 def _latency_json(latency: Latency | None) -> Json:
     if latency is None:
         return None
-    count, *seconds = latency
-    return {"count": count, **{name: 1000 * value for name, value in zip(Latency._fields[1:], seconds, strict=True)}}
+    size, *seconds = latency
+    return {"count": size, **{name: 1000 * value for name, value in zip(Latency._fields[1:], seconds, strict=True)}}
 
 
 def _server_json(server: Counts | None, seconds: float) -> Json:
