@@ -190,12 +190,12 @@ class Service:
         prompt: Input | None,
         sampling: Sampling,
         deadline: float | None = None,
+        *,
+        is_streamed: bool = True,
     ) -> AsyncGenerator[GeneratedToken | GenerationDone]:
-        """Sample after a prompt, from the initial state; the last event is the end."""
+        """Sample after a prompt, from the initial state; the last event is the end, the only one if not streamed."""
         loaded = self._registry.get(model, version)
-        if prompt is None:
-            raise InvalidInputError("a generation without a session needs a prompt", reason="EMPTY_SEQUENCE")
-        return self._generate(loaded, None, prompt, sampling, None, deadline)
+        return self._generate(loaded, None, prompt, sampling, None, deadline, is_streamed=is_streamed)
 
     # ---- sessions
 
@@ -231,12 +231,14 @@ class Service:
         deadline: float | None = None,
     ) -> asyncio.Future[StepResult]:
         """Let a chunk wait behind the session's other work, and return at once."""
-        live = self._live(session)
+        self._check_open()
+        live = self._desk.get(session)
         model: LoadedModel = live.model
         inputs = model.codec.encode(source)
         self._check_ask(ask, model.codec.reply_bytes(len(inputs[0]), ask))
         future: asyncio.Future[StepResult] = self._create_future()
         model.loop.submit(Work(live, inputs, ask, position, deadline, future))
+        self._desk.touch(live)
         return future
 
     def generate_on_session(
@@ -246,10 +248,12 @@ class Service:
         sampling: Sampling,
         position: int | None = None,
         deadline: float | None = None,
+        *,
+        is_streamed: bool = True,
     ) -> AsyncGenerator[GeneratedToken | GenerationDone]:
         """Sample on a session, after a prompt or from its last step; every token told is consumed and committed."""
-        live = self._live(session)
-        return self._generate(live.model, live, prompt, sampling, position, deadline)
+        live = self._desk.get(session)
+        return self._generate(live.model, live, prompt, sampling, position, deadline, is_streamed=is_streamed)
 
     def statistics(self) -> ServiceStatistics:
         """Return counters and gauges for metrics."""
@@ -257,10 +261,6 @@ class Service:
         return ServiceStatistics(models, self._desk.num_sessions, self._desk.num_ended)
 
     # ---- inside
-
-    def _live(self, session: str) -> Session:
-        self._check_open()
-        return self._desk.use(session)
 
     def _check_open(self) -> None:
         if self._is_draining:
@@ -284,22 +284,40 @@ class Service:
         sampling: Sampling,
         position: int | None,
         deadline: float | None,
+        *,
+        is_streamed: bool,
     ) -> AsyncGenerator[GeneratedToken | GenerationDone]:
         self._check_open()
         codec = model.codec
         if not isinstance(codec, Tokens):
             raise NotSupportedError(f"{model.label} does not predict tokens, so it cannot generate")
+        if session is None and prompt is None:
+            raise InvalidInputError("a generation without a session needs a prompt", reason="EMPTY_SEQUENCE")
         _check_sampling(sampling)
         inputs: tuple[Tensor, ...] = () if prompt is None else codec.encode(prompt)
         events: asyncio.Queue[GeneratedToken | GenerationDone | None] = asyncio.Queue()
         reply: asyncio.Future[GenerationDone] = self._create_future()
-        reply.add_done_callback(lambda _: events.put_nowait(None))
+        if is_streamed:
+            reply.add_done_callback(lambda _: events.put_nowait(None))
         seed = sampling.seed if sampling.seed is not None else session.seed if session else secrets.randbits(64)
         work = Generation(
-            session, inputs, sampling, seed, position, deadline, reply, vocabulary=codec.tokens, emit=events.put_nowait
+            session,
+            inputs,
+            sampling,
+            seed,
+            position,
+            deadline,
+            reply,
+            vocabulary=codec.tokens,
+            emit=events.put_nowait if is_streamed else None,
         )
         try:
             model.loop.submit(work)
+            if session is not None:
+                self._desk.touch(session)
+            if not is_streamed:
+                yield await reply
+                return
             while (event := await events.get()) is not None:
                 yield event
             reply.result()

@@ -170,8 +170,10 @@ async def test_only_models_of_tokens_generate(root: Path) -> None:
         for model in ("tiny-forecast", "tiny-stream"):
             with pytest.raises(NotSupportedError):
                 await collect(service.generate(model, None, Input(values=np.ones((1, 2))), Sampling()))
+        with pytest.raises(NotSupportedError):
+            await collect(service.generate("tiny-forecast", None, None, Sampling()))
         with pytest.raises(InvalidInputError, match="needs a prompt"):
-            service.generate("tiny-lstm", None, None, Sampling())
+            await collect(service.generate("tiny-lstm", None, None, Sampling()))
 
 
 async def test_extreme_but_valid_sampling_disturbs_nobody(root: Path) -> None:

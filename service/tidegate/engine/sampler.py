@@ -35,8 +35,7 @@ def sample(logits: Tensor, samplings: Sequence[Sampling], randoms: Sequence[floa
 
     Temperature divides the logits; then only the ``top_k`` most probable are kept, then of these the smallest set whose
     probability reaches ``top_p`` (nucleus sampling, Holtzman et al. 2020); the draw inverts the cumulative
-    distribution at
-    the row's random number.
+    distribution at the row's random number.
 
     Args:
         logits: [rows, vocabulary].
@@ -68,7 +67,7 @@ def _ranked(logits: Tensor, samplings: Sequence[Sampling]) -> tuple[NDArray[np.i
     """Return ids by falling probability, and their softmax weights (the largest is 1) at the row's temperature."""
     scores = logits.astype(np.float64)
     order = np.argsort(-scores, axis=1, kind="stable")
-    ranked = np.take_along_axis(scores, order, axis=1)
+    ranked = scores[np.arange(len(scores))[:, None], order]
     temperature = np.array([sampling.temperature or 1.0 for sampling in samplings])[:, None]
     with np.errstate(over="ignore"):  # a temperature near 0 divides beyond the largest float: its weight is 0
         weights = np.exp((ranked - ranked[:, :1]) / temperature)

@@ -31,7 +31,12 @@ class StopMatcher:
 
     def push(self, token: int, text: str, position: int) -> tuple[list[GeneratedToken], bool]:
         """Take a token in; return the tokens that are now certain, and whether a stop string is complete."""
-        self._held.append(GeneratedToken(token, text, position))
+        item = GeneratedToken(token, text, position)
+        if not self._stops:
+            self.tokens.append(token)
+            self._parts.append(text)
+            return [item], False
+        self._held.append(item)
         held = "".join(item.text for item in self._held)
         found = [where for stop in self._stops if (where := held.find(stop)) >= 0]
         if found:

@@ -118,6 +118,7 @@ class Generation(Work):
         seed: Of the counter-based random numbers, with the position as the counter.
         vocabulary: Text of each token.
         emit: Takes each event; the last one is ``GenerationDone``. ``reply`` resolves after it, or carries the error.
+            None where only the whole is wanted, which ``reply`` resolves to.
     """
 
     __slots__ = (
@@ -135,7 +136,7 @@ class Generation(Work):
         reply: Reply,
         *,
         vocabulary: Sequence[str],
-        emit: Emit,
+        emit: Emit | None,
     ) -> None:
         super().__init__(session, prompt, Ask(), position, deadline, reply)
         self.sampling = sampling
@@ -196,7 +197,7 @@ class Generation(Work):
         self.answer(done)
 
     def _send(self, events: Sequence[GeneratedToken | GenerationDone]) -> None:
-        if not self.is_abandoned:
+        if self._emit is not None and not self.is_abandoned:
             for event in events:
                 self._emit(event)
 

@@ -20,7 +20,7 @@ from tidegate.errors import (
     SessionEndedError,
 )
 from tidegate.registry import LoadedModel, Registry
-from tidegate.sessions.lifecycle import Event
+from tidegate.sessions.lifecycle import Event, Phase
 from tidegate.sessions.session import Session
 from tidegate.sessions.table import SessionTable
 
@@ -88,16 +88,10 @@ class Desk:
             return self._table.get(id_)
         return session
 
-    def use(self, id_: str) -> Session:
-        """Return the live session for a step: it is the most recently used now."""
-        session = self._table.find(id_)
-        if session is None:
-            return self._missing(id_)
-        now = self._clock.monotonic()
-        if session.overdue(now) is not None:
-            return self.get(id_)
-        self._table.touch(session, now)
-        return session
+    def touch(self, session: Session) -> None:
+        """A step of the session was taken in: it is the most recently used now."""
+        if session.phase is Phase.OPEN:
+            self._table.touch(session, self._clock.monotonic())
 
     def page(self, limit: int, after: str) -> tuple[list[Session], str]:
         """Return some sessions by rising id, and the next page's token."""

@@ -147,8 +147,16 @@ class FakeService:
             raise
 
     async def generate(
-        self, model: str, version: str | None, prompt: Input | None, sampling: Sampling, deadline: float | None = None
+        self,
+        model: str,
+        version: str | None,
+        prompt: Input | None,
+        sampling: Sampling,
+        deadline: float | None = None,
+        *,
+        is_streamed: bool = True,
     ) -> AsyncGenerator[GeneratedToken | GenerationDone]:
+        assert isinstance(is_streamed, bool)
         self._note("generate", model, version, prompt, sampling, deadline=deadline)
         async for event in self._generated():
             yield event
@@ -160,7 +168,10 @@ class FakeService:
         sampling: Sampling,
         position: int | None = None,
         deadline: float | None = None,
+        *,
+        is_streamed: bool = True,
     ) -> AsyncGenerator[GeneratedToken | GenerationDone]:
+        assert isinstance(is_streamed, bool)
         self._note("generate_on_session", session, prompt, sampling, position, deadline=deadline)
         async for event in self._generated():
             yield event

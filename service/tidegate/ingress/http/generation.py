@@ -48,17 +48,22 @@ def _single(number: float) -> float:
         return float(np.float32(number))
 
 
+def wants_stream(request: Request) -> bool:
+    """Whether the client accepts server-sent events."""
+    return EVENT_STREAM in request.headers.get("accept", "")
+
+
 class Generation(Response):
     """The answer to ``:generate``, made while it is sent; a client that hangs up ends the generation."""
 
-    def __init__(self, request: Request, events: AsyncGenerator[Event]) -> None:
+    def __init__(self, events: AsyncGenerator[Event], *, is_streamed: bool) -> None:
         super().__init__()
         self._events = events
-        self._is_stream = EVENT_STREAM in request.headers.get("accept", "")
+        self._is_streamed = is_streamed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._events) as events:
-            if self._is_stream:
+            if self._is_streamed:
                 with suppress(ClientDisconnect), ClientWatch(receive):
                     await _stream(events, send)
                 return

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from tidegate.ingress.http import convert, documents, schemas
 from tidegate.ingress.http.documents import TIMEOUT, body, content, problems
 from tidegate.ingress.http.exchange import ClientWatch, RawRoute, deadline, json_reply, read_json, service_of
-from tidegate.ingress.http.generation import Generation, sampling
+from tidegate.ingress.http.generation import Generation, sampling, wants_stream
 
 Limit = Annotated[int, Query(ge=0, le=1000, description="Entries a page; 0: 100.", examples=[100])]
 PageToken = Annotated[str, Query(description="`next_page_token` of the page before.", examples=[""])]
@@ -78,5 +78,6 @@ async def generate(request: Request, model: Name) -> Response:
         convert.parse_optional_input(document),
         sampling(form),
         deadline(request.scope, service.settings),
+        is_streamed=wants_stream(request),
     )
-    return Generation(request, events)
+    return Generation(events, is_streamed=wants_stream(request))

@@ -17,7 +17,7 @@ from tidegate.ingress.http import convert, documents, schemas
 from tidegate.ingress.http.documents import TIMEOUT, body, content, problems
 from tidegate.ingress.http.errors import CLIENT_CLOSED_REQUEST, problem
 from tidegate.ingress.http.exchange import ClientWatch, RawRoute, deadline, json_reply, read_json, service_of
-from tidegate.ingress.http.generation import Generation, sampling
+from tidegate.ingress.http.generation import Generation, sampling, wants_stream
 from tidegate.ingress.http.models import Limit, PageToken
 
 if TYPE_CHECKING:
@@ -89,8 +89,9 @@ async def generate(request: Request, session: Id) -> Response:
         sampling(form),
         form.position,
         deadline(request.scope, service.settings),
+        is_streamed=wants_stream(request),
     )
-    return Generation(request, events)
+    return Generation(events, is_streamed=wants_stream(request))
 
 
 @raw.post(
