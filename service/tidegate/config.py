@@ -61,12 +61,6 @@ def _known_store(text: str) -> str:
     return text
 
 
-def _single(workers: int) -> int:
-    if workers != 1:
-        raise ValueError(f"{workers} workers are not supported by this version: use 1")
-    return workers
-
-
 def _none_by_word(value: object) -> object:
     """TOML, flags and variables have no null: the word ``none`` lifts a limit."""
     return None if value == "none" else value
@@ -107,7 +101,7 @@ class Settings(BaseSettings):
     store: Annotated[str, AfterValidator(_known_store)] = Field(
         "memory", description="Where the records of sessions are kept: memory."
     )
-    workers: Annotated[int, AfterValidator(_single)] = Field(1, description="Processes that serve; 1 in this version.")
+    workers: int = Field(1, ge=1, le=1024, description="Processes that serve, behind the same ports.")
     provider: Provider = Field("cpu", description="Where models run: cpu or cuda; fatal if not there.")
     threads: int = Field(1, ge=1, le=1024, description="Threads of onnxruntime inside one run.")
     execution: Literal["inline", "thread"] = Field(

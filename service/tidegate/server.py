@@ -1,7 +1,7 @@
-"""One process from start to stop: binds, loads, serves, drains.
+"""One process from start to stop: binds, loads, serves, drains. It is the whole server, or one of its workers.
 
-This module owns the signals, nobody else handles them: SIGTERM and SIGINT begin the drain, a second one cuts it short,
-SIGHUP reads the bundles again. It knows in which order the parts start and stop, and nothing of what they do.
+SIGTERM and SIGINT begin the drain, a second one cuts it short, SIGHUP reads the bundles again. This module knows in
+which order the parts start and stop, and nothing of what they do.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import signal
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from typing import Any
 
 import structlog
 import uvicorn
@@ -24,6 +24,9 @@ from tidegate.ingress.grpc.server import GrpcServer, create_server
 from tidegate.ingress.http.app import create_app
 from tidegate.observe.logs import configure_logs
 from tidegate.service import Service
+from tidegate.signals import Signals
+from tidegate.sockets import listen
+from tidegate.workers.seat import Seat
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -35,11 +38,11 @@ def run(settings: Settings) -> None:
         ConfigurationError: It cannot start: a port in use, a provider or directory that is not there.
     """
     configure_logs(settings.log_level, settings.log_format)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(serve(settings))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(serve(settings, Signals(), lambda facts: log.info("ready", **facts)))
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
         import uvloop
     except ImportError:  # there is none for every system
@@ -47,22 +50,41 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def serve(settings: Settings) -> None:
-    """Bind first, so that a port in use is told before any model is read; then load, start the ingresses, and serve."""
+Facts = dict[str, Any]
+"""Where a server answers (``http``, ``grpc``), and its ``models``."""
+
+
+async def serve(
+    settings: Settings, signals: Signals, announce: Callable[[Facts], None], seat: Seat | None = None
+) -> None:
+    """Bind first, so that a port in use is told before any model is read; then load, start the ingresses, and serve.
+
+    ``announce`` is called once, when both interfaces answer. A worker has its ``seat``.
+    """
     if not settings.bundles.is_dir():
         raise ConfigurationError(f"--bundles: {settings.bundles} is not a directory")
     check_provider(settings.provider)
-    signals = Signals()
-    with signals.handled(), listen(settings.http) as listener:
-        service = Service(settings)
-        grpc = create_server(service, settings.grpc, settings.native_grpc)
-        await service.start()
+    with signals.handled(), listen("http", settings.http, is_shared=settings.workers > 1) as listener:
+        local = Service(settings)
+        service = local if seat is None else _routed(local, seat)
+        grpc = [create_server(service, settings.grpc, settings.native_grpc)]
+        if seat is not None:
+            # Fellows come in here. They have found the owner already, so nothing is passed on twice.
+            grpc.append(create_server(local, seat.address(seat.number)))
+        await local.start()
         _settle_memory()
         try:
-            await _serve_until_told(service, grpc, listener, signals)
+            await _serve_until_told(local, create_app(service), grpc, listener, signals, announce)
         finally:
             await service.stop()
     log.info("stopped")
+
+
+def _routed(local: Service, seat: Seat) -> Service:
+    # A server of one process starts without the client by which workers ask each other.
+    from tidegate.workers.routing import RoutedService
+
+    return RoutedService(local, seat).as_service()
 
 
 def _settle_memory() -> None:
@@ -71,23 +93,30 @@ def _settle_memory() -> None:
     gc.enable()
 
 
-async def _serve_until_told(service: Service, grpc: GrpcServer, listener: socket.socket, signals: Signals) -> None:
-    app = create_app(service)
+async def _serve_until_told(
+    service: Service,
+    app: FastAPI,
+    grpc: Sequence[GrpcServer],
+    listener: socket.socket,
+    signals: Signals,
+    announce: Callable[[Facts], None],
+) -> None:
     http = HttpServer(app, service.settings)
     async with asyncio.TaskGroup() as tasks:
         serving = tasks.create_task(http.serve([listener]), name="tidegate-http")
         reloading = tasks.create_task(_reload_when_told(service, signals.reload), name="tidegate-reload")
         await http.listening.wait()
-        await grpc.start()
-        _log_ready(service, listener, grpc)
+        for server in grpc:
+            await server.start()
+        announce(_facts(service, listener, grpc[0]))
         await signals.stop.wait()
         reloading.cancel()
         log.info("draining", seconds=service.settings.drain_timeout)
-        drain = _drain([service.drain(), app.state.streams.drain(), grpc.drain()], http, serving)
-        if not await _is_done(drain, service.settings.drain_timeout, signals.hurry):
+        parts = [service.drain(), app.state.streams.drain(), *(server.drain() for server in grpc)]
+        if not await _is_done(_drain(parts, http, serving), service.settings.drain_timeout, signals.hurry):
             log.warning("drain cut short: what still ran is cancelled")
             serving.cancel()
-        await grpc.stop()
+        await asyncio.gather(*(server.stop() for server in grpc))
 
 
 async def _drain(parts: Iterable[Awaitable[None]], http: HttpServer, serving: asyncio.Task[None]) -> None:
@@ -121,44 +150,18 @@ async def _reload_when_told(service: Service, told: asyncio.Event) -> None:
             log.info("reloaded", loaded=report.loaded, removed=report.removed, refused=len(report.refused))
 
 
-def _log_ready(service: Service, listener: socket.socket, grpc: GrpcServer) -> None:
+def _facts(service: Service, listener: socket.socket, grpc: GrpcServer) -> Facts:
     host, port = listener.getsockname()[:2]
-    models = [f"{model.name}/{model.version}" for model in service.models(limit=0, page_token="").models]
     settings = service.settings
-    where = {"http": f"http://{Address(host, port)}", "grpc": _with_port(settings.grpc, grpc.port)}
+    facts: Facts = {"http": f"http://{Address(host, port)}", "grpc": _with_port(settings.grpc, grpc.port)}
     if settings.native_grpc is not None and grpc.native_port is not None:
-        where["native_grpc"] = _with_port(settings.native_grpc, grpc.native_port)
-    log.info("ready", **where, models=models)
+        facts["native_grpc"] = _with_port(settings.native_grpc, grpc.native_port)
+    models = service.models(limit=0, page_token="").models
+    return facts | {"models": [f"{model.name}/{model.version}" for model in models]}
 
 
 def _with_port(address: str, port: int) -> str:
     return str(Address(parse_address(address).host, port))
-
-
-class Signals:
-    """What the process was told: to ``stop``, then to ``hurry``; and, any time, to ``reload``."""
-
-    def __init__(self) -> None:
-        self.stop = asyncio.Event()
-        self.hurry = asyncio.Event()
-        self.reload = asyncio.Event()
-
-    @contextlib.contextmanager
-    def handled(self) -> Iterator[None]:
-        """Handle the process's signals inside the block."""
-        handlers = {signal.SIGTERM: self.end, signal.SIGINT: self.end, signal.SIGHUP: self.reload.set}
-        loop = asyncio.get_running_loop()
-        for number, handler in handlers.items():
-            loop.add_signal_handler(number, handler)
-        try:
-            yield
-        finally:
-            for number in handlers:
-                loop.remove_signal_handler(number)
-
-    def end(self) -> None:
-        """The first time stop, the second time hurry."""
-        (self.hurry if self.stop.is_set() else self.stop).set()
 
 
 class HttpServer(uvicorn.Server):
@@ -188,17 +191,3 @@ class HttpServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def listen(text: str) -> socket.socket:
-    """Return a listening socket at ``HOST:PORT``; who connects waits until the server accepts.
-
-    Raises:
-        ConfigurationError: The address cannot be had.
-    """
-    address = parse_address(text)
-    try:
-        family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server(address, family=family, backlog=2048)
-    except OSError as error:
-        raise ConfigurationError(f"--http: {address}: {(error.strerror or str(error)).lower()}") from None

@@ -69,7 +69,7 @@ def test_settings_never_change() -> None:
         ({"grpc": "127.0.0.1:70000"}, "--grpc: '127.0.0.1:70000': a port is at most 65535"),
         ({"provider": "tpu"}, "--provider: input should be 'cpu' or 'cuda', not 'tpu'"),
         ({"store": "redis://x"}, "--store: store 'redis://x' is not supported by this version: use memory"),
-        ({"workers": "4"}, "--workers: 4 workers are not supported by this version: use 1"),
+        ({"workers": "0"}, "--workers: input should be greater than or equal to 1, not '0'"),
         ({"max_rows": "0"}, "--max-rows: input should be greater than or equal to 1, not '0'"),
         ({"request_timeout": "inf"}, "--request-timeout: input should be a finite number, not 'inf'"),
         ({"ttl_seconds": "1e12"}, "--ttl-seconds: input should be less than or equal to 3153600000, not '1e12'"),

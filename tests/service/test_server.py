@@ -16,7 +16,8 @@ import structlog
 
 from tidegate.errors import ConfigurationError
 from tidegate.observe.logs import configure_logs
-from tidegate.server import Signals, listen
+from tidegate.signals import Signals
+from tidegate.sockets import hold, listen
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +60,7 @@ async def test_signals_are_handled_as_before_after_the_block() -> None:
 
 
 async def test_who_connects_before_the_server_accepts_waits_and_is_served() -> None:
-    with listen("127.0.0.1:0") as listener:
+    with listen("http", "127.0.0.1:0") as listener:
         reader, writer = await asyncio.open_connection(*listener.getsockname())
         accepted, _ = listener.accept()
         with accepted:
@@ -72,13 +73,24 @@ async def test_who_connects_before_the_server_accepts_waits_and_is_served() -> N
 def test_a_taken_port_is_a_configuration_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(ConfigurationError, match=f"--http: {address}: address already in use"):
-            listen(address)
+        with pytest.raises(ConfigurationError, match=f"--http: {address}: address already in use$"):
+            listen("http", address)
+
+
+def test_a_port_that_is_held_is_for_those_who_share_it() -> None:
+    with hold("http", "127.0.0.1:0") as held:
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        with pytest.raises(ConfigurationError, match=f"--http: {address}: address already in use$"):
+            listen("http", address)
+        with listen("http", address, is_shared=True) as one, listen("http", address, is_shared=True) as other:
+            assert one.getsockname() == other.getsockname()
+            with pytest.raises(ConfigurationError, match=f"--grpc: {address}: address already in use$"):
+                hold("grpc", address)
 
 
 def test_an_unknown_host_is_a_configuration_error() -> None:
     with pytest.raises(ConfigurationError, match=r"--http: no-such-host\.invalid:80: "):
-        listen("no-such-host.invalid:80")
+        listen("http", "no-such-host.invalid:80")
 
 
 def logged(style: str) -> str:

@@ -22,7 +22,10 @@ def serve(config: Path | None = None, **flags: str | bool | None) -> None:
     # Collecting garbage while modules load finds none and takes a tenth of the start; the server turns it on again.
     gc.disable()
     # Only now: a bad setting is told at once, and the help does not load a server.
-    from tidegate.server import run
+    if settings.workers == 1:
+        from tidegate.server import run
+    else:
+        from tidegate.workers.supervisor import run
 
     run(settings)
 

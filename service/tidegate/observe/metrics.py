@@ -50,10 +50,13 @@ class Measured(Protocol):
     def statistics(self) -> ServiceStatistics: ...
 
 
-def render(service: Measured) -> tuple[bytes, str]:
-    """Return the metrics of the service and its process as text, and the text's content type."""
+def render(service: Measured, replica: str | None = None) -> tuple[bytes, str]:
+    """Return the metrics of the service and its process as text, and the text's content type.
+
+    ``replica`` names the process that answers, where it has a name: each worker of a server tells its own metrics.
+    """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_ServiceCollector(service))
+    registry.register(_ServiceCollector(service, replica))
     ProcessCollector(registry=registry)
     return generate_latest(registry), CONTENT_TYPE_LATEST
 
@@ -61,12 +64,13 @@ def render(service: Measured) -> tuple[bytes, str]:
 class _ServiceCollector(Collector):
     """Turns one reading of the statistics into metric families."""
 
-    def __init__(self, service: Measured) -> None:
+    def __init__(self, service: Measured, replica: str | None) -> None:
         self._service = service
+        self._build = {"version": __version__} | ({} if replica is None else {"replica": replica})
 
     def collect(self) -> Iterator[Metric]:
         statistics = self._service.statistics()
-        yield InfoMetricFamily("tidegate_build", "The running program.", {"version": __version__})
+        yield InfoMetricFamily("tidegate_build", "The running program.", self._build)
         yield GaugeMetricFamily("tidegate_ready", "1 while requests are welcome.", float(self._service.is_ready))
         yield GaugeMetricFamily("tidegate_models", "Loaded versions of models.", len(statistics.models))
         yield _providers(statistics.models)

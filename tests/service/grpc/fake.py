@@ -85,6 +85,7 @@ class FakeService:
     generations: list[GenerateCall] = field(default_factory=list)
     opened: list[SessionRequest] = field(default_factory=list)
     predicted: list[tuple[str, str | None, Sequence[Input], Ask]] = field(default_factory=list)
+    num_reloads: int = 0
     waiting: list[tuple[asyncio.Future[StepResult], StepResult]] = field(default_factory=list)
     submitted: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     cancelled: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
@@ -107,6 +108,7 @@ class FakeService:
         return replace(MODEL, name=name, version=version or MODEL.version)
 
     async def reload(self) -> ReloadReport:
+        self.num_reloads += 1
         return ReloadReport(["echo/3"], ["echo/1"], [Refusal("broken/1", "CHECKSUM_MISMATCH", "checksum differs")])
 
     async def predict(
@@ -146,10 +148,10 @@ class FakeService:
         return self.sessions[id]
 
     async def list_sessions(self, limit: int = 0, page_token: str = "") -> SessionPage:
-        names = sorted(self.sessions)
-        start = int(page_token or 0)
-        end = start + (limit or 2)
-        return SessionPage([self.sessions[name] for name in names[start:end]], str(end) if names[end:] else "")
+        size = limit or 2
+        names = sorted(name for name in self.sessions if name > page_token)
+        shown = names[:size]
+        return SessionPage([self.sessions[name] for name in shown], shown[-1] if names[size:] else "")
 
     async def close_session(self, id: str) -> None:  # noqa: A002 - the core's word
         self._fail(id)

@@ -75,5 +75,6 @@ async def metrics(request: Request) -> Response:
     """Figures for Prometheus."""
     from tidegate.observe.metrics import render
 
-    body, content_type = render(service_of(request))
+    service = service_of(request)
+    body, content_type = render(service, service.settings.replica)
     return Response(body, media_type=content_type)

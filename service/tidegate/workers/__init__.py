@@ -1,0 +1,1 @@
+"""Several processes behind one port of each interface: who they are, who starts them, whose a session is."""

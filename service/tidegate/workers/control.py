@@ -1,0 +1,63 @@
+"""The line between the supervisor and a worker: a socket pair, on which each says one thing.
+
+The supervisor sends the settings and the seat; the worker answers that it is ready, or why it cannot start. The line
+then stays open for as long as both live: its end tells either that the other is gone.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tidegate.config import Settings, load_settings
+from tidegate.workers.seat import Seat
+
+
+class Task(NamedTuple):
+    """What a worker is started with."""
+
+    settings: Settings
+    seat: Seat
+
+
+class Ready(NamedTuple):
+    """The worker answers; ``facts`` as `tidegate.server` announces them."""
+
+    facts: dict[str, Any]
+
+
+class Refusal(NamedTuple):
+    """The worker cannot start."""
+
+    message: str
+
+
+def encode_task(task: Task) -> bytes:
+    seat = task.seat
+    place = {"replica": seat.replica, "number": seat.number, "count": seat.count, "folder": str(seat.folder)}
+    return _line({"settings": task.settings.model_dump(mode="json"), "seat": place})
+
+
+def decode_task(line: bytes) -> Task:
+    """The inverse of `encode_task`; the settings carry the worker's own replica name."""
+    message = json.loads(line)
+    place = message["seat"]
+    seat = Seat(place["replica"], place["number"], place["count"], Path(place["folder"]))
+    # Everything is given, so nothing is taken from this process's environment.
+    settings = load_settings(message["settings"])
+    return Task(settings.model_copy(update={"replica": seat.name}), seat)
+
+
+def encode_answer(answer: Ready | Refusal) -> bytes:
+    return _line({"facts": answer.facts} if isinstance(answer, Ready) else {"refusal": answer.message})
+
+
+def decode_answer(line: bytes) -> Ready | Refusal:
+    """The inverse of `encode_answer`."""
+    message = json.loads(line)
+    return Ready(message["facts"]) if "facts" in message else Refusal(message["refusal"])
+
+
+def _line(message: dict[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"

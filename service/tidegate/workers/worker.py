@@ -1,0 +1,54 @@
+"""One worker's process: `python -m tidegate.workers.worker FD`, started by the supervisor with its end of the line."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import sys
+
+from tidegate.errors import ConfigurationError
+from tidegate.observe.logs import configure_logs
+from tidegate.signals import Signals
+from tidegate.workers.control import Ready, Refusal, Task, decode_task, encode_answer
+
+
+def main() -> None:
+    """Serve until a signal comes, or until the supervisor is gone."""
+    # As in `tidegate serve`: no collection while modules load.
+    gc.disable()
+    with socket.socket(fileno=int(sys.argv[1])) as line:
+        with line.makefile("rb") as reader:
+            task = decode_task(reader.readline())
+        configure_logs(task.settings.log_level, task.settings.log_format)
+        _serve(task, line)
+
+
+def _serve(task: Task, line: socket.socket) -> None:
+    from tidegate.server import loop_factory
+
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(_serve_for(task, line))
+    except ConfigurationError as error:
+        line.sendall(encode_answer(Refusal(error.message)))
+        raise SystemExit(2) from None
+
+
+async def _serve_for(task: Task, line: socket.socket) -> None:
+    from tidegate.server import serve
+
+    signals = Signals()
+    asyncio.get_running_loop().add_reader(line, _end, signals, line)
+    await serve(task.settings, signals, lambda facts: line.sendall(encode_answer(Ready(facts))), task.seat)
+
+
+def _end(signals: Signals, line: socket.socket) -> None:
+    """Nothing is sent on the line any more, so it is its end: without a supervisor there is no time for a drain."""
+    asyncio.get_running_loop().remove_reader(line)
+    signals.end()
+    signals.end()
+
+
+if __name__ == "__main__":
+    main()
