@@ -71,7 +71,7 @@ def test_every_setting_is_a_flag_of_serve() -> None:
     ("arguments", "line"),
     [
         (("serve", "--http", "here"), "--http: 'here' is not HOST:PORT, like 127.0.0.1:8080 or [::1]:8080"),
-        (("serve", "--workers", "2"), "--workers: 2 workers are not supported by this version: use 1"),
+        (("serve", "--workers", "0"), "--workers: input should be greater than or equal to 1, not '0'"),
         (("serve", "--config", "absent.toml"), "absent.toml: No such file or directory"),
         (("predict", "m", "--server", NOBODY), "give a sequence: --text, --file, --csv or --tokens"),
         (("check", "absent"), "absent: no bundle there (NAME/VERSION/manifest.json)"),
