@@ -198,7 +198,7 @@ def _print(load: Load, info: ModelInfo, seen: Measurement, plot: Path | None, *,
     if is_json:
         print_json(as_json(load, info, seen))
     else:
-        print_table(LATENCY_COLUMNS, latency_rows(seen))
+        print_table(LATENCY_COLUMNS, latency_rows(seen), "latencies in milliseconds")
         typer.echo(as_text(load, info, seen))
     if plot is not None:
         title = f"{info.name}/{info.version} over {load.interface}: {load.sessions} at once, latencies of {{}} requests"

@@ -102,7 +102,8 @@ async def _measure(load: Load, target: Target, watch: _Watch, senders: Sequence[
             record.close(clock.time())
             client = read_usage().share_since(used, clock.time() - began)
             after = await read_counts(metrics, target.model)
-    server = after.since(before) if before and after else None
+    # Fewer runs than before: the server was started anew meanwhile.
+    server = after.since(before) if before and after and after.runs >= before.runs else None
     return Measurement(record, client if record.seconds else Usage(0, 0), server)
 
 

@@ -70,13 +70,13 @@ def latency_rows(seen: Measurement) -> list[tuple[str, ...]]:
     """A row for each kind of request: count, then milliseconds of p50, p90, p99, p99.9, the greatest, and the mean."""
     found = [(label, samples.latency()) for label, samples in sorted(seen.record.samples.items())]
     return [
-        (label, str(each.size), *(f"{1000 * value:.2f}" for value in (*each[2:], each.mean)))
+        (label, str(each.size), *map(_milliseconds, (*each[2:], each.mean)))
         for label, each in found
         if each is not None
     ]
 
 
-LATENCY_COLUMNS = ("steps", "requests", "p50", "p90", "p99", "p99.9", "max", "mean ms")
+LATENCY_COLUMNS = ("steps", "requests", "p50", "p90", "p99", "p99.9", "max", "mean")
 
 
 def is_client_bound(seen: Measurement) -> bool:
@@ -122,10 +122,15 @@ def _rate(count: float, seconds: float) -> float:
 
 def _rows_text(server: Counts | None) -> str:
     if server is None:
-        return "not known (no /metrics at --http)"
+        return "not known (no /metrics at --http, or the server was started anew)"
     if server.rows_per_run is None:
         return "not known (/metrics at --http counted no run: another server?)"
     return f"{server.rows_per_run:.1f}"
+
+
+def _milliseconds(seconds: float) -> str:
+    """Three digits or more, and no longer than a column."""
+    return f"{1000 * seconds:.2f}" if seconds < 0.1 else f"{1000 * seconds:.0f}"
 
 
 def _latency_json(latency: Latency | None) -> Json:

@@ -84,7 +84,7 @@ class UnarySender:
 
 
 class ColumnarSender:
-    """Steps many sessions in each message of one stream. Positions are not sent."""
+    """Steps many sessions in each message of one stream. Positions are not sent. Where all fail, the message failed."""
 
     def __init__(self, site: Site, sessions: Sequence[AsyncSession]) -> None:
         self._site = site
@@ -103,7 +103,10 @@ class ColumnarSender:
             values=_stacked(given),
             top=self._site.load.top,
         )
-        return Reply(length * len(result.lanes), tuple(error.reason for error in result.errors.values()))
+        errors = list(result.errors.values())
+        if len(errors) == len(given):
+            raise errors[0]
+        return Reply(length * len(result.lanes), tuple(error.reason for error in errors))
 
     async def reset(self) -> None:
         if self._stream is not None:
