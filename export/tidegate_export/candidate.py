@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tidegate.bundle import CARD, GRAPH, Json, Manifest, find_bundles, write_bundle
+from tidegate.bundle import CARD, GRAPH, Json, Manifest, write_bundle
 from tidegate.proof import is_batch_invariant, prove
 from tidegate_export.card import card
 from tidegate_export.graph import write_graph
@@ -62,12 +62,6 @@ def export_candidate(candidate: Candidate, root: Path) -> Exported:
     text = card(manifest, candidate.report, candidate.example).encode()
     path = write_bundle(root, manifest, {**candidate.files, GRAPH: graph, CARD: text})
     return Exported(path, manifest, parity)
-
-
-def next_version(root: Path, name: str) -> str:
-    """Return the lowest version above those that `root` holds of `name`."""
-    taken = [int(path.name) for path in find_bundles(root) if path.parent.name == name] if root.is_dir() else []
-    return str(max(taken, default=0) + 1)
 
 
 def _versions() -> dict[str, str]:

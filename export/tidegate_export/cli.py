@@ -1,6 +1,8 @@
-"""`tidegate export`: a training run, or a module of the user's own, becomes a bundle.
+"""`tidegate export`, a training run or a module of the user's own becomes a bundle, and `tidegate quantize`, a bundle
+becomes a smaller one.
 
-Knows the command line. Imports torch only when called, so that a serving-only installation can list the command.
+Knows the command line. Imports torch and onnx only when called, so that a serving-only installation can list the
+commands.
 """
 
 from __future__ import annotations
@@ -35,6 +37,34 @@ def export(  # noqa: PLR0913, PLR0917 - the command line's options
         raise typer.Exit(2) from None
     request = Request(source, weights, name, version, shape, task, vocabulary, features, out)
     report, is_done = run(request)
+    typer.echo(report, err=not is_done)
+    if not is_done:
+        raise typer.Exit(2)
+
+
+def quantize(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE_DIR", help="NAME/VERSION of the bundle to start from.")],
+    method: Annotated[
+        Literal["static", "dynamic", "weight-only"] | None,
+        typer.Option(help="int8 with fixed scales, with each run's own, or of stored weights only (default: static)."),
+    ] = None,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Half precision instead of int8, for CUDA.")] = False,
+    name: Annotated[str | None, typer.Option(help="(default: the bundle's with -int8 or -fp16)")] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="(default: the next that is free)")] = None,
+    out: Annotated[Path, typer.Option(help="Where bundles lie.")] = Path("bundles"),
+    seconds: Annotated[float, typer.Option(min=0, help="How long each timing takes; there are 30.")] = 0.3,
+) -> None:
+    """Make a smaller bundle of a bundle, prove that it streams, and measure what it costs and gains."""
+    try:
+        from tidegate_export.quantize_command import run
+    except ModuleNotFoundError as error:
+        typer.echo(f"{error.name} is not installed: pip install 'tidegate[cpu,quantize]'", err=True)
+        raise typer.Exit(2) from None
+    if fp16 and method is not None:
+        typer.echo("--fp16 is a method of its own: leave --method out", err=True)
+        raise typer.Exit(2)
+    chosen = "fp16" if fp16 else method or "static"
+    report, is_done = run(bundle, chosen, name=name, version=version, out=out, seconds=seconds)
     typer.echo(report, err=not is_done)
     if not is_done:
         raise typer.Exit(2)

@@ -19,8 +19,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from tidegate.bundle import next_version
 from tidegate.errors import BundleError
-from tidegate_export.candidate import Candidate, Exported, export_candidate, next_version
+from tidegate_export.candidate import Candidate, Exported, export_candidate
 from tidegate_export.errors import ExportError
 from tidegate_export.modules import Description, InputShape, module_candidate
 from tidegate_export.trained import trained_candidate, trained_name

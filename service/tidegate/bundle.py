@@ -26,6 +26,9 @@ MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 CARD = "card.md"
 
+MOST_TOLERANCE = 1.0
+"""Beyond it two results are not called equal, however coarsely a graph rounds."""
+
 BATCH = "batch"
 TIME = "time"
 
@@ -134,8 +137,12 @@ class Proof(Part):
     """What the streaming proof found: one chunk, any split, step by step and any batch give the same result."""
 
     passed: bool
-    max_error: float = Field(
-        description="largest |Δ| - 1e-4·|x| seen over outputs and states; passes at ≤ 1e-5 in fp32"
+    max_error: float = Field(description="largest |Δ| - 1e-4·|x| seen over outputs and states")
+    tolerance: float = Field(
+        default=1e-5,
+        ge=1e-5,
+        le=MOST_TOLERANCE,
+        description="what max_error may be: 1e-5 in fp32, more where int8 or fp16 rounds",
     )
     cases: int = Field(ge=1, description="comparisons made")
     runtime: str = Field(description="the runtime and version that ran it")
@@ -255,6 +262,12 @@ def find_bundles(root: Path) -> Iterator[Path]:
             entry for entry in name.iterdir() if entry.is_dir() and entry.name.isascii() and entry.name.isdigit()
         ]
         yield from sorted(versions, key=lambda entry: int(entry.name))
+
+
+def next_version(root: Path, name: str) -> str:
+    """Return the lowest version above those that ``root`` holds of ``name``."""
+    taken = [int(path.name) for path in find_bundles(root) if path.parent.name == name] if root.is_dir() else []
+    return str(max(taken, default=0) + 1)
 
 
 def _read_manifest(path: Path) -> Bundle:

@@ -8,7 +8,7 @@ onnxruntime only, for `tidegate check` runs where there is no PyTorch. How a gra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +36,10 @@ _LENGTHS = (24, 17, 9, 1)
 """Steps of the sequences that the proof runs: ragged, with a single step among them."""
 
 
-def prove(graph: Path | bytes, manifest: Manifest, *, seed: int = 0) -> Proof:
+def prove(graph: Path | bytes, manifest: Manifest, *, seed: int = 0, tolerance: float = ABSOLUTE) -> Proof:
     """Prove that `graph` streams as `manifest` says.
+
+    `tolerance` stands in the place of 1e-5 for graphs that round more coarsely than fp32 (int8, fp16).
 
     Raises:
         BundleError: It does not; reason NOT_STREAMABLE, or BATCH_DEPENDENT where only the manifest's `batch_invariant`
@@ -48,7 +50,7 @@ def prove(graph: Path | bytes, manifest: Manifest, *, seed: int = 0) -> Proof:
     rows = [random_inputs(manifest, 1, steps, rng) for steps in _LENGTHS]
     wholes = [runner.walk(row, [steps]) for row, steps in zip(rows, _LENGTHS, strict=True)]
     _check_shapes(manifest, wholes[0], _LENGTHS[0])
-    tally = _Tally()
+    tally = _Tally(tolerance)
     _check_causal(runner, rows[0], wholes[0], tally)
     for row, steps, whole in zip(rows, _LENGTHS, wholes, strict=True):
         _check_splits(runner, row, steps, whole, tally, rng)
@@ -56,14 +58,18 @@ def prove(graph: Path | bytes, manifest: Manifest, *, seed: int = 0) -> Proof:
         _check_neighbours(runner, tally, rng)
         _check_batches(runner, rows, wholes, tally, rng)
     return Proof(
-        passed=True, max_error=tally.max_error, cases=tally.cases, runtime=f"onnxruntime {onnxruntime.__version__}"
+        passed=True,
+        max_error=tally.max_error,
+        tolerance=tolerance,
+        cases=tally.cases,
+        runtime=f"onnxruntime {onnxruntime.__version__}",
     )
 
 
 def is_batch_invariant(graph: Path | bytes, manifest: Manifest, *, seed: int = 0) -> bool:
     """Say whether a row's result is its own, whatever its neighbours; dynamic int8 scales make it false."""
     try:
-        _check_neighbours(GraphRunner(graph, manifest), _Tally(), np.random.default_rng(seed))
+        _check_neighbours(GraphRunner(graph, manifest), _Tally(ABSOLUTE), np.random.default_rng(seed))
     except BundleError as error:
         if error.reason != "BATCH_DEPENDENT":
             raise
@@ -72,24 +78,26 @@ def is_batch_invariant(graph: Path | bytes, manifest: Manifest, *, seed: int = 0
 
 
 def check_bundle(path: Path) -> Proof:
-    """Verify the bundle in the folder `path` and prove anew that it streams.
+    """Verify the bundle in the folder `path` and prove anew that it streams, within the tolerance that it records.
 
     Raises:
         BundleError: With the reason.
     """
     bundle = read_bundle(path)
-    return prove(bundle.graph, bundle.manifest)
+    assert bundle.manifest.proof is not None  # read_bundle refuses a bundle without one
+    return prove(bundle.graph, bundle.manifest, tolerance=bundle.manifest.proof.tolerance)
 
 
 @dataclass(slots=True)
 class _Tally:
     """What was compared so far."""
 
+    tolerance: float
     cases: int = 0
-    max_error: float = field(default=-ABSOLUTE)
+    max_error: float = -ABSOLUTE
 
     def differs(self, expected: Result, found: Result) -> str | None:
-        """Compare; return what differs beyond *equal*, None where nothing does."""
+        """Compare; return what differs by more than the tolerance, None where nothing does."""
         self.cases += 1
         for kind, left, right in (
             ("output", expected.outputs, found.outputs),
@@ -97,7 +105,7 @@ class _Tally:
         ):
             for name, values in left.items():
                 error = excess(values, right[name])
-                if error > ABSOLUTE:
+                if error > self.tolerance:
                     return f"{kind} {name} differs by {_largest(values, right[name]):.3g}"
                 self.max_error = max(self.max_error, error)
         return None

@@ -55,6 +55,10 @@ class GraphRunner:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4  # failures are raised, with their reason
+        # As in engine/runner.py: a step of optimization that ends some fp16 graphs in a segmentation fault.
+        options.add_session_config_entry(
+            "optimization.disable_specified_optimizers", "FuseFp16InitializerToFp32NodeTransformer"
+        )
         source = graph if isinstance(graph, bytes) else str(graph)
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

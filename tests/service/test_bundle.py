@@ -98,6 +98,7 @@ def test_a_half_written_bundle_is_refused_with_the_file(tmp_path: Path, name: st
         (lambda it: it.update(version="1.0"), "version: String should match pattern"),
         (lambda it: it.update(codec={"kind": "magic"}), "codec: Input tag 'magic'"),
         (lambda it: it.update(name="other"), "the manifest names other/1"),
+        (lambda it: it["proof"].update(tolerance=1.5), "proof.tolerance: Input should be less than or equal to 1"),
         (lambda it: it["files"].pop(GRAPH), "lists no model.onnx"),
         (lambda it: it["files"].update({"../x": "0"}), "'../x', which is not a plain file name"),
         (lambda it: it["files"].update({"..": "0"}), "'..', which is not a plain file name"),

@@ -33,7 +33,11 @@ def test_help_lists_every_verb_with_its_own_help() -> None:
 
 
 def test_verbs_of_other_packages_are_found_by_their_entry_points() -> None:
-    points = {"train": "tidegate_models.cli:train", "export": "tidegate_export.cli:export"}
+    points = {
+        "train": "tidegate_models.cli:train",
+        "export": "tidegate_export.cli:export",
+        "quantize": "tidegate_export.cli:quantize",
+    }
     assert {point.name: point.value for point in entry_points(group=GROUP)} == points
     assert run("export", "--help").exit_code == 0
 

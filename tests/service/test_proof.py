@@ -179,9 +179,23 @@ def test_time_may_come_first_and_an_output_may_be_of_the_last_step_only() -> Non
     assert prove(data, manifest(x=("time", "batch", WIDTH), y=("batch", HIDDEN))).passed
 
 
+def test_a_graph_that_rounds_coarsely_passes_within_a_tolerance_that_is_recorded() -> None:
+    # What a cut changes here, a hundredth of a mean over the chunk, stands for scales that are taken over a chunk.
+    tail = (
+        "flat = Squeeze(all, one) m = ReduceMean(flat, zero) share = Constant<value = float {0.01}>() "
+        "part = Mul(m, share) z = Add(flat, part) y = Transpose<perm=[1, 0, 2]>(z)"
+    )
+    assert refusal(gru(tail), manifest()).reason == "NOT_STREAMABLE"
+    proof = prove(gru(tail), manifest(), tolerance=0.05)
+    assert proof.tolerance == 0.05
+    assert ABSOLUTE < proof.max_error <= 0.05
+
+
 def test_not_a_number_never_passes() -> None:
     tail = "flat = Squeeze(all, one) z = Log(flat) y = Transpose<perm=[1, 0, 2]>(z)"
     assert refusal(gru(tail), manifest()).reason == "NOT_STREAMABLE"
+    with pytest.raises(BundleError, match="cannot stream"):
+        prove(gru(tail), manifest(), tolerance=1.0)
 
 
 @pytest.mark.parametrize(

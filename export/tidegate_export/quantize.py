@@ -1,0 +1,157 @@
+"""`tidegate quantize` from a bundle to a smaller one: rewritten, proved, measured, written with a card that says all.
+
+Knows the order of the steps and what the manifest must say of the result. How graphs are rewritten (`quantize_methods`)
+and measured (`quantize_figures`) is not known here. Needs onnx and onnxruntime, and torch only to score held-out data.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from tidegate.bundle import (
+    CARD,
+    GRAPH,
+    MOST_TOLERANCE,
+    Bundle,
+    ForecastCodec,
+    Json,
+    Manifest,
+    Proof,
+    TokenCodec,
+    next_version,
+    read_bundle,
+    write_bundle,
+)
+from tidegate.errors import BundleError
+from tidegate.proof import ABSOLUTE, is_batch_invariant, prove
+from tidegate_export.errors import ExportError
+from tidegate_export.held_out import held_out
+from tidegate_export.quantize_card import quantized_card
+from tidegate_export.quantize_figures import Figures, Pair, relative_error, score, speeds
+from tidegate_export.quantize_methods import Method, operators, rewrite
+
+_MOST_ERROR = 0.1
+"""Of the outputs' variation: beyond it the result is another model, not a rounded one."""
+_SEEDS = range(4)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The command line."""
+
+    source: Path
+    method: Method = "static"
+    name: str | None = None
+    version: int | None = None
+    out: Path = Path("bundles")
+    seconds: float = 0.3
+    """How long each graph is timed in each of five rounds at each batch size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """The bundle as written, and what was measured."""
+
+    path: Path
+    manifest: Manifest
+    figures: Figures
+
+
+def quantize_bundle(request: Request) -> Quantized:
+    """Write the bundle that `request` asks for.
+
+    Raises:
+        ExportError: The method cannot do it, or what comes out is too far from the source.
+        BundleError: The source is no sound bundle, or the version exists with other content.
+    """
+    source = read_bundle(request.source.resolve())
+    graph, manifest = rewrite(source.graph.read_bytes(), source.manifest, request.method)
+    manifest = _named(manifest, request)
+    is_invariant = manifest.is_batchable and all(is_batch_invariant(graph, manifest, seed=seed) for seed in _SEEDS)
+    manifest = manifest.model_copy(update={"batch_invariant": is_invariant})
+    pair = Pair(source, graph, manifest)
+    proof = _proof(graph, manifest)
+    figures = _figures(source, graph, pair, request)
+    provenance = _provenance(source, graph, request, figures)
+    manifest = manifest.model_copy(update={"proof": proof, "provenance": provenance})
+    files = {**_codec_files(source), GRAPH: graph, CARD: quantized_card(manifest, source, figures).encode()}
+    return Quantized(write_bundle(request.out, manifest, files), manifest, figures)
+
+
+def _named(manifest: Manifest, request: Request) -> Manifest:
+    suffix = "fp16" if request.method == "fp16" else "int8"
+    name = request.name or f"{manifest.name}-{suffix}"
+    number = next_version(request.out, name) if request.version is None else str(request.version)
+    # Validated anew, for a name from the command line may be none.
+    return Manifest.model_validate({**manifest.model_dump(), "name": name, "version": number})
+
+
+def _proof(graph: bytes, manifest: Manifest) -> Proof:
+    """Prove within 1e-5 if that is so, else within a tolerance that fits what several proofs saw.
+
+    That the source has no hidden memory was proved at 1e-5 when it was exported, and rounding adds none; the wider
+    tolerance allows what the rounding itself does to a sequence that is cut otherwise.
+    """
+    worst = max(_worst(graph, manifest, seed) for seed in _SEEDS)
+    tolerance = ABSOLUTE if worst <= ABSOLUTE else min(_round_up(2 * worst), MOST_TOLERANCE)
+    return prove(graph, manifest, tolerance=tolerance)
+
+
+def _worst(graph: bytes, manifest: Manifest, seed: int) -> float:
+    try:
+        return prove(graph, manifest, seed=seed, tolerance=MOST_TOLERANCE).max_error
+    except BundleError as error:
+        raise ExportError(
+            f"rounding makes too much depend on how a sequence is cut ({error.message}): --method static or weight-only"
+        ) from error
+
+
+def _round_up(value: float) -> float:
+    """Return the next of 1, 2 and 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(value))
+    step = next(step for step in (1, 2, 5, 10) if step * power >= value)
+    return float(f"{step * power:.0e}")
+
+
+def _figures(source: Bundle, graph: bytes, pair: Pair, request: Request) -> Figures:
+    error = relative_error(pair)
+    if not error <= _MOST_ERROR:  # NaN too
+        raise ExportError(
+            f"the result differs from {source.manifest.name} by {error:.0%} of its variation: rounding destroys it "
+            f"(--method {request.method})"
+        )
+    scored, reason = None, ""
+    data, codec = held_out(source), source.manifest.codec
+    if isinstance(data, str):
+        reason = data
+    elif isinstance(codec, TokenCodec | ForecastCodec) and codec.surprise:
+        scored = score(pair, data, codec.surprise, codec.surprise_unit)
+    sizes = source.graph.stat().st_size, len(graph)
+    return Figures(*sizes, error, speeds(pair, request.seconds), scored, reason)
+
+
+def _provenance(source: Bundle, graph: bytes, request: Request, figures: Figures) -> dict[str, Json]:
+    manifest = source.manifest
+    return {
+        "quantization": {
+            "method": request.method,
+            "operators": operators(graph),
+            "figures": figures.as_json(),
+            "versions": {name: version(name) for name in ("tidegate", "onnx", "onnxruntime")},
+        },
+        "source": {
+            "name": manifest.name,
+            "version": manifest.version,
+            "sha256": source.sha256,
+            "provenance": manifest.provenance,
+        },
+    }
+
+
+def _codec_files(source: Bundle) -> dict[str, bytes]:
+    """Everything that is not of the source's weights: vocabulary and scaling, but no other graph and no card."""
+    names = [name for name in source.manifest.files if name != CARD and not name.endswith(".onnx")]
+    return {name: (source.path / name).read_bytes() for name in names}

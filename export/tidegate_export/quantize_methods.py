@@ -1,0 +1,122 @@
+"""The ways to make a graph smaller: `static`, `dynamic`, `weight-only` and `fp16`, each a function of graph and states.
+
+Knows which way can do what with which cell, and says so. How the result is proved, measured and written is not known
+here.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import onnx
+
+from tidegate.bundle import Manifest, StateSpec
+from tidegate_export.errors import ExportError
+from tidegate_export.quantize_static import quantize_static
+from tidegate_export.quantize_weights import quantize_weights
+
+Method: TypeAlias = Literal["static", "dynamic", "weight-only", "fp16"]
+
+_WHOLE = ("ReduceLogSumExp", "LogSoftmax", "GatherElements", "Sub", "Div", "Softplus", "CumSum")
+"""Operators behind the head that stay fp32: half of a bit's third decimal would be lost in surprise."""
+
+
+def rewrite(graph: bytes, manifest: Manifest, method: Method) -> tuple[bytes, Manifest]:
+    """Return `graph` rewritten, and what the manifest then says of its tensors.
+
+    Raises:
+        ExportError: The method cannot do anything with this graph.
+    """
+    model = onnx.load_from_string(graph)
+    if method == "fp16":
+        manifest = _with_half_states(manifest)
+        return _serialized(_half(model, manifest)), manifest
+    if method == "weight-only":
+        return _serialized(quantize_weights(model)), manifest
+    _refuse_without_lstm(model, method)
+    small = quantize_static(model, manifest.states) if method == "static" else _dynamic(model)
+    return _serialized(small), manifest
+
+
+def operators(graph: bytes) -> dict[str, int]:
+    """Count the operators that hold weights: what became int8, and what did not."""
+    telling = ("LSTM", "GRU", "RNN", "MatMul", "MatMulInteger")
+    names = [node.op_type for node in onnx.load_from_string(graph).graph.node]
+    kept = Counter(name for name in names if name in telling or name.startswith(("Dynamic", "MatMulInteger")))
+    return dict(sorted(kept.items()))
+
+
+def _refuse_without_lstm(model: onnx.ModelProto, method: Method) -> None:
+    found = {node.op_type for node in model.graph.node}
+    if "LSTM" in found:
+        return
+    cells = sorted(found & {"GRU", "RNN"})
+    what = f"{' and '.join(cells)} operator" if cells else "no recurrent operator at its top level"
+    reason = "onnxruntime computes only LSTM in int8 (DynamicQuantizeLSTM)"
+    raise ExportError(
+        f"--method {method} needs an LSTM; the graph has {what}, and {reason}: --method weight-only makes the file "
+        "smaller, not faster"
+    )
+
+
+def _dynamic(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Leave it to onnxruntime: scales of activations are taken anew in every run, over all that is in it."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder, _without_advice():
+        path = Path(folder) / "model.onnx"
+        quantize_dynamic(
+            model, path, op_types_to_quantize=["LSTM", "MatMul"], per_channel=True, weight_type=QuantType.QInt8
+        )
+        return onnx.load(path)
+
+
+def _half(model: onnx.ModelProto, manifest: Manifest) -> onnx.ModelProto:
+    """Weights, activations and states in fp16; inputs and outputs, and what surprise is computed with, stay fp32."""
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    half = {name for state in manifest.states for name in (state.input, state.output) if state.dtype == "float16"}
+    whole = [item.name for item in (*model.graph.input, *model.graph.output) if item.name not in half]
+    blocked = [*DEFAULT_OP_BLOCK_LIST, *_WHOLE]
+    converted = OnnxModel(convert_float_to_float16(model, keep_io_types=whole, op_block_list=blocked))
+    converted.topological_sort()  # it leaves its casts at the end
+    half_model: onnx.ModelProto = converted.model
+    return half_model
+
+
+def _with_half_states(manifest: Manifest) -> Manifest:
+    return manifest.model_copy(update={"states": tuple(_half_state(state) for state in manifest.states)})
+
+
+def _half_state(state: StateSpec) -> StateSpec:
+    return state.model_copy(update={"dtype": "float16"}) if state.dtype == "float32" else state
+
+
+def _serialized(model: onnx.ModelProto) -> bytes:
+    for item in _described(model):
+        item.ClearField("doc_string")
+    del model.metadata_props[:]
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _described(model: onnx.ModelProto) -> Sequence[onnx.ModelProto | onnx.GraphProto]:
+    return model, model.graph
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Keep the quantizer's advice to preprocess the graph from a user: exported graphs need none."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
