@@ -182,8 +182,11 @@ class Registry:
         except ConfigurationError:
             raise
         except TidegateError as error:
+            label = f"{path.parent.name}/{path.name}"
+            # The log says where the folder is; callers are told its name and nothing of our disk.
             log.warning("bundle %s refused: %s", path, error.message)
-            report.refused.append(Refusal(f"{path.parent.name}/{path.name}", error.reason, error.message))
+            told = error.message.replace(str(path), label).removeprefix(f"{label}: ")
+            report.refused.append(Refusal(label, error.reason, told))
 
 
 def _key(path: Path) -> Key:

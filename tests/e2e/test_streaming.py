@@ -153,7 +153,8 @@ def test_64_streams_share_runs_and_half_of_them_killed_disturb_no_other(server: 
         np.testing.assert_allclose(told_surprises, expected, rtol=1e-4, atol=1e-5)
     rows, runs = (after[name] - before[name] for name in ("tidegate_rows_total", "tidegate_runs_total"))
     assert rows >= 1.5 * NUM_STREAMS * len(TEXT)
-    assert rows / runs > 2, "64 streams must share runs"
+    # Each process steps its 32 streams in lockstep, so runs hold most of them; a loaded machine splits some.
+    assert rows / runs > NUM_STREAMS / 4, "streams must share runs"
 
 
 def counters(server: RunningServer) -> dict[str, float]:

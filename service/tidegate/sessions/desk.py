@@ -123,7 +123,7 @@ class Desk:
             position=session.position,
             durable=session.request.durable,
             created_at=session.created_at,
-            expires_at=None if end is None else self._clock.wall() + end - self._clock.monotonic(),
+            expires_at=None if end is None else session.created_at + end - session.opened_at,
             state_bytes=manifest.state_bytes,
         )
 
@@ -157,6 +157,7 @@ class Desk:
             seed=request.seed if request.seed is not None else secrets.randbits(64),
             created_at=self._clock.wall(),
             used_at=now,
+            opened_at=now,
             ttl_at=None if ttl is None else now + ttl,
             idle_seconds=idle,
         )

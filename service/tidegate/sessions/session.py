@@ -42,7 +42,7 @@ class Session:
 
     ``slot`` is its row of the arena, or None before it has one. ``queue`` holds its work in order of arrival; only
     the head runs.
-    ``ttl_at`` and ``used_at`` are seconds of a monotonic clock, ``created_at`` of the wall clock.
+    ``opened_at``, ``ttl_at`` and ``used_at`` are seconds of a monotonic clock, ``created_at`` of the wall clock.
     """
 
     id: str
@@ -51,6 +51,7 @@ class Session:
     seed: int
     created_at: float
     used_at: float
+    opened_at: float = 0.0
     ttl_at: float | None = None
     idle_seconds: float | None = None
     slot: int | None = None

@@ -107,7 +107,7 @@ def bind(server: aio.Server, address: str) -> Bound:
     try:
         return Bound(server, server.add_insecure_port(address))
     except RuntimeError as error:
-        message = f"gRPC cannot listen on {address}: is the port in use?"
+        message = f"--grpc: cannot listen on {address}: is the port in use?"
         raise ConfigurationError(message, reason="PORT_IN_USE") from error
 
 
