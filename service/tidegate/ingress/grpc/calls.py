@@ -36,20 +36,20 @@ class Calls:
 
     def __init__(self) -> None:
         self._num_running = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._ended = asyncio.Event()
 
     def begin(self) -> None:
         self._num_running += 1
-        self._idle.clear()
 
     def end(self) -> None:
         self._num_running -= 1
         if not self._num_running:
-            self._idle.set()
+            self._ended.set()
 
     async def wait_idle(self) -> None:
-        await self._idle.wait()
+        while self._num_running:
+            self._ended.clear()
+            await self._ended.wait()
 
 
 class _Counted(Protocol):
