@@ -14,6 +14,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from tidegate.config import flag
 from tidegate.errors import ConfigurationError
 from tidegate.ingress.grpc.calls import Calls
 from tidegate.ingress.grpc.models import Models
@@ -94,12 +95,12 @@ def create_server(service: Service, address: str, native_address: str | None = N
         ConfigurationError: An address cannot be bound, or the native front is not installed.
     """
     options = server_options(service.settings)
-    native = None if native_address is None else bind(_native_server(options), native_address)
-    return GrpcServer(service, bind(aio.server(options=options), address), native)
+    native = None if native_address is None else bind("native_grpc", _native_server(options), native_address)
+    return GrpcServer(service, bind("grpc", aio.server(options=options), address), native)
 
 
-def bind(server: aio.Server, address: str) -> Bound:
-    """Give a server its port.
+def bind(name: str, server: aio.Server, address: str) -> Bound:
+    """Give a server its port, the setting ``name``.
 
     Raises:
         ConfigurationError: The address cannot be bound.
@@ -107,7 +108,7 @@ def bind(server: aio.Server, address: str) -> Bound:
     try:
         return Bound(server, server.add_insecure_port(address))
     except RuntimeError as error:
-        message = f"--grpc: cannot listen on {address}: is the port in use?"
+        message = f"{flag(name)}: cannot listen on {address}: is the port in use?"
         raise ConfigurationError(message, reason="PORT_IN_USE") from error
 
 
