@@ -26,7 +26,7 @@ from bench.measure import Rounds, Spread, interleaved
 from bench.raw import bundle_of
 from tidegate.bundle import Bundle, read_bundle
 from tidegate.engine.runner import check_provider
-from tidegate.proof import ABSOLUTE, excess
+from tidegate.proof import excess
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +66,14 @@ def check(bundle: Bundle, built: Mapping[str, ways.Way], rows: int) -> None:
     random = np.random.default_rng(0)
     size = int(bundle.manifest.output("logits").axes[-1])
     expected = ways.host_states(bundle, "cpu", rows)
+    assert bundle.manifest.proof is not None  # the bundle was read
+    tolerance = bundle.manifest.proof.tolerance
     for _ in range(_WARMUP_RUNS):
         tokens = random.integers(0, size, (rows, 1))
         logits = expected(tokens)
         for name, way in built.items():
             found = way(tokens)
-            if name not in _OTHER_WEIGHTS and excess(logits, found) > ABSOLUTE:
+            if name not in _OTHER_WEIGHTS and excess(logits, found) > tolerance:
                 raise SystemExit(f"{name} at {rows} rows: logits differ from the CPU's by {excess(logits, found):.1e}")
 
 
