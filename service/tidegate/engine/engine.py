@@ -119,10 +119,10 @@ class Engine:
         if len(self._waiting) >= self._max_queue:
             raise OverloadedError(f"{self._max_queue} chunks are waiting already", reason="QUEUE_FULL", retry_after=1.0)
         self._waiting.add(work)
+        self._pace.arrived(work.session)
         if work.session is None:
             self._scheduler.add(work)
             return
-        self._pace.arrived(work.session)
         work.session.queue.append(work)
         if len(work.session.queue) == 1:
             self._admit_head(work.session)
@@ -226,6 +226,7 @@ class Engine:
                 self._scheduler.add(work)
             elif isinstance(work, Generation):
                 if work.accept(_commit(work, work.transcript, now)):
+                    self._pace.answered(work.session, now)
                     self._forget(work)
                 else:
                     hungry.append((row, work))
@@ -286,7 +287,7 @@ class Engine:
         if work.session is not None:
             result = StepResult(work.session.id, work.session.position + work.length, prediction)
             _commit(work, result, now)
-            self._pace.answered(work.session, now)
+        self._pace.answered(work.session, now)
         self._forget(work)
         work.answer(result)
 

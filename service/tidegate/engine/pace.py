@@ -6,6 +6,8 @@ for a moment; when all who step are here already, waiting gains nothing. Pure: t
 
 from __future__ import annotations
 
+from collections import deque
+
 from tidegate.sessions.session import Session
 
 _MEMORY = 1 / 8
@@ -33,25 +35,37 @@ class Patience:
 
 
 class Pace:
-    """Sessions answered within the last ``horizon`` seconds that are not back yet."""
+    """Sessions answered within the last ``horizon`` seconds that are not back yet, and callers without a session too.
+
+    A caller without a session has no name: whoever comes next counts as the one who was answered first.
+    """
 
     def __init__(self, horizon: float) -> None:
         self._horizon = horizon
         # Oldest first: a session is put at the end whenever it is answered.
         self._away: dict[Session, float] = {}
+        self._nameless: deque[float] = deque()
 
-    def answered(self, session: Session, now: float) -> None:
-        """The session got a reply and may come back soon."""
+    def answered(self, session: Session | None, now: float) -> None:
+        """The caller got a reply and may come back soon."""
+        if session is None:
+            self._nameless.append(now)
+            return
         self._away.pop(session, None)
         self._away[session] = now
 
-    def arrived(self, session: Session) -> None:
-        """The session is back, or is over."""
-        self._away.pop(session, None)
+    def arrived(self, session: Session | None) -> None:
+        """The caller is back, or its session is over."""
+        if session is not None:
+            self._away.pop(session, None)
+        elif self._nameless:
+            self._nameless.popleft()
 
     def num_expected(self, now: float) -> int:
-        """How many sessions are expected back."""
-        away = self._away
-        while away and away[first := next(iter(away))] <= now - self._horizon:
+        """How many are expected back."""
+        away, nameless, oldest = self._away, self._nameless, now - self._horizon
+        while away and away[first := next(iter(away))] <= oldest:
             del away[first]
-        return len(away)
+        while nameless and nameless[0] <= oldest:
+            nameless.popleft()
+        return len(away) + len(nameless)

@@ -58,3 +58,15 @@ def test_waiting_that_pays_again_is_taken_up_again() -> None:
         patience.learn(came=came)
     assert patience.is_worthwhile()
     assert patience.is_worthwhile()
+
+
+def test_callers_without_a_session_are_expected_by_their_number() -> None:
+    pace = Pace(1.0)
+    pace.answered(None, 0.0)
+    pace.answered(None, 0.5)
+    assert pace.num_expected(0.5) == 2
+    pace.arrived(None)
+    assert pace.num_expected(0.5) == 1
+    assert pace.num_expected(1.5) == 0
+    pace.arrived(None)
+    assert pace.num_expected(1.5) == 0
