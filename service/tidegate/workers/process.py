@@ -45,9 +45,10 @@ class WorkerProcess:
         """Start a process; return when it answers requests, or when it is clear that it never will."""
         ours, theirs = socket.socketpair()
         with theirs:
-            # A session of its own: a terminal's Ctrl-C is the supervisor's to hand on.
+            # -P: nothing is imported from the folder that the server was started in. A session of its own: a terminal's
+            # Ctrl-C is the supervisor's to hand on.
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tidegate.workers.worker", str(theirs.fileno()),
+                sys.executable, "-P", "-m", "tidegate.workers.worker", str(theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL, pass_fds=(theirs.fileno(),), start_new_session=True,
             )  # fmt: skip
         if self._line is not None:

@@ -19,7 +19,10 @@ def main() -> None:
     gc.disable()
     with socket.socket(fileno=int(sys.argv[1])) as line:
         with line.makefile("rb") as reader:
-            task = decode_task(reader.readline())
+            asked = reader.readline()
+        if not asked:
+            return  # the supervisor is gone already
+        task = decode_task(asked)
         configure_logs(task.settings.log_level, task.settings.log_format)
         _serve(task, line)
 

@@ -12,8 +12,14 @@ from tidegate.workers.process import LONG_LIVED_SECONDS, PAUSES, Backoff
 from tidegate.workers.seat import Seat
 
 
-def test_a_task_arrives_as_it_was_sent_whatever_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = load_settings({"workers": 2, "max_rows": 7, "idle_seconds": "none", "http": "[::1]:80", "replica": "r"})
+def test_a_task_arrives_as_it_was_sent_whatever_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "tidegate.toml"
+    file.write_text("[models.tiny]\nallow_batch_dependence = true\n")
+    settings = load_settings(
+        {"workers": 2, "max_rows": 7, "idle_seconds": "none", "http": "[::1]:80", "replica": "r"}, file
+    )
     seat = Seat("r", 1, 2, Path("/somewhere"))
     monkeypatch.setenv("TIDEGATE_MAX_ROWS", "9")
     monkeypatch.setenv("TIDEGATE_TTL_SECONDS", "5")
