@@ -44,6 +44,9 @@ def main(
     if output is None and not quick and asked == list(ROWS):
         output = ROOT / "bench"
     if output is not None:
+        if (earlier := report.read(output)) is not None:
+            peers = [row for row in earlier.rows if report.is_of_peers(row) and row.value is not None]
+            measured = report.merged(measured, peers)
         names = [f"plots/{name}" for name in plots.draw(output / "plots", measured)]
         report.write(output, measured, description, plan, names)
 

@@ -18,8 +18,10 @@ PROGRAM = ROOT / "bench" / "build" / "loadclient"
 Options = Mapping[str, float | str | Sequence[float | str]]
 """The client's options by name, some of them given several times; bench/client/options.h lists them."""
 
-Mode = Literal["http", "websocket", "unary", "stream", "columnar", "post", "generate"]
-PROTOCOL = {"http": "http", "websocket": "http", "post": "http"}
+Mode = Literal["http", "websocket", "unary", "stream", "columnar", "post", "generate", "json", "inference"]
+"""`json` and `inference` are what peers speak: a POST of their own form, and streams of the Open Inference Protocol."""
+
+PROTOCOL = {"http": "http", "websocket": "http", "post": "http", "json": "http"}
 """Which port a mode goes to; grpc for the others."""
 
 

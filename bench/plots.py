@@ -24,6 +24,8 @@ def draw(folder: Path, rows: Sequence[Row]) -> list[str]:
         names.append(_draw_targets(folder / "targets.png", measured))
     if stepping:
         names.append(_draw_latency(folder / "latency.png", stepping))
+    if peers := [row for row in rows if row.row.startswith("peer-") and row.value is not None]:
+        names.append(_draw_peers(folder / "peers.png", peers))
     return names
 
 
@@ -43,6 +45,27 @@ def _draw_targets(file: Path, rows: Sequence[Row]) -> str:
     axes.set(xlim=(0, WIDEST * 1.1), xlabel=f"share of the target reached (1: met; cut at {WIDEST:g})")
     axes.set_title("Targets: green is met, by the rate or by the rule of CPU time", fontsize=10)
     axes.invert_yaxis()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+    return file.name
+
+
+def _draw_peers(file: Path, rows: Sequence[Row]) -> str:
+    """A peer's steps a second as a bar, and tidegate's of the same minutes as another."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 0.6 * len(rows) + 1.2), layout="constrained")
+    for offset, label, rates, colour in (
+        (-0.2, "tidegate, gRPC streams", [row.floor or 0.0 for row in rows], GOOD),
+        (0.2, "the peer", [row.value or 0.0 for row in rows], GREY),
+    ):
+        bars = axes.barh([at + offset for at in range(len(rows))], rates, 0.38, color=colour, label=label)
+        axes.bar_label(bars, [f"{rate:,.0f}" for rate in rates], padding=3)
+    axes.set_yticks(range(len(rows)), [row.row.removeprefix("peer-") for row in rows])
+    axes.set(xlabel="steps/s, closed loop of 64 sessions")
+    axes.margins(x=0.12)
+    axes.invert_yaxis()
+    axes.legend()
     figure.savefig(file, dpi=120)
     plt.close(figure)
     return file.name

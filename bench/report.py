@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ must have the position that it should, and one error voids the run.
   websockets-sansio); the body is read and dropped, a ready one of the same size answered. Starlette and FastAPI echoes,
   which parse and write JSON, stand beside it.
 - **raw**: `InferenceSession.run` on the same graph, one thread, states fed back, in a process of its own.
+- **peers**: `make bench-peers`, in a run of its own: each peer and tidegate's stream in turns, the peer's steps held
+  against tidegate's; the client asks for one step at a time in every session. `bench/peers` has their applications.
 - **CPU per step**: user and system time of the server process with all its threads (/proc), over exactly the time that
   is measured. Noise disturbs it least.
 """
@@ -74,13 +76,15 @@ def one_line(row: Row) -> str:
     if row.value is None:
         return f"{row.row}: {row.note}"
     ratio = "" if row.ratio is None else f", ratio {number(row.ratio)} to {number(row.floor)}"
-    return (
-        f"{row.row}: {number(row.value)} {row.unit}{ratio}; {row.target}: {'met' if row.met else 'MISSED'} {row.note}"
-    )
+    goal = f"; {row.target}: {'met' if row.met else 'MISSED'}" if row.met is not None else ""
+    return f"{row.row}: {number(row.value)} {row.unit}{ratio}{goal} {row.note}"
 
 
 def verdict(row: Row) -> str:
-    return {True: "yes", False: "**no**", None: "not measured"}[row.met]
+    """Whether the target is met; a dash where there is none to meet."""
+    if row.met is None:
+        return "not measured" if row.value is None else "–"
+    return "yes" if row.met else "**no**"
 
 
 def _section(row: Row) -> str:
@@ -103,6 +107,38 @@ def number(value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
 
 
+def is_of_peers(row: Row) -> bool:
+    """Whether `make bench-peers` measures the row."""
+    return row.row.startswith("peer-") or row.row.endswith("-peers")
+
+
+def merged(rows: Iterable[Row], newer: Iterable[Row]) -> list[Row]:
+    """The rows with those of ``newer`` in the place of what has their name, the others after the last."""
+    by_name = {row.row: row for row in rows} | {row.row: row for row in newer}
+    return list(by_name.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A report on disk: its rows, and on what machine and by which plan they were measured."""
+
+    rows: list[Row]
+    machine: Mapping[str, str]
+    plan: Plan
+
+
+def read(folder: Path) -> Written | None:
+    """What `write` wrote there; None where nothing is."""
+    if not (folder / "RUN.json").exists():
+        return None
+    run = json.loads((folder / "RUN.json").read_text(encoding="utf-8"))
+    rows = from_json((folder / "RESULTS.json").read_text(encoding="utf-8"))
+    return Written(rows, run["machine"], Plan(**run["plan"]))
+
+
 def write(folder: Path, rows: Sequence[Row], machine: Mapping[str, str], plan: Plan, plots: Iterable[str]) -> None:
+    """Write the report for people, its rows for programs, and RUN.json, by which rows can be added later."""
+    run = {"machine": machine, "plan": asdict(plan)}
+    (folder / "RUN.json").write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
     (folder / "RESULTS.json").write_text(to_json(rows), encoding="utf-8")
     (folder / "RESULTS.md").write_text(to_markdown(rows, machine, plan, plots), encoding="utf-8")

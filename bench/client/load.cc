@@ -51,7 +51,10 @@ std::unique_ptr<Transport> make_transport(const Options& options, int connection
     case Mode::websocket:
       return make_websocket(at("/v1/sessions/" + options.sessions[connection] + "/stream"));
     case Mode::post:
+    case Mode::json:
       return make_http1(endpoint);
+    case Mode::inference:
+      return make_grpc(at("/inference.GRPCInferenceService/ModelStreamInfer"), Call::one_for_all);
     case Mode::unary:
       return make_grpc(at("/tidegate.v1.Sessions/Step"), Call::per_request);
     case Mode::generate:

@@ -139,6 +139,15 @@ std::string json_step(const Step& step) {
   return out + '}';
 }
 
+std::string json_form(std::string form, const Step& step) {
+  const auto fill = [&form](std::string_view name, std::string_view value) {
+    if (const size_t at = form.find(name); at != std::string::npos) form.replace(at, name.size(), value);
+  };
+  fill("SESSION", step.session);
+  fill("TOKEN", std::to_string(step.tokens.front()));
+  return form;
+}
+
 std::optional<Answer> step_reply(std::string_view reply) {
   Answer answer;
   bool has_prediction = false;
@@ -192,12 +201,13 @@ bool is_attached(std::string_view reply, std::string& error) {
 }
 
 std::optional<Answer> json_reply(std::string_view reply) {
-  // strtod stops at the comma or brace that follows; a reply ends with one.
-  if (reply.empty() || reply.back() != '}') return std::nullopt;
+  // strtod stops at the comma or brace that follows; a reply ends with one, or with the bracket of a list.
+  if (reply.empty() || (reply.back() != '}' && reply.back() != ']')) return std::nullopt;
   const char* position = json_value(reply, "\"position\":");
   const char* id = json_value(reply, "\"id\":");
   const char* probability = json_value(reply, "\"probability\":");
-  const char* surprise = json_value(reply, "\"mean\":");
+  const char* mean = json_value(reply, "\"mean\":");
+  const char* surprise = mean ? mean : json_value(reply, "\"surprise\":");
   if (!position || !id || !probability || !surprise) return std::nullopt;
   return Answer{std::strtoull(position, nullptr, 10), std::atoll(id), std::strtof(probability, nullptr),
                 std::strtof(surprise, nullptr)};

@@ -10,7 +10,8 @@ namespace {
 
 const std::map<std::string, Mode> kModes = {
     {"http", Mode::http},         {"websocket", Mode::websocket}, {"unary", Mode::unary},       {"stream", Mode::stream},
-    {"columnar", Mode::columnar}, {"post", Mode::post},           {"generate", Mode::generate},
+    {"columnar", Mode::columnar}, {"post", Mode::post},           {"generate", Mode::generate}, {"json", Mode::json},
+    {"inference", Mode::inference},
 };
 
 std::string read_file(const std::string& path) {
@@ -72,6 +73,7 @@ const std::map<std::string, Setter> kSetters = {
     {"--path", text(&Options::path)},
     {"--body", [](Options& options, const std::string& path) { options.bodies.push_back(read_file(path)); }},
     {"--steps", [](Options& options, const std::string& text) { options.steps.push_back(std::stol(text)); }},
+    {"--json", text(&Options::json)},
     {"--model", text(&Options::model)},
     {"--prompt", text(&Options::prompt)},
     {"--max-tokens", number(&Options::max_tokens)},
@@ -90,6 +92,9 @@ void check(const Options& options) {
   }
   if (options.mode == Mode::post && (options.bodies.empty() || options.bodies.size() != options.steps.size())) {
     throw UsageError("--mode post needs --body and, for each, --steps");
+  }
+  if (options.chunk > 1 && (options.mode == Mode::json || options.mode == Mode::inference)) {
+    throw UsageError("peers are sent one step a message: --chunk must be 1");
   }
   if (options.lanes > 1 && options.mode != Mode::columnar) throw UsageError("--lanes are for --mode columnar");
   if (options.in_flight > 1 && options.mode != Mode::columnar && options.mode != Mode::stream &&

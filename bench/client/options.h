@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-enum class Mode { http, websocket, unary, stream, columnar, post, generate };
+enum class Mode { http, websocket, unary, stream, columnar, post, generate, json, inference };
 
 struct Options {
   Mode mode = Mode::stream;
@@ -23,10 +23,11 @@ struct Options {
   bool is_echo = false;        // the server does not keep sessions: positions are not checked
   bool with_position = false;  // requests name their position
   std::string metadata;        // "name=value", a header of every request
-  std::string path;            // mode post: where to
+  std::string path;            // modes post and json: where to
   std::vector<std::string> bodies;  // mode post: what; connections take them in turn
   std::vector<long> steps;          // mode post: of each body, the steps that it stands for
-  std::string model, prompt = "\n";  // mode generate
+  std::string json;  // mode json: the body, with SESSION and TOKEN where the step's are to stand
+  std::string model, prompt = "\n";  // modes generate (both) and inference (model)
   int max_tokens = 100;
   std::string dump;            // file for the answers of the first and the last session
   std::vector<int> watched;    // processes whose CPU time is taken over the measurement

@@ -1,6 +1,7 @@
 #include "work.h"
 
 #include <optional>
+#include <utility>
 
 #include "messages.h"
 
@@ -54,15 +55,17 @@ class Course {
 class SessionWork : public Work {
  public:
   SessionWork(const Options& options, int connection, Dump& dump)
-      : mode_(options.mode), chunk_(options.chunk), course_(options, connection, dump) {}
+      : mode_(options.mode), options_(options), chunk_(options.chunk), course_(options, connection, dump) {}
 
   std::string request() override {
     messages::Step step = course_.next();
     if (mode_ == Mode::unary) return messages::step_request(step);
+    if (mode_ == Mode::json) return messages::json_form(options_.json, step);
+    const bool is_first = std::exchange(is_first_, false);
+    if (mode_ == Mode::inference) return messages::inference_request(options_.model, step, is_first);
     if (mode_ != Mode::stream) return messages::json_step(step);
     // A stream's session is named by its first message.
-    if (!is_first_) step.session = {};
-    is_first_ = false;
+    if (!is_first) step.session = {};
     return messages::stream_step(step);
   }
 
@@ -77,10 +80,12 @@ class SessionWork : public Work {
  private:
   std::optional<Answer> decode(std::string_view message, std::string& error) const {
     if (mode_ == Mode::unary) return messages::step_reply(message);
+    if (mode_ == Mode::inference) return messages::inference_reply(message, error);
     return mode_ == Mode::stream ? messages::stream_reply(message, error) : messages::json_reply(message);
   }
 
   Mode mode_;
+  const Options& options_;
   long chunk_;
   Course course_;
   bool is_first_ = true;

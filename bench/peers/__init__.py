@@ -1,0 +1,1 @@
+"""What users would pick instead: the same graph behind other servers, measured beside ours. `make bench-peers`."""
