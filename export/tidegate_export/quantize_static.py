@@ -27,8 +27,8 @@ _OPEN = 50.0
 _CELL = 20.0
 """tanh of it is 1 in fp32."""
 _CELL_BOUNDS = Bounds(-_CELL, _CELL)
-_PAD_WITH_AXES = 18
-"""The opset from which on Pad takes axes."""
+_SHAPE_WITH_END = 15
+"""The opset from which on Shape can leave the last axis out."""
 
 
 def quantize_static(model: onnx.ModelProto, states: Sequence[StateSpec]) -> onnx.ModelProto:
@@ -38,8 +38,8 @@ def quantize_static(model: onnx.ModelProto, states: Sequence[StateSpec]) -> onnx
         ExportError: No layer can be had that way.
     """
     opset = next(item.version for item in model.opset_import if not item.domain)
-    if opset < _PAD_WITH_AXES:
-        raise ExportError(f"fixed scales need opset {_PAD_WITH_AXES} or newer, the graph has {opset}")
+    if opset < _SHAPE_WITH_END:
+        raise ExportError(f"fixed scales need opset {_SHAPE_WITH_END} or newer, the graph has {opset}")
     pinned = _Pinned(model, find_bounds(model.graph, Rewriting(model).constants, states))
     reasons = [reason for node in model.graph.node if (reason := pinned.take(node))]
     if not pinned.num_layers:
@@ -70,6 +70,8 @@ class _Pinned:
             return reason
         if self._is_int8_matrix(node):
             self._add_matrix(node)
+        elif pins := self._common_pins(node):
+            self._add_joined(node, pins)
         else:
             self.rewriting.nodes.append(node)
         return None
@@ -116,16 +118,31 @@ class _Pinned:
                 hidden_size=hidden + PINS,
             )
         )
-        self._give_narrow(node, outputs, hidden)
+        self._give_narrow(node, outputs)
         self.num_layers += 1
 
-    def _give_narrow(self, node: onnx.NodeProto, outputs: Sequence[str], hidden: int) -> None:
+    def _give_narrow(self, node: onnx.NodeProto, outputs: Sequence[str]) -> None:
         """Provide the layer's outputs under their names, without pins, for whoever reads them."""
-        bounds = [self.rewriting.integers(value) for value in (0, hidden, -1)]
         for name, wide, pins in zip(node.output, outputs, (UNIT, UNIT, _CELL_BOUNDS), strict=False):
             if name:
-                self.rewriting.add("Slice", [wide, *bounds], output=name)
-                self._wide[name, pins] = wide
+                self._narrow(name, wide, pins)
+
+    def _narrow(self, name: str, wide: str, pins: Bounds) -> None:
+        bounds = [self.rewriting.integers(value) for value in (0, -PINS, -1)]
+        self.rewriting.add("Slice", [wide, *bounds], output=name)
+        self._wide[name, pins] = wide
+
+    def _common_pins(self, node: onnx.NodeProto) -> Bounds | None:
+        """Return the pins that all parts of a Concat before the last axis have already."""
+        if node.op_type != "Concat" or attribute(node, "axis") not in {0, 1}:
+            return None
+        common = (pins for pins in (UNIT, _CELL_BOUNDS) if all((name, pins) in self._wide for name in node.input))
+        return next(common, None)
+
+    def _add_joined(self, node: onnx.NodeProto, pins: Bounds) -> None:
+        """Join first and drop the pins then: one copy instead of one for each part."""
+        parts = [self._wide[name, pins] for name in node.input]
+        self._narrow(node.output[0], self.rewriting.add("Concat", parts, axis=attribute(node, "axis")), pins)
 
     def _wider(self, name: str, pins: Bounds) -> str:
         """Return a tensor like `name` with `pins` as two more columns, taken from as far up as possible."""
@@ -148,11 +165,10 @@ class _Pinned:
             columns = np.tile(np.array(pins, np.float32)[::-1], (len(table), 1))
             wide = rewriting.constant("table", np.concatenate((table, columns), axis=1))
             return rewriting.add("Gather", [wide, maker.input[1]])
-        one_behind, last = rewriting.integers(0, 1), rewriting.integers(-1)
-        for pin in (pins.high, pins.low):
-            value = rewriting.constant("pin", np.array(pin, np.float32))
-            name = rewriting.add("Pad", [name, one_behind, value, last])
-        return name
+        shape = rewriting.add("Shape", [name], end=-1)
+        shape = rewriting.add("Concat", [shape, rewriting.integers(PINS)], axis=0)
+        columns = rewriting.constant("pins", np.array([pins.high, pins.low], np.float32))
+        return rewriting.add("Concat", [name, rewriting.add("Expand", [columns, shape])], axis=-1)
 
     def _keeps_last_axis(self, node: onnx.NodeProto) -> bool:
         """Whether `node` moves, drops or cuts axes before the last one of a tensor of rank 3 or more."""
