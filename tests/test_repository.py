@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # The arrows of docs/architecture.md: package → what of ours it may import besides itself. The exporter writes bundles
-# and proves them, by the code with which the service reads and `tidegate check` proves them again: the bundle, the proof,
-# the replay of graphs under it, and the errors that these raise.
+# and proves them, by the code with which the service reads and `tidegate check` proves them again: the bundle, the
+# proof, the replay of graphs under it, and the errors that these raise.
 ARROWS = {
     "service/tidegate": frozenset[str](),
     "models/tidegate_models": frozenset[str](),
