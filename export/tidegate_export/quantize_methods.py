@@ -57,7 +57,7 @@ def _refuse_without_lstm(model: onnx.ModelProto, method: Method) -> None:
     if "LSTM" in found:
         return
     cells = sorted(found & {"GRU", "RNN"})
-    what = f"{' and '.join(cells)} operator" if cells else "no recurrent operator at its top level"
+    what = f"{' and '.join(cells)} operators" if cells else "no recurrent operator at its top level"
     reason = "onnxruntime computes only LSTM in int8 (DynamicQuantizeLSTM)"
     raise ExportError(
         f"--method {method} needs an LSTM; the graph has {what}, and {reason}: --method weight-only makes the file "

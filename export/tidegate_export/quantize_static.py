@@ -167,8 +167,8 @@ class _Pinned:
             return rewriting.add("Gather", [wide, maker.input[1]])
         shape = rewriting.add("Shape", [name], end=-1)
         shape = rewriting.add("Concat", [shape, rewriting.integers(PINS)], axis=0)
-        columns = rewriting.constant("pins", np.array([pins.high, pins.low], np.float32))
-        return rewriting.add("Concat", [name, rewriting.add("Expand", [columns, shape])], axis=-1)
+        pair = rewriting.constant("pins", np.array([pins.high, pins.low], np.float32))
+        return rewriting.add("Concat", [name, rewriting.add("Expand", [pair, shape])], axis=-1)
 
     def _keeps_last_axis(self, node: onnx.NodeProto) -> bool:
         """Whether `node` moves, drops or cuts axes before the last one of a tensor of rank 3 or more."""

@@ -136,7 +136,7 @@ def test_a_cell_that_onnxruntime_has_no_int8_operator_for_is_refused_by_name(
     tmp_path: Path, method: Method, cell: str
 ) -> None:
     message = refused(write_tiny_bundle(tmp_path, cell=cell), "--method", method, "--out", tmp_path)
-    assert f"the graph has {cell.upper()} operator" in message
+    assert f"the graph has {cell.upper()} operators" in message
     assert "--method weight-only" in message
     assert not (tmp_path / "tiny-int8").exists()
 
@@ -159,6 +159,7 @@ def test_half_precision_halves_the_state_and_leaves_outputs_whole(tmp_path: Path
     assert {spec.dtype for spec in bundle.manifest.outputs} == {"float32"}
     assert bundle.manifest.proof is not None
     assert ABSOLUTE < bundle.manifest.proof.tolerance <= 0.1
+    assert bundle.manifest.batch_invariant
 
 
 def test_a_bundle_says_what_it_was_made_of_and_brings_its_codec_files(tmp_path: Path) -> None:

@@ -32,9 +32,10 @@ class Finding(NamedTuple):
 
     def as_row(self) -> tuple[str, ...]:
         if self.error is not None:
-            return str(self.path), self.error.reason, "", "", self.error.message
+            return str(self.path), self.error.reason, "", "", "", self.error.message
         assert self.proof is not None
-        return str(self.path), "passed", str(self.proof.cases), f"{max(self.proof.max_error, 0):.1e}", ""
+        figures = f"{max(self.proof.max_error, 0):.1e}", f"{self.proof.tolerance:g}"
+        return str(self.path), "passed", str(self.proof.cases), *figures, ""
 
 
 def check(
@@ -49,7 +50,7 @@ def check(
     if as_json:
         print_json([finding.as_json() for finding in findings])
     else:
-        columns = ("bundle", "result", "cases", "error over tolerance", "message")
+        columns = ("bundle", "result", "cases", "error", "tolerance", "message")
         print_table(columns, [finding.as_row() for finding in findings])
     if any(finding.error is not None for finding in findings):
         raise typer.Exit(1)
