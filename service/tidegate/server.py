@@ -88,8 +88,13 @@ def _routed(local: Service, seat: Seat) -> Service:
 
 
 def _settle_memory() -> None:
-    """Exempt what is loaded by now from garbage collection: a full one would stall every stream for some 50 ms."""
+    """Exempt what is loaded by now from garbage collection: a full one would stall every stream for some 50 ms.
+
+    Steps leave no cycles, so young objects are looked through after 10,000 and not, as by default, 700: 4 % of a unary
+    step's time.
+    """
     gc.freeze()
+    gc.set_threshold(10_000)
     gc.enable()
 
 

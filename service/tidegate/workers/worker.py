@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import socket
 import sys
 
@@ -49,6 +50,8 @@ async def _serve_for(task: Task, line: socket.socket) -> None:
 def _end(signals: Signals, line: socket.socket) -> None:
     """Nothing is sent on the line any more, so it is its end: without a supervisor there is no time for a drain."""
     asyncio.get_running_loop().remove_reader(line)
+    # Perhaps nobody reads the log any more either: that is not worth a stack for each of the last lines.
+    logging.raiseExceptions = False
     signals.end()
     signals.end()
 
