@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from websockets.sync.client import connect
 
 from tests.bundles import write_tiny_bundle
 from tests.servers import RunningServer, run_tidegate, serving
@@ -84,6 +87,16 @@ def test_one_stream_carries_sessions_of_both_workers(server: RunningServer) -> N
         for session in map(client.session, ids):
             with session.stream() as steps:
                 assert [steps.step(letter).position for letter in TEXT] == list(range(6, 6 + len(TEXT)))
+
+
+def test_a_web_socket_steps_a_session_of_either_worker(server: RunningServer) -> None:
+    for session in open_on_both(server).values():
+        # Each connection goes to either worker.
+        for turn in range(4):
+            with connect(f"ws://{urlsplit(server.http).netloc}/v1/sessions/{session}/stream") as stream:
+                for position in range(3 * turn, 3 * turn + 3):
+                    stream.send(json.dumps({"text": "H", "position": position}))
+                    assert json.loads(stream.recv())["position"] == position + 1
 
 
 def test_an_id_that_the_client_chose_is_one_session(server: RunningServer) -> None:
