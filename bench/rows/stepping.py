@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -24,13 +24,23 @@ Echo = tuple[str, ...]
 
 
 def against_echo(
-    row: str, plan: Plan, mode: Mode, goal: Goal, echo: Echo, others: Mapping[str, Echo] | None = None
+    row: str,
+    plan: Plan,
+    mode: Mode,
+    goal: Goal,
+    echo: Echo,
+    others: Mapping[str, Echo] | None = None,
+    *,
+    flags: Sequence[str] = (),
 ) -> Row:
-    """Measure server, ``echo`` and, for comparison, ``others`` in turns; each is a floor's name and arguments."""
+    """Measure server, ``echo`` and, for comparison, ``others`` in turns; each is a floor's name and arguments.
+
+    ``flags`` are the server's for this row.
+    """
     echoes = {"floor": echo, **(others or {})}
     load = plan.load | {"connections": SESSIONS}
     with ExitStack() as stack:
-        serving = stack.enter_context(server(*plan.flags_of(row)))
+        serving = stack.enter_context(server(*flags, *plan.flags_of(row)))
         floors = {name: stack.enter_context(floor(*command)) for name, command in echoes.items()}
         with sessions(serving, SESSIONS) as ids:
             num_checked = check_answers(mode, serving, ids, load)
