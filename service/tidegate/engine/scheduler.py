@@ -38,7 +38,7 @@ class Scheduler:
         max_piece: Steps of a long row in one run while single steps are about.
     """
 
-    def __init__(self, max_rows: int, max_steps: int, max_piece: int = 64) -> None:
+    def __init__(self, max_rows: int, max_steps: int, max_piece: int = 68) -> None:
         self._max_rows = min(max_rows, max_steps)
         self._max_steps = max_steps
         self._max_piece = max_piece
