@@ -16,6 +16,8 @@ AskMessage = sessions_pb2.StepRequest | predictor_pb2.PredictRequest | predictor
 GenerateMessage = predictor_pb2.GenerateRequest | sessions_pb2.SessionGenerateRequest
 
 _DEFAULT = Sampling()
+# Sessions remember what was asked last: nearly all of them this, which need not stand in memory for each.
+_PLAIN = Ask()
 
 
 def fill_input(message: InputMessage | GenerateMessage, value: Input) -> None:
@@ -84,7 +86,9 @@ def fill_ask(message: AskMessage, ask: Ask) -> None:
 
 def decode_ask(message: AskMessage) -> Ask:
     """The inverse of `fill_ask`; an absent ``top`` is 1."""
-    return Ask(message.top if message.HasField("top") else 1, message.every_step)
+    if message.every_step or message.HasField("top"):
+        return Ask(message.top if message.HasField("top") else 1, message.every_step)
+    return _PLAIN
 
 
 def fill_sampling(message: GenerateMessage, sampling: Sampling) -> None:
