@@ -1,10 +1,8 @@
 """A bundle on disk: the one contract between export and service.
 
 ``bundles/<name>/<version>/`` holds ``model.onnx``, ``manifest.json``, codec files and ``card.md``. This module knows
-the
-manifest (one class, used by writer and reader), how a bundle is written so that no reader ever sees half of one, and
-how
-it is verified. It knows nothing of onnxruntime, networks or sessions.
+the manifest (one class, used by writer and reader), how a bundle is written so that no reader ever sees half of one,
+and how it is verified. It knows nothing of onnxruntime, networks or sessions.
 """
 
 from __future__ import annotations
@@ -213,8 +211,7 @@ def write_bundle(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> 
     """Write a bundle under ``root`` and return its folder.
 
     The folder appears at once and whole: it is filled beside its place and renamed into it. An existing version with
-    other
-    content is refused, for a loaded version never changes under its readers.
+    other content is refused, for a loaded version never changes under its readers.
     """
     target = root / manifest.name / manifest.version
     complete = manifest.model_copy(update={"files": {name: _sha256(data) for name, data in sorted(files.items())}})

@@ -1,9 +1,8 @@
 """The core's face: everything that an ingress may ask for, whatever its protocol.
 
 Finds the model or session, lets the codec encode, hands work to the model's loop. Raises errors of
-``tidegate.errors`` only.
-Cancelling the awaiting task or future, or closing a generator, abandons the work: nothing of it is committed
-afterwards.
+``tidegate.errors`` only. Cancelling the awaiting task or future, or closing a generator, abandons the work: nothing
+of it is committed afterwards.
 """
 
 from __future__ import annotations

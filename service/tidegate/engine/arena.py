@@ -1,9 +1,8 @@
 """The arena: contiguous arrays that hold the states of live sessions, one slot a session.
 
-Slot 0 belongs to nobody and holds the initial state, so a session at position 0 is gathered from there and opening one
-writes nothing. Address space for the whole budget is reserved at once; the system backs it with memory as slots are
-first
-touched, and the lowest free slots are used first, so the arena grows on demand without ever being copied.
+Slot 0 belongs to nobody and holds the initial state, so a session at position 0 is gathered from there and opening
+one writes nothing. Address space for the whole budget is reserved at once; the system backs it with memory as slots
+are first touched, and the lowest free slots are used first, so the arena grows on demand without ever being copied.
 
 Who owns what: a slot belongs to the session (or, for a chunk in several pieces, to the work) that allocated it, until
 freed.

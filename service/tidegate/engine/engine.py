@@ -87,7 +87,7 @@ class Engine:
         return len(self._waiting)
 
     def num_expected(self, now: float) -> int:
-        """Sessions that were answered a moment ago and are likely to send their next step any moment."""
+        """Callers that were answered a moment ago and are likely to come back any moment."""
         return self._pace.num_expected(now)
 
     def statistics(self) -> Counts:

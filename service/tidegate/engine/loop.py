@@ -1,9 +1,8 @@
 """The loop: the one bridge between asyncio and the engine.
 
 A tick drains what has arrived, plans, gathers, runs onnxruntime once, commits, scatters, replies. It runs in a task
-of its
-own and belongs to no request: a caller that goes away costs nobody else anything. Everything but the run happens on the
-event loop, so nothing is locked.
+of its own and belongs to no request: a caller that goes away costs nobody else anything. Everything but the run
+happens on the event loop, so nothing is locked.
 """
 
 from __future__ import annotations
@@ -140,7 +139,7 @@ class Loop:
                 await self._tick(alone)
 
     async def _drain(self) -> None:
-        """Wait for work; then, while sessions that were just answered are on their way back, let them come in too.
+        """Wait for work; then, while callers that were just answered are on their way back, let them come in too.
 
         Each that makes it into this run saves a run of its own. The wait ends when all are here, when none came for a
         moment, or when it has lasted long enough.

@@ -1,11 +1,9 @@
 """The scheduling policy, pure: which waiting work shares the next run, and for how many steps.
 
 All rows of a run have the same number of steps, because padding costs real time. Work waits in one of three queues by
-the
-steps it still has: single steps, short ones and long ones. The queues take turns, so a single step never waits for more
-than one piece of each other kind, and a long prompt always advances. Within a queue rows run in lockstep: as many
-steps as
-the shortest has left, then who is done leaves and the others come again, behind those that wait.
+the steps it still has: single steps, short ones and long ones. The queues take turns, so a single step never waits
+for more than one piece of each other kind, and a long prompt always advances. Within a queue rows run in lockstep: as
+many steps as the shortest has left, then who is done leaves and the others come again, behind those that wait.
 """
 
 from __future__ import annotations

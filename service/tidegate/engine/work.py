@@ -100,11 +100,10 @@ class Work:
 class Transcript:
     """What a generation has sampled, consumed and committed so far: what a repeat replays."""
 
-    __slots__ = ("finish_reason", "tokens")
+    __slots__ = ("tokens",)
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
-        self.finish_reason: str | None = None
 
 
 Emit = Callable[[GeneratedToken | GenerationDone], None]
@@ -191,7 +190,6 @@ class Generation(Work):
 
     def _finish(self, reason: str, position: int) -> None:
         self._send(self._matcher.flush())
-        self.transcript.finish_reason = reason
         done = GenerationDone(self._matcher.text, list(self._matcher.tokens), reason, position)
         self._send([done])
         self.answer(done)
