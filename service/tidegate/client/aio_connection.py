@@ -13,7 +13,7 @@ from grpc.aio import EOF  # type: ignore[attr-defined]
 from tidegate.client.asking import OPTIONS, metadata
 from tidegate.client.retry import Retry
 from tidegate.core import GeneratedToken, GenerationDone
-from tidegate.errors import UnavailableError
+from tidegate.errors import InternalError, TidegateError, UnavailableError
 from tidegate.v1 import models_pb2_grpc, predictor_pb2, predictor_pb2_grpc, sessions_pb2_grpc, types_pb2
 from tidegate.wire.errors import decode_error, decode_status
 from tidegate.wire.predictions import decode_event
@@ -101,7 +101,7 @@ class AsyncOpenStream:
         except asyncio.InvalidStateError:
             await self._read()
         except grpc.RpcError as error:
-            raise decode_status(error) from error
+            raise _broken(error) from error
 
     async def receive(self) -> predictor_pb2.StreamReply:
         """The next reply.
@@ -126,6 +126,16 @@ class AsyncOpenStream:
         if reply is EOF:
             raise UnavailableError("the server ended the stream")
         return cast("predictor_pb2.StreamReply", reply)
+
+
+def _broken(error: grpc.RpcError) -> TidegateError:
+    """What a failed write says. Where the end of the stream and a write cross, gRPC puts a status of its own, INTERNAL,
+    in the place of the server's, which is lost.
+    """
+    told = decode_status(error)
+    if isinstance(told, InternalError) and told.reason == InternalError.default_reason:
+        return UnavailableError("the stream broke while a request was sent", reason="STREAM_BROKEN")
+    return told
 
 
 def _metadata(session: str) -> aio.Metadata:
