@@ -144,6 +144,25 @@ class SessionInfo(NamedTuple):
     created_at: float
     expires_at: float | None
     state_bytes: int
+    checkpoints: tuple[str, ...] = ()
+    origin: str = "v1"
+
+
+class CheckpointInfo(NamedTuple):
+    """A retained checkpoint: its name, and the session's position there."""
+
+    checkpoint: str
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreRequest:
+    """How to open a session from a snapshot; as in ``SessionRequest``."""
+
+    id: str | None = None
+    durable: bool = False
+    ttl_seconds: float | None = None
+    idle_seconds: float | None = None
 
 
 class SessionPage(NamedTuple):

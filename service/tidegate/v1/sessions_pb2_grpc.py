@@ -66,6 +66,36 @@ class SessionsStub:
                 request_serializer=tidegate_dot_v1_dot_sessions__pb2.SessionGenerateRequest.SerializeToString,
                 response_deserializer=tidegate_dot_v1_dot_types__pb2.GenerateReply.FromString,
                 _registered_method=True)
+        self.Fork = channel.unary_unary(
+                '/tidegate.v1.Sessions/Fork',
+                request_serializer=tidegate_dot_v1_dot_sessions__pb2.ForkRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_sessions__pb2.ForkReply.FromString,
+                _registered_method=True)
+        self.Checkpoint = channel.unary_unary(
+                '/tidegate.v1.Sessions/Checkpoint',
+                request_serializer=tidegate_dot_v1_dot_sessions__pb2.CheckpointRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_sessions__pb2.CheckpointReply.FromString,
+                _registered_method=True)
+        self.Rewind = channel.unary_unary(
+                '/tidegate.v1.Sessions/Rewind',
+                request_serializer=tidegate_dot_v1_dot_sessions__pb2.RewindRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_sessions__pb2.Session.FromString,
+                _registered_method=True)
+        self.Upgrade = channel.unary_unary(
+                '/tidegate.v1.Sessions/Upgrade',
+                request_serializer=tidegate_dot_v1_dot_sessions__pb2.UpgradeRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_sessions__pb2.Session.FromString,
+                _registered_method=True)
+        self.Snapshot = channel.unary_unary(
+                '/tidegate.v1.Sessions/Snapshot',
+                request_serializer=tidegate_dot_v1_dot_sessions__pb2.SnapshotRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_sessions__pb2.SnapshotReply.FromString,
+                _registered_method=True)
+        self.Restore = channel.unary_unary(
+                '/tidegate.v1.Sessions/Restore',
+                request_serializer=tidegate_dot_v1_dot_sessions__pb2.RestoreRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_sessions__pb2.Session.FromString,
+                _registered_method=True)
 
 
 class SessionsServicer:
@@ -109,6 +139,48 @@ class SessionsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Fork(self, request, context):
+        """New sessions that go on from where this one is. They inherit no checkpoints and no last reply.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Checkpoint(self, request, context):
+        """Keeps where the session is under a name; the oldest of more than eight is dropped.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rewind(self, request, context):
+        """Takes the session back to a checkpoint, which stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Upgrade(self, request, context):
+        """Moves the session to another version of its model, of the same state layout.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Snapshot(self, request, context):
+        """The session as portable bytes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Restore(self, request, context):
+        """A new session from such bytes, made here or on another server.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -141,6 +213,36 @@ def add_SessionsServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=tidegate_dot_v1_dot_sessions__pb2.SessionGenerateRequest.FromString,
                     response_serializer=tidegate_dot_v1_dot_types__pb2.GenerateReply.SerializeToString,
+            ),
+            'Fork': grpc.unary_unary_rpc_method_handler(
+                    servicer.Fork,
+                    request_deserializer=tidegate_dot_v1_dot_sessions__pb2.ForkRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_sessions__pb2.ForkReply.SerializeToString,
+            ),
+            'Checkpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.Checkpoint,
+                    request_deserializer=tidegate_dot_v1_dot_sessions__pb2.CheckpointRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_sessions__pb2.CheckpointReply.SerializeToString,
+            ),
+            'Rewind': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rewind,
+                    request_deserializer=tidegate_dot_v1_dot_sessions__pb2.RewindRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_sessions__pb2.Session.SerializeToString,
+            ),
+            'Upgrade': grpc.unary_unary_rpc_method_handler(
+                    servicer.Upgrade,
+                    request_deserializer=tidegate_dot_v1_dot_sessions__pb2.UpgradeRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_sessions__pb2.Session.SerializeToString,
+            ),
+            'Snapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.Snapshot,
+                    request_deserializer=tidegate_dot_v1_dot_sessions__pb2.SnapshotRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_sessions__pb2.SnapshotReply.SerializeToString,
+            ),
+            'Restore': grpc.unary_unary_rpc_method_handler(
+                    servicer.Restore,
+                    request_deserializer=tidegate_dot_v1_dot_sessions__pb2.RestoreRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_sessions__pb2.Session.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -306,6 +408,168 @@ class Sessions:
             '/tidegate.v1.Sessions/Generate',
             tidegate_dot_v1_dot_sessions__pb2.SessionGenerateRequest.SerializeToString,
             tidegate_dot_v1_dot_types__pb2.GenerateReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidegate.v1.Sessions/Fork',
+            tidegate_dot_v1_dot_sessions__pb2.ForkRequest.SerializeToString,
+            tidegate_dot_v1_dot_sessions__pb2.ForkReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Checkpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidegate.v1.Sessions/Checkpoint',
+            tidegate_dot_v1_dot_sessions__pb2.CheckpointRequest.SerializeToString,
+            tidegate_dot_v1_dot_sessions__pb2.CheckpointReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rewind(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidegate.v1.Sessions/Rewind',
+            tidegate_dot_v1_dot_sessions__pb2.RewindRequest.SerializeToString,
+            tidegate_dot_v1_dot_sessions__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Upgrade(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidegate.v1.Sessions/Upgrade',
+            tidegate_dot_v1_dot_sessions__pb2.UpgradeRequest.SerializeToString,
+            tidegate_dot_v1_dot_sessions__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Snapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidegate.v1.Sessions/Snapshot',
+            tidegate_dot_v1_dot_sessions__pb2.SnapshotRequest.SerializeToString,
+            tidegate_dot_v1_dot_sessions__pb2.SnapshotReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Restore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidegate.v1.Sessions/Restore',
+            tidegate_dot_v1_dot_sessions__pb2.RestoreRequest.SerializeToString,
+            tidegate_dot_v1_dot_sessions__pb2.Session.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,18 @@ class SessionsStub:
     """Closing twice succeeds."""
     Step: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.StepRequest, _sessions_pb2.StepReply]
     Generate: _grpc.UnaryStreamMultiCallable[_sessions_pb2.SessionGenerateRequest, _types_pb2.GenerateReply]
+    Fork: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ForkRequest, _sessions_pb2.ForkReply]
+    """New sessions that go on from where this one is. They inherit no checkpoints and no last reply."""
+    Checkpoint: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.CheckpointRequest, _sessions_pb2.CheckpointReply]
+    """Keeps where the session is under a name; the oldest of more than eight is dropped."""
+    Rewind: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.RewindRequest, _sessions_pb2.Session]
+    """Takes the session back to a checkpoint, which stays."""
+    Upgrade: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.UpgradeRequest, _sessions_pb2.Session]
+    """Moves the session to another version of its model, of the same state layout."""
+    Snapshot: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SnapshotRequest, _sessions_pb2.SnapshotReply]
+    """The session as portable bytes."""
+    Restore: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.RestoreRequest, _sessions_pb2.Session]
+    """A new session from such bytes, made here or on another server."""
 
 @_typing.type_check_only
 class SessionsAsyncStub(SessionsStub):
@@ -54,6 +66,18 @@ class SessionsAsyncStub(SessionsStub):
     """Closing twice succeeds."""
     Step: _aio.UnaryUnaryMultiCallable[_sessions_pb2.StepRequest, _sessions_pb2.StepReply]  # type: ignore[assignment]
     Generate: _aio.UnaryStreamMultiCallable[_sessions_pb2.SessionGenerateRequest, _types_pb2.GenerateReply]  # type: ignore[assignment]
+    Fork: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ForkRequest, _sessions_pb2.ForkReply]  # type: ignore[assignment]
+    """New sessions that go on from where this one is. They inherit no checkpoints and no last reply."""
+    Checkpoint: _aio.UnaryUnaryMultiCallable[_sessions_pb2.CheckpointRequest, _sessions_pb2.CheckpointReply]  # type: ignore[assignment]
+    """Keeps where the session is under a name; the oldest of more than eight is dropped."""
+    Rewind: _aio.UnaryUnaryMultiCallable[_sessions_pb2.RewindRequest, _sessions_pb2.Session]  # type: ignore[assignment]
+    """Takes the session back to a checkpoint, which stays."""
+    Upgrade: _aio.UnaryUnaryMultiCallable[_sessions_pb2.UpgradeRequest, _sessions_pb2.Session]  # type: ignore[assignment]
+    """Moves the session to another version of its model, of the same state layout."""
+    Snapshot: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SnapshotRequest, _sessions_pb2.SnapshotReply]  # type: ignore[assignment]
+    """The session as portable bytes."""
+    Restore: _aio.UnaryUnaryMultiCallable[_sessions_pb2.RestoreRequest, _sessions_pb2.Session]  # type: ignore[assignment]
+    """A new session from such bytes, made here or on another server."""
 
 class SessionsServicer(metaclass=_abc_1.ABCMeta):
     """Running sequences."""
@@ -100,5 +124,53 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.SessionGenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_types_pb2.GenerateReply], _abc.AsyncIterator[_types_pb2.GenerateReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Fork(
+        self,
+        request: _sessions_pb2.ForkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.ForkReply, _abc.Awaitable[_sessions_pb2.ForkReply]]:
+        """New sessions that go on from where this one is. They inherit no checkpoints and no last reply."""
+
+    @_abc_1.abstractmethod
+    def Checkpoint(
+        self,
+        request: _sessions_pb2.CheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.CheckpointReply, _abc.Awaitable[_sessions_pb2.CheckpointReply]]:
+        """Keeps where the session is under a name; the oldest of more than eight is dropped."""
+
+    @_abc_1.abstractmethod
+    def Rewind(
+        self,
+        request: _sessions_pb2.RewindRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.Session, _abc.Awaitable[_sessions_pb2.Session]]:
+        """Takes the session back to a checkpoint, which stays."""
+
+    @_abc_1.abstractmethod
+    def Upgrade(
+        self,
+        request: _sessions_pb2.UpgradeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.Session, _abc.Awaitable[_sessions_pb2.Session]]:
+        """Moves the session to another version of its model, of the same state layout."""
+
+    @_abc_1.abstractmethod
+    def Snapshot(
+        self,
+        request: _sessions_pb2.SnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.SnapshotReply, _abc.Awaitable[_sessions_pb2.SnapshotReply]]:
+        """The session as portable bytes."""
+
+    @_abc_1.abstractmethod
+    def Restore(
+        self,
+        request: _sessions_pb2.RestoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.Session, _abc.Awaitable[_sessions_pb2.Session]]:
+        """A new session from such bytes, made here or on another server."""
 
 def add_SessionsServicer_to_server(servicer: SessionsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,1 @@
+"""Where durable sessions are kept: one protocol (`store`), three stores (memory, sqlite, redis)."""
