@@ -1,10 +1,12 @@
-"""Sessions as messages: the wish to open one, and what is known of one."""
+"""Sessions as messages: the wish to open one, to branch or to restore it, and what is known of one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tidegate.core import SessionInfo, SessionPage, SessionRequest
+from tidegate.core import CheckpointInfo, RestoreRequest, SessionInfo, SessionPage, SessionRequest
 from tidegate.v1 import sessions_pb2
 
 
@@ -43,6 +45,8 @@ def encode_session(info: SessionInfo) -> sessions_pb2.Session:
         created_at=_encode_time(info.created_at),
         expires_at=None if info.expires_at is None else _encode_time(info.expires_at),
         state_bytes=info.state_bytes,
+        checkpoints=info.checkpoints,
+        origin=info.origin,
     )
 
 
@@ -57,6 +61,8 @@ def decode_session(message: sessions_pb2.Session) -> SessionInfo:
         created_at=_decode_time(message.created_at),
         expires_at=_decode_time(message.expires_at) if message.HasField("expires_at") else None,
         state_bytes=message.state_bytes,
+        checkpoints=tuple(message.checkpoints),
+        origin=message.origin,
     )
 
 
@@ -68,6 +74,55 @@ def encode_session_page(page: SessionPage) -> sessions_pb2.ListSessionsReply:
 def decode_session_page(message: sessions_pb2.ListSessionsReply) -> SessionPage:
     """The inverse of `encode_session_page`."""
     return SessionPage([decode_session(each) for each in message.sessions], message.next_page_token)
+
+
+def encode_fork_request(
+    session: str, ids: Sequence[str] | None = None, count: int | None = None
+) -> sessions_pb2.ForkRequest:
+    return sessions_pb2.ForkRequest(session=session, ids=ids or (), count=count or 0)
+
+
+def decode_fork_request(message: sessions_pb2.ForkRequest) -> tuple[list[str] | None, int | None]:
+    """The ids and the count of `encode_fork_request`: empty and 0 mean not given."""
+    return list(message.ids) or None, message.count or None
+
+
+def encode_forks(forks: Sequence[SessionInfo]) -> sessions_pb2.ForkReply:
+    return sessions_pb2.ForkReply(sessions=[encode_session(info) for info in forks])
+
+
+def decode_forks(message: sessions_pb2.ForkReply) -> list[SessionInfo]:
+    """The inverse of `encode_forks`."""
+    return [decode_session(each) for each in message.sessions]
+
+
+def encode_checkpoint(info: CheckpointInfo) -> sessions_pb2.CheckpointReply:
+    return sessions_pb2.CheckpointReply(checkpoint=info.checkpoint, position=info.position)
+
+
+def decode_checkpoint(message: sessions_pb2.CheckpointReply) -> CheckpointInfo:
+    """The inverse of `encode_checkpoint`."""
+    return CheckpointInfo(message.checkpoint, message.position)
+
+
+def encode_restore_request(snapshot: bytes, request: RestoreRequest) -> sessions_pb2.RestoreRequest:
+    return sessions_pb2.RestoreRequest(
+        snapshot=snapshot,
+        id=request.id or "",
+        durable=request.durable,
+        ttl_seconds=request.ttl_seconds or 0,
+        idle_seconds=request.idle_seconds or 0,
+    )
+
+
+def decode_restore_request(message: sessions_pb2.RestoreRequest) -> tuple[bytes, RestoreRequest]:
+    """The inverse of `encode_restore_request`: empty and 0 mean not given."""
+    return message.snapshot, RestoreRequest(
+        id=message.id or None,
+        durable=message.durable,
+        ttl_seconds=message.ttl_seconds or None,
+        idle_seconds=message.idle_seconds or None,
+    )
 
 
 def _encode_time(seconds: float) -> Timestamp:

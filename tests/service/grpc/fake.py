@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from tidegate.config import Settings, load_settings
 from tidegate.core import (
     Ask,
     Candidate,
+    CheckpointInfo,
     GeneratedToken,
     GenerationDone,
     Input,
@@ -21,6 +23,7 @@ from tidegate.core import (
     PredictResult,
     Refusal,
     ReloadReport,
+    RestoreRequest,
     Sampling,
     SessionInfo,
     SessionPage,
@@ -84,6 +87,9 @@ class FakeService:
     steps: list[StepCall] = field(default_factory=list)
     generations: list[GenerateCall] = field(default_factory=list)
     opened: list[SessionRequest] = field(default_factory=list)
+    checkpoints: dict[tuple[str, str], int] = field(default_factory=dict)
+    branched: list[tuple[object, ...]] = field(default_factory=list)
+    restored: list[tuple[bytes, RestoreRequest]] = field(default_factory=list)
     predicted: list[tuple[str, str | None, Sequence[Input], Ask]] = field(default_factory=list)
     num_reloads: int = 0
     waiting: list[tuple[asyncio.Future[StepResult], StepResult]] = field(default_factory=list)
@@ -156,6 +162,53 @@ class FakeService:
     async def close_session(self, id: str) -> None:  # noqa: A002 - the core's word
         self._fail(id)
         self.sessions.pop(id, None)
+
+    async def fork_session(
+        self,
+        id: str,  # noqa: A002 - the core's word
+        ids: Sequence[str] | None = None,
+        count: int | None = None,
+    ) -> list[SessionInfo]:
+        self.branched.append(("fork", id, ids, count))
+        source = await self.get_session(id)
+        names = ids or [f"{id}-fork{len(self.sessions) + number}" for number in range(count or 1)]
+        forks = [source._replace(id=name, checkpoints=()) for name in names]
+        self.sessions.update((fork.id, fork) for fork in forks)
+        return forks
+
+    async def checkpoint_session(self, id: str, name: str | None = None) -> CheckpointInfo:  # noqa: A002
+        self.branched.append(("checkpoint", id, name))
+        info = await self.get_session(id)
+        name = name or f"c{len(info.checkpoints)}"
+        self.checkpoints[id, name] = info.position
+        self.sessions[id] = info._replace(checkpoints=(*info.checkpoints, name))
+        return CheckpointInfo(name, info.position)
+
+    async def rewind_session(self, id: str, checkpoint: str) -> SessionInfo:  # noqa: A002
+        self.branched.append(("rewind", id, checkpoint))
+        info = await self.get_session(id)
+        if (id, checkpoint) not in self.checkpoints:
+            raise NotFoundError(f"no checkpoint {checkpoint}", reason="UNKNOWN_CHECKPOINT")
+        self.sessions[id] = info._replace(position=self.checkpoints[id, checkpoint])
+        return self.sessions[id]
+
+    async def upgrade_session(self, id: str, version: str | None = None) -> SessionInfo:  # noqa: A002
+        self.branched.append(("upgrade", id, version))
+        self.sessions[id] = (await self.get_session(id))._replace(version=version or MODEL.versions[-1])
+        return self.sessions[id]
+
+    async def snapshot_session(self, id: str) -> bytes:  # noqa: A002
+        self.branched.append(("snapshot", id))
+        info = await self.get_session(id)
+        return json.dumps([info.model, info.version, info.position]).encode()
+
+    async def restore_session(self, snapshot: bytes, request: RestoreRequest) -> SessionInfo:
+        self.restored.append((snapshot, request))
+        self._fail("restore")
+        model, version, position = json.loads(snapshot)
+        name = request.id or f"s{len(self.sessions)}"
+        self.sessions[name] = SessionInfo(name, model, version, position, request.durable, OPENED, None, 128)
+        return self.sessions[name]
 
     def step(
         self,

@@ -1,4 +1,4 @@
-"""`tidegate.v1.Sessions`: opening, stepping and closing running sequences, one call each."""
+"""`tidegate.v1.Sessions`: opening, stepping, branching and closing running sequences, one call each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from tidegate.ingress.grpc.calls import Calls, Context, answered, deadline_of, s
 from tidegate.v1 import sessions_pb2, sessions_pb2_grpc
 from tidegate.wire.inputs import decode_ask, decode_input, decode_prompt, decode_sampling
 from tidegate.wire.predictions import fill_step
-from tidegate.wire.sessions import decode_session_request, encode_session, encode_session_page
+from tidegate.wire.sessions import (
+    decode_fork_request,
+    decode_restore_request,
+    decode_session_request,
+    encode_checkpoint,
+    encode_forks,
+    encode_session,
+    encode_session_page,
+)
 
 if TYPE_CHECKING:
     from tidegate.service import Service
@@ -59,6 +67,37 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         position = request.position if request.HasField("position") else None
         events = self._service.generate_on_session(session, prompt, sampling, position, deadline)
         await write_events(events, context)
+
+    @answered
+    async def Fork(self, request: sessions_pb2.ForkRequest, context: Context) -> sessions_pb2.ForkReply:
+        session, (ids, count) = session_of(request.session, context), decode_fork_request(request)
+        return encode_forks(await self._service.fork_session(session, ids, count))
+
+    @answered
+    async def Checkpoint(
+        self, request: sessions_pb2.CheckpointRequest, context: Context
+    ) -> sessions_pb2.CheckpointReply:
+        session = session_of(request.session, context)
+        return encode_checkpoint(await self._service.checkpoint_session(session, request.name or None))
+
+    @answered
+    async def Rewind(self, request: sessions_pb2.RewindRequest, context: Context) -> sessions_pb2.Session:
+        session = session_of(request.session, context)
+        return encode_session(await self._service.rewind_session(session, request.checkpoint))
+
+    @answered
+    async def Upgrade(self, request: sessions_pb2.UpgradeRequest, context: Context) -> sessions_pb2.Session:
+        session = session_of(request.session, context)
+        return encode_session(await self._service.upgrade_session(session, request.version or None))
+
+    @answered
+    async def Snapshot(self, request: sessions_pb2.SnapshotRequest, context: Context) -> sessions_pb2.SnapshotReply:
+        session = session_of(request.session, context)
+        return sessions_pb2.SnapshotReply(snapshot=await self._service.snapshot_session(session))
+
+    @answered
+    async def Restore(self, request: sessions_pb2.RestoreRequest, context: Context) -> sessions_pb2.Session:
+        return encode_session(await self._service.restore_session(*decode_restore_request(request)))
 
     @property
     def _timeout(self) -> float:
