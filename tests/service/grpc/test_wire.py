@@ -14,6 +14,7 @@ from tests.service.grpc.fake import MODEL
 from tidegate.core import (
     Ask,
     Candidate,
+    CheckpointInfo,
     Forecast,
     GeneratedToken,
     GenerationDone,
@@ -23,6 +24,7 @@ from tidegate.core import (
     PredictResult,
     Refusal,
     ReloadReport,
+    RestoreRequest,
     Sampling,
     SessionInfo,
     SessionPage,
@@ -63,8 +65,16 @@ from tidegate.wire.predictions import (
     fill_step,
 )
 from tidegate.wire.sessions import (
+    decode_checkpoint,
+    decode_fork_request,
+    decode_forks,
+    decode_restore_request,
     decode_session_page,
     decode_session_request,
+    encode_checkpoint,
+    encode_fork_request,
+    encode_forks,
+    encode_restore_request,
     encode_session_page,
     encode_session_request,
 )
@@ -226,6 +236,8 @@ def test_session_requests(request: SessionRequest) -> None:
             seconds,
             st.none() | seconds,
             positions,
+            st.lists(st.text(), max_size=8).map(tuple),
+            st.text(),
         ),
         max_size=3,
     ),
@@ -233,6 +245,33 @@ def test_session_requests(request: SessionRequest) -> None:
 )
 def test_session_pages(sessions: list[SessionInfo], token: str) -> None:
     assert decode_session_page(encode_session_page(SessionPage(sessions, token))) == SessionPage(sessions, token)
+    assert decode_forks(encode_forks(sessions)) == sessions
+
+
+@given(st.text(), st.none() | st.lists(st.text(), min_size=1), st.integers(1, 2**32 - 1))
+def test_fork_requests(session: str, ids: list[str] | None, count: int) -> None:
+    message = encode_fork_request(session, ids, None if ids else count)
+    assert message.session == session
+    assert decode_fork_request(message) == (ids, None if ids else count)
+
+
+@given(st.builds(CheckpointInfo, st.text(), positions))
+def test_checkpoints(info: CheckpointInfo) -> None:
+    assert decode_checkpoint(encode_checkpoint(info)) == info
+
+
+@given(
+    st.binary(),
+    st.builds(
+        RestoreRequest,
+        id=st.none() | st.text(min_size=1),
+        durable=st.booleans(),
+        ttl_seconds=st.none() | seconds,
+        idle_seconds=st.none() | seconds,
+    ),
+)
+def test_restore_requests(snapshot: bytes, request: RestoreRequest) -> None:
+    assert decode_restore_request(encode_restore_request(snapshot, request)) == (snapshot, request)
 
 
 def test_model_pages() -> None:

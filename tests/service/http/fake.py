@@ -15,6 +15,7 @@ from tidegate.config import Settings, load_settings
 from tidegate.core import (
     Ask,
     Candidate,
+    CheckpointInfo,
     GeneratedToken,
     GenerationDone,
     Input,
@@ -24,6 +25,7 @@ from tidegate.core import (
     PredictResult,
     Refusal,
     ReloadReport,
+    RestoreRequest,
     Sampling,
     SessionInfo,
     SessionPage,
@@ -71,7 +73,7 @@ MODEL_JSON = {
     "sha256": "ab" * 32,
     "provider": "CPUExecutionProvider",
 }
-SESSION = SessionInfo("s-1", "tiny", "2", 3, False, 1_700_000_000.25, None, 256)
+SESSION = SessionInfo("s-1", "tiny", "2", 3, False, 1_700_000_000.25, None, 256, ("c-1", "c-2"), "oip")
 SESSION_JSON = {
     "id": "s-1",
     "model": "tiny",
@@ -81,7 +83,10 @@ SESSION_JSON = {
     "created_at": "2023-11-14T22:13:20.250000Z",
     "expires_at": None,
     "state_bytes": 256,
+    "checkpoints": ["c-1", "c-2"],
+    "origin": "oip",
 }
+SNAPSHOT = b"\x00state\xff\r\n"
 PREDICTION = Prediction(1, next=[[Candidate("R", 5, 0.5)]], surprise=Surprise(1.5, "bits"))
 PREDICTION_JSON = {
     "length": 1,
@@ -197,6 +202,32 @@ class FakeService:
 
     async def close_session(self, session: str) -> None:
         self._note("close", session)
+
+    async def fork_session(
+        self, session: str, ids: Sequence[str] | None = None, count: int | None = None
+    ) -> list[SessionInfo]:
+        self._note("fork", session, ids, count)
+        return [SESSION] * (count or len(ids or "1"))
+
+    async def checkpoint_session(self, session: str, name: str | None = None) -> CheckpointInfo:
+        self._note("checkpoint", session, name)
+        return CheckpointInfo(name or "c-3", 3)
+
+    async def rewind_session(self, session: str, checkpoint: str) -> SessionInfo:
+        self._note("rewind", session, checkpoint)
+        return SESSION
+
+    async def upgrade_session(self, session: str, version: str | None = None) -> SessionInfo:
+        self._note("upgrade", session, version)
+        return SESSION
+
+    async def snapshot_session(self, session: str) -> bytes:
+        self._note("snapshot", session)
+        return SNAPSHOT
+
+    async def restore_session(self, snapshot: bytes, request: RestoreRequest) -> SessionInfo:
+        self._note("restore", snapshot, request)
+        return SESSION
 
     def step(
         self, session: str, source: Input, ask: Ask, position: int | None, deadline: float | None

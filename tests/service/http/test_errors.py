@@ -48,6 +48,8 @@ REQUESTS: list[tuple[str, str, Any]] = [
     ("DELETE", "/v1/sessions/s-1", None),
     ("POST", STEP, {"text": "R"}),
     ("POST", "/v1/sessions/s-1:generate", {}),
+    ("POST", "/v1/sessions/s-1:rewind", {"checkpoint": "c-1"}),
+    ("GET", "/v1/sessions/s-1/snapshot", None),
 ]
 
 

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import WebSocketRoute
 
-from tidegate.ingress.http import documents, errors, models, schemas, sessions
+from tidegate.ingress.http import branching, documents, errors, models, schemas, sessions
 from tidegate.ingress.http.documents import problems
 from tidegate.ingress.http.exchange import RawRoute, json_reply, service_of
 from tidegate.ingress.http.stream import Streams
@@ -32,7 +32,7 @@ def create_app(service: Service) -> FastAPI:
     app.state.streams = Streams(service)
     errors.install(app)
     app.add_middleware(sessions.StepFirst, service=service)
-    for router in (sessions.raw, sessions.router, models.raw, models.router, health):
+    for router in (sessions.raw, sessions.router, branching.raw, branching.router, models.raw, models.router, health):
         app.include_router(router)
     app.router.routes.append(WebSocketRoute(f"{sessions.PREFIX}/{{session:name}}/stream", app.state.streams))
     app.add_route("/", _to_docs, include_in_schema=False)

@@ -22,6 +22,7 @@ Object = dict[str, Json]
 REFERENCE = "#/components/schemas/{model}"
 EVENT_STREAM = "text/event-stream"
 TEXT = "text/plain"
+OCTETS = "application/octet-stream"
 
 DESCRIPTION = """
 Recurrent sequence models behind HTTP, with their state.
@@ -45,6 +46,8 @@ SESSION: Object = {
     "created_at": "2026-01-31T12:00:00Z",
     "expires_at": "2026-02-01T12:00:00Z",
     "state_bytes": 4096,
+    "checkpoints": ["before-the-storm"],
+    "origin": "v1",
 }
 
 PREDICTION: Object = {
@@ -72,6 +75,12 @@ MODEL: Object = {
 EXAMPLES: dict[type[BaseModel], Object] = {
     schemas.OpenSession: {"model": "shakespeare-lstm", "id": "reader-1"},
     schemas.Session: SESSION,
+    schemas.Fork: {"ids": ["reader-2", "reader-3"]},
+    schemas.Forks: {"sessions": [{**SESSION, "id": name, "checkpoints": []} for name in ("reader-2", "reader-3")]},
+    schemas.MakeCheckpoint: {"name": "before-the-storm"},
+    schemas.Checkpoint: {"checkpoint": "before-the-storm", "position": 6},
+    schemas.Rewind: {"checkpoint": "before-the-storm"},
+    schemas.Upgrade: {"version": "2"},
     schemas.SessionList: {"sessions": [SESSION], "next_page_token": ""},
     schemas.Step: {"text": "ROMEO:", "position": 0, "top": 1},
     schemas.StepReply: {"session": "reader-1", "position": 6, "prediction": PREDICTION},
@@ -113,16 +122,21 @@ data: {"text":"\\n","tokens":[10],"finish_reason":"length","position":7}
 METRICS = "tidegate_sessions 3.0\n"
 
 
+# A snapshot has no text; this stands for one.
+SNAPSHOT = "(bytes of a snapshot)"
+
+
 def reference(model: type[BaseModel]) -> Object:
     return {"$ref": REFERENCE.format(model=model.__name__)}
 
 
-def body(model: type[BaseModel]) -> Object:
+def body(model: type[BaseModel], *, is_required: bool = True) -> Object:
     """``openapi_extra`` of a route that reads its body itself."""
-    return {"requestBody": {"required": True, "content": {"application/json": content(model)}}}
+    return {"requestBody": {"required": is_required, "content": {"application/json": content(model)}}}
 
 
 STRING: Object = {"type": "string"}
+LOCATION: Object = {"Location": {"description": "The session's path.", "schema": STRING}}
 
 # One of ``openapi_extra``'s parameters, for routes that read their headers themselves.
 TIMEOUT: Object = {
@@ -151,6 +165,12 @@ def generation() -> Object:
 
 def text(description: str, example: str) -> Object:
     return {"description": description, "content": {TEXT: {"schema": STRING, "example": example}}}
+
+
+def octets(description: str) -> Object:
+    """A body of bytes, request or reply."""
+    binary = {"schema": {"type": "string", "format": "binary"}, "example": SNAPSHOT}
+    return {"description": description, "content": {OCTETS: binary}}
 
 
 def problems(*statuses: int) -> dict[int | str, Object]:

@@ -101,6 +101,46 @@ class OpenSession(Body):
     seed: UInt64 | None = Field(None, description="for generation; absent: random")
 
 
+class Fork(Body):
+    """How many sessions shall go on from one: as many as there are ids, or a number; one where nothing is said."""
+
+    ids: Annotated[list[Id], Field(min_length=1)] | None = Field(None, description="absent: the server chooses")
+    count: Annotated[int, Field(ge=1, lt=2**32)] | None = Field(None, description="instead of ids")
+
+
+class MakeCheckpoint(Body):
+    """What to keep."""
+
+    name: Id | None = Field(None, description="a name that is taken is given anew; absent: the server chooses")
+
+
+class Rewind(Body):
+    """Where to go back to."""
+
+    checkpoint: str
+
+
+class Upgrade(Body):
+    """What to go on with."""
+
+    version: str | None = Field(None, description="absent: the highest")
+
+
+class Restore(BaseModel):
+    """The query of a restoration: its body is the snapshot. An unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Id | None = Field(None, description="absent: the server chooses", examples=["reader-2"])
+    durable: bool = Field(False, description="whether a store keeps the session", examples=[False])
+    ttl_seconds: Seconds | None = Field(
+        None, description="lifetime from now; absent: the server's default", examples=[3600]
+    )
+    idle_seconds: Seconds | None = Field(
+        None, description="lifetime from the last step; absent: the server's default", examples=[600]
+    )
+
+
 class Candidate(Document):
     """A possible next token."""
 
@@ -175,6 +215,21 @@ class Session(Document):
     created_at: AwareDatetime
     expires_at: AwareDatetime | None
     state_bytes: int
+    checkpoints: list[str] = Field(description="names, oldest first")
+    origin: str = Field(description="the protocol through which it was opened: `v1` or `oip`")
+
+
+class Forks(Document):
+    """The sessions that were forked, in the order of their ids where those were given."""
+
+    sessions: list[Session]
+
+
+class Checkpoint(Document):
+    """A retained checkpoint, and the session's position there."""
+
+    checkpoint: str
+    position: int
 
 
 class SessionList(Document):

@@ -39,7 +39,7 @@ WORK = problems(400, 404, 409, 410, 412, 413, 429, 503, 504)
     openapi_extra=body(schemas.OpenSession),
     responses={
         201: documents.reply(schemas.Session, "The session; or the one there is, if it was opened by an equal request.")
-        | {"headers": {"Location": {"description": "The session's path.", "schema": documents.STRING}}},
+        | {"headers": documents.LOCATION},
         **problems(400, 404, 409, 412, 429, 503),
     },
 )
