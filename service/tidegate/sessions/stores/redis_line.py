@@ -1,0 +1,215 @@
+"""One connection to Redis for everybody who asks: commands go out at once, replies come back in their order.
+
+Knows redis-py's connections (address, TLS, credentials, database), hiredis, and what Redis's errors mean to us. Knows
+no keys and no scripts. redis-py's own client and pipeline are not used: they pack commands in Python and wait for each
+reply under a timer of its own, 20 to 30 µs a command; here hiredis packs, and one timer covers a call.
+
+Nothing is ever sent twice: whether what failed was done is for the caller to find out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import hiredis
+from redis import exceptions as theirs
+from redis.asyncio.connection import AbstractConnection, Connection, parse_url
+
+from tidegate.errors import ConfigurationError, UnavailableError
+
+RETRY_AFTER_SECONDS = 1.0
+
+# Its published type says that a command is a tuple of one.
+_pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]
+
+Command = tuple[bytes | str | int, ...]
+Reply = Any
+"""bytes, int, None, a list of these, or the `redis.exceptions.ResponseError` that answered that command."""
+
+
+class Line:
+    """A connection that is made when needed and made again after any error.
+
+    Args:
+        url: ``redis://[[user]:password@]host[:port][/db]``, ``rediss://…`` for TLS, ``unix://path?db=…``; redis-py's
+            connection options may follow as a query (``?ssl_ca_certs=…``).
+        timeout: Seconds for a call, connecting and waiting included.
+
+    Raises:
+        ConfigurationError: The URL is malformed.
+    """
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self._connect = _connector(url)
+        self._timeout = timeout
+        self._connecting = asyncio.Lock()
+        self._live: _Live | None = None
+
+    async def ask(self, commands: Sequence[Command]) -> list[Reply]:
+        """Send the commands as one pipeline and return their replies, errors among them as values.
+
+        Raises:
+            UnavailableError: No answer: the cause is redis-py's error, or TimeoutError. The connection is given up,
+                and with it whatever else was waiting on it.
+        """
+        packed = [_pack(command) for command in commands]
+        live = None
+        try:
+            async with asyncio.timeout(self._timeout):
+                live = self._live
+                if live is None or not live.is_alive:
+                    live = await self._connected()
+                return await live.ask(packed)
+        except TimeoutError as error:
+            await self.drop()
+            raise away(f"Redis did not answer within {self._timeout:g} s") from error
+        except (theirs.RedisError, OSError) as error:
+            raise meaning(error) from error
+
+    async def check(self, replies: Sequence[Reply]) -> None:
+        """Raise the first error among the replies as UnavailableError."""
+        for reply in replies:
+            if isinstance(reply, theirs.ResponseError):
+                if isinstance(reply, theirs.ReadOnlyError):
+                    # A fail-over: the same name may lead to the new primary.
+                    await self.drop()
+                raise meaning(reply) from reply
+
+    async def drop(self) -> None:
+        """Close the connection; the next call makes another."""
+        live, self._live = self._live, None
+        if live is not None:
+            await live.close()
+
+    async def _connected(self) -> _Live:
+        async with self._connecting:
+            if self._live is None or not self._live.is_alive:
+                await self.drop()
+                connection = self._connect()
+                try:
+                    await connection.connect()  # type: ignore[no-untyped-call]
+                except BaseException:
+                    await connection.disconnect(nowait=True)
+                    raise
+                self._live = _Live(connection)
+            return self._live
+
+
+class _Live:
+    """A connection that works so far; who waits on it, in order."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._connection = connection
+        # Of each call: where its replies go, and how many there will be. An exception is a result here, so that one
+        # whose caller has gone is not reported as never looked at.
+        self._waiting: deque[tuple[asyncio.Future[list[Reply] | Exception], int]] = deque()
+        self._reader = asyncio.create_task(self._read())
+
+    @property
+    def is_alive(self) -> bool:
+        return not self._reader.done()
+
+    async def ask(self, packed: list[bytes]) -> list[Reply]:
+        answered: asyncio.Future[list[Reply] | Exception] = asyncio.get_running_loop().create_future()
+        self._waiting.append((answered, len(packed)))
+        # Hands everything to the transport before it first waits, so calls keep the order of `_waiting`.
+        await self._connection.send_packed_command(packed)
+        result = await answered
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def close(self) -> None:
+        self._reader.cancel()
+        await asyncio.wait([self._reader])
+        await self._connection.disconnect(nowait=True)
+
+    async def _read(self) -> None:
+        """Hand replies to who waits for them, until something breaks; then tell them all."""
+        reason: Exception = theirs.ConnectionError("the connection was closed")
+        try:
+            while True:
+                await self._read_call()
+        except (theirs.RedisError, OSError) as error:
+            reason = error
+        finally:
+            for answered, _ in self._waiting:
+                if not answered.done():
+                    answered.set_result(reason)
+
+    async def _read_call(self) -> None:
+        replies = [await self._read_reply()]
+        if not self._waiting:
+            raise theirs.InvalidResponse(f"Redis spoke unasked: {replies[0]!r:.200}")
+        answered, count = self._waiting[0]
+        while len(replies) < count:
+            replies.append(await self._read_reply())
+        self._waiting.popleft()
+        if not answered.done():
+            answered.set_result(replies)
+
+    async def _read_reply(self) -> Reply:
+        try:
+            return await self._connection.read_response()
+        except theirs.ResponseError as error:
+            return error
+
+
+def _connector(url: str) -> Callable[[], AbstractConnection]:
+    """What makes a connection to that address; nothing is connected here."""
+    address = urlsplit(url)
+    try:
+        # redis-py takes what follows the host for database 0 where it is no number.
+        if address.scheme != "unix" and not re.fullmatch(r"/?\d*", address.path):
+            raise ValueError(f"the database must be a number, not {address.path.lstrip('/')!r}")
+        options: dict[str, Any] = dict(parse_url(url))
+        kind = options.pop("connection_class", Connection)
+        # Version 2 of the protocol is all that is needed; no limits of its own, since a call's covers everything.
+        options |= {"protocol": 2, "decode_responses": False, "socket_timeout": None, "client_name": "tidegate"}
+        kind(**options)
+    except (ValueError, TypeError, theirs.RedisError) as error:
+        raise ConfigurationError(f"the store's URL is not one of Redis: {error}") from error
+    return lambda: kind(**options)
+
+
+def is_unknown_script(reply: Reply) -> bool:
+    """Whether Redis does not have the script, and so did nothing: it was restarted, or told to forget."""
+    return isinstance(reply, theirs.NoScriptError)
+
+
+def away(message: str) -> UnavailableError:
+    return UnavailableError(message, reason="STORE_AWAY", retry_after=RETRY_AFTER_SECONDS)
+
+
+def meaning(error: Exception) -> UnavailableError:
+    """Ours for an error of redis-py's."""
+    said = f"Redis: {error}"
+    if isinstance(error, theirs.OutOfMemoryError) or said.startswith("Redis: MISCONF"):
+        return UnavailableError(said, reason="STORE_FULL", retry_after=RETRY_AFTER_SECONDS)
+    if said.startswith("Redis: WRONGTYPE"):
+        return UnavailableError(said, reason="STORE_CORRUPT")
+    return away(said)
+
+
+# What passes by itself, among the errors for which redis-py has no better class than ResponseError.
+_PASSING = (theirs.OutOfMemoryError, theirs.ReadOnlyError, theirs.ClusterDownError, theirs.TryAgainError)
+_PASSING_WORDS = ("MISCONF", "BUSY", "NOREPLICAS", "UNBLOCKED")
+
+
+def is_hopeless(error: BaseException | None) -> bool:
+    """Whether asking again will not help: wrong credentials or database, no permission, not a Redis at all."""
+    if isinstance(error, theirs.AuthenticationError | theirs.InvalidResponse):
+        return True
+    if isinstance(error, theirs.ResponseError):
+        return not isinstance(error, _PASSING) and not str(error).startswith(_PASSING_WORDS)
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
