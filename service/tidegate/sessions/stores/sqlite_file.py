@@ -1,0 +1,300 @@
+"""A SQLite file of ours: how it is made, recognized and opened, and what its errors mean.
+
+Knows the schema and the settings of a connection, and why they are so; what is read and written is in `sqlite`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+from tidegate.errors import ConfigurationError, TidegateError, UnavailableError
+from tidegate.sessions.stores.store import FORMAT, Write
+
+APPLICATION_ID = int.from_bytes(b"tide")
+"""In the file's header, so that nobody's else file is taken for ours (and `file` can tell)."""
+
+PAGE_BYTES = 4096
+
+BACKSTOP_PAGES = 32_768
+"""Length of the log, 128 MiB, at which a commit itself stops to move it into the file, should nobody have done so."""
+
+CHECKPOINT_BYTES = 64 * 2**20
+"""Written since the last checkpoint: often enough for a short log, seldom enough that a busy session's record, which
+the log holds once a step, is moved once for many steps.
+"""
+
+SCHEMA = (
+    # A rowid table with an index of ids: rows of kilobytes in the tree of ids itself (WITHOUT ROWID) would leave four
+    # to a page, and a million of them ten pages deep. The record stands last: what is long lies on pages of its own,
+    # and a record of unchanged length is overwritten where it is.
+    """CREATE TABLE sessions (
+        id TEXT NOT NULL UNIQUE,
+        revision BLOB NOT NULL,
+        checksum BLOB NOT NULL,
+        is_listed INTEGER NOT NULL,
+        due REAL,
+        record BLOB NOT NULL
+    )""",
+    # Steps change no column of these two. Ended sessions are not in the first, so a page costs its length.
+    "CREATE INDEX listed ON sessions (id) WHERE is_listed",
+    "CREATE INDEX by_due ON sessions (due, id) WHERE due IS NOT NULL",
+    """CREATE TABLE attachments (
+        id TEXT NOT NULL,
+        name TEXT NOT NULL,
+        checksum BLOB NOT NULL,
+        content BLOB NOT NULL,
+        UNIQUE (id, name)
+    )""",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {FORMAT}",
+)
+
+_REASONS = {
+    sqlite3.SQLITE_FULL: ("STORE_FULL", "the session store is full"),
+    sqlite3.SQLITE_CORRUPT: ("STORE_CORRUPT", "the session store's file is damaged"),
+    sqlite3.SQLITE_NOTADB: ("STORE_CORRUPT", "the session store's file is damaged"),
+    # "No such table": somebody changed the schema.
+    sqlite3.SQLITE_ERROR: ("STORE_CORRUPT", "the session store's file is damaged"),
+    sqlite3.SQLITE_BUSY: ("STORE_AWAY", "another process holds the session store's file locked"),
+}
+"""By primary result code, https://sqlite.org/rescode.html."""
+
+_CANNOT_WRITE = frozenset({sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE})
+"""Over a quota or a limit on file sizes: SQLite says FULL only for ENOSPC."""
+
+_PASSING = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL})
+_DAMAGED = "damaged: restore it from a backup, or move it away (with -wal and -shm) to start with no durable sessions"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileSettings:
+    """How to open the file.
+
+    Attributes:
+        path: The file; ``-wal`` and ``-shm`` lie beside it while it is open.
+        synchronous: ``normal`` syncs when the log is moved into the file: commits survive the death of the process,
+            and the last of them may be lost, none half, when power goes. ``full`` syncs at each commit.
+        busy_seconds: How long to wait for another process's transaction.
+        max_bytes: The file's largest size; None: SQLite's own, terabytes.
+    """
+
+    path: Path
+    synchronous: Literal["normal", "full"]
+    busy_seconds: float
+    max_bytes: int | None
+
+
+def open_file(settings: FileSettings) -> sqlite3.Connection:
+    """Open the file, after making it where there is none.
+
+    Raises:
+        ConfigurationError: It can never work.
+        UnavailableError: It is locked, or full.
+    """
+    _make_file(settings.path)
+    try:
+        connection = reopen_file(settings)
+        with transaction(connection):  # it can be written to
+            return connection
+    except sqlite3.Error as error:
+        raise _at_start(error, settings.path) from error
+
+
+def reopen_file(settings: FileSettings) -> sqlite3.Connection:
+    """Open the file that must exist: to make another, empty one under a running server would lose all sessions.
+
+    Raises:
+        ConfigurationError: It is not ours, or of another format.
+        sqlite3.Error: It cannot be opened.
+    """
+    connection = sqlite3.connect(
+        f"{settings.path.absolute().as_uri()}?mode=rw",
+        uri=True,
+        timeout=settings.busy_seconds,
+        isolation_level=None,  # transactions begin and end where this package says so
+    )
+    try:
+        _recognize(connection, settings.path)
+        _set_up(connection, settings)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Hold the write lock; commit at the end, or nothing after an error."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # SQLite itself rolls back after some errors
+            connection.execute("ROLLBACK")
+        raise
+
+
+def check_format(connection: sqlite3.Connection) -> None:
+    """Make sure that no newer server changed the file's format under this one.
+
+    Raises:
+        UnavailableError: One did.
+        sqlite3.Error: The file cannot be read.
+    """
+    if (found := _pragma(connection, "user_version")) != FORMAT:
+        raise UnavailableError(
+            f"the session store's file is of format {found} now, this server's is {FORMAT}", reason="STORE_AWAY"
+        )
+
+
+def try_to_grow(connection: sqlite3.Connection) -> None:
+    """Write something of a tick's size and remove it; no session's id is empty.
+
+    Raises:
+        sqlite3.Error: It cannot be written.
+    """
+    connection.execute("INSERT OR REPLACE INTO attachments VALUES ('', 'trial', 0, zeroblob(262144))")
+    connection.execute("DELETE FROM attachments WHERE id = ''")
+
+
+class Checkpointer:
+    """Moves what the log holds into the file (a *checkpoint*), in a thread beside the writer.
+
+    Within a commit, as SQLite does it unasked, it stops all steps for some milliseconds, or for a tenth of a second
+    where it is done rarely.
+    """
+
+    def __init__(self, settings: FileSettings) -> None:
+        # While it waits for others' reads and writes it keeps everybody from writing: not for long, then.
+        self._settings = dataclasses.replace(settings, busy_seconds=0.05)
+        self._thread = ThreadPoolExecutor(1, "tidegate-sqlite-checkpoint")
+        self._running: Future[None] | None = None
+        self._num_bytes = 0
+
+    def count(self, writes: Sequence[Write]) -> None:
+        """Note what was written; begin a checkpoint when it is due."""
+        # A record of n bytes changes the page of its row and those of its length.
+        self._num_bytes += sum(len(write.record) + PAGE_BYTES for write in writes)
+        if self._num_bytes >= CHECKPOINT_BYTES and (self._running is None or self._running.done()):
+            self._num_bytes = 0
+            self._running = self._thread.submit(self._checkpoint)
+
+    def wait(self) -> None:
+        """Return when none is under way."""
+        if self._running is not None:
+            self._running.result()
+
+    def _checkpoint(self) -> None:
+        # The log keeps everything, whatever goes wrong here; the writer meets the same trouble and reports it.
+        with (
+            contextlib.suppress(sqlite3.Error, ConfigurationError),
+            contextlib.closing(reopen_file(self._settings)) as connection,
+        ):
+            # Writers go on during the first two, which leave less and less to the last; with that one done they start
+            # the log from its beginning.
+            for mode in ("PASSIVE", "PASSIVE", "RESTART"):
+                connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+
+
+def unavailable(error: sqlite3.Error) -> UnavailableError:
+    """What an error of a running store means to a caller."""
+    code, name = error.sqlite_errorcode, error.sqlite_errorname
+    if code in _CANNOT_WRITE:
+        reason, words = "STORE_FULL", "the session store cannot grow"
+    else:
+        reason, words = _REASONS.get(code & 0xFF, ("STORE_AWAY", "the session store's file cannot be used"))
+    return UnavailableError(f"{words} ({name})", reason=reason, retry_after=1.0)
+
+
+def is_passing(error: sqlite3.Error) -> bool:
+    """Whether the connection is as good as before; after any other error a new one is to be made."""
+    return error.sqlite_errorcode & 0xFF in _PASSING
+
+
+def _make_file(path: Path) -> None:
+    """Make an empty file that only its owner can read; SQLite gives -wal and -shm the same permissions."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Only a file that did not exist may be closed here: POSIX drops a process's locks on a file, SQLite's too,
+        # when any descriptor of it is closed.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        if not path.is_file():
+            raise ConfigurationError(f"session store {path}: not a file") from None
+    except OSError as error:
+        raise ConfigurationError(f"session store {path}: {error.strerror}") from None
+
+
+def _recognize(connection: sqlite3.Connection, path: Path) -> None:
+    """Make sure that the file is ours, or nobody's yet, before anything of it is changed."""
+    if _is_empty(connection):
+        return
+    if (found := _pragma(connection, "application_id")) != APPLICATION_ID:
+        raise ConfigurationError(
+            f"session store {path}: a SQLite file of another program (application id {found:#x}, not "
+            f"{APPLICATION_ID:#x}); name another file"
+        )
+    if (found := _pragma(connection, "user_version")) != FORMAT:
+        raise ConfigurationError(
+            f"session store {path}: holds format {found}, this server reads format {FORMAT}; "
+            f"run the version of tidegate that wrote it"
+        )
+
+
+def _set_up(connection: sqlite3.Connection, settings: FileSettings) -> None:
+    # Smaller pages, less log for each record; 8 and 16 KiB were measured to be no faster with records of 1 to 9 KB.
+    connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute(f"PRAGMA synchronous = {settings.synchronous}")
+    # macOS' fsync does not reach the disk without it; other systems ignore it.
+    connection.execute(f"PRAGMA fullfsync = {settings.synchronous == 'full':d}")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {BACKSTOP_PAGES}")
+    # After a burst the log's file shrinks to this again.
+    connection.execute(f"PRAGMA journal_size_limit = {BACKSTOP_PAGES * PAGE_BYTES}")
+    # Inner pages of a million entries, some 10 MB, stay in memory; records come from the system's page cache.
+    connection.execute("PRAGMA cache_size = -16384")
+    # Some distributions zero what is deleted, which doubles what is written.
+    connection.execute("PRAGMA secure_delete = OFF")
+    # A damaged or hostile file should be an error, not a crash. mmap_size stays 0 for that reason too: an I/O error
+    # in a mapped file is a signal that kills the process.
+    connection.execute("PRAGMA cell_size_check = ON")
+    connection.execute("PRAGMA trusted_schema = OFF")
+    if settings.max_bytes is not None:
+        connection.execute(f"PRAGMA max_page_count = {settings.max_bytes // PAGE_BYTES}")
+    if _is_empty(connection):
+        _make_tables(connection)
+
+
+def _make_tables(connection: sqlite3.Connection) -> None:
+    with transaction(connection):
+        if _is_empty(connection):  # still, now that no other process can write
+            for statement in SCHEMA:
+                connection.execute(statement)
+
+
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    (num_objects,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    ids = _pragma(connection, "application_id"), _pragma(connection, "user_version")
+    return num_objects == 0 and ids == (0, 0)
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    (value,) = connection.execute(f"PRAGMA {name}").fetchone()
+    return int(value)
+
+
+def _at_start(error: sqlite3.Error, path: Path) -> TidegateError:
+    found = unavailable(error)
+    if found.reason == "STORE_CORRUPT":
+        return ConfigurationError(f"session store {path}: {_DAMAGED} ({error})", reason=found.reason)
+    if is_passing(error) or found.reason == "STORE_FULL":
+        return found
+    return ConfigurationError(f"session store {path}: {error}")
