@@ -10,8 +10,6 @@ import asyncio
 from collections import deque
 from typing import Any, Protocol
 
-from tidegate.v1 import predictor_pb2
-
 
 class Pending(Protocol):
     """A request whose reply is due; cancelling it leaves its sessions untouched."""
@@ -20,8 +18,8 @@ class Pending(Protocol):
     def awaited(self) -> asyncio.Future[Any] | None:
         """What the reply mainly waits for, None where it is known."""
 
-    async def reply(self) -> predictor_pb2.StreamReply:
-        """Return the reply; it rarely has to wait for more than ``awaited``."""
+    async def reply(self) -> Any:
+        """Return the reply, a message; it rarely has to wait for more than ``awaited``."""
 
     def cancel(self) -> None: ...
 

@@ -1,25 +1,16 @@
-"""`Predictor.Stream`: many steps in flight on one call, answered in the order they were asked.
-
-Theory of operation. A reader takes messages, hands their steps to the core at once and puts what is pending in line;
-the call's own task takes each from the line when it is ready and writes its reply. So pipelined messages, and
-streams, meet in one batch. `MAX_IN_FLIGHT` messages wait at most: then the reader stops, and HTTP/2 stops the client.
-The end comes in one of four ways: the client half-closes (what is pending is answered), it cancels or vanishes (what
-is pending is cancelled), the server drains (reading stops, what is pending is answered, then UNAVAILABLE), or a fault
-of ours.
-"""
+"""`Predictor.Stream`: many steps in flight on one call, answered in the order they were asked."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
-
-from grpc.aio import EOF  # type: ignore[attr-defined]
+from typing import TYPE_CHECKING
 
 from tidegate.core import StepResult
-from tidegate.errors import InvalidInputError, TidegateError, UnavailableError
+from tidegate.errors import InvalidInputError, TidegateError
 from tidegate.ingress.grpc.calls import Context, client_seconds, conceal, session_in_metadata
 from tidegate.ingress.grpc.lanes import Lanes
-from tidegate.ingress.grpc.line import Line, Pending
+from tidegate.ingress.grpc.line import Pending
+from tidegate.ingress.grpc.ordered import OrderedStream
 from tidegate.v1 import predictor_pb2, sessions_pb2
 from tidegate.wire.columns import decode_columns, fill_columns
 from tidegate.wire.errors import encode_error
@@ -105,66 +96,20 @@ class StepStream:
 
     def __init__(self, service: Service, context: Context) -> None:
         self._service = service
-        self._context = context
+        self._stream = OrderedStream(context, self._submit, MAX_IN_FLIGHT)
         self._loop = asyncio.get_running_loop()
         self._lanes = Lanes(service)
         self._session = session_in_metadata(context)
         seconds = client_seconds(context)
         self._deadline = None if seconds is None else self._loop.time() + seconds
-        self._line = Line(MAX_IN_FLIGHT)
-        self._is_draining = False
-        self._is_reading = False
 
     async def run(self) -> None:
-        """Answer until one of the four ends.
-
-        Raises:
-            UnavailableError: The server drains; everything that was read has been answered.
-        """
-        self._reader = asyncio.create_task(self._read())
-        try:
-            await self._write()
-        finally:
-            self._reader.cancel()
-            self._line.cancel()
-        if self._is_draining:
-            raise UnavailableError("the server is draining: open the stream again", reason="DRAINING", retry_after=1)
-        self._reader.result()
+        """Answer until the stream ends; see `OrderedStream`."""
+        await self._stream.run()
 
     def drain(self) -> None:
         """Read no further message. One that was read is answered, whatever stage it is in."""
-        self._is_draining = True
-        if self._is_reading:
-            self._reader.cancel()
-
-    async def _read(self) -> None:
-        try:
-            while (request := await self._next()) is not None:
-                self._line.put(await self._submit(request))
-        finally:
-            self._line.close()
-
-    async def _next(self) -> predictor_pb2.StreamRequest | None:
-        """The next message, None at the end."""
-        await self._line.wait_for_room()
-        if self._is_draining:
-            return None
-        self._is_reading = True
-        try:
-            request: Any = await self._context.read()
-        finally:
-            self._is_reading = False
-        return None if request is EOF else request
-
-    async def _write(self) -> None:
-        while (pending := await self._line.take()) is not None:
-            try:
-                reply = await pending.reply()
-            except BaseException:
-                pending.cancel()
-                raise
-            await self._context.write(reply)
-            self._line.answered()
+        self._stream.drain()
 
     async def _submit(self, request: predictor_pb2.StreamRequest) -> Pending:
         kind = request.WhichOneof("message")
