@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -51,9 +52,15 @@ class RunningServer:
 def serving(bundles: Path, *flags: str) -> Iterator[RunningServer]:
     """Start `tidegate serve` on free ports and end it after the block, whatever happened there."""
     where = ("--bundles", str(bundles), "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--log-format", "json")
-    with subprocess.Popen(
-        [*COMMAND, "serve", *where, *flags], stdout=subprocess.PIPE, text=True, env=bare_environment()
-    ) as process:
+    with (
+        tempfile.TemporaryDirectory() as data,
+        subprocess.Popen(
+            [*COMMAND, "serve", *where, "--data-dir", data, *flags],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=bare_environment(),
+        ) as process,
+    ):
         try:
             yield RunningServer(process)
         finally:

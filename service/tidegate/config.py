@@ -23,6 +23,8 @@ ENVIRONMENT_PREFIX = "TIDEGATE_"
 LONGEST_LIFE = 100 * 365 * 86400.0
 """The most seconds that a session may be given: what its end is told in holds no year beyond 9999."""
 
+_REDIS = ("redis://", "rediss://")
+
 _ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:\[\]/]+)):(?P<port>[0-9]{1,5})", re.ASCII)
 
 
@@ -56,9 +58,9 @@ def _checked_address(text: str) -> str:
 
 
 def _known_store(text: str) -> str:
-    if text != "memory":
-        raise ValueError(f"store {text!r} is not supported by this version: use memory")
-    return text
+    if text in {"memory", "sqlite"} or text.startswith(_REDIS):
+        return text
+    raise ValueError(f"{text!r} is not a store: it is memory, sqlite or redis://HOST:PORT/DATABASE")
 
 
 def _none_by_word(value: object) -> object:
@@ -99,8 +101,14 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Field(Path(".tidegate"), description="Where this server keeps what must outlive it.")
     store: Annotated[str, AfterValidator(_known_store)] = Field(
-        "memory", description="Where the records of sessions are kept: memory."
+        "sqlite",
+        description="Where durable sessions are kept: sqlite (under data_dir), redis://HOST:PORT/DATABASE, or memory: "
+        "there are none then.",
     )
+    sqlite_sync: Literal["normal", "full"] = Field(
+        "normal", description="What a commit to SQLite survives: the end of the process (normal), or of power (full)."
+    )
+    store_timeout: Seconds = Field(2, description="Seconds that the store of sessions may take for an answer.")
     workers: int = Field(1, ge=1, le=1024, description="Processes that serve, behind the same ports.")
     provider: Provider = Field("cpu", description="Where models run: cpu or cuda; fatal if not there.")
     threads: int = Field(1, ge=1, le=1024, description="Threads of onnxruntime inside one run.")

@@ -28,10 +28,14 @@ class Input(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """What a reply shall hold: candidates a step, and whether every step is told or only the last."""
+    """What a reply shall hold: candidates a step, and whether every step is told or only the last.
+
+    With ``is_raw`` it holds the graph's outputs as they are, of every step, unread by the model's codec.
+    """
 
     top: int = 1
     every_step: bool = False
+    is_raw: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +135,7 @@ class SessionRequest:
     idle_seconds: float | None = None
     id: str | None = None
     seed: int | None = None
+    origin: str = "v1"
 
 
 class SessionInfo(NamedTuple):

@@ -6,6 +6,8 @@ A version that leaves the directory is no longer offered, but stays loaded for a
 from __future__ import annotations
 
 import asyncio
+import functools
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ from pathlib import Path
 
 from tidegate.bundle import Bundle, Manifest, TensorSpec, find_bundles, read_bundle
 from tidegate.codecs import Codec, make_codec
+from tidegate.codecs.tensors import Tensors
 from tidegate.config import Settings
 from tidegate.core import ModelInfo, Refusal, ReloadReport, TensorInfo
 from tidegate.engine.arena import Arena, ArenaLike, Budget, Plane
@@ -22,7 +25,7 @@ from tidegate.engine.device.arena import DeviceArena
 from tidegate.engine.device.memory import FIRST_ROW, DeviceMemory
 from tidegate.engine.device.runner import DeviceRunner, open_device_runner
 from tidegate.engine.engine import Engine
-from tidegate.engine.loop import Loop
+from tidegate.engine.loop import Committer, Loop
 from tidegate.engine.runner import Runner, check_provider
 from tidegate.engine.scheduler import Scheduler
 from tidegate.errors import BundleError, ConfigurationError, FailedPreconditionError, NotFoundError, TidegateError
@@ -35,9 +38,12 @@ _DEVICE_ROWS = 1024
 """Rows of states that a device arena begins with."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False)
 class LoadedModel:
-    """One version of a model with everything that runs it."""
+    """One version of a model with everything that runs it.
+
+    ``planes`` are the parts of a session's state by name: the states, then the kept output, if any.
+    """
 
     bundle: Bundle
     codec: Codec
@@ -46,6 +52,7 @@ class LoadedModel:
     engine: Engine
     loop: Loop
     executor: ThreadPoolExecutor | None
+    planes: dict[str, Plane]
     is_offered: bool = True
     num_sessions: int = 0
 
@@ -61,6 +68,12 @@ class LoadedModel:
     def label(self) -> str:
         return f"{self.manifest.name}/{self.manifest.version}"
 
+    @functools.cached_property
+    def layout(self) -> bytes:
+        """What names the parts of a session's state: equal where a state of one model fits the other."""
+        parts = [f"{name} {plane.dtype.str} {plane.row_shape}" for name, plane in self.planes.items()]
+        return hashlib.sha256("\n".join(parts).encode()).digest()
+
     @property
     def is_needed(self) -> bool:
         """Whether anybody may ask for it, or waits for it."""
@@ -74,10 +87,26 @@ class LoadedModel:
 
 
 class Registry:
-    """Loaded models by name and version."""
+    """Loaded models by name and version.
 
-    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        settings: Where bundles are, and how they run.
+        clock: Monotonic seconds.
+        committer: Stores what durable sessions do; None where there are none.
+        make_room: Frees a slot of an arena that is full, if it can; returns whether it did.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        committer: Committer | None = None,
+        make_room: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._settings = settings
+        self._committer = committer
+        self._make_room = make_room
         self._clock = clock
         self._budget = Budget(settings.arena_mb << 20)
         self._models: dict[Key, LoadedModel] = {}
@@ -112,6 +141,10 @@ class Registry:
                 f"model {name} has no version {version!r}: it has {', '.join(known)}", reason="UNKNOWN_VERSION"
             )
         return self._models[name, int(version)]
+
+    def find_loaded(self, name: str, version: str) -> LoadedModel | None:
+        """Return the version if it is in memory, offered or not."""
+        return self._models.get((name, int(version))) if version.isdecimal() else None
 
     def info(self, model: LoadedModel) -> ModelInfo:
         """Return what callers may know of a model."""
@@ -168,7 +201,7 @@ class Registry:
             present = self._models.get(_key(path))
             if present is None:
                 settings = self._settings.of(bundle.manifest.name)
-                model = await asyncio.to_thread(_assemble, bundle, settings, self._budget, self._clock)
+                model = await asyncio.to_thread(self._assemble, bundle, settings)
                 model.loop.start()
                 self._models[model.key] = model
                 report.loaded.append(model.label)
@@ -188,6 +221,30 @@ class Registry:
             told = error.message.replace(str(path), label).removeprefix(f"{label}: ")
             report.refused.append(Refusal(label, error.reason, told))
 
+    def _assemble(self, bundle: Bundle, settings: Settings) -> LoadedModel:
+        """Build everything that runs a bundle."""
+        manifest = bundle.manifest
+        codec = make_codec(bundle)
+        kept = None if codec.kept_output is None else _kept_plane(bundle, codec.kept_output)
+        runner, arena = _states_home(bundle, kept, settings, self._budget)
+        shares = manifest.is_batchable and (manifest.batch_invariant or settings.allow_batch_dependence)
+        scheduler = Scheduler(settings.max_rows if shares else 1, settings.max_steps)
+        engine = Engine(
+            codec,
+            arena,
+            len(manifest.states),
+            scheduler,
+            settings.max_queue,
+            make_room=self._make_room,
+            raw=Tensors(manifest.inputs[0], manifest.features, manifest.outputs),
+        )
+        executor = ThreadPoolExecutor(1, f"run-{manifest.name}") if settings.execution == "thread" else None
+        loop = Loop(engine, runner, committer=self._committer, executor=executor, clock=self._clock)
+        planes = {spec.input: Plane.of_state(spec) for spec in manifest.states}
+        if kept is not None and codec.kept_output is not None:
+            planes[codec.kept_output] = kept
+        return LoadedModel(bundle, codec, runner, arena, engine, loop, executor, planes)
+
 
 def _key(path: Path) -> Key:
     return path.parent.name, int(path.name)
@@ -198,20 +255,6 @@ def _find(root: Path) -> list[Path]:
         return list(find_bundles(root))
     except OSError as error:
         raise ConfigurationError(f"bundles directory {root}: {error.strerror}") from error
-
-
-def _assemble(bundle: Bundle, settings: Settings, budget: Budget, clock: Callable[[], float]) -> LoadedModel:
-    """Build everything that runs a bundle."""
-    manifest = bundle.manifest
-    codec = make_codec(bundle)
-    kept = None if codec.kept_output is None else _kept_plane(bundle, codec.kept_output)
-    runner, arena = _states_home(bundle, kept, settings, budget)
-    shares = manifest.is_batchable and (manifest.batch_invariant or settings.allow_batch_dependence)
-    scheduler = Scheduler(settings.max_rows if shares else 1, settings.max_steps)
-    engine = Engine(codec, arena, len(manifest.states), scheduler, settings.max_queue)
-    executor = ThreadPoolExecutor(1, f"run-{manifest.name}") if settings.execution == "thread" else None
-    loop = Loop(engine, runner, executor=executor, clock=clock)
-    return LoadedModel(bundle, codec, runner, arena, engine, loop, executor)
 
 
 def _states_home(

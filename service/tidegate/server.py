@@ -22,6 +22,8 @@ from tidegate.engine.runner import check_provider
 from tidegate.errors import ConfigurationError, TidegateError
 from tidegate.ingress.grpc.server import GrpcServer, create_server
 from tidegate.ingress.http.app import create_app
+from tidegate.ingress.http.frames import FrameProtocol
+from tidegate.ingress.http.steps import StepProtocol
 from tidegate.observe.logs import configure_logs
 from tidegate.service import Service
 from tidegate.signals import Signals
@@ -113,15 +115,25 @@ async def _serve_until_told(
         await http.listening.wait()
         for server in grpc:
             await server.start()
+        telling = tasks.create_task(_tell_readiness(service, grpc), name="tidegate-readiness")
         announce(_facts(service, listener, grpc[0]))
         await signals.stop.wait()
         reloading.cancel()
+        telling.cancel()
         log.info("draining", seconds=service.settings.drain_timeout)
         parts = [service.drain(), app.state.streams.drain(), *(server.drain() for server in grpc)]
         if not await _is_done(_drain(parts, http, serving), service.settings.drain_timeout, signals.hurry):
             log.warning("drain cut short: what still ran is cancelled")
             serving.cancel()
         await asyncio.gather(*(server.stop() for server in grpc))
+
+
+async def _tell_readiness(service: Service, grpc: Sequence[GrpcServer]) -> None:
+    """Keep grpc.health.v1 in step with the store, which may go and come back."""
+    while True:
+        await service.readiness_changed()
+        for server in grpc:
+            await server.tell_health()
 
 
 async def _drain(parts: Iterable[Awaitable[None]], http: HttpServer, serving: asyncio.Task[None]) -> None:
@@ -176,10 +188,11 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
-                ws="websockets-sansio",
+                http=StepProtocol,
+                ws=FrameProtocol,
                 ws_max_size=int(settings.max_message_mb * 2**20),
                 lifespan="off",
+                proxy_headers=False,  # nothing here asks who the client is
                 access_log=False,
                 log_config=None,
                 server_header=False,

@@ -8,10 +8,13 @@ of it is committed afterwards.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -19,6 +22,7 @@ from tidegate.codecs.tokens import Tokens
 from tidegate.config import Settings
 from tidegate.core import (
     Ask,
+    CheckpointInfo,
     GeneratedToken,
     GenerationDone,
     Input,
@@ -27,6 +31,7 @@ from tidegate.core import (
     Prediction,
     PredictResult,
     ReloadReport,
+    RestoreRequest,
     Sampling,
     SessionInfo,
     SessionPage,
@@ -35,13 +40,31 @@ from tidegate.core import (
     Tensor,
 )
 from tidegate.engine.work import Generation, Work
-from tidegate.errors import InvalidInputError, NotSupportedError, TooLargeError, UnavailableError
+from tidegate.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InvalidInputError,
+    NotSupportedError,
+    TidegateError,
+    TooLargeError,
+    UnavailableError,
+)
 from tidegate.registry import LoadedModel, Registry
+from tidegate.sessions.cache import SessionCache
+from tidegate.sessions.committer import Committer
 from tidegate.sessions.desk import Desk
-from tidegate.sessions.session import Session
+from tidegate.sessions.durable import DurableDesk
+from tidegate.sessions.ids import SEQUENCE, check_chosen, new_durable, new_ephemeral
+from tidegate.sessions.ledger import Ledger, LedgerStatistics
+from tidegate.sessions.moment import Moment, read_snapshot, take_snapshot
+from tidegate.sessions.session import DurableSession, Session
+from tidegate.sessions.stores.making import make_store
+
+log = logging.getLogger(__name__)
 
 PAGE_DEFAULT, PAGE_MOST = 100, 1000
 MAX_TOKENS_MOST = 100_000
+FORKS_MOST = 1000
 _EXPIRY_SECONDS = 1.0
 
 
@@ -70,11 +93,18 @@ class EngineStatistics(NamedTuple):
 
 
 class ServiceStatistics(NamedTuple):
-    """What the whole service has done, and holds; ``ended`` counts sessions by reason."""
+    """What the whole service has done, and holds; ``ended`` counts sessions by reason.
+
+    ``num_sessions`` are those held here, ``num_durable`` of them copies of durable ones; ``num_evicted`` counts such
+    copies that left for want of room. ``store`` is None where there is none.
+    """
 
     models: list[EngineStatistics]
     num_sessions: int
     ended: dict[str, int]
+    num_durable: int = 0
+    num_evicted: int = 0
+    store: LedgerStatistics | None = None
 
 
 class Service:
@@ -83,8 +113,19 @@ class Service:
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self.settings = settings
         self._clock = clock or Clock()
-        self._registry = Registry(settings, self._clock.monotonic)
+        self._cache = SessionCache()
+        store = make_store(settings)
+        self._ledger = None if store is None else Ledger(store, settings.store_timeout, self._clock.monotonic)
+        self._registry = Registry(
+            settings,
+            self._clock.monotonic,
+            committer=None if self._ledger is None else Committer(self._ledger, self._cache, self._clock.wall),
+            make_room=self._cache.evict_one,
+        )
         self._desk = Desk(settings, self._registry, self._clock)
+        self._durable: DurableDesk | None = None
+        if self._ledger is not None:
+            self._durable = DurableDesk(settings, self._registry, self._clock, self._ledger, self._cache, self._desk)
         self._is_started = False
         self._is_draining = False
         self._reaper: asyncio.Task[None] | None = None
@@ -96,8 +137,16 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether new requests are welcome."""
-        return self._is_started and not self._is_draining
+        """Whether new requests are welcome; not while the store of durable sessions is away."""
+        return self._is_started and not self._is_draining and (self._ledger is None or self._ledger.is_reachable)
+
+    async def readiness_changed(self) -> None:
+        """Return when `is_ready` may have changed by itself, for the store went or came back."""
+        if self._ledger is None:
+            await asyncio.Event().wait()
+        else:
+            await self._ledger.changed.wait()
+            self._ledger.changed.clear()
 
     @property
     def is_draining(self) -> bool:
@@ -107,9 +156,11 @@ class Service:
         """Load the bundles and begin to serve.
 
         Raises:
-            ConfigurationError: The bundle directory or the provider is not there.
+            ConfigurationError: The bundle directory or the provider is not there, or the store can never work.
         """
         self._create_future = asyncio.get_running_loop().create_future
+        if self._ledger is not None:
+            await self._ledger.start()
         report = await self._registry.reload()
         self._reaper = asyncio.create_task(self._reap_forever(), name="tidegate-expiry")
         self._is_started = True
@@ -118,6 +169,8 @@ class Service:
     async def drain(self) -> None:
         """Refuse new work and return when all that was taken in is answered."""
         self._is_draining = True
+        if self._durable is not None:
+            await self._durable.wait_idle()
         await asyncio.gather(*(model.loop.wait_idle() for model in self._registry.loaded()))
 
     async def stop(self) -> None:
@@ -126,15 +179,24 @@ class Service:
         if self._reaper is not None:
             self._reaper.cancel()
         await self._registry.stop()
+        if self._ledger is not None:
+            await self._ledger.stop()
 
     async def expire(self) -> None:
         """End the sessions whose time is over; a running service does so by itself every second."""
         await self._desk.expire()
+        if self._durable is not None:
+            with suppress(UnavailableError):
+                await self._durable.expire()
+        await self._registry.retire()
 
     async def _reap_forever(self) -> None:
         while True:
             await asyncio.sleep(_EXPIRY_SECONDS)
-            await self.expire()
+            try:
+                await self.expire()
+            except Exception:
+                log.exception("sessions could not be expired")
 
     # ---- models
 
@@ -204,22 +266,95 @@ class Service:
         Raises:
             AlreadyExistsError: The id is taken by another request.
             OverloadedError: The arena is full and nothing in it may be evicted.
+            FailedPreconditionError: It is to be durable, and there is no store.
         """
         self._check_open()
-        return self._desk.info(self._desk.open(request))
+        if request.origin == "v1" and request.id is not None:
+            check_chosen(request.id)
+        return await self._open(request, None)
 
     async def get_session(self, id: str) -> SessionInfo:  # noqa: A002
         """Return the session; NotFoundError, SessionEndedError."""
-        return self._desk.info(self._desk.get(id))
+        return await self._home(id).info(id)
 
     async def list_sessions(self, limit: int = 0, page_token: str = "") -> SessionPage:
-        """Return a page of the live sessions by rising id."""
-        sessions, token = self._desk.page(_page_size(limit), page_token)
-        return SessionPage([self._desk.info(session) for session in sessions], token)
+        """Return a page of the sessions by rising id: the ephemeral ones here and all durable ones."""
+        size = _page_size(limit)
+        here, token = self._desk.page(size, page_token)
+        found = [self._desk.info_of(session) for session in here]
+        if self._durable is not None:
+            found += await self._durable.page(size + 1, page_token)
+            found.sort(key=lambda info: info.id)
+        has_more = bool(token) or len(found) > size
+        return SessionPage(found[:size], found[size - 1].id if has_more else "")
 
     async def close_session(self, id: str) -> None:  # noqa: A002
         """End the session; closing twice succeeds."""
-        await self._desk.close(id)
+        await self._home(id).close(id)
+
+    async def fork_session(
+        self,
+        id: str,  # noqa: A002
+        ids: Sequence[str] | None = None,
+        count: int | None = None,
+    ) -> list[SessionInfo]:
+        """Open sessions that go on from where this one is: with ``ids``, or ``count`` of them, one where neither is
+        given. An equal repeat with ids returns what exists.
+
+        Raises:
+            AlreadyExistsError: An id is taken by another session.
+        """
+        self._check_open()
+        moment, request = await self._home(id).moment(id)
+        wanted = [replace(request, id=child) for child in _children(ids, count)]
+        children = []
+        for each in wanted:
+            child = each.id or (new_durable() if each.durable else new_ephemeral(self._desk.replica))
+            children.append(await self._open(replace(each, id=child), moment.forked(id, child)))
+        return children
+
+    async def checkpoint_session(self, id: str, name: str | None = None) -> CheckpointInfo:  # noqa: A002
+        """Keep where the session is under a name; the oldest of more than eight is dropped."""
+        self._check_open()
+        return await self._home(id).checkpoint(id, name)
+
+    async def rewind_session(self, id: str, checkpoint: str) -> SessionInfo:  # noqa: A002
+        """Take the session back to a checkpoint, which stays; NotFoundError where there is none of that name."""
+        self._check_open()
+        _check_writable(id)
+        return await self._home(id).rewind(id, checkpoint)
+
+    async def upgrade_session(self, id: str, version: str | None = None) -> SessionInfo:  # noqa: A002
+        """Move the session to a version of its model, the highest where None.
+
+        Raises:
+            FailedPreconditionError: Its states have other names, dtypes or shapes.
+        """
+        self._check_open()
+        _check_writable(id)
+        return await self._home(id).upgrade(id, version)
+
+    async def snapshot_session(self, id: str) -> bytes:  # noqa: A002
+        """Return the session as portable bytes."""
+        moment, _ = await self._home(id).moment(id)
+        return take_snapshot(moment, self._clock.wall())
+
+    async def restore_session(self, snapshot: bytes, request: RestoreRequest) -> SessionInfo:
+        """Open a session from a snapshot; an equal repeat with an id returns what exists.
+
+        Raises:
+            InvalidInputError: The bytes are not a snapshot, or were altered.
+            FailedPreconditionError: Its model is not here in that version, with that content.
+        """
+        self._check_open()
+        if request.id is not None:
+            check_chosen(request.id)
+        moment = read_snapshot(snapshot, self._registry)
+        manifest = moment.model.manifest
+        wanted = SessionRequest(
+            manifest.name, manifest.version, request.durable, request.ttl_seconds, request.idle_seconds, request.id
+        )
+        return await self._open(wanted, moment)
 
     def step(
         self,
@@ -231,14 +366,65 @@ class Service:
     ) -> asyncio.Future[StepResult]:
         """Let a chunk wait behind the session's other work, and return at once."""
         self._check_open()
-        live = self._desk.get(session)
+        _check_writable(session)
+        future: asyncio.Future[StepResult] = self._create_future()
+        live = self._find(session)
+        if live is not None:
+            self._submit_step(live, source, ask, position, deadline, future)
+            return future
+
+        def submit(live: Session) -> None:
+            if not future.done():
+                try:
+                    self._submit_step(live, source, ask, position, deadline, future)
+                except TidegateError as error:
+                    future.set_exception(error)
+
+        def fail(error: TidegateError) -> None:
+            if not future.done():
+                future.set_exception(error)
+
+        self._elsewhere(session).when_here(session, submit, fail)
+        return future
+
+    def _submit_step(
+        self,
+        live: Session,
+        source: Input,
+        ask: Ask,
+        position: int | None,
+        deadline: float | None,
+        future: asyncio.Future[StepResult],
+    ) -> None:
         model: LoadedModel = live.model
         inputs = model.codec.encode(source)
         self._check_ask(ask, model.codec.reply_bytes(len(inputs[0]), ask))
-        future: asyncio.Future[StepResult] = self._create_future()
         model.loop.submit(Work(live, inputs, ask, position, deadline, future))
-        self._desk.touch(live)
+        self._touch(live)
+
+    def submit_tensors(
+        self,
+        model: LoadedModel,
+        session: Session | None,
+        inputs: tuple[Tensor, ...],
+        position: int | None = None,
+        deadline: float | None = None,
+    ) -> asyncio.Future[Any]:
+        """Let the graph's own inputs, each [steps, …], wait for a run, of a session or of none, and return at once.
+
+        The result, a ``StepResult`` or a ``Prediction``, holds the graph's outputs of every step, unread by the codec.
+        """
+        self._check_open()
+        future: asyncio.Future[Any] = self._create_future()
+        ask = Ask(0, every_step=True, is_raw=True)
+        model.loop.submit(Work(session, inputs, ask, position, deadline, future))
+        if session is not None:
+            self._touch(session)
         return future
+
+    async def live_session(self, id: str) -> Session:  # noqa: A002
+        """Return the session, held here from now on until it is idle."""
+        return self._find(id) or await self._elsewhere(id).live(id)
 
     def generate_on_session(
         self,
@@ -251,15 +437,84 @@ class Service:
         is_streamed: bool = True,
     ) -> AsyncGenerator[GeneratedToken | GenerationDone]:
         """Sample on a session, after a prompt or from its last step; every token told is consumed and committed."""
-        live = self._desk.get(session)
+        _check_writable(session)
+        live = self._find(session)
+        if live is None:
+            return self._generate_elsewhere(session, prompt, sampling, position, deadline, is_streamed=is_streamed)
         return self._generate(live.model, live, prompt, sampling, position, deadline, is_streamed=is_streamed)
+
+    async def _generate_elsewhere(
+        self,
+        session: str,
+        prompt: Input | None,
+        sampling: Sampling,
+        position: int | None,
+        deadline: float | None,
+        *,
+        is_streamed: bool,
+    ) -> AsyncGenerator[GeneratedToken | GenerationDone]:
+        """Generate on a session that must be brought here first."""
+        self._check_open()
+        live = await self.live_session(session)
+        events = self._generate(live.model, live, prompt, sampling, position, deadline, is_streamed=is_streamed)
+        async with aclosing(events):
+            async for event in events:
+                yield event
 
     def statistics(self) -> ServiceStatistics:
         """Return counters and gauges for metrics."""
         models = [_statistics(model) for model in self._registry.loaded()]
-        return ServiceStatistics(models, self._desk.num_sessions, self._desk.num_ended)
+        return ServiceStatistics(
+            models,
+            self._desk.num_sessions + len(self._cache),
+            self._desk.num_ended,
+            len(self._cache),
+            self._cache.num_evicted,
+            None if self._ledger is None else self._ledger.statistics(),
+        )
 
     # ---- inside
+
+    def _find(self, id_: str) -> Session | None:
+        """Return the session if it is held here."""
+        live = self._desk.find(id_)
+        if live is None and self._durable is not None:
+            return self._durable.find(id_)
+        return live
+
+    def _home(self, id_: str) -> Desk | DurableDesk:
+        """Return where the session of that id belongs."""
+        return self._desk if self._durable is None or self._desk.knows(id_) else self._durable
+
+    def _elsewhere(self, id_: str) -> DurableDesk:
+        """Return where a session that is not held here may be, or raise why it is nowhere."""
+        if self._durable is None or self._desk.knows(id_):
+            self._desk.get(id_)
+        assert self._durable is not None
+        return self._durable
+
+    async def _open(self, request: SessionRequest, moment: Moment | None) -> SessionInfo:
+        if not request.durable:
+            if request.id is not None and self._durable is not None and not self._desk.knows(request.id):
+                with suppress(UnavailableError):  # what is ephemeral needs no store
+                    await self._durable.check_free(request.id)
+            return self._desk.info_of(self._desk.open(request, moment))
+        if self._durable is None:
+            raise FailedPreconditionError(
+                "durable sessions need a store: this server keeps sessions in memory only", reason="NO_DURABLE_STORE"
+            )
+        if request.id is not None and self._desk.find(request.id) is not None:
+            raise AlreadyExistsError(f"session {request.id} was opened as ephemeral", reason="SESSION_EXISTS")
+        if moment is not None:
+            return await self._durable.open_at(request, moment)
+        return await self._durable.open(request)
+
+    def _touch(self, live: Session) -> None:
+        if isinstance(live, DurableSession):
+            assert self._durable is not None
+            self._durable.touch(live)
+        else:
+            self._desk.touch(live)
 
     def _check_open(self) -> None:
         if self._is_draining:
@@ -313,7 +568,7 @@ class Service:
         try:
             model.loop.submit(work)
             if session is not None:
-                self._desk.touch(session)
+                self._touch(session)
             if not is_streamed:
                 yield await reply
                 return
@@ -322,6 +577,28 @@ class Service:
             reply.result()
         finally:
             reply.cancel()
+
+
+def _check_writable(id_: str) -> None:
+    if id_.startswith(SEQUENCE):
+        raise FailedPreconditionError(
+            f"{id_} is a sequence of the Open Inference Protocol: step it there", reason="OIP_SEQUENCE"
+        )
+
+
+def _children(ids: Sequence[str] | None, count: int | None) -> list[str | None]:
+    """Return the ids of a fork's children, None where the server makes them."""
+    if ids and count:
+        raise InvalidInputError("a fork takes ids or a count, not both", reason="BAD_FORK")
+    if not ids:
+        if not 0 <= (count or 0) <= FORKS_MOST:
+            raise InvalidInputError(f"count must be 1 to {FORKS_MOST}", reason="BAD_FORK")
+        return [None] * (count or 1)
+    if len(ids) > FORKS_MOST or len(set(ids)) != len(ids):
+        raise InvalidInputError(f"a fork takes up to {FORKS_MOST} ids, all different", reason="BAD_FORK")
+    for each in ids:
+        check_chosen(each)
+    return list(ids)
 
 
 def _not_started() -> asyncio.Future[Any]:

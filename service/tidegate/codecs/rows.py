@@ -62,4 +62,6 @@ def mean_surprise(pieces: Sequence[Mapping[str, Tensor]], name: str | None, unit
     if name is None:
         return None
     steps = np.concatenate([piece[name] for piece in pieces])
-    return Surprise(float(steps.mean(dtype=np.float64)), unit, steps.tolist() if ask.every_step else None)
+    # Single precision, as it travels and as it is stored: a repeat tells the same number.
+    mean = float(np.float32(steps.mean(dtype=np.float64)))
+    return Surprise(mean, unit, steps.tolist() if ask.every_step else None)

@@ -94,6 +94,9 @@ class ArenaLike(Protocol):
     def select(self, rows: Slots, values: Sequence[Tensor]) -> list[Tensor]: ...
     def scatter(self, slots: Slots, values: Sequence[Tensor]) -> None: ...
     def read(self, slot: int, plane: int) -> Tensor: ...
+    def pack(self, rows: Slots, values: Sequence[Tensor]) -> list[bytes]: ...
+    def dump(self, slot: int) -> bytes: ...
+    def load(self, slot: int, content: bytes) -> None: ...
 
 
 class SlotTable:
@@ -158,3 +161,42 @@ class Arena(SlotTable):
     def read(self, slot: int, plane: int) -> Tensor:
         """Return a view of one plane at one slot."""
         return np.asarray(self._arrays[plane][self._planes[plane].index(slot)])
+
+    def pack(self, rows: Slots, values: Sequence[Tensor]) -> list[bytes]:
+        """Return what ``dump`` would return of each of ``rows`` of ``values``, which are as ``gather`` gives them."""
+        return pack_rows(
+            [np.moveaxis(value, plane.slot_axis, 0)[rows] for value, plane in zip(values, self._planes, strict=True)]
+        )
+
+    def dump(self, slot: int) -> bytes:
+        """Return all planes at a slot, one after the other: little-endian, row-major."""
+        return b"".join(np.ascontiguousarray(self.read(slot, plane)).tobytes() for plane in range(len(self._planes)))
+
+    def load(self, slot: int, content: bytes) -> None:
+        """Write to a slot what ``dump`` returned: its inverse."""
+        for array, plane, value in zip(self._arrays, self._planes, unpack(self._planes, content), strict=True):
+            array[plane.index(slot)] = value
+
+
+def pack_rows(values: Sequence[Tensor]) -> list[bytes]:
+    """Return the bytes of each row of ``values``, [rows, …] each, one value after the other."""
+    parts = [np.ascontiguousarray(value).reshape(len(value), -1).view(np.uint8) for value in values]
+    block = np.concatenate(parts, axis=1)
+    size, content = block.shape[1], block.tobytes()
+    return [content[start : start + size] for start in range(0, len(content), size)]
+
+
+def unpack(planes: Sequence[Plane], content: bytes) -> list[Tensor]:
+    """Return the planes of one slot from their bytes, each in its row's shape.
+
+    Raises:
+        ValueError: There are too few bytes, or too many.
+    """
+    if len(content) != sum(plane.row_bytes for plane in planes):
+        raise ValueError(f"a state of {len(content)} bytes does not fit {sum(plane.row_bytes for plane in planes)}")
+    found, start = [], 0
+    for plane in planes:
+        array = np.frombuffer(content, plane.dtype, plane.row_bytes // plane.dtype.itemsize, start)
+        found.append(array.reshape(plane.row_shape))
+        start += plane.row_bytes
+    return found

@@ -5,13 +5,14 @@ It owns the scheduler, the arena and the order of each session's work, and is sy
 waiting in between.
 
 Who owns which state: a session's committed state lies in ``session.slot``. The working state of a chunk in several
-pieces, and of a generation without a session, lies in ``work.scratch`` until the work is over.
+pieces, of a generation without a session, and of a durable session's chunk that is being stored, lies in
+``work.scratch`` until the work is over. A commit swaps the two.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,10 +24,17 @@ from tidegate.engine.arena import INITIAL, ArenaLike, Slots
 from tidegate.engine.pace import Pace
 from tidegate.engine.sampler import sample, uniform
 from tidegate.engine.scheduler import Plan, Scheduler
-from tidegate.engine.work import Generation, Transcript, Work
-from tidegate.errors import DeadlineExceededError, InternalError, InvalidInputError, OverloadedError, TidegateError
+from tidegate.engine.work import Generation, Transcript, Turn, Work
+from tidegate.errors import (
+    DeadlineExceededError,
+    InternalError,
+    InvalidInputError,
+    OverloadedError,
+    TidegateError,
+    UnavailableError,
+)
 from tidegate.sessions.lifecycle import Phase
-from tidegate.sessions.session import LastReply, Session, Verdict, ended
+from tidegate.sessions.session import DurableSession, LastReply, Session, Verdict, ended
 
 _HORIZON_SECONDS = 0.02
 
@@ -45,6 +53,25 @@ class Batch:
     outputs: Outputs
     states: list[Tensor]
     answers: dict[Work, Prediction]
+
+
+class Step(NamedTuple):
+    """A chunk of a durable session that has run and waits to be stored before anybody is told.
+
+    ``position`` and ``state`` (as the arena dumps it) are those after the chunk; ``logits``, of a generation, its last
+    step's.
+    """
+
+    work: Work
+    session: DurableSession
+    position: int
+    state: bytes
+    last: LastReply
+    logits: Tensor | None
+
+
+Outcome = bytes | TidegateError | None
+"""What became of a step: the revision it was stored as; why it may not have been; or None, another was faster."""
 
 
 class Counts(NamedTuple):
@@ -67,17 +94,32 @@ class Engine:
         num_states: How many of the arena's planes are states.
         scheduler: Says who runs next.
         max_queue: Chunks that may wait.
+        make_room: Makes one slot free, if it can, where the arena is full; returns whether it did.
+        raw: Reads the outputs for those who ask for them as they are.
     """
 
-    def __init__(self, codec: Codec, arena: ArenaLike, num_states: int, scheduler: Scheduler, max_queue: int) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        arena: ArenaLike,
+        num_states: int,
+        scheduler: Scheduler,
+        max_queue: int,
+        *,
+        make_room: Callable[[], bool] = lambda: False,
+        raw: Codec | None = None,
+    ) -> None:
         self._codec = codec
+        self._raw = raw or codec
         self._arena = arena
         self._num_states = num_states
         self._scheduler = scheduler
         self._max_queue = max_queue
         self._pace = Pace(_HORIZON_SECONDS)
         self._waiting: set[Work] = set()  # everything that is not answered yet
-        self._running: frozenset[Work] = frozenset()
+        self._running: set[Work] = set()  # what is in a run, or being stored
+        self._unread: list[DurableSession] = []
+        self._make_room = make_room
         self._num_runs = self._num_rows = self._num_steps = self._num_failed_runs = 0
         self._rows_per_run: Counter[int] = Counter()
 
@@ -85,6 +127,16 @@ class Engine:
     def num_waiting(self) -> int:
         """Work that is not answered yet."""
         return len(self._waiting)
+
+    @property
+    def num_runnable(self) -> int:
+        """Work that waits for a run."""
+        return len(self._scheduler)
+
+    def take_unread(self) -> list[DurableSession]:
+        """Return the sessions whose records must be read before their work goes on; `resume` says that one was."""
+        unread, self._unread = self._unread, []
+        return unread
 
     def num_expected(self, now: float) -> int:
         """Callers that were answered a moment ago and are likely to come back any moment."""
@@ -103,12 +155,37 @@ class Engine:
     # ---- sessions and work arrive
 
     def can_hold(self) -> bool:
-        """Whether the arena has a slot for one more session."""
-        return self._arena.can_allocate()
+        """Whether the arena has a slot for one more, after making room where that helps."""
+        while not self._arena.can_allocate():
+            if not self._make_room():
+                return False
+        return True
 
     def hold(self, session: Session) -> None:
         """Give the session its slot. Ask ``can_hold`` first."""
         session.slot = self._arena.allocate()
+
+    def let_go(self, session: Session) -> None:
+        """Take the session's slot back, while only a `Turn` of it is in hand: it moves to another engine."""
+        self._pace.arrived(session)
+        self._free_slot(session)
+
+    def dump(self, session: Session) -> bytes:
+        """Return the session's committed state and kept output; nothing at position 0, where it is the initial one."""
+        if session.position == 0:
+            return b""
+        assert session.slot is not None
+        return self._arena.dump(session.slot)
+
+    def load(self, session: Session, state: bytes) -> None:
+        """Give the session the state that `dump` returned.
+
+        Raises:
+            ValueError: It is not of this model's size.
+        """
+        assert session.slot is not None
+        if state:
+            self._arena.load(session.slot, state)
 
     def submit(self, work: Work) -> None:
         """Let work wait its turn, behind its session's other work.
@@ -161,14 +238,13 @@ class Engine:
             return None
         for work in plan.dropped:
             self._drop(work, _too_late())
-        self._running = frozenset(plan.works)
+        self._running.update(plan.works)
         return plan
 
     def retry(self, work: Work, length: int) -> Plan | None:
         """Return a run of one row of a run that failed, or None where the row is over in the meantime."""
         if work not in self._waiting:
             return None
-        self._running = frozenset((work,))
         return Plan([work], length, [])
 
     def gather(self, plan: Plan) -> tuple[list[Tensor], list[Tensor]]:
@@ -199,36 +275,35 @@ class Engine:
             rows.append((index, work))
         return Batch(rows, outputs, states, self._predict(rows, outputs))
 
-    def refuse(self, batch: Batch, refusals: dict[Work, TidegateError]) -> None:
-        """Drop the rows that could not be committed."""
-        for work, error in refusals.items():
-            self._drop(work, error)
-        batch.rows = [row for row in batch.rows if row[1] not in refusals]
-
     def scatter(self, batch: Batch) -> None:
         """Write the new states to where each row's next run, or its session's next chunk, will look for them."""
         kept = [(row, slot) for row, work in batch.rows if (slot := _target(work)) is not None]
         if not kept:
             return
-        planes = batch.states
-        if self._codec.kept_output is not None:
-            planes = [*planes, batch.outputs[self._codec.kept_output][:, -1]]
+        planes = self._planes(batch)
         rows = _slots([row for row, _ in kept])
         if len(kept) < len(batch.outputs[next(iter(batch.outputs))]):
             planes = self._arena.select(rows, planes)
         self._arena.scatter(_slots([slot for _, slot in kept]), planes)
 
+    def part(self, batch: Batch) -> list[Step]:
+        """Take the chunks of durable sessions that end here out of the batch: they are to be stored first."""
+        rows = [row for row in batch.rows if _is_to_store(row[1])]
+        if not rows:
+            return []
+        batch.rows = [row for row in batch.rows if not _is_to_store(row[1])]
+        states = self._arena.pack(_slots([row for row, _ in rows]), self._planes(batch))
+        return [self._step(batch, row, work, state) for (row, work), state in zip(rows, states, strict=True)]
+
     def reply(self, batch: Batch, now: float) -> None:
         """Answer the chunks that ended, and let the others wait for their next run."""
         hungry: list[tuple[int, Generation]] = []
         for row, work in batch.rows:
+            self._running.discard(work)
             if work.remaining:
                 self._scheduler.add(work)
             elif isinstance(work, Generation):
-                if work.accept(_commit(work, work.transcript, now)):
-                    self._pace.answered(work.session, now)
-                    self._forget(work)
-                else:
+                if not self._accept(work, _commit(work, work.transcript, now), now):
                     hungry.append((row, work))
             else:
                 self._answer(work, batch.answers[work], now)
@@ -236,14 +311,94 @@ class Engine:
             assert self._codec.kept_output is not None
             logits = batch.outputs[self._codec.kept_output][[row for row, _ in hungry], -1]
             self._feed(logits, [work for _, work in hungry])
-        self._running = frozenset()
+
+    def settle(self, steps: Sequence[Step], outcomes: Sequence[Outcome], now: float) -> None:
+        """Answer the steps that were stored; those that others overtook are decided again, from the record."""
+        hungry: list[Step] = []
+        for step, outcome in zip(steps, outcomes, strict=True):
+            work = step.work
+            self._running.discard(work)
+            if work not in self._waiting:  # the loop was stopped meanwhile
+                continue
+            if not isinstance(outcome, bytes):
+                self._overtaken(step, outcome)
+                continue
+            self._take_over(step, outcome, now)
+            if not isinstance(work, Generation):
+                self._tell(work, step.last.result, now)
+            elif not self._accept(work, step.position, now):
+                hungry.append(step)
+        if hungry:
+            logits = np.stack([step.logits for step in hungry if step.logits is not None])
+            self._feed(logits, [step.work for step in hungry if isinstance(step.work, Generation)])
 
     def fail(self, plan: Plan, error: Exception) -> None:
         """Answer a failed run's own rows with the error: nobody else's."""
-        self._running = frozenset()
         self._num_failed_runs += 1
         for work in plan.works:
             self._drop(work, InternalError(f"the run failed: {error}"))
+
+    # ---- durable sessions, read again
+
+    def resume(self, session: DurableSession, error: TidegateError | None = None) -> None:
+        """Go on with a session whose record was read, or fail its waiting work with the reason why it was not."""
+        session.is_reading = False
+        if error is not None:
+            for work in [work for work in session.queue if work not in self._running]:
+                session.queue.remove(work)
+                self._waiting.discard(work)
+                work.fail(error)
+        else:
+            session.is_fresh = True
+        if session.queue and session.queue[0] not in self._running:
+            self._admit_head(session)
+        elif not session.queue and session.phase is not Phase.OPEN:
+            self._free_slot(session)
+
+    def _step(self, batch: Batch, row: int, work: Work, state: bytes) -> Step:
+        session, logits = work.session, None
+        assert isinstance(session, DurableSession)
+        position = session.position + work.length
+        result: StepResult | Transcript
+        if isinstance(work, Generation):
+            assert self._codec.kept_output is not None
+            result, logits = work.transcript_ahead, batch.outputs[self._codec.kept_output][row, -1]
+        else:
+            result = StepResult(session.id, position, batch.answers[work])
+        return Step(work, session, position, state, LastReply(work.start, work.fingerprint(), result), logits)
+
+    def _take_over(self, step: Step, revision: bytes, now: float) -> None:
+        """The record is the step's: so are, from now on, the copy's position and its state, which lies in scratch."""
+        session, work = step.session, step.work
+        assert work.scratch is not None
+        session.slot, work.scratch = work.scratch, session.slot
+        session.revision = revision
+        session.advance(work.length, step.last, now)
+
+    def _overtaken(self, step: Step, error: TidegateError | None) -> None:
+        """The step was not stored, or nobody knows: what is here of the session is not to be trusted any more."""
+        step.session.is_fresh = False
+        if error is not None or step.session.phase is not Phase.OPEN:
+            self._drop(step.work, error or ended(step.session.id, step.session.phase))
+        elif not step.work.can_start_over:
+            self._drop(step.work, _moved(step.session))
+        else:
+            self._free_scratch(step.work, is_over=True)
+            step.work.start_over()
+            self._admit_head(step.session)
+
+    def _must_read(self, work: Work, session: DurableSession) -> bool:
+        """Whether the stored record decides first: before anything is run on a copy that may be old, and before a
+        repeat or a conflict is told.
+        """
+        if not session.is_fresh:
+            work.is_checked = True
+            return True
+        if work.is_checked or work.position is None or work.position == session.position:
+            return False
+        work.is_checked = True
+        session.is_fresh = False
+        return True
 
     # ---- inside a tick
 
@@ -253,15 +408,21 @@ class Engine:
             return _too_late()
         if work.session is not None and work.session.phase is not Phase.OPEN:
             return ended(work.session.id, work.session.phase)
-        if self._needs_scratch(work) and not self._arena.can_allocate():
+        if self._needs_scratch(work) and not self.can_hold():
             return OverloadedError("the arena is full", reason="ARENA_FULL", retry_after=1.0)
         return None
 
     @staticmethod
     def _needs_scratch(work: Work) -> bool:
         """Whether the row goes on without being committed to a session, and has no place for its working state yet."""
-        goes_on = work.remaining > 0 or (work.session is None and isinstance(work, Generation))
+        goes_on = work.remaining > 0 or (work.session is None and isinstance(work, Generation)) or _is_to_store(work)
         return goes_on and work.scratch is None
+
+    def _planes(self, batch: Batch) -> list[Tensor]:
+        """Return what a slot keeps of each row: its states and, where the codec keeps one, its last step's output."""
+        if self._codec.kept_output is None:
+            return batch.states
+        return [*batch.states, batch.outputs[self._codec.kept_output][:, -1]]
 
     def _predict(self, rows: Sequence[Row], outputs: Outputs) -> dict[Work, Prediction]:
         """Return the predictions of the chunks that end in this run, and put the pieces of the others by."""
@@ -270,12 +431,13 @@ class Engine:
         for row, work in rows:
             if isinstance(work, Generation):
                 continue
-            if not work.remaining and not work.pieces and not work.ask.every_step:
+            if not work.remaining and not work.pieces and not work.ask.every_step and not work.ask.is_raw:
                 whole.setdefault(work.ask.top, []).append((row, work))
                 continue
-            work.pieces.append(self._codec.cut(outputs, row, work.ask, is_last=not work.remaining))
+            codec = self._raw if work.ask.is_raw else self._codec
+            work.pieces.append(codec.cut(outputs, row, work.ask, is_last=not work.remaining))
             if not work.remaining:
-                answers[work] = self._codec.join(work.pieces, work.length, work.ask)
+                answers[work] = codec.join(work.pieces, work.length, work.ask)
         for top, group in whole.items():
             length = group[0][1].length
             predictions = self._codec.predict(outputs, [row for row, _ in group], length, top)
@@ -287,9 +449,20 @@ class Engine:
         if work.session is not None:
             result = StepResult(work.session.id, work.session.position + work.length, prediction)
             _commit(work, result, now)
+        self._tell(work, result, now)
+
+    def _tell(self, work: Work, result: StepResult | Prediction, now: float) -> None:
         self._pace.answered(work.session, now)
         self._forget(work)
         work.answer(result)
+
+    def _accept(self, work: Generation, position: int, now: float) -> bool:
+        """Tell the steps that are committed up to ``position``; return whether the generation is over."""
+        is_over = work.accept(position)
+        if is_over:
+            self._pace.answered(work.session, now)
+            self._forget(work)
+        return is_over
 
     def _feed(self, logits: Tensor, works: Sequence[Generation]) -> None:
         """Sample the next token of each generation from its row of ``logits``, and let it wait for its next run."""
@@ -318,6 +491,14 @@ class Engine:
         session.check_open()
         if work.is_abandoned:
             return False
+        if isinstance(session, DurableSession) and self._must_read(work, session):
+            if not session.is_reading:
+                session.is_reading = True
+                self._unread.append(session)
+            return True
+        if isinstance(work, Turn):
+            work.answer(work.act())
+            return False
         if session.decide(work.position, work.fingerprint) is Verdict.REPEAT:
             assert session.last is not None
             if not isinstance(work, Generation):
@@ -342,6 +523,7 @@ class Engine:
 
     def _drop(self, work: Work, error: TidegateError) -> None:
         """Answer with an error; the session stays as it was before the work."""
+        self._running.discard(work)
         if work in self._waiting:
             self._scheduler.discard(work)
             work.fail(error)
@@ -384,9 +566,14 @@ def _source(work: Work) -> int:
     return INITIAL if session is None or session.slot is None or session.position == 0 else session.slot
 
 
+def _is_to_store(work: Work) -> bool:
+    """Whether the work is a chunk of a durable session, at its end."""
+    return work.session is not None and work.session.is_durable and not work.remaining
+
+
 def _target(work: Work) -> int | None:
     """Return the slot that a row's new state goes to; None where nobody will ask for it."""
-    if work.session is None or work.remaining:
+    if work.session is None or work.remaining or work.session.is_durable:
         return work.scratch
     return work.session.slot
 
@@ -402,6 +589,14 @@ def _commit(work: Work, result: StepResult | Transcript, now: float) -> int:
         return 0
     session.advance(work.length, LastReply(work.start, work.fingerprint(), result), now)
     return session.position
+
+
+def _moved(session: Session) -> UnavailableError:
+    return UnavailableError(
+        f"session {session.id} was moved on by another replica: repeat with the position that this began at",
+        reason="SESSION_MOVED",
+        retry_after=0.0,
+    )
 
 
 def _too_late() -> DeadlineExceededError:

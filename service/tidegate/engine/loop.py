@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from typing import Protocol
 
 from tidegate.core import Tensor
-from tidegate.engine.engine import Batch, Engine
+from tidegate.engine.engine import Engine, Outcome, Step
 from tidegate.engine.pace import Patience
 from tidegate.engine.scheduler import Plan
 from tidegate.engine.work import Work
-from tidegate.errors import TidegateError, UnavailableError
+from tidegate.errors import InternalError, UnavailableError
+from tidegate.sessions.session import DurableSession
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +36,13 @@ class RunnerLike(Protocol):
 
 
 class Committer(Protocol):
-    """Makes the finished chunks of durable sessions permanent, before anybody is told."""
+    """Between an engine and the store of durable sessions."""
 
-    async def commit(self, batch: Batch) -> dict[Work, TidegateError]:
-        """Store what ends in this batch; return what could not be stored, with the reason."""
+    async def commit(self, steps: Sequence[Step]) -> list[Outcome]:
+        """Store what ended in a run, before anybody is told; return what became of each."""
+
+    async def refresh(self, session: DurableSession) -> None:
+        """Read the session's record into the engine's copy, and `Engine.resume` it; raises nothing."""
 
 
 class Loop:
@@ -47,7 +51,8 @@ class Loop:
     Args:
         engine: Whose work is run.
         runner: Runs the graph.
-        committer: Stores durable sessions; None where all are ephemeral, whose only truth is the arena.
+        committer: Stores durable sessions; None where all are ephemeral, whose only truth is the arena. A commit takes
+            its time beside the loop: the runs of everybody else go on.
         executor: Where to run onnxruntime; None runs it inline in the event loop.
         clock: Monotonic seconds.
     """
@@ -70,6 +75,7 @@ class Loop:
         self._idle = asyncio.Event()
         self._patience = Patience()
         self._task: asyncio.Task[None] | None = None
+        self._beside: set[asyncio.Task[None]] = set()
         self._is_stopped = False
         self.run_seconds = 0.0
 
@@ -80,9 +86,10 @@ class Loop:
     async def stop(self) -> None:
         """Stop ticking; work that still waits, or comes later, is answered with UNAVAILABLE."""
         self._is_stopped = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [*self._beside, *([] if self._task is None else [self._task])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._engine.abort(_stopping())
         self._idle.set()
 
@@ -97,7 +104,7 @@ class Loop:
             raise _stopping()
         self._engine.submit(work)
         self._idle.clear()
-        self._wake.set()
+        self._go_on()
 
     async def wait_idle(self) -> None:
         """Return when nothing waits for an answer."""
@@ -121,13 +128,44 @@ class Loop:
             return
         try:
             batch = engine.read(plan, outputs, states, self._clock())
-            if self._committer is not None:
-                engine.refuse(batch, await self._committer.commit(batch))
             engine.scatter(batch)
+            if steps := engine.part(batch):
+                self._spawn(self._store(steps))
             engine.reply(batch, self._clock())
+            self._read_records()
         except Exception as error:
             log.exception("the results of %d rows could not be read", len(plan.works))
             engine.fail(plan, error)
+
+    async def _store(self, steps: Sequence[Step]) -> None:
+        """Commit steps, then answer them."""
+        assert self._committer is not None
+        outcomes: Sequence[Outcome]
+        try:
+            outcomes = await self._committer.commit(steps)
+        except Exception as error:
+            log.exception("%d steps could not be committed", len(steps))
+            outcomes = [InternalError(f"the commit failed: {error}")] * len(steps)
+        self._engine.settle(steps, outcomes, self._clock())
+        self._go_on()
+
+    def _read_records(self) -> None:
+        for session in self._engine.take_unread():
+            self._spawn(self._refresh(session))
+
+    async def _refresh(self, session: DurableSession) -> None:
+        assert self._committer is not None
+        await self._committer.refresh(session)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        self._read_records()
+        self._wake.set()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
 
     async def _fail(self, plan: Plan, error: Exception) -> None:
         log.error("a run of %d rows failed: %s", len(plan.works), error)
@@ -145,28 +183,29 @@ class Loop:
         moment, or when it has lasted long enough.
         """
         engine = self._engine
-        if not engine.num_waiting:
+        while not engine.num_runnable:
             self._wake.clear()
-            self._idle.set()
+            if not engine.num_waiting:
+                self._idle.set()
             await self._wake.wait()
         await asyncio.sleep(0)
         now = self._clock()
         if engine.num_expected(now) and self._patience.is_worthwhile():
-            num_waiting = engine.num_waiting
+            num_runnable = engine.num_runnable
             await self._linger(now)
-            self._patience.learn(came=engine.num_waiting > num_waiting)
+            self._patience.learn(came=engine.num_runnable > num_runnable)
 
     async def _linger(self, now: float) -> None:
         engine = self._engine
         arrived, end = now, now + _LINGER_SECONDS
-        num_waiting = engine.num_waiting
+        num_runnable = engine.num_runnable
         for _ in range(_LINGER_ROUNDS):
             if not engine.num_expected(now) or now >= end or now - arrived >= _GAP_SECONDS:
                 break
             await asyncio.sleep(0)
             now = self._clock()
-            if engine.num_waiting != num_waiting:
-                num_waiting, arrived = engine.num_waiting, now
+            if engine.num_runnable != num_runnable:
+                num_runnable, arrived = engine.num_runnable, now
 
     async def _run(self, inputs: Sequence[Tensor], states: Sequence[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
         started = self._clock()

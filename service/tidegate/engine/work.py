@@ -6,7 +6,9 @@ A chunk is atomic: until its last piece is committed its working state lies in `
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -41,7 +43,8 @@ class Work:
     """
 
     __slots__ = (
-        "ask", "deadline", "inputs", "length", "offset", "pieces", "position", "reply", "scratch", "session", "start"
+        "ask", "deadline", "inputs", "is_checked", "length", "offset", "pieces", "position", "reply", "scratch",
+        "session", "start"
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +65,7 @@ class Work:
         self.length = len(inputs[0]) if inputs else 0
         self.offset = 0
         self.start = 0  # the session's position when the work began
+        self.is_checked = False  # whether a durable session's record was read since the work waits at its position
         self.scratch: int | None = None
         self.pieces: list[Mapping[str, Tensor]] = []
 
@@ -85,7 +89,22 @@ class Work:
 
     def fingerprint(self) -> Hashable:
         """Return what names the request: two chunks with equal input and options, and only such, have it equal."""
-        return _fingerprint(self.inputs, self.ask)
+        return self._name(self.inputs, self.ask)
+
+    def _name(self, inputs: Sequence[Tensor], options: Ask | Sampling) -> Hashable:
+        is_stored = self.session is not None and self.session.is_durable
+        return (digest if is_stored else _fingerprint)(inputs, options)
+
+    @property
+    def can_start_over(self) -> bool:
+        """Whether nothing of it is committed or told, so that it may be decided and run again."""
+        return True
+
+    def start_over(self) -> None:
+        """Forget what was run of it. Ask ``can_start_over`` first."""
+        self.offset = 0
+        self.pieces.clear()
+        self.is_checked = False
 
     def answer(self, result: Any) -> None:
         """Answer with the chunk's result, unless the caller has gone."""
@@ -121,7 +140,8 @@ class Generation(Work):
     """
 
     __slots__ = (
-        "_emit", "_fingerprint", "_is_prompt", "_matcher", "consumed", "sampling", "seed", "transcript", "vocabulary"
+        "_emit", "_fingerprint", "_is_prompt", "_matcher", "_prompt", "consumed", "sampling", "seed", "transcript",
+        "vocabulary"
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0913
@@ -146,10 +166,29 @@ class Generation(Work):
         self._emit = emit
         self._matcher = StopMatcher(sampling.stop)
         self._is_prompt = True
-        self._fingerprint = _fingerprint(prompt, sampling)
+        self._prompt: tuple[Tensor, ...] | None = prompt
+        self._fingerprint = self._name(prompt, sampling)
 
     def fingerprint(self) -> Hashable:
         return self._fingerprint
+
+    @property
+    def can_start_over(self) -> bool:
+        return self._prompt is not None
+
+    def start_over(self) -> None:
+        super().start_over()
+        assert self._prompt is not None
+        self.inputs = self._prompt
+        self.length = len(self._prompt[0]) if self._prompt else 0
+        self._is_prompt = True
+
+    @property
+    def transcript_ahead(self) -> Transcript:
+        """The transcript as it will be once the current steps are committed."""
+        ahead = Transcript()
+        ahead.tokens = [*self.transcript.tokens, *([] if self._is_prompt else self.inputs[0].tolist())]
+        return ahead
 
     def push(self, token: int) -> None:
         """Make a sampled token the next step."""
@@ -163,6 +202,7 @@ class Generation(Work):
 
         Without a session the position is the number of steps consumed so far.
         """
+        self._prompt = None
         self.consumed += self.length
         if self._is_prompt:
             return False
@@ -173,6 +213,7 @@ class Generation(Work):
     def resume(self, last: LastReply) -> bool:
         """Send again what was generated before, and take its transcript over; return whether it had ended."""
         assert isinstance(last.result, Transcript)
+        self._prompt = None
         self.start, self.transcript = last.start, last.result
         is_over = False
         for position, token in enumerate(self.transcript.tokens, last.start + self.length + 1):
@@ -198,6 +239,37 @@ class Generation(Work):
         if self._emit is not None and not self.is_abandoned:
             for event in events:
                 self._emit(event)
+
+
+class Turn(Work):
+    """Something to be done to a session when its turn comes, behind the work before it: runs nothing.
+
+    Args:
+        act: What to do; the reply is what it returns, or the error that it raises.
+    """
+
+    __slots__ = ("act",)
+
+    def __init__(self, session: Session, act: Callable[[], Any], reply: Reply) -> None:
+        super().__init__(session, (), Ask(), None, None, reply)
+        self.act = act
+
+
+def digest(inputs: Sequence[Tensor], options: Ask | Sampling) -> bytes:
+    """Return the SHA-256 of a request's canonical input and options: the same in every process and version."""
+    hasher = hashlib.sha256(_canonical(options))
+    for tensor in inputs:
+        hasher.update(f"{tensor.dtype.str}{tensor.shape}".encode())
+        hasher.update(tensor.tobytes())
+    return hasher.digest()
+
+
+@functools.lru_cache(1024)
+def _canonical(options: Ask | Sampling) -> bytes:
+    if isinstance(options, Ask):
+        return f"ask {options.top} {options.every_step:d} {options.is_raw:d}\n".encode()
+    parts = (options.max_tokens, options.temperature, options.top_k, options.top_p, options.seed, list(options.stop))
+    return f"sampling {json.dumps(parts)}\n".encode()
 
 
 def _fingerprint(inputs: Sequence[Tensor], options: Ask | Sampling) -> Hashable:

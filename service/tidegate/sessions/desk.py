@@ -1,16 +1,18 @@
-"""Where sessions are opened, found, evicted and closed: the table of sessions together with the arenas that hold
-their states.
+"""Where ephemeral sessions are opened, found, branched, evicted and closed: the table of sessions together with the
+arenas that hold their states. Their only truth is here.
 """
 
 from __future__ import annotations
 
-import re
+import asyncio
 import secrets
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from tidegate.config import LONGEST_LIFE, Settings
-from tidegate.core import SessionInfo, SessionRequest
+from tidegate.core import CheckpointInfo, SessionInfo, SessionRequest
+from tidegate.engine.work import Turn
 from tidegate.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -20,13 +22,13 @@ from tidegate.errors import (
     SessionEndedError,
 )
 from tidegate.registry import LoadedModel, Registry
+from tidegate.sessions.ids import check_checkpoint, new_ephemeral, replica_of
 from tidegate.sessions.lifecycle import Event, Phase
+from tidegate.sessions.moment import Moment
 from tidegate.sessions.session import Session
 from tidegate.sessions.table import SessionTable
 
-_ID = re.compile(r"[A-Za-z0-9._~-]{1,128}")
-_EPHEMERAL = "e~"
-"""Ids that the server makes for ephemeral sessions are ``e~<replica>~<random>``; clients may not choose such."""
+MOST_CHECKPOINTS = 8
 
 
 class ClockLike(Protocol):
@@ -39,13 +41,16 @@ class ClockLike(Protocol):
 
 
 class Desk:
-    """Sessions of one process."""
+    """Ephemeral sessions of one process."""
 
     def __init__(self, settings: Settings, registry: Registry, clock: ClockLike) -> None:
         self._settings = settings
         self._registry = registry
         self._clock = clock
         self._table = SessionTable()
+        # What few sessions have lies beside them: a hundred thousand others need not pay for it.
+        self._sources: dict[str, str] = {}
+        self._checkpoints: dict[str, OrderedDict[str, Moment]] = {}
         self.replica = settings.replica or secrets.token_hex(3)
 
     @property
@@ -57,21 +62,33 @@ class Desk:
         """Sessions that ended, by reason."""
         return dict(self._table.num_ended)
 
-    def open(self, request: SessionRequest) -> Session:
-        """Open a session, or return the one that an equal request with the same id opened."""
-        if request.durable:
-            raise FailedPreconditionError(
-                "durable sessions need a store: this server keeps sessions in memory only", reason="NO_DURABLE_STORE"
-            )
-        if request.id is not None and (existing := self._existing(request)) is not None:
+    def knows(self, id_: str) -> bool:
+        """Whether the id is, or within memory was, that of a session here, or can only be that of an ephemeral one."""
+        return self._table.knows(id_) or replica_of(id_) is not None
+
+    def open(self, request: SessionRequest, moment: Moment | None = None) -> Session:
+        """Open a session, at its beginning or where ``moment`` is, or return the one that an equal request with the
+        same id opened.
+        """
+        source = "" if moment is None else moment.source
+        if request.id is not None and (existing := self._existing(request, source)) is not None:
             return existing
-        model = self._registry.get(request.model, request.version)
+        model = self._registry.get(request.model, request.version) if moment is None else moment.model
         session = self._make(request, model)
-        self._make_room(model)
+        self.make_room(model)
         model.engine.hold(session)
+        if moment is not None:
+            session.position, session.seed = moment.position, moment.seed
+            model.engine.load(session, moment.state)
+            self._sources[session.id] = source
         model.num_sessions += 1
         self._table.add(session)
         return session
+
+    def find(self, id_: str) -> Session | None:
+        """Return the live session, or None."""
+        session = self._table.find(id_)
+        return None if session is None or self._end_if_overdue(session) else session
 
     def get(self, id_: str) -> Session:
         """Return the live session.
@@ -81,12 +98,7 @@ class Desk:
             NotFoundError: It is unknown.
             FailedPreconditionError: It lives on another replica.
         """
-        session = self._table.find(id_)
-        if session is None:
-            return self._missing(id_)
-        if self._end_if_overdue(session):
-            return self._table.get(id_)
-        return session
+        return self.find(id_) or self._missing(id_)
 
     def touch(self, session: Session) -> None:
         """A step of the session was taken in: it is the most recently used now."""
@@ -103,16 +115,18 @@ class Desk:
             session = self.get(id_)
         except SessionEndedError:
             return
-        self._end(session, Event.CLOSE)
+        self.end(session, Event.CLOSE)
         await self._registry.retire()
 
     async def expire(self) -> None:
-        """End the sessions whose time is over, and let go of models that nobody needs any more."""
+        """End the sessions whose time is over."""
         for session, event in self._table.expired(self._clock.monotonic()):
-            self._end(session, event)
-        await self._registry.retire()
+            self.end(session, event)
 
-    def info(self, session: Session) -> SessionInfo:
+    async def info(self, id_: str) -> SessionInfo:
+        return self.info_of(self.get(id_))
+
+    def info_of(self, session: Session) -> SessionInfo:
         """Return what callers may know of a session."""
         end = session.expires_at
         manifest = session.model.manifest
@@ -121,37 +135,120 @@ class Desk:
             model=manifest.name,
             version=manifest.version,
             position=session.position,
-            durable=session.request.durable,
+            durable=False,
             created_at=session.created_at,
             expires_at=None if end is None else session.created_at + end - session.opened_at,
             state_bytes=manifest.state_bytes,
+            checkpoints=tuple(self._checkpoints.get(session.id, ())),
+            origin=session.request.origin,
         )
 
-    def _existing(self, request: SessionRequest) -> Session | None:
+    # ---- branching
+
+    async def moment(self, id_: str) -> tuple[Moment, SessionRequest]:
+        """Return where the session is, as far as it is committed, and what it was opened with."""
+        session = self.get(id_)
+        return self._moment(session), session.request
+
+    async def open_at(self, request: SessionRequest, moment: Moment) -> SessionInfo:
+        return self.info_of(self.open(request, moment))
+
+    async def checkpoint(self, id_: str, name: str | None) -> CheckpointInfo:
+        """Keep where the session is; the oldest of more than eight is dropped."""
+        session = self.get(id_)
+        name = name or f"{session.position}-{secrets.token_hex(3)}"
+        check_checkpoint(name)
+        kept = self._checkpoints.setdefault(session.id, OrderedDict())
+        kept.pop(name, None)
+        kept[name] = self._moment(session)
+        if len(kept) > MOST_CHECKPOINTS:
+            kept.popitem(last=False)
+        return CheckpointInfo(name, session.position)
+
+    async def rewind(self, id_: str, name: str) -> SessionInfo:
+        """Take the session back, once the work before is done."""
+        session = self.get(id_)
+        await self._in_turn(session, lambda: self._rewind(session, name))
+        return self.info_of(session)
+
+    async def upgrade(self, id_: str, version: str | None) -> SessionInfo:
+        """Move the session to another version of its model, once the work before is done."""
+        session = self.get(id_)
+        await self._in_turn(session, lambda: self._upgrade(session, version))
+        await self._registry.retire()
+        return self.info_of(session)
+
+    async def _in_turn(self, session: Session, act: Callable[[], None]) -> None:
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        session.model.loop.submit(Turn(session, act, done))
+        self.touch(session)
+        await done
+
+    def _moment(self, session: Session) -> Moment:
+        model: LoadedModel = session.model
+        return Moment(model, session.position, model.engine.dump(session), session.seed)
+
+    def _rewind(self, session: Session, name: str) -> None:
+        kept = self._checkpoints.get(session.id, OrderedDict())
+        if name not in kept:
+            raise unknown_checkpoint(session.id, name)
+        moment = kept[name]
+        session.position, session.last = moment.position, None
+        session.model.engine.load(session, moment.state)
+
+    def _upgrade(self, session: Session, version: str | None) -> None:
+        old: LoadedModel = session.model
+        new = self._registry.get(old.manifest.name, version)
+        check_layout(old.layout, new)
+        if len(session.queue) > 1:
+            raise FailedPreconditionError(f"session {session.id} has steps waiting", reason="SESSION_BUSY")
+        if new is old:
+            return
+        state = old.engine.dump(session)
+        self.make_room(new)
+        old.engine.let_go(session)
+        new.engine.hold(session)
+        session.model = new
+        new.engine.load(session, state)
+        old.num_sessions -= 1
+        new.num_sessions += 1
+
+    # ---- room and end
+
+    def make_room(self, model: LoadedModel) -> None:
+        """Evict the least recently used sessions until the arena has a slot; an active one is never evicted."""
+        while not model.engine.can_hold():
+            victim = self._table.find_evictable(self._clock.monotonic(), self._settings.evict_idle)
+            if victim is None:
+                raise OverloadedError(
+                    f"the arena is full of sessions used within {self._settings.evict_idle:g} s",
+                    reason="ARENA_FULL",
+                    retry_after=max(1.0, self._settings.evict_idle / 2),
+                )
+            self.end(victim, Event.EVICT)
+
+    def end(self, session: Session, event: Event) -> None:
+        """End a live session: its waiting work fails with the reason."""
+        self._table.end(session, event, self._clock.monotonic())
+        self._sources.pop(session.id, None)
+        self._checkpoints.pop(session.id, None)
+        session.model.num_sessions -= 1
+        session.model.engine.release(session)
+
+    def _existing(self, request: SessionRequest, source: str) -> Session | None:
         assert request.id is not None
-        if not _ID.fullmatch(request.id) or request.id.startswith(_EPHEMERAL):
-            raise InvalidInputError(
-                f"{request.id!r} is not a session id: 1 to 128 of A-Z a-z 0-9 . _ ~ -, not beginning with {_EPHEMERAL}",
-                reason="BAD_SESSION_ID",
-            )
-        session = self._table.find(request.id)
-        if session is None or self._end_if_overdue(session):
+        session = self.find(request.id)
+        if session is None:
             return None
-        if session.request != request:
+        if session.request != request or self._sources.get(session.id, "") != source:
             raise AlreadyExistsError(f"session {request.id} was opened with another request", reason="SESSION_EXISTS")
         return session
 
     def _make(self, request: SessionRequest, model: LoadedModel) -> Session:
-        for name, seconds in (("ttl_seconds", request.ttl_seconds), ("idle_seconds", request.idle_seconds)):
-            if seconds is not None and not 0 < seconds <= LONGEST_LIFE:
-                raise InvalidInputError(
-                    f"{name} must be a positive number of seconds, at most {LONGEST_LIFE:.0f}", reason="BAD_LIFETIME"
-                )
         now = self._clock.monotonic()
-        ttl = request.ttl_seconds if request.ttl_seconds is not None else self._settings.ttl_seconds
-        idle = request.idle_seconds if request.idle_seconds is not None else self._settings.idle_seconds
+        ttl, idle = lifetimes(request, self._settings)
         return Session(
-            id=request.id or f"{_EPHEMERAL}{self.replica}~{secrets.token_urlsafe(16)}",
+            id=request.id or new_ephemeral(self.replica),
             model=model,
             request=request,
             seed=request.seed if request.seed is not None else secrets.randbits(64),
@@ -162,37 +259,48 @@ class Desk:
             idle_seconds=idle,
         )
 
-    def _make_room(self, model: LoadedModel) -> None:
-        """Evict the least recently used sessions until the arena has a slot; an active one is never evicted."""
-        while not model.engine.can_hold():
-            victim = self._table.find_evictable(self._clock.monotonic(), self._settings.evict_idle)
-            if victim is None:
-                raise OverloadedError(
-                    f"the arena is full of sessions used within {self._settings.evict_idle:g} s",
-                    reason="ARENA_FULL",
-                    retry_after=max(1.0, self._settings.evict_idle / 2),
-                )
-            self._end(victim, Event.EVICT)
-
     def _end_if_overdue(self, session: Session) -> bool:
         event = session.overdue(self._clock.monotonic())
         if event is not None:
-            self._end(session, event)
+            self.end(session, event)
         return event is not None
-
-    def _end(self, session: Session, event: Event) -> None:
-        self._table.end(session, event, self._clock.monotonic())
-        session.model.num_sessions -= 1
-        session.model.engine.release(session)
 
     def _missing(self, id_: str) -> Session:
         """Raise the error that says why ``id_`` is not here."""
         try:
             return self._table.get(id_)
         except NotFoundError:
-            owner = id_.split("~")[1] if id_.startswith(_EPHEMERAL) and id_.count("~") >= 2 else self.replica
+            owner = replica_of(id_) or self.replica
             if owner != self.replica:
                 raise FailedPreconditionError(
                     f"session {id_} lives on replica {owner}, this is {self.replica}", reason="NOT_ON_THIS_REPLICA"
                 ) from None
             raise
+
+
+def lifetimes(request: SessionRequest, settings: Settings) -> tuple[float | None, float | None]:
+    """Return the session's time to live and idle time, in seconds; None for no end.
+
+    Raises:
+        InvalidInputError: One is not positive, or beyond reason.
+    """
+    for name, seconds in (("ttl_seconds", request.ttl_seconds), ("idle_seconds", request.idle_seconds)):
+        if seconds is not None and not 0 < seconds <= LONGEST_LIFE:
+            raise InvalidInputError(
+                f"{name} must be a positive number of seconds, at most {LONGEST_LIFE:.0f}", reason="BAD_LIFETIME"
+            )
+    ttl = request.ttl_seconds if request.ttl_seconds is not None else settings.ttl_seconds
+    return ttl, request.idle_seconds if request.idle_seconds is not None else settings.idle_seconds
+
+
+def check_layout(layout: bytes, model: LoadedModel) -> None:
+    """Raise FailedPreconditionError unless a state of ``layout`` fits the model."""
+    if layout != model.layout:
+        parts = ", ".join(f"{name} {plane.dtype}{list(plane.row_shape)}" for name, plane in model.planes.items())
+        raise FailedPreconditionError(
+            f"the session's state does not fit {model.label}, which has {parts}", reason="LAYOUT_DIFFERS"
+        )
+
+
+def unknown_checkpoint(id_: str, name: str) -> NotFoundError:
+    return NotFoundError(f"session {id_} has no checkpoint {name!r}", reason="UNKNOWN_CHECKPOINT")

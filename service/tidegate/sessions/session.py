@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from tidegate.core import SessionRequest
 from tidegate.errors import PositionConflictError, SessionEndedError
@@ -44,6 +44,8 @@ class Session:
     the head runs.
     ``opened_at``, ``ttl_at`` and ``used_at`` are seconds of a monotonic clock, ``created_at`` of the wall clock.
     """
+
+    is_durable: ClassVar[bool] = False
 
     id: str
     model: Any
@@ -116,6 +118,25 @@ class Session:
         self.position += steps
         self.last = reply
         self.used_at = now
+
+
+@dataclass(slots=True, eq=False)
+class DurableSession(Session):
+    """A copy of a durable session, whose truth is its record in the store.
+
+    Attributes:
+        revision: Of the record that this is a copy of: what a commit must find in the store.
+        head: The part of the record that steps do not change, encoded.
+        is_fresh: False once the record is known, or suspected, to have moved on: it must be read before the next run.
+        is_reading: Whether it is being read.
+    """
+
+    is_durable: ClassVar[bool] = True
+
+    revision: bytes = b""
+    head: bytes = b""
+    is_fresh: bool = True
+    is_reading: bool = False
 
 
 def ended(id_: str, phase: Phase) -> SessionEndedError:

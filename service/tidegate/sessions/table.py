@@ -39,6 +39,10 @@ class SessionTable:
         """Return the live session, or None."""
         return self._sessions.get(id_)
 
+    def knows(self, id_: str) -> bool:
+        """Whether a session of that id is live, or its ending is remembered."""
+        return id_ in self._sessions or id_ in self._endings
+
     def get(self, id_: str) -> Session:
         """Return the live session.
 

@@ -41,6 +41,7 @@ class SessionRecord(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     MODEL_SHA256_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     USED_AT_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -63,6 +64,8 @@ class SessionRecord(_message.Message):
     """What an upgrade changes."""
     version: _builtins.str
     model_sha256: _builtins.str
+    layout: _builtins.bytes
+    """SHA-256 of the names, dtypes and shapes of what `state` holds."""
     position: _builtins.int
     """What a step changes."""
     used_at: _builtins.float
@@ -97,6 +100,7 @@ class SessionRecord(_message.Message):
         model: _builtins.str = ...,
         version: _builtins.str = ...,
         model_sha256: _builtins.str = ...,
+        layout: _builtins.bytes = ...,
         position: _builtins.int = ...,
         used_at: _builtins.float = ...,
         state: _builtins.bytes = ...,
@@ -107,7 +111,7 @@ class SessionRecord(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds", "_ttl_seconds", b"_ttl_seconds", "idle_seconds", b"idle_seconds", "last", b"last", "request", b"request", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds", "_ttl_seconds", b"_ttl_seconds", "checkpoints", b"checkpoints", "created_at", b"created_at", "ended", b"ended", "ended_at", b"ended_at", "forked_from", b"forked_from", "format", b"format", "id", b"id", "idle_seconds", b"idle_seconds", "last", b"last", "model", b"model", "model_sha256", b"model_sha256", "origin", b"origin", "position", b"position", "request", b"request", "seed", b"seed", "state", b"state", "tenant", b"tenant", "ttl_seconds", b"ttl_seconds", "used_at", b"used_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds", "_ttl_seconds", b"_ttl_seconds", "checkpoints", b"checkpoints", "created_at", b"created_at", "ended", b"ended", "ended_at", b"ended_at", "forked_from", b"forked_from", "format", b"format", "id", b"id", "idle_seconds", b"idle_seconds", "last", b"last", "layout", b"layout", "model", b"model", "model_sha256", b"model_sha256", "origin", b"origin", "position", b"position", "request", b"request", "seed", b"seed", "state", b"state", "tenant", b"tenant", "ttl_seconds", b"ttl_seconds", "used_at", b"used_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__idle_seconds: _TypeAlias = _typing.Literal["idle_seconds"]  # noqa: Y015
     _WhichOneofArgType__idle_seconds: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds"]  # noqa: Y015

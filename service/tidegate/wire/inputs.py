@@ -81,7 +81,7 @@ def decode_values(message: types_pb2.Values) -> FloatArray:
 
 
 def fill_ask(message: AskMessage, ask: Ask) -> None:
-    message.top, message.every_step = ask
+    message.top, message.every_step, _ = ask
 
 
 def decode_ask(message: AskMessage) -> Ask:

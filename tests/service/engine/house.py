@@ -33,7 +33,7 @@ from tidegate.engine.loop import Committer, Loop
 from tidegate.engine.scheduler import Scheduler
 from tidegate.engine.work import Generation, Work
 from tidegate.sessions.lifecycle import Event
-from tidegate.sessions.session import Session
+from tidegate.sessions.session import DurableSession, Session
 
 VOCABULARY = "abcdefgh"
 POISON = "h"
@@ -134,9 +134,10 @@ class House:
         self.now += 1e-4
         return self.now
 
-    def open(self, seed: int = 7) -> Session:
+    def open(self, seed: int = 7, *, durable: bool = False) -> Session:
         name = f"s{len(self.sessions)}"
-        session = Session(name, None, SessionRequest("fake"), seed, created_at=0.0, used_at=0.0)
+        kind = DurableSession if durable else Session
+        session = kind(name, None, SessionRequest("fake"), seed, created_at=0.0, used_at=0.0)
         assert self.engine.can_hold()
         self.engine.hold(session)
         self.sessions.append(session)

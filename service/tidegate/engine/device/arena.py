@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tidegate.core import Tensor
-from tidegate.engine.arena import Budget, Plane, Slots, SlotTable
+from tidegate.engine.arena import Budget, Plane, Slots, SlotTable, pack_rows, unpack
 from tidegate.engine.device.memory import FIRST_ROW, INITIAL_ROW, DeviceMemory
 
 
@@ -35,6 +35,7 @@ class DeviceArena(SlotTable):
         self._memory = memory
         self._num_states = len(memory.arrays)
         self._kept = None if kept is None else kept.reserve(self._num_slots)
+        self._kept_planes = () if kept is None else (kept,)
         assert INITIAL_ROW == 0  # zeros are backed with memory only as they are touched
         self._row_of = np.zeros(self._num_slots, np.intp)
         self._free_rows: list[int] = []
@@ -82,6 +83,28 @@ class DeviceArena(SlotTable):
             return self._memory.read(int(self._row_of[slot]), plane)
         assert self._kept is not None
         return np.asarray(self._kept[slot])
+
+    def pack(self, rows: Slots, values: Sequence[Tensor]) -> list[bytes]:
+        """Return what ``dump`` would return of each of ``rows`` of a run: its states are copied to the host."""
+        targets, *kept = values
+        return pack_rows([*self._memory.rows(targets[rows].astype(np.intp)), *(value[rows] for value in kept)])
+
+    def dump(self, slot: int) -> bytes:
+        """Return the states at a slot, and the kept output, one after the other: little-endian, row-major."""
+        planes = range(self._num_states + (self._kept is not None))
+        return b"".join(np.ascontiguousarray(self.read(slot, plane)).tobytes() for plane in planes)
+
+    def load(self, slot: int, content: bytes) -> None:
+        """Write to a slot what ``dump`` returned: its inverse."""
+        values = unpack([*self._memory.planes, *self._kept_planes], content)
+        (row,) = self._take_rows(1)
+        self._memory.write(row, values[: self._num_states])
+        before = int(self._row_of[slot])
+        if before != INITIAL_ROW:
+            self._free_rows.append(before)
+        self._row_of[slot] = row
+        if self._kept is not None:
+            self._kept[slot] = values[-1]
 
     def _take_rows(self, count: int) -> list[int]:
         """Take free rows, the last freed first, and make more where there are too few."""

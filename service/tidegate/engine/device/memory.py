@@ -13,7 +13,7 @@ import onnxruntime
 
 from tidegate.bundle import StateSpec
 from tidegate.core import Tensor
-from tidegate.engine.arena import Plane
+from tidegate.engine.arena import Plane, Slots
 
 INITIAL_ROW = 0
 """Holds the initial state; never written."""
@@ -32,21 +32,21 @@ class DeviceMemory:
     """
 
     def __init__(self, states: Sequence[StateSpec], device: str, capacity: int) -> None:
-        self._planes = [
+        self.planes = [
             Plane(np.dtype(state.dtype), state.row_shape, slot_axis=0, initial=state.initial) for state in states
         ]
         self.device = device
-        self.row_bytes = sum(plane.row_bytes for plane in self._planes)
+        self.row_bytes = sum(plane.row_bytes for plane in self.planes)
         self.capacity = max(capacity, FIRST_ROW)
         self.generation = 0
-        self.arrays = [self._put(plane.reserve(self.capacity)) for plane in self._planes]
+        self.arrays = [self._put(plane.reserve(self.capacity)) for plane in self.planes]
 
     def grow(self, capacity: int) -> None:
         """Make room for ``capacity`` rows or more; no run may be under way. What is there stays in its rows."""
         if capacity <= self.capacity:
             return
         size = max(capacity, 2 * self.capacity)
-        for index, (plane, array) in enumerate(zip(self._planes, self.arrays, strict=True)):
+        for index, (plane, array) in enumerate(zip(self.planes, self.arrays, strict=True)):
             larger = plane.reserve(size)
             larger[: self.capacity] = array.numpy()
             self.arrays[index] = self._put(larger)
@@ -57,6 +57,17 @@ class DeviceMemory:
         """Return a state's row, by way of the host and with all others: for rare use."""
         found: Tensor = self.arrays[state].numpy()[row]
         return found
+
+    def rows(self, rows: Slots) -> list[Tensor]:
+        """Return each state's rows, [rows, …], on the host; all other rows come along, so call it once a run."""
+        return [array.numpy()[rows] for array in self.arrays]
+
+    def write(self, row: int, values: Sequence[Tensor]) -> None:
+        """Write one row of every state, by way of the host: for rare use."""
+        for array, value in zip(self.arrays, values, strict=True):
+            content = array.numpy()
+            content[row] = value
+            array.update_inplace(content)
 
     def _put(self, array: Tensor) -> onnxruntime.OrtValue:
         return onnxruntime.OrtValue.ortvalue_from_numpy(array, self.device, 0)

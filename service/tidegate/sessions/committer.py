@@ -1,0 +1,123 @@
+"""Between the engines and the ledger: stores what durable sessions' chunks did, and reads their records again.
+
+Knows copies of sessions and their records; not who may open, find or close them (`durable`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from tidegate.engine.engine import Engine, Outcome, Step
+from tidegate.errors import InternalError, TidegateError, UnavailableError
+from tidegate.sessions.cache import SessionCache
+from tidegate.sessions.ledger import Ledger
+from tidegate.sessions.lifecycle import Phase
+from tidegate.sessions.records import (
+    Record,
+    decode_record,
+    encode_head,
+    encode_step,
+    last_reply,
+    new_revision,
+    phase_of,
+)
+from tidegate.sessions.session import DurableSession, ended
+from tidegate.sessions.stores.store import Entry, Write
+
+log = logging.getLogger(__name__)
+
+
+class Committer:
+    """Commits and refreshes the copies in ``cache``.
+
+    Args:
+        ledger: Where records are.
+        cache: The copies.
+        wall: Seconds since the epoch.
+    """
+
+    def __init__(self, ledger: Ledger, cache: SessionCache, wall: Callable[[], float]) -> None:
+        self._ledger = ledger
+        self._cache = cache
+        self._wall = wall
+
+    async def commit(self, steps: Sequence[Step]) -> list[Outcome]:
+        """Store steps, each by compare-and-set on the revision that its session's copy was made from."""
+        now = self._wall()
+        writes = [_write(step, now) for step in steps]
+        results = await self._ledger.write(writes)
+        return [_outcome(write, result) for write, result in zip(writes, results, strict=True)]
+
+    async def refresh(self, session: DurableSession) -> None:
+        """Read the session's record into its copy and let its work go on; or fail that work, saying why."""
+        engine: Engine = session.model.engine
+        try:
+            entry = await self._ledger.read(session.id)
+            self._take_in(session, entry)
+        except TidegateError as error:
+            engine.resume(session, error)
+        except Exception as error:
+            log.exception("the record of session %s could not be read", session.id)
+            engine.resume(session, InternalError(f"the session's record could not be read: {error}"))
+        else:
+            engine.resume(session)
+
+    def _take_in(self, session: DurableSession, entry: Entry | None) -> None:
+        """Make the copy what the record says; raises why its work cannot go on here."""
+        session.check_open()
+        record = None if entry is None else decode_record(entry)
+        phase = Phase.CLOSED if record is None else phase_of(record)
+        if entry is None or record is None or phase is not Phase.OPEN:
+            self._leave(session)
+            session.phase = phase
+            raise ended(session.id, phase)
+        if not is_of(record, session):
+            self._leave(session)
+            # Whoever asks again finds the session with its new model; what is waiting was encoded for the old one.
+            session.phase = Phase.EVICTED
+            raise UnavailableError(
+                f"session {session.id} was upgraded to {record.model}/{record.version} just now: send it again",
+                reason="SESSION_MOVED",
+                retry_after=0.0,
+            )
+        copy_in(session, entry, record)
+
+    def _leave(self, session: DurableSession) -> None:
+        self._cache.drop(session)
+
+
+def copy_in(session: DurableSession, entry: Entry, record: Record) -> None:
+    """Make the copy what the record says: position, state, last reply. Its model's engine must hold it."""
+    try:
+        session.model.engine.load(session, record.state)
+    except ValueError as error:
+        raise InternalError(f"session {session.id}: {error}", reason="STORE_CORRUPT") from error
+    session.position = record.position
+    session.last = last_reply(record)
+    session.seed = record.seed
+    session.revision = entry.revision
+    session.head = encode_head(record)
+    session.is_fresh = True
+
+
+def is_of(record: Record, session: DurableSession) -> bool:
+    """Whether the record's session runs on the copy's model, version and content."""
+    bundle = session.model.bundle
+    return (record.model, record.version, record.model_sha256) == (
+        bundle.manifest.name,
+        bundle.manifest.version,
+        bundle.sha256,
+    )
+
+
+def _write(step: Step, now: float) -> Write:
+    session = step.session
+    record = encode_step(session.head, step.position, now, step.state, step.last)
+    return Write(session.id, session.revision, new_revision(), record)
+
+
+def _outcome(write: Write, written: bool | TidegateError) -> Outcome:
+    if isinstance(written, TidegateError):
+        return written
+    return write.revision if written else None

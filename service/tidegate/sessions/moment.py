@@ -1,0 +1,66 @@
+"""A session's state at one of its positions, taken out of wherever it was: what a fork, a snapshot and a checkpoint
+carry. Knows how to make a snapshot of it and how to read one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+from tidegate.errors import FailedPreconditionError, NotFoundError
+from tidegate.registry import LoadedModel, Registry
+from tidegate.sessions.snapshot import Body, decode_snapshot, encode_snapshot, fill_parts, state_of
+
+
+class Moment(NamedTuple):
+    """``state`` is as the arena dumps it, empty at position 0; ``source`` says where it comes from, so that an equal
+    request finds what it made before.
+    """
+
+    model: LoadedModel
+    position: int
+    state: bytes
+    seed: int
+    source: str = ""
+
+    def forked(self, source: str, child: str) -> Moment:
+        """Return the moment for a child: with a seed of its own, the same each time, so that children differ."""
+        seed = hashlib.sha256(f"{self.seed} {child}".encode()).digest()[:8]
+        return self._replace(seed=int.from_bytes(seed, "little"), source=f"fork of {source}")
+
+
+def take_snapshot(moment: Moment, created_at: float) -> bytes:
+    """Return the moment as portable bytes; ``created_at`` in seconds since the epoch."""
+    manifest = moment.model.manifest
+    body = Body(
+        model=manifest.name,
+        version=manifest.version,
+        model_sha256=moment.model.bundle.sha256,
+        position=moment.position,
+        seed=moment.seed,
+        created_at=created_at,
+    )
+    planes = moment.model.planes
+    fill_parts(body, list(planes), list(planes.values()), moment.state)
+    return encode_snapshot(body)
+
+
+def read_snapshot(snapshot: bytes, registry: Registry) -> Moment:
+    """Return the moment that a snapshot holds.
+
+    Raises:
+        InvalidInputError: It is no snapshot, was altered, or does not fit its model.
+        FailedPreconditionError: Its model, in its version and with its content, is not here.
+    """
+    body = decode_snapshot(snapshot)
+    label = f"{body.model}/{body.version}"
+    try:
+        model = registry.get(body.model, body.version)
+    except NotFoundError as error:
+        message = f"the snapshot is of {label}, which is not here: {error.message}"
+        raise FailedPreconditionError(message, reason="MODEL_GONE") from error
+    if model.bundle.sha256 != body.model_sha256:
+        message = f"the snapshot is of {label} with another content than the one here"
+        raise FailedPreconditionError(message, reason="MODEL_GONE")
+    state = state_of(body, list(model.planes), list(model.planes.values()))
+    return Moment(model, body.position, state, body.seed, f"snapshot {hashlib.sha256(snapshot).hexdigest()}")
