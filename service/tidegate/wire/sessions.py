@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tidegate.core import CheckpointInfo, RestoreRequest, SessionInfo, SessionPage, SessionRequest
-from tidegate.errors import InvalidInputError
 from tidegate.v1 import sessions_pb2
 
 
@@ -84,13 +83,7 @@ def encode_fork_request(
 
 
 def decode_fork_request(message: sessions_pb2.ForkRequest) -> tuple[list[str] | None, int | None]:
-    """The ids and the count of `encode_fork_request`: empty and 0 mean not given.
-
-    Raises:
-        InvalidInputError: Both are given.
-    """
-    if message.ids and message.count:
-        raise InvalidInputError("ids or count may be given, not both")
+    """The ids and the count of `encode_fork_request`: empty and 0 mean not given."""
     return list(message.ids) or None, message.count or None
 
 

@@ -1,44 +1,51 @@
 """The core's face for a worker: a session that lives on a fellow is served by passing the request on.
 
 Whatever the interface, a call, a stream or a WebSocket comes to the core's face, so passing on is done here, once. The
-owner is asked by gRPC over its Unix socket and does the work; the outcome, an error too, is the same as if it had been
-asked itself. Calls that no session's id decides are served where they arrive.
+owner does the work; the outcome, an error too, is the same as if it had been asked itself. Calls that no session's id
+decides are served where they arrive.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
-from tidegate.client.aio_connection import AsyncConnection
 from tidegate.client.asking import session_generate_request, step_request
-from tidegate.client.retry import Retry
 from tidegate.core import (
     Ask,
-    GeneratedToken,
-    GenerationDone,
+    CheckpointInfo,
     Input,
     ReloadReport,
+    RestoreRequest,
     Sampling,
     SessionInfo,
     SessionPage,
     SessionRequest,
     StepResult,
 )
-from tidegate.errors import DeadlineExceededError, InvalidInputError, UnavailableError
+from tidegate.errors import InvalidInputError, UnavailableError
 from tidegate.service import PAGE_DEFAULT
 from tidegate.v1 import models_pb2, sessions_pb2
 from tidegate.wire.predictions import decode_step
-from tidegate.wire.sessions import decode_session, decode_session_page, encode_session_request
+from tidegate.wire.sessions import (
+    decode_checkpoint,
+    decode_forks,
+    decode_session,
+    decode_session_page,
+    encode_fork_request,
+    encode_restore_request,
+    encode_session_request,
+)
+from tidegate.workers.fellows import DURABLE, EPHEMERAL, Events, Fellow, Fellows
 from tidegate.workers.seat import Seat
 
 if TYPE_CHECKING:
     from tidegate.service import Service
 
-Events = AsyncGenerator[GeneratedToken | GenerationDone]
 P = ParamSpec("P")
 Message = TypeVar("Message")
 
@@ -49,11 +56,7 @@ class RoutedService:
     def __init__(self, local: Service, seat: Seat) -> None:
         self.settings = local.settings
         self._local = local
-        self._seat = seat
-        timeout, once = self.settings.request_timeout, Retry(attempts=1)
-        self._fellows = {
-            number: AsyncConnection(seat.address(number), timeout, once, asyncio.sleep) for number in seat.others
-        }
+        self._fellows = Fellows(seat, local.settings)
         # The last step under way of each fellow's session. Calls may overtake each other, steps of a session may not.
         self._last: dict[str, asyncio.Future[StepResult]] = {}
 
@@ -70,11 +73,16 @@ class RoutedService:
 
     async def disconnect(self) -> None:
         """Close the connections to the fellows."""
-        await asyncio.gather(*(fellow.close() for fellow in self._fellows.values()))
+        await self._fellows.close()
 
-    def _fellow(self, session: str) -> AsyncConnection | None:
-        """Who holds the session, None where this worker does."""
-        return self._fellows.get(self._seat.owner(session))
+    async def reload(self) -> ReloadReport:
+        """Read the bundle directory again, on every worker; all find the same there, so this one's report tells."""
+        report = await self._local.reload()
+        asked = (fellow.ask(fellow.models.Reload, models_pb2.ReloadRequest()) for fellow in self._fellows)
+        await asyncio.gather(*asked)
+        return report
+
+    # ---- steps
 
     def step(
         self,
@@ -85,25 +93,32 @@ class RoutedService:
         deadline: float | None = None,
     ) -> asyncio.Future[StepResult]:
         """Let a chunk wait behind the session's other work, and return at once."""
-        fellow = self._fellow(session)
+        fellow = self._fellows.serving(session)
         if fellow is None:
             return self._local.step(session, source, ask, position, deadline)
+        here = partial(self._local.step, session, source, ask, position, deadline)
         request = _encoded(step_request, session, position, source, ask)
-        step = asyncio.create_task(self._step(fellow, request, self._last.get(session), deadline))
+        step = asyncio.create_task(self._step(fellow, request, self._last.get(session), deadline, here))
         self._last[session] = step
         step.add_done_callback(partial(self._forget, session))
         return step
 
     async def _step(
         self,
-        fellow: AsyncConnection,
+        fellow: Fellow,
         request: sessions_pb2.StepRequest,
         before: asyncio.Future[StepResult] | None,
         deadline: float | None,
+        here: Callable[[], Awaitable[StepResult]],
     ) -> StepResult:
         if before is not None:
             await asyncio.wait([before])
-        reply = await _ask(fellow, fellow.sessions.Step, request, _seconds(deadline))
+        try:
+            reply = await fellow.ask(fellow.sessions.Step, request, deadline)
+        except UnavailableError as error:
+            return await self._fellows.stand_in(
+                error, request.session, here, is_repeatable=request.HasField("position")
+            )
         return decode_step(reply, every_step=request.every_step)
 
     def _forget(self, session: str, step: asyncio.Future[StepResult]) -> None:
@@ -121,53 +136,153 @@ class RoutedService:
         is_streamed: bool = True,
     ) -> Events:
         """Sample on a session; closing the generator ends the generation, on a fellow too."""
-        fellow = self._fellow(session)
+        fellow = self._fellows.serving(session)
+        here = partial(
+            self._local.generate_on_session, session, prompt, sampling, position, deadline, is_streamed=is_streamed
+        )
         if fellow is None:
-            return self._local.generate_on_session(
-                session, prompt, sampling, position, deadline, is_streamed=is_streamed
-            )
+            return here()
         request = _encoded(session_generate_request, session, position, prompt, sampling)
-        return _events(fellow, request, _seconds(deadline), is_streamed=is_streamed)
+        return self._generate(fellow.generate(request, deadline, is_streamed=is_streamed), request, here)
+
+    async def _generate(
+        self, far: Events, request: sessions_pb2.SessionGenerateRequest, here: Callable[[], Events]
+    ) -> Events:
+        """A fellow's events; or, where it went away before the first, this worker's."""
+        is_repeatable = request.HasField("position")
+        try:
+            async with aclosing(far):
+                async for event in far:
+                    is_repeatable = False
+                    yield event
+            return
+        except UnavailableError as error:
+            known = partial(self._local.get_session, request.session)
+            await self._fellows.stand_in(error, request.session, known, is_repeatable=is_repeatable)
+        async with aclosing(here()) as near:
+            async for event in near:
+                yield event
+
+    # ---- from opening to end
 
     async def open_session(self, request: SessionRequest) -> SessionInfo:
         """Open a session here, or, where the client has chosen its id, with the worker that the id belongs to."""
-        fellow = None if request.id is None else self._fellow(request.id)
+        here = partial(self._local.open_session, request)
         # A lifetime of 0 is refused, and a message cannot carry it.
-        if fellow is None or 0 in {request.ttl_seconds, request.idle_seconds}:
-            return await self._local.open_session(request)
+        if request.id is None or 0 in {request.ttl_seconds, request.idle_seconds}:
+            return await here()
         message = _encoded(encode_session_request, request)
-        return decode_session(await _ask(fellow, fellow.sessions.Open, message))
+        # An ephemeral session that was opened here in the owner's place would not be found again.
+        return await self._fellows.routed(
+            request.id, "Open", message, decode_session, here, is_repeatable=request.durable
+        )
 
     async def get_session(self, id: str) -> SessionInfo:  # noqa: A002
-        fellow = self._fellow(id)
-        if fellow is None:
-            return await self._local.get_session(id)
-        return decode_session(await _ask(fellow, fellow.sessions.Get, sessions_pb2.GetSessionRequest(session=id)))
+        request = sessions_pb2.GetSessionRequest(session=id)
+        return await self._fellows.routed(id, "Get", request, decode_session, partial(self._local.get_session, id))
 
     async def close_session(self, id: str) -> None:  # noqa: A002
-        fellow = self._fellow(id)
-        if fellow is None:
-            await self._local.close_session(id)
-        else:
-            await _ask(fellow, fellow.sessions.Close, sessions_pb2.CloseRequest(session=id))
+        request = sessions_pb2.CloseRequest(session=id)
+        await self._fellows.routed(id, "Close", request, _nothing, partial(self._local.close_session, id))
 
     async def list_sessions(self, limit: int = 0, page_token: str = "") -> SessionPage:
         """Return a page of the live sessions of all workers by rising id; a token is the last id before it."""
         pages = [await self._local.list_sessions(limit, page_token)]
         request = sessions_pb2.ListSessionsRequest(limit=limit, page_token=page_token)
-        asked = (_ask(fellow, fellow.sessions.List, request) for fellow in self._fellows.values())
+        asked = (fellow.ask(fellow.sessions.List, request) for fellow in self._fellows)
         pages += map(decode_session_page, await asyncio.gather(*asked))
-        found = sorted((session for page in pages for session in page.sessions), key=lambda session: session.id)
+        # What is in the store is in every worker's page.
+        by_id = {session.id: session for page in reversed(pages) for session in page.sessions}
+        found = [by_id[id_] for id_ in sorted(by_id)]
         shown = found[: limit or PAGE_DEFAULT]
         has_more = len(found) > len(shown) or any(page.next_page_token for page in pages)
         return SessionPage(shown, shown[-1].id if has_more else "")
 
-    async def reload(self) -> ReloadReport:
-        """Read the bundle directory again, on every worker; all find the same there, so this one's report tells."""
-        report = await self._local.reload()
-        asked = (_ask(fellow, fellow.models.Reload, models_pb2.ReloadRequest()) for fellow in self._fellows.values())
-        await asyncio.gather(*asked)
-        return report
+    # ---- branching
+
+    async def fork_session(
+        self,
+        id: str,  # noqa: A002
+        ids: Sequence[str] | None = None,
+        count: int | None = None,
+    ) -> list[SessionInfo]:
+        """Fork a session where it is; under chosen ids, with the workers that the ids belong to.
+
+        Each of these forks from the last committed state that it finds; where one id is refused, forks under others
+        stay. An ephemeral session reaches another worker as a snapshot: there its fork has the server's lifetimes and
+        its parent's seed, and an equal repeat is refused as another request.
+        """
+        owner = self._fellows.owner(id)
+        homes: defaultdict[int, list[str]] = defaultdict(list)
+        for chosen in ids or ():
+            homes[self._fellows.owner(chosen)].append(chosen)
+        if count or homes.keys() <= {owner}:
+            return await self._fork(owner, id, ids, count)
+        is_durable = await self._is_durable(id)
+        forks: list[SessionInfo] = []
+        for home, names in homes.items():
+            forks += await (self._fork(home, id, names) if is_durable or home == owner else self._transplant(id, names))
+        by_id = {fork.id: fork for fork in forks}
+        return [by_id[chosen] for chosen in ids or ()]
+
+    async def _fork(
+        self,
+        home: int,
+        id: str,  # noqa: A002
+        ids: Sequence[str] | None,
+        count: int | None = None,
+    ) -> list[SessionInfo]:
+        here = partial(self._local.fork_session, id, ids, count)
+        request = _encoded(encode_fork_request, id, ids, count)
+        return await self._fellows.routed(id, "Fork", request, decode_forks, here, home=home, is_repeatable=bool(ids))
+
+    async def _is_durable(self, session: str) -> bool:
+        if session.startswith((DURABLE, EPHEMERAL)):
+            return session.startswith(DURABLE)
+        return (await self.get_session(session)).durable
+
+    async def _transplant(self, id: str, ids: Sequence[str]) -> list[SessionInfo]:  # noqa: A002
+        """Fork by way of a snapshot."""
+        snapshot = await self.snapshot_session(id)
+        return [await self.restore_session(snapshot, RestoreRequest(chosen)) for chosen in ids]
+
+    async def checkpoint_session(self, id: str, name: str | None = None) -> CheckpointInfo:  # noqa: A002
+        here = partial(self._local.checkpoint_session, id, name)
+        request = sessions_pb2.CheckpointRequest(session=id, name=name or "")
+        return await self._fellows.routed(id, "Checkpoint", request, decode_checkpoint, here, is_repeatable=bool(name))
+
+    async def rewind_session(self, id: str, checkpoint: str) -> SessionInfo:  # noqa: A002
+        here = partial(self._local.rewind_session, id, checkpoint)
+        request = sessions_pb2.RewindRequest(session=id, checkpoint=checkpoint)
+        return await self._fellows.routed(id, "Rewind", request, decode_session, here)
+
+    async def upgrade_session(self, id: str, version: str | None = None) -> SessionInfo:  # noqa: A002
+        here = partial(self._local.upgrade_session, id, version)
+        request = sessions_pb2.UpgradeRequest(session=id, version=version or "")
+        return await self._fellows.routed(id, "Upgrade", request, decode_session, here)
+
+    async def snapshot_session(self, id: str) -> bytes:  # noqa: A002
+        here = partial(self._local.snapshot_session, id)
+        return await self._fellows.routed(id, "Snapshot", sessions_pb2.SnapshotRequest(session=id), _snapshot, here)
+
+    async def restore_session(self, snapshot: bytes, request: RestoreRequest) -> SessionInfo:
+        """Restore a session here, or, where the client has chosen its id, with the worker that the id belongs to."""
+        here = partial(self._local.restore_session, snapshot, request)
+        # As in `open_session`.
+        if request.id is None or 0 in {request.ttl_seconds, request.idle_seconds}:
+            return await here()
+        message = encode_restore_request(snapshot, request)
+        return await self._fellows.routed(
+            request.id, "Restore", message, decode_session, here, is_repeatable=request.durable
+        )
+
+
+def _nothing(_: Any) -> None:
+    return None
+
+
+def _snapshot(reply: sessions_pb2.SnapshotReply) -> bytes:
+    return reply.snapshot
 
 
 def _encoded(encode: Callable[P, Message], *args: P.args, **kwargs: P.kwargs) -> Message:
@@ -176,42 +291,3 @@ def _encoded(encode: Callable[P, Message], *args: P.args, **kwargs: P.kwargs) ->
         return encode(*args, **kwargs)
     except ValueError as error:
         raise InvalidInputError(f"a number is out of range: {error}") from None
-
-
-async def _ask(fellow: AsyncConnection, method: Any, request: Any, timeout: float | None = None) -> Any:  # noqa: ASYNC109
-    try:
-        return await fellow.call(method, request, timeout=timeout)
-    except UnavailableError as error:
-        raise _away(error) from error
-
-
-async def _events(
-    fellow: AsyncConnection, request: sessions_pb2.SessionGenerateRequest, seconds: float | None, *, is_streamed: bool
-) -> Events:
-    """The events of a fellow's generation; its tokens come in any case, and are told where they are wanted."""
-    try:
-        events = cast("Events", fellow.events(fellow.sessions.Generate, request, timeout=seconds))
-        async with aclosing(events):
-            async for event in events:
-                if is_streamed or isinstance(event, GenerationDone):
-                    yield event
-    except UnavailableError as error:
-        raise _away(error) from error
-
-
-def _away(error: UnavailableError) -> UnavailableError:
-    """What a caller is told: the fellow's own words, or, where gRPC found nobody, that there is nobody."""
-    if error.reason != UnavailableError.default_reason:
-        return error
-    message = "the worker that holds the session is away: it is being started again"
-    return UnavailableError(message, reason="WORKER_AWAY", retry_after=1.0)
-
-
-def _seconds(deadline: float | None) -> float | None:
-    """What is left until a deadline in the event loop's time."""
-    if deadline is None:
-        return None
-    seconds = deadline - asyncio.get_running_loop().time()
-    if seconds <= 0:
-        raise DeadlineExceededError("the request's time ran out before it was passed on")
-    return seconds

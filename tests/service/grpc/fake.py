@@ -243,13 +243,16 @@ class FakeService:
         sampling: Sampling,
         position: int | None = None,
         deadline: float | None = None,
+        *,
+        is_streamed: bool = True,
     ) -> AsyncGenerator[GeneratedToken | GenerationDone, None]:
         self.generations.append(GenerateCall(prompt, sampling, position, deadline))
         self._fail(session)
         info = self.sessions[session]
         async for event in self._generate(session, info.position + length(prompt), sampling):
             self.sessions[session] = info._replace(position=event.position)
-            yield event
+            if is_streamed or isinstance(event, GenerationDone):
+                yield event
 
     def release(self) -> None:
         """Answer every step that waits."""

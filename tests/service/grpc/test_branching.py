@@ -38,12 +38,6 @@ async def test_a_fork_by_number(stubs: Stubs, service: FakeService, count: int, 
     assert service.branched == [("fork", "a", None, asked)]
 
 
-async def test_a_fork_by_ids_and_number_is_refused(stubs: Stubs, service: FakeService) -> None:
-    error = await ended(stubs.sessions.Fork(sessions_pb2.ForkRequest(session="a", ids=["b"], count=1)))
-    assert isinstance(error, errors.InvalidInputError)
-    assert service.branched == []
-
-
 async def test_there_and_back(stubs: Stubs, service: FakeService) -> None:
     service.add_sessions("a")
     await stubs.sessions.Step(sessions_pb2.StepRequest(session="a", tokens=[1, 2]))

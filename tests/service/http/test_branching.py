@@ -110,7 +110,6 @@ async def test_who_wishes_for_nothing_needs_no_body(client: httpx.AsyncClient, s
 
 
 BAD_BODIES: list[tuple[str, Json, str]] = [
-    ("fork", {"ids": ["a"], "count": 1}, "ids or count may be given, not both"),
     ("fork", {"ids": []}, "ids: "),
     ("fork", {"ids": ["a", "b/c"]}, "ids.1: "),
     ("fork", {"ids": "a"}, "ids: "),
@@ -143,6 +142,7 @@ REQUESTS = [
 ]
 REASONS: list[tuple[errors.TidegateError, int]] = [
     (errors.InvalidInputError("m", reason="BAD_SNAPSHOT"), 400),
+    (errors.InvalidInputError("m", reason="BAD_FORK"), 400),
     (errors.NotFoundError("m", reason="UNKNOWN_CHECKPOINT"), 404),
     (errors.NotFoundError("m", reason="UNKNOWN_SESSION"), 404),
     (errors.AlreadyExistsError("m", reason="SESSION_EXISTS"), 409),

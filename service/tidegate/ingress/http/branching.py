@@ -14,7 +14,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tidegate.core import RestoreRequest
-from tidegate.errors import InvalidInputError
 from tidegate.ingress.http import documents, schemas
 from tidegate.ingress.http.documents import OCTETS, body, octets, problems
 from tidegate.ingress.http.exchange import (
@@ -44,8 +43,6 @@ raw = APIRouter(prefix=PREFIX, tags=["sessions"], route_class=RawRoute)
 async def fork(request: Request, session: Id) -> Response:
     """Open new sessions that go on from where this one is, under ids of your own or as many as you like."""
     form = schemas.Fork.model_validate(await _read_wishes(request))
-    if form.ids is not None and form.count is not None:
-        raise InvalidInputError("ids or count may be given, not both")
     forks = await service_of(request).fork_session(session, form.ids, form.count)
     return json_reply(schemas.Forks.model_validate({"sessions": forks}))
 

@@ -1,0 +1,142 @@
+"""How a worker asks its fellows: by gRPC over their Unix sockets, once, and what happens where nobody answers.
+
+Knows connections, and who serves a session. What is asked, and how it is done here, the routing says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from tidegate.client.aio_connection import AsyncConnection
+from tidegate.client.retry import Retry
+from tidegate.config import Settings
+from tidegate.core import GeneratedToken, GenerationDone
+from tidegate.errors import DeadlineExceededError, NotFoundError, UnavailableError
+from tidegate.v1 import sessions_pb2
+from tidegate.workers.seat import Seat
+
+Events = AsyncGenerator[GeneratedToken | GenerationDone]
+Answer = TypeVar("Answer")
+
+DURABLE, EPHEMERAL = "d~", "e~"
+"""How the ids begin that the server makes; clients may not choose such."""
+
+AWAY = "WORKER_AWAY"
+"""The reason of an error that says that nobody answered: what was asked may have been done or not."""
+
+
+class Fellow:
+    """Another worker of the same server. It asks nobody else: what it is asked, its own core answers."""
+
+    def __init__(self, address: str, timeout: float) -> None:
+        self._connection = AsyncConnection(address, timeout, Retry(attempts=1), asyncio.sleep)
+        self.models = self._connection.models
+        self.sessions = self._connection.sessions
+
+    async def ask(self, method: Any, request: Any, deadline: float | None = None) -> Any:
+        """Call once; ``deadline`` is in the event loop's time, None is the server's time for a request."""
+        try:
+            return await self._connection.call(method, request, timeout=_seconds(deadline))
+        except UnavailableError as error:
+            raise _away(error) from error
+
+    async def generate(
+        self, request: sessions_pb2.SessionGenerateRequest, deadline: float | None, *, is_streamed: bool
+    ) -> Events:
+        """The events of a generation; its tokens come in any case, and are told where they are wanted."""
+        try:
+            call = self._connection.events(self.sessions.Generate, request, timeout=_seconds(deadline))
+            async with aclosing(call) as events:
+                async for event in events:
+                    if is_streamed or isinstance(event, GenerationDone):
+                        yield event
+        except UnavailableError as error:
+            raise _away(error) from error
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+
+class Fellows:
+    """All other workers, and the rule by which a session is served by one of them or here.
+
+    A durable session lies in the store, which all workers share: one whose id the server made is served where it is
+    asked for. An id that a client chose does not say what it is, so it has an owner like an ephemeral session; where
+    that is away, this worker looks into the store in its place.
+    """
+
+    def __init__(self, seat: Seat, settings: Settings) -> None:
+        self._seat = seat
+        self._has_store = settings.store != "memory"
+        self._fellows = {number: Fellow(seat.address(number), settings.request_timeout) for number in seat.others}
+
+    def __iter__(self) -> Iterator[Fellow]:
+        return iter(self._fellows.values())
+
+    def owner(self, session: str) -> int:
+        """The number of the worker that serves the session."""
+        return self._seat.number if session.startswith(DURABLE) else self._seat.owner(session)
+
+    def serving(self, session: str) -> Fellow | None:
+        """Who serves the session, None where this worker does."""
+        return self._fellows.get(self.owner(session))
+
+    async def routed(
+        self,
+        session: str,
+        method: str,
+        request: Any,
+        decode: Callable[[Any], Answer],
+        here: Callable[[], Awaitable[Answer]],
+        *,
+        home: int | None = None,
+        is_repeatable: bool = True,
+    ) -> Answer:
+        """Call a method of `Sessions` where the session is served, or at the worker ``home``."""
+        fellow = self._fellows.get(self.owner(session) if home is None else home)
+        if fellow is None:
+            return await here()
+        try:
+            return decode(await fellow.ask(getattr(fellow.sessions, method), request))
+        except UnavailableError as error:
+            return await self.stand_in(error, session, here, is_repeatable=is_repeatable)
+
+    async def stand_in(
+        self, error: UnavailableError, session: str, here: Callable[[], Awaitable[Answer]], *, is_repeatable: bool
+    ) -> Answer:
+        """Do here what a fellow was asked that is away, or raise ``error`` where that may be wrong.
+
+        ``is_repeatable`` says that it may be done twice without harm: the fellow may have done it before it went.
+        """
+        may_be_stored = self._has_store and not session.startswith(EPHEMERAL)
+        if error.reason != AWAY or not may_be_stored or not is_repeatable:
+            raise error
+        try:
+            return await here()
+        except NotFoundError as missing:
+            # That it is not in the store does not say that the fellow had it not.
+            raise (error if missing.reason == "UNKNOWN_SESSION" else missing) from None
+
+    async def close(self) -> None:
+        await asyncio.gather(*(fellow.close() for fellow in self))
+
+
+def _away(error: UnavailableError) -> UnavailableError:
+    """What a caller is told: the fellow's own words, or, where gRPC found nobody, that there is nobody."""
+    if error.reason != UnavailableError.default_reason:
+        return error
+    message = "the worker that holds the session is away: it is being started again"
+    return UnavailableError(message, reason=AWAY, retry_after=1.0)
+
+
+def _seconds(deadline: float | None) -> float | None:
+    """What is left until a deadline in the event loop's time."""
+    if deadline is None:
+        return None
+    seconds = deadline - asyncio.get_running_loop().time()
+    if seconds <= 0:
+        raise DeadlineExceededError("the request's time ran out before it was passed on")
+    return seconds
