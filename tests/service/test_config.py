@@ -28,7 +28,7 @@ def write(folder: Path, text: str) -> Path:
 def test_defaults_serve_bundles_on_this_machine_only() -> None:
     settings = load_settings({})
     assert (settings.bundles, settings.http, settings.grpc) == (Path("bundles"), "127.0.0.1:8080", "127.0.0.1:8081")
-    assert (settings.store, settings.provider, settings.replica) == ("memory", "cpu", None)
+    assert (settings.store, settings.provider, settings.replica) == ("sqlite", "cpu", None)
 
 
 def test_flag_goes_before_environment_before_file_before_default(
@@ -68,7 +68,10 @@ def test_settings_never_change() -> None:
         ({"http": "here"}, "--http: 'here' is not HOST:PORT, like 127.0.0.1:8080 or [::1]:8080"),
         ({"grpc": "127.0.0.1:70000"}, "--grpc: '127.0.0.1:70000': a port is at most 65535"),
         ({"provider": "tpu"}, "--provider: input should be 'cpu' or 'cuda', not 'tpu'"),
-        ({"store": "redis://x"}, "--store: store 'redis://x' is not supported by this version: use memory"),
+        (
+            {"store": "postgres://x"},
+            "--store: 'postgres://x' is not a store: it is memory, sqlite or redis://HOST:PORT/DATABASE",
+        ),
         ({"workers": "0"}, "--workers: input should be greater than or equal to 1, not '0'"),
         ({"max_rows": "0"}, "--max-rows: input should be greater than or equal to 1, not '0'"),
         ({"request_timeout": "inf"}, "--request-timeout: input should be a finite number, not 'inf'"),
