@@ -91,7 +91,7 @@ def redis_server(
         port: Where to listen; a free one by default.
         tls: Whether it speaks nothing but TLS there; the options name the certificate.
     """
-    port = port or _free_port()
+    port = port or free_port()
     listening = ("--port", "0", "--tls-port", str(port)) if tls else ("--port", str(port))
     kept = ("--save", "", "--appendonly", "yes" if appendonly else "no", "--appendfsync", appendfsync)
     with tempfile.TemporaryDirectory(prefix="tidegate-redis-") as directory:
@@ -109,7 +109,8 @@ def _binary() -> str:
     return found
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 where nobody listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -13,7 +13,8 @@ the indexes alone.
 
 Redis is never told to expire anything: when a session ends is the server's business. What is kept when Redis or its
 machine goes depends on Redis's settings: ``appendonly yes``, ``appendfsync always`` and an eviction policy that does
-not take keys without expiry (docs/durability.md).
+not take keys without expiry (docs/durability.md). The keys are fit for a cluster; the connection, so far, is to a
+single Redis.
 """
 
 from __future__ import annotations
@@ -134,8 +135,8 @@ class RedisStore:
 
     async def start(self) -> None:
         try:
-            refused = await self._look_at_format()
-            await self._load_scripts()
+            refused = _refusal((await self._stored_format())[1])
+            await self._try_commands()
         except UnavailableError as error:
             await self._line.drop()
             if self._theirs.is_hopeless(error.__cause__):
@@ -152,7 +153,10 @@ class RedisStore:
 
     async def ping(self) -> None:
         """Return if it can be written to, and holds our format: servers of another may have come to it meanwhile."""
-        self._refused = await self._look_at_format()
+        was_empty, stored = await self._stored_format()
+        if was_empty:
+            log.error("Redis was emptied, or came back empty: the sessions that were stored there are gone")
+        self._refused = _refusal(stored)
         if self._refused:
             raise self._theirs.away(self._refused)
 
@@ -219,17 +223,16 @@ class RedisStore:
         await self._line.check(replies)
         return replies
 
-    async def _look_at_format(self) -> str | None:
-        """What is wrong with the stored format, or None; an empty database gets ours."""
+    async def _stored_format(self) -> tuple[bool, bytes]:
+        """Whether there was none, and which there is now: an empty database gets ours."""
         replies = await self._line.ask([("SET", FORMAT_KEY, FORMAT, "NX"), ("GET", FORMAT_KEY)])
         await self._line.check(replies)
-        stored = replies[1]
-        if stored == str(FORMAT).encode():
-            return None
-        return f"the store in Redis has format {stored.decode(errors='replace')}, this tidegate reads format {FORMAT}"
+        made, stored = replies
+        return made is not None, stored
 
-    async def _load_scripts(self) -> None:
-        await self._line.check(await self._line.ask(_LOADS))
+    async def _try_commands(self) -> None:
+        """Load the scripts and look at each bucket: that shows now what may not be done, and a node among others."""
+        await self._line.check(await self._line.ask([*_LOADS, *(("EXISTS", bucket.due) for bucket in _BUCKETS)]))
 
     async def _warn_of_losses(self) -> None:
         """Log what Redis's settings let it lose. A managed Redis may not tell them."""
@@ -244,6 +247,13 @@ class RedisStore:
 
 
 _LOADS: tuple[Command, ...] = tuple(("SCRIPT", "LOAD", script.text) for script in (WRITE, DELETE, POSTPONE))
+
+
+def _refusal(stored: bytes) -> str | None:
+    """What is wrong with a stored format."""
+    if stored == str(FORMAT).encode():
+        return None
+    return f"the store in Redis has format {stored.decode(errors='replace')}, this tidegate reads format {FORMAT}"
 
 
 def _losses(policy: str, appendonly: str, appendfsync: str) -> list[str]:

@@ -58,6 +58,8 @@ class Line:
             UnavailableError: No answer: the cause is redis-py's error, or TimeoutError. The connection is given up,
                 and with it whatever else was waiting on it.
         """
+        if not commands:
+            return []
         packed = [_pack(command) for command in commands]
         live = None
         try:
@@ -67,7 +69,7 @@ class Line:
                     live = await self._connected()
                 return await live.ask(packed)
         except TimeoutError as error:
-            await self.drop()
+            await self._drop(live)
             raise away(f"Redis did not answer within {self._timeout:g} s") from error
         except (theirs.RedisError, OSError) as error:
             raise meaning(error) from error
@@ -83,7 +85,12 @@ class Line:
 
     async def drop(self) -> None:
         """Close the connection; the next call makes another."""
-        live, self._live = self._live, None
+        await self._drop(self._live)
+
+    async def _drop(self, live: _Live | None) -> None:
+        """Close that connection, which others may have replaced already."""
+        if live is self._live:
+            self._live = None
         if live is not None:
             await live.close()
 
@@ -189,6 +196,8 @@ def away(message: str) -> UnavailableError:
 
 def meaning(error: Exception) -> UnavailableError:
     """Ours for an error of redis-py's."""
+    if isinstance(error, theirs.MovedError):
+        return away("Redis: this is one of several nodes of a cluster, and a store is a single Redis")
     said = f"Redis: {error}"
     if isinstance(error, theirs.OutOfMemoryError) or said.startswith("Redis: MISCONF"):
         return UnavailableError(said, reason="STORE_FULL", retry_after=RETRY_AFTER_SECONDS)
