@@ -288,10 +288,11 @@ class Engine:
 
     def part(self, batch: Batch) -> list[Step]:
         """Take the chunks of durable sessions that end here out of the batch: they are to be stored first."""
-        rows = [row for row in batch.rows if _is_to_store(row[1])]
+        rows = [row for row in batch.rows if row[1].is_stored and not row[1].remaining]
         if not rows:
             return []
-        batch.rows = [row for row in batch.rows if not _is_to_store(row[1])]
+        stored = {row for row, _ in rows}
+        batch.rows = [row for row in batch.rows if row[0] not in stored]
         states = self._arena.pack(_slots([row for row, _ in rows]), self._planes(batch))
         return [self._step(batch, row, work, state) for (row, work), state in zip(rows, states, strict=True)]
 
@@ -415,8 +416,9 @@ class Engine:
     @staticmethod
     def _needs_scratch(work: Work) -> bool:
         """Whether the row goes on without being committed to a session, and has no place for its working state yet."""
-        goes_on = work.remaining > 0 or (work.session is None and isinstance(work, Generation)) or _is_to_store(work)
-        return goes_on and work.scratch is None
+        if work.scratch is not None:
+            return False
+        return work.is_stored or work.remaining > 0 or (work.session is None and isinstance(work, Generation))
 
     def _planes(self, batch: Batch) -> list[Tensor]:
         """Return what a slot keeps of each row: its states and, where the codec keeps one, its last step's output."""
@@ -566,14 +568,9 @@ def _source(work: Work) -> int:
     return INITIAL if session is None or session.slot is None or session.position == 0 else session.slot
 
 
-def _is_to_store(work: Work) -> bool:
-    """Whether the work is a chunk of a durable session, at its end."""
-    return work.session is not None and work.session.is_durable and not work.remaining
-
-
 def _target(work: Work) -> int | None:
     """Return the slot that a row's new state goes to; None where nobody will ask for it."""
-    if work.session is None or work.remaining or work.session.is_durable:
+    if work.is_stored or work.session is None or work.remaining:
         return work.scratch
     return work.session.slot
 

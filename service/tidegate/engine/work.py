@@ -40,11 +40,13 @@ class Work:
         position: The session's position before the chunk, where the caller gave it.
         deadline: Monotonic seconds after which it must not be committed.
         reply: Where the result goes.
+
+    ``is_stored`` says whether its steps must be stored before they are told.
     """
 
     __slots__ = (
-        "ask", "deadline", "inputs", "is_checked", "length", "offset", "pieces", "position", "reply", "scratch",
-        "session", "start"
+        "ask", "deadline", "inputs", "is_checked", "is_stored", "length", "offset", "pieces", "position", "reply",
+        "scratch", "session", "start"
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +59,7 @@ class Work:
         reply: Reply,
     ) -> None:
         self.session = session
+        self.is_stored = session is not None and session.is_durable
         self.inputs = inputs
         self.ask = ask
         self.position = position
@@ -92,8 +95,7 @@ class Work:
         return self._name(self.inputs, self.ask)
 
     def _name(self, inputs: Sequence[Tensor], options: Ask | Sampling) -> Hashable:
-        is_stored = self.session is not None and self.session.is_durable
-        return (digest if is_stored else _fingerprint)(inputs, options)
+        return (digest if self.is_stored else _fingerprint)(inputs, options)
 
     @property
     def can_start_over(self) -> bool:
@@ -257,11 +259,25 @@ class Turn(Work):
 
 def digest(inputs: Sequence[Tensor], options: Ask | Sampling) -> bytes:
     """Return the SHA-256 of a request's canonical input and options: the same in every process and version."""
+    parts = tuple((tensor.dtype, tensor.shape, tensor.tobytes()) for tensor in inputs)
+    if len(parts) == 1 and len(parts[0][2]) <= _DIGEST_BYTES:
+        return _hash_again(parts, options)
+    return _hash(parts, options)
+
+
+_Parts = tuple[tuple["np.dtype[Any]", tuple[int, ...], bytes], ...]
+
+
+def _hash(parts: _Parts, options: Ask | Sampling) -> bytes:
     hasher = hashlib.sha256(_canonical(options))
-    for tensor in inputs:
-        hasher.update(f"{tensor.dtype.str}{tensor.shape}".encode())
-        hasher.update(tensor.tobytes())
+    for dtype, shape, content in parts:
+        hasher.update(f"{dtype.str}{shape}".encode())
+        hasher.update(content)
     return hasher.digest()
+
+
+# Single steps of a vocabulary come again and again.
+_hash_again = functools.lru_cache(8192)(_hash)
 
 
 @functools.lru_cache(1024)

@@ -19,7 +19,7 @@ from tidegate.sessions.records import (
     encode_head,
     encode_step,
     last_reply,
-    new_revision,
+    new_revisions,
     phase_of,
 )
 from tidegate.sessions.session import DurableSession, ended
@@ -45,7 +45,8 @@ class Committer:
     async def commit(self, steps: Sequence[Step]) -> list[Outcome]:
         """Store steps, each by compare-and-set on the revision that its session's copy was made from."""
         now = self._wall()
-        writes = [_write(step, now) for step in steps]
+        revisions = new_revisions(len(steps))
+        writes = [_write(step, revision, now) for step, revision in zip(steps, revisions, strict=True)]
         results = await self._ledger.write(writes)
         return [_outcome(write, result) for write, result in zip(writes, results, strict=True)]
 
@@ -111,10 +112,10 @@ def is_of(record: Record, session: DurableSession) -> bool:
     )
 
 
-def _write(step: Step, now: float) -> Write:
+def _write(step: Step, revision: bytes, now: float) -> Write:
     session = step.session
     record = encode_step(session.head, step.position, now, step.state, step.last)
-    return Write(session.id, session.revision, new_revision(), record)
+    return Write(session.id, session.revision, revision, record)
 
 
 def _outcome(write: Write, written: bool | TidegateError) -> Outcome:

@@ -6,6 +6,7 @@ the *head*, which steps do not change and which a live session keeps encoded, an
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Iterable
 from dataclasses import replace
@@ -24,12 +25,20 @@ from tidegate.wire.sessions import decode_session_request, encode_session_reques
 
 Record = records_pb2.SessionRecord
 
+_REVISION_BYTES = 16
+
 REMEMBERED_SECONDS = 3600.0
 """How long an ending and its reason are remembered."""
 
 
 def new_revision() -> bytes:
-    return secrets.token_bytes(16)
+    return secrets.token_bytes(_REVISION_BYTES)
+
+
+def new_revisions(count: int) -> list[bytes]:
+    """Return so many new revisions, for one call of the system."""
+    random = secrets.token_bytes(count * _REVISION_BYTES)
+    return [random[start : start + _REVISION_BYTES] for start in range(0, len(random), _REVISION_BYTES)]
 
 
 def new_record(
@@ -78,9 +87,23 @@ def encode_head(record: Record) -> bytes:
 
 def encode_step(head: bytes, position: int, used_at: float, state: bytes, last: LastReply) -> bytes:
     """Return the record of a session after a step."""
-    moving = Record(position=position, used_at=used_at, state=state)
+    moving = Record(position=position, used_at=used_at)
     _fill_last(moving.last, last)
-    return head + moving.SerializeToString()
+    # The state, by far the longest field, is put behind the others as protobuf would write it: one copy, not three.
+    return b"".join((head, moving.SerializeToString(), _state_prefix(len(state)), state))
+
+
+@functools.cache
+def _state_prefix(size: int) -> bytes:
+    """Return what protobuf writes before a `state` of that size: the field's tag and the length, as varints."""
+    tag = Record(state=b"x").SerializeToString()[:-2]
+    return tag + _varint(size) if size else b""
+
+
+def _varint(number: int) -> bytes:
+    """Return a number as protobuf writes it: seven bits a byte, the lowest first."""
+    low, rest = number & 0x7F, number >> 7
+    return bytes([low]) if not rest else bytes([low | 0x80]) + _varint(rest)
 
 
 def _fill_last(message: records_pb2.LastReply, last: LastReply) -> None:
