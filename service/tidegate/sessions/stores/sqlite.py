@@ -24,6 +24,24 @@ from tidegate.sessions.stores.store import Entry, Write
 
 T = TypeVar("T")
 
+READ = "SELECT revision, checksum, record FROM sessions WHERE id = ?"
+READ_ATTACHMENT = "SELECT content, checksum FROM attachments WHERE id = ? AND name = ?"
+DUE = "SELECT id FROM sessions WHERE due <= ? ORDER BY due, id LIMIT ?"
+# Text compares as UTF-8 bytes, whose order is that of code points.
+PAGE = "SELECT id, revision, checksum, record FROM sessions WHERE is_listed AND id > ? ORDER BY id LIMIT ?"
+
+INSERT = """INSERT INTO sessions (revision, checksum, record, is_listed, due, id) VALUES (?, ?, ?, ?, ?, ?)
+    ON CONFLICT (id) DO NOTHING"""
+STEP = "UPDATE sessions SET revision = ?, checksum = ?, record = ? WHERE id = ? AND revision = ? AND is_listed"
+UPDATE = """UPDATE sessions SET revision = ?, checksum = ?, record = ?, is_listed = ?
+    WHERE id = ? AND revision = ?"""
+POSTPONE = "UPDATE sessions SET due = ? WHERE id = ?"
+DELETE = "DELETE FROM sessions WHERE id = ? AND revision = ?"
+
+ATTACH = "INSERT OR REPLACE INTO attachments (id, name, checksum, content) VALUES (?, ?, ?, ?)"
+DETACH = "DELETE FROM attachments WHERE id = ? AND name = ?"
+DETACH_ALL = "DELETE FROM attachments WHERE id = ?"
+
 
 class SqliteStore:
     """Durable sessions in a file that is made where there is none.
@@ -75,11 +93,10 @@ class SqliteStore:
         return await self._ask(lambda connection: _delete(connection, id, expected))
 
     async def due(self, now: float, limit: int) -> list[str]:
-        query = "SELECT id FROM sessions WHERE due <= ? ORDER BY due, id LIMIT ?"
-        return await self._ask(lambda connection: [id_ for (id_,) in connection.execute(query, (now, limit))])
+        return await self._ask(lambda connection: [id_ for (id_,) in connection.execute(DUE, (now, limit))])
 
     async def postpone(self, id: str, at: float | None) -> None:  # noqa: A002
-        await self._ask(lambda connection: connection.execute("UPDATE sessions SET due = ? WHERE id = ?", (at, id)))
+        await self._ask(lambda connection: connection.execute(POSTPONE, (at, id)))
 
     async def page(self, limit: int, after: str) -> list[tuple[str, Entry]]:
         return await self._ask(lambda connection: _page(connection, limit, after))
@@ -115,8 +132,8 @@ class SqliteStore:
             return job(self._ready())
         except sqlite3.ProgrammingError:
             raise  # a fault of ours
-        except sqlite3.Error as error:
-            if not sqlite_file.is_passing(error):
+        except sqlite_file.FAULTS as error:
+            if not sqlite_file.is_passing(error):  # a new connection next time
                 self._drop()
             found = sqlite_file.unavailable(error)
             self._is_full = self._is_full or found.reason == "STORE_FULL"
@@ -170,46 +187,41 @@ def _checksum(content: bytes, revision: bytes = b"") -> bytes:
     return zlib.crc32(content, zlib.crc32(revision)).to_bytes(4)
 
 
-def _checked(content: bytes, checksum: bytes, revision: bytes = b"") -> bytes:
-    if _checksum(content, revision) != checksum:
+def _checked(content: object, checksum: bytes, revision: object = b"") -> bytes:
+    # Of a damaged row, even the types may be others.
+    if not isinstance(content, bytes) or not isinstance(revision, bytes) or _checksum(content, revision) != checksum:
         raise UnavailableError("a record in the session store's file is damaged", reason="STORE_CORRUPT")
     return content
-
-
-def _read(connection: sqlite3.Connection, id_: str) -> Entry | None:
-    row = connection.execute("SELECT revision, checksum, record FROM sessions WHERE id = ?", (id_,)).fetchone()
-    return _entry(*row) if row else None
 
 
 def _entry(revision: bytes, checksum: bytes, record: bytes) -> Entry:
     return Entry(revision, _checked(record, checksum, revision))
 
 
+def _read(connection: sqlite3.Connection, id_: str) -> Entry | None:
+    row = connection.execute(READ, (id_,)).fetchone()
+    return _entry(*row) if row else None
+
+
 def _read_attachment(connection: sqlite3.Connection, id_: str, name: str) -> bytes | None:
-    query = "SELECT content, checksum FROM attachments WHERE id = ? AND name = ?"
-    row = connection.execute(query, (id_, name)).fetchone()
+    row = connection.execute(READ_ATTACHMENT, (id_, name)).fetchone()
     return _checked(*row) if row else None
 
 
 def _page(connection: sqlite3.Connection, limit: int, after: str) -> list[tuple[str, Entry]]:
-    # Text compares as UTF-8 bytes, whose order is that of code points.
-    query = "SELECT id, revision, checksum, record FROM sessions WHERE is_listed AND id > ? ORDER BY id LIMIT ?"
-    return [(id_, _entry(*row)) for id_, *row in connection.execute(query, (after, limit))]
+    return [(id_, _entry(*row)) for id_, *row in connection.execute(PAGE, (after, limit))]
 
 
 def _delete(connection: sqlite3.Connection, id_: str, expected: bytes) -> bool:
     with transaction(connection):
-        is_made = _changes(connection, "DELETE FROM sessions WHERE id = ? AND revision = ?", (id_, expected))
+        is_made = _changes(connection, DELETE, (id_, expected))
         if is_made:
-            connection.execute("DELETE FROM attachments WHERE id = ?", (id_,))
+            connection.execute(DETACH_ALL, (id_,))
     return is_made
 
 
 class _FellShortError(Exception):
     """Some write of a group was not made."""
-
-
-_STEP = "UPDATE sessions SET revision = ?, checksum = ?, record = ? WHERE id = ? AND revision = ? AND is_listed"
 
 
 def _step_all(connection: sqlite3.Connection, writes: Sequence[Write]) -> list[bool] | None:
@@ -219,13 +231,10 @@ def _step_all(connection: sqlite3.Connection, writes: Sequence[Write]) -> list[b
     """
     if not all(_is_step(write) for write in writes):
         return None
-    rows = [
-        (write.revision, _checksum(write.record, write.revision), write.record, write.id, write.expected)
-        for write in writes
-    ]
+    rows = [(*_columns(write), write.id, write.expected) for write in writes]
     try:
         with transaction(connection):
-            if connection.executemany(_STEP, rows).rowcount != len(rows):
+            if connection.executemany(STEP, rows).rowcount != len(rows):
                 raise _FellShortError
     except _FellShortError:
         return None
@@ -244,42 +253,32 @@ def _put_each(connection: sqlite3.Connection, writes: Sequence[Write]) -> list[b
 def _put(connection: sqlite3.Connection, write: Write) -> bool:
     is_made = _insert(connection, write) if write.expected is None else _update(connection, write)
     if is_made:
-        for name, content in write.attachments.items():
-            _attach(connection, write.id, name, content)
+        _attach(connection, write)
     return is_made
 
 
 def _insert(connection: sqlite3.Connection, write: Write) -> bool:
-    return _changes(
-        connection,
-        "INSERT INTO sessions (revision, checksum, record, is_listed, due, id) VALUES (?, ?, ?, ?, ?, ?) "
-        "ON CONFLICT (id) DO NOTHING",
-        (*_columns(write), write.due.at if write.due else None, write.id),
-    )
+    due = write.due.at if write.due else None
+    return _changes(connection, INSERT, (*_columns(write), write.is_listed, due, write.id))
 
 
 def _update(connection: sqlite3.Connection, write: Write) -> bool:
-    due, value = ("", ()) if write.due is None else (", due = ?", (write.due.at,))
-    return _changes(
-        connection,
-        f"UPDATE sessions SET revision = ?, checksum = ?, record = ?, is_listed = ?{due} "  # noqa: S608  (of ours)
-        "WHERE id = ? AND revision = ?",
-        (*_columns(write), *value, write.id, write.expected),
-    )
+    is_made = _changes(connection, UPDATE, (*_columns(write), write.is_listed, write.id, write.expected))
+    if is_made and write.due is not None:
+        connection.execute(POSTPONE, (write.due.at, write.id))
+    return is_made
 
 
-def _columns(write: Write) -> tuple[bytes, bytes, bytes, bool]:
-    return write.revision, _checksum(write.record, write.revision), write.record, write.is_listed
+def _columns(write: Write) -> tuple[bytes, bytes, bytes]:
+    return write.revision, _checksum(write.record, write.revision), write.record
 
 
-def _attach(connection: sqlite3.Connection, id_: str, name: str, content: bytes | None) -> None:
-    if content is None:
-        connection.execute("DELETE FROM attachments WHERE id = ? AND name = ?", (id_, name))
-    else:
-        connection.execute(
-            "INSERT OR REPLACE INTO attachments (id, name, checksum, content) VALUES (?, ?, ?, ?)",
-            (id_, name, _checksum(content), content),
-        )
+def _attach(connection: sqlite3.Connection, write: Write) -> None:
+    for name, content in write.attachments.items():
+        if content is None:
+            connection.execute(DETACH, (write.id, name))
+        else:
+            connection.execute(ATTACH, (write.id, name, _checksum(content), content))
 
 
 def _changes(connection: sqlite3.Connection, statement: str, values: tuple[object, ...]) -> bool:

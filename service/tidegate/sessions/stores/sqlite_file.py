@@ -56,6 +56,9 @@ SCHEMA = (
     f"PRAGMA user_version = {FORMAT}",
 )
 
+FAULTS = (sqlite3.Error, UnicodeDecodeError)
+"""What a file in trouble raises: the second where the text of an error, or of a row, holds damaged bytes."""
+
 _REASONS = {
     sqlite3.SQLITE_FULL: ("STORE_FULL", "the session store is full"),
     sqlite3.SQLITE_CORRUPT: ("STORE_CORRUPT", "the session store's file is damaged"),
@@ -103,7 +106,7 @@ def open_file(settings: FileSettings) -> sqlite3.Connection:
         connection = reopen_file(settings)
         with transaction(connection):  # it can be written to
             return connection
-    except sqlite3.Error as error:
+    except FAULTS as error:
         raise _at_start(error, settings.path) from error
 
 
@@ -195,18 +198,25 @@ class Checkpointer:
     def _checkpoint(self) -> None:
         # The log keeps everything, whatever goes wrong here; the writer meets the same trouble and reports it.
         with (
-            contextlib.suppress(sqlite3.Error, ConfigurationError),
+            contextlib.suppress(*FAULTS, ConfigurationError),
             contextlib.closing(reopen_file(self._settings)) as connection,
         ):
-            # Writers go on during the first two, which leave less and less to the last; with that one done they start
-            # the log from its beginning.
-            for mode in ("PASSIVE", "PASSIVE", "RESTART"):
-                connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+            # Writers go on meanwhile and add to the log; each pass has less to do than the one before. With the last
+            # they wait, and start the log from its beginning.
+            lengths = [_checkpoint(connection, "PASSIVE") for _ in range(3)]
+            if lengths[-1] - lengths[-2] < BACKSTOP_PAGES // 32:
+                _checkpoint(connection, "RESTART")
 
 
-def unavailable(error: sqlite3.Error) -> UnavailableError:
+def _checkpoint(connection: sqlite3.Connection, mode: str) -> int:
+    """Move the log into the file; return how many pages it holds."""
+    _, length, _ = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+    return int(length)
+
+
+def unavailable(error: Exception) -> UnavailableError:
     """What an error of a running store means to a caller."""
-    code, name = error.sqlite_errorcode, error.sqlite_errorname
+    code, name = _code(error), getattr(error, "sqlite_errorname", type(error).__name__)
     if code in _CANNOT_WRITE:
         reason, words = "STORE_FULL", "the session store cannot grow"
     else:
@@ -214,9 +224,15 @@ def unavailable(error: sqlite3.Error) -> UnavailableError:
     return UnavailableError(f"{words} ({name})", reason=reason, retry_after=1.0)
 
 
-def is_passing(error: sqlite3.Error) -> bool:
+def is_passing(error: Exception) -> bool:
     """Whether the connection is as good as before; after any other error a new one is to be made."""
-    return error.sqlite_errorcode & 0xFF in _PASSING
+    return _code(error) & 0xFF in _PASSING
+
+
+def _code(error: Exception) -> int:
+    """SQLite's result code. Python's own errors have none: they come of text that is no text."""
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+    return code
 
 
 def _make_file(path: Path) -> None:
@@ -291,7 +307,7 @@ def _pragma(connection: sqlite3.Connection, name: str) -> int:
     return int(value)
 
 
-def _at_start(error: sqlite3.Error, path: Path) -> TidegateError:
+def _at_start(error: Exception, path: Path) -> TidegateError:
     found = unavailable(error)
     if found.reason == "STORE_CORRUPT":
         return ConfigurationError(f"session store {path}: {_DAMAGED} ({error})", reason=found.reason)

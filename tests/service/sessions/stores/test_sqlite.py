@@ -1,0 +1,398 @@
+"""What only the SQLite store has: a file, its format, its faults, and other processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.service.sessions.stores import writer
+from tests.service.sessions.stores.places import after, first, opened
+from tidegate.errors import ConfigurationError, TidegateError, UnavailableError
+from tidegate.sessions.stores import sqlite
+from tidegate.sessions.stores.sqlite import SqliteStore
+from tidegate.sessions.stores.sqlite_file import BACKSTOP_PAGES, PAGE_BYTES
+from tidegate.sessions.stores.store import FORMAT, Entry, Store, Write
+
+KILOBYTES = bytes(range(256)) * 16
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "sessions.sqlite"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[Store]:
+    async with opened(SqliteStore(path, busy_seconds=0.01)) as store:
+        yield store
+
+
+@contextlib.contextmanager
+def raw(path: Path) -> Iterator[sqlite3.Connection]:
+    """The file, as any program sees it."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        yield connection
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+def put(path: Path, content: bytes | bytearray) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+
+
+async def fill(path: Path, *writes: Write) -> None:
+    async with opened(SqliteStore(path)) as store:
+        assert all(await store.write(writes))
+
+
+async def refusal(path: Path) -> ConfigurationError:
+    store = SqliteStore(path)
+    with pytest.raises(ConfigurationError) as caught:
+        await store.start()
+    await store.stop()
+    assert str(path) in caught.value.message
+    return caught.value
+
+
+# The file
+
+
+async def test_directory_and_file_are_made_for_their_owner_only(path: Path, store: Store) -> None:
+    await store.write([first("s")])
+    names = files(path.parent)
+    assert sorted(names) == ["sessions.sqlite", "sessions.sqlite-shm", "sessions.sqlite-wal"]
+    assert {path.with_name(name).stat().st_mode & 0o777 for name in names} == {0o600}
+
+
+@pytest.mark.parametrize("synchronous", ["normal", "full"])
+async def test_both_ways_to_sync_keep_what_was_written(path: Path, synchronous: str) -> None:
+    async with opened(SqliteStore(path, "full" if synchronous == "full" else "normal")) as store:
+        await store.write([first("s")])
+    with raw(path) as file:
+        assert file.execute("SELECT id, record FROM sessions").fetchall() == [("s", b"new")]
+
+
+async def test_a_path_may_hold_what_urls_may_not(tmp_path: Path) -> None:
+    strange = tmp_path / "a b?mode=ro#x%41" / "ü.sqlite"
+    await fill(strange, first("s"))
+    assert strange.is_file()
+
+
+async def test_many_stores_may_make_the_file_at_once(path: Path) -> None:
+    stores = [SqliteStore(path) for _ in range(8)]
+    await asyncio.gather(*(store.start() for store in stores))
+    made = await asyncio.gather(*(store.write([first(f"s{n}")]) for n, store in enumerate(stores)))
+    assert made == [[True]] * 8
+    assert len(await stores[0].page(99, "")) == 8
+    await asyncio.gather(*(store.stop() for store in stores))
+
+
+async def test_nothing_is_asked_of_a_store_that_is_not_open(path: Path) -> None:
+    store = SqliteStore(path)
+    for _ in range(2):
+        with pytest.raises(UnavailableError) as caught:
+            await store.read(["s"])
+        assert caught.value.reason == "STORE_AWAY"
+        await store.start()
+        await store.stop()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [value for name, value in vars(sqlite).items() if name.isupper() and isinstance(value, str)],
+)
+async def test_no_statement_reads_more_rows_the_more_there_are(path: Path, store: Store, statement: str) -> None:
+    with raw(path) as file:
+        plan = [row[3] for row in file.execute(f"EXPLAIN QUERY PLAN {statement}", [None] * statement.count("?"))]
+    assert not [line for line in plan if line.startswith("SCAN") or "TEMP B-TREE" in line]
+
+
+async def test_the_log_does_not_grow_with_what_was_written(path: Path) -> None:
+    async with opened(SqliteStore(path)) as store:
+        await write_much(store)
+        log = path.with_name(f"{path.name}-wal")
+        assert log.stat().st_size < BACKSTOP_PAGES * PAGE_BYTES * 1.5
+
+
+async def write_much(store: Store) -> None:
+    """Twice what the log may hold."""
+    size = 2**20
+    write = first("s", bytes(size))
+    await store.write([write])
+    for number in range(BACKSTOP_PAGES * PAGE_BYTES * 2 // size):
+        # Pages that a write leaves as they are would not be written.
+        write = after(write, bytes([number % 255 + 1]) * size)
+        assert await store.write([write]) == [True]
+
+
+# What can never work
+
+
+async def test_a_newer_format_is_refused_with_both_formats(path: Path) -> None:
+    await fill(path, first("s"))
+    with raw(path) as file:
+        file.execute(f"PRAGMA user_version = {FORMAT + 1}")
+    error = await refusal(path)
+    assert f"format {FORMAT + 1}" in error.message
+    assert f"format {FORMAT}" in error.message
+
+
+async def test_another_programs_file_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.sqlite"
+    with raw(path) as file:
+        file.execute("CREATE TABLE theirs (x)")
+    before = files(tmp_path)
+    assert "another program" in (await refusal(path)).message
+    assert files(tmp_path) == before
+
+
+async def test_a_directory_is_refused(tmp_path: Path) -> None:
+    assert "not a file" in (await refusal(tmp_path)).message
+
+
+async def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    await refusal(tmp_path / "file" / "sessions.sqlite")
+    await refusal(Path("/proc/none/sessions.sqlite"))
+
+
+# Damage
+
+
+async def test_what_is_no_database_is_refused(path: Path) -> None:
+    put(path, b"a text that is longer than the header of a database " * 9)
+    error = await refusal(path)
+    assert error.reason == "STORE_CORRUPT"
+    assert "restore it" in error.message
+
+
+async def test_a_truncated_file_is_refused(path: Path) -> None:
+    await fill(path, *(first(f"s{number}", KILOBYTES) for number in range(50)))
+    whole = files(path.parent)[path.name]
+    put(path, whole[: len(whole) // 2])
+    assert (await refusal(path)).reason == "STORE_CORRUPT"
+
+
+async def test_a_lost_table_is_refused(path: Path) -> None:
+    await fill(path, first("s"))
+    with raw(path) as file:
+        file.execute("DROP TABLE sessions")
+    async with opened(SqliteStore(path)) as store:
+        with pytest.raises(UnavailableError) as caught:
+            await store.read(["s"])
+    assert caught.value.reason == "STORE_CORRUPT"
+
+
+@pytest.mark.parametrize("damage", ["record = zeroblob(length(record))", "revision = zeroblob(16)", "record = 'text'"])
+async def test_a_damaged_record_is_not_served(path: Path, store: Store, damage: str) -> None:
+    whole = first("whole", KILOBYTES)
+    await store.write([first("damaged", KILOBYTES), whole])
+    with raw(path) as file:
+        file.execute(f"UPDATE sessions SET {damage} WHERE id = 'damaged'")  # noqa: S608
+    for call in (store.read(["damaged"]), store.page(9, "")):
+        with pytest.raises(UnavailableError) as caught:
+            await call
+        assert caught.value.reason == "STORE_CORRUPT"
+    assert await store.read(["whole"]) == [Entry(whole.revision, KILOBYTES)]
+
+
+async def test_a_damaged_attachment_is_not_served(path: Path, store: Store) -> None:
+    await store.write([dataclasses.replace(first("s"), attachments={"kept": KILOBYTES})])
+    with raw(path) as file:
+        file.execute("UPDATE attachments SET content = zeroblob(length(content))")
+    with pytest.raises(UnavailableError) as caught:
+        await store.read_attachment("s", "kept")
+    assert caught.value.reason == "STORE_CORRUPT"
+
+
+async def look(path: Path) -> list[Entry | str | None]:
+    """What is read of each session: an entry, nothing, or why not."""
+    seen: list[Entry | str | None] = []
+    async with opened(SqliteStore(path)) as store:
+        for number in range(20):
+            try:
+                seen += await store.read([f"s{number}"])
+            except UnavailableError as error:
+                seen.append(error.reason)
+    return seen
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Sound:
+    """A file with twenty sessions."""
+
+    path: Path
+    writes: list[Write]
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Sound:
+    path = tmp_path_factory.mktemp("sound") / "sessions.sqlite"
+    writes = [first(f"s{number}", KILOBYTES[: 100 + 300 * number], due=float(number)) for number in range(20)]
+    asyncio.run(fill(path, *writes))
+    return Sound(path, writes)
+
+
+@given(at=st.floats(0, 1, exclude_max=True), flips=st.binary(min_size=1, max_size=64).filter(any))
+def test_flipped_bytes_anywhere_are_never_served(sound: Sound, at: float, flips: bytes) -> None:
+    """Nor do they end in an error that is not one of ours."""
+    content = bytearray(sound.path.read_bytes())
+    start = int(at * len(content))
+    for offset, flip in enumerate(flips[: len(content) - start]):
+        content[start + offset] ^= flip
+    with tempfile.TemporaryDirectory(prefix="tidegate-") as directory:
+        damaged = Path(directory) / "sessions.sqlite"
+        put(damaged, content)
+        try:
+            seen = asyncio.run(look(damaged))
+        except TidegateError:
+            return
+    for write, entry in zip(sound.writes, seen, strict=True):
+        assert entry in {Entry(write.revision, write.record), None, "STORE_CORRUPT", "STORE_AWAY"}
+
+
+# Faults that pass
+
+
+async def test_a_full_store_keeps_what_it_has_and_works_again_with_room(path: Path) -> None:
+    store = SqliteStore(path, max_bytes=100 * PAGE_BYTES)
+    async with opened(store):
+        kept = first("kept", KILOBYTES, due=1.0)
+        large = first("large", KILOBYTES * 60)
+        assert await store.write([kept, large]) == [True, True]
+        group = [after(kept, b"stepped"), first("more", KILOBYTES * 60)]
+        for call in (store.write(group), store.ping()):
+            with pytest.raises(UnavailableError) as caught:
+                await call
+            assert caught.value.reason == "STORE_FULL"
+        assert await store.read(["kept", "more"]) == [Entry(kept.revision, KILOBYTES), None]
+
+        assert await store.delete("large", large.revision)
+        await store.ping()
+        assert await store.write(group) == [True, True]
+
+
+async def test_a_locked_file_is_away_for_writers_until_it_is_let_go(path: Path, store: Store) -> None:
+    opening = first("s", due=1.0)
+    await store.write([opening])
+    with raw(path) as file:
+        file.execute("BEGIN IMMEDIATE")
+        for call in (store.write([after(opening)]), store.delete("s", opening.revision), store.postpone("s", 2.0)):
+            with pytest.raises(UnavailableError) as caught:
+                await call
+            assert caught.value.reason == "STORE_AWAY"
+            assert caught.value.retry_after is not None
+        assert await store.read(["s"]) == [Entry(opening.revision, b"new")]
+        waiting = SqliteStore(path, busy_seconds=0.01)
+        with pytest.raises(UnavailableError):
+            await waiting.start()
+        file.execute("ROLLBACK")
+    async with opened(waiting):
+        assert await waiting.write([after(opening)]) == [True]
+    assert await store.due(1.0, 9) == ["s"]
+
+
+async def test_a_file_that_was_moved_away_takes_no_writes_until_it_is_back(path: Path, store: Store) -> None:
+    opening = first("s")
+    await store.write([opening])
+    away = path.parent.rename(path.parent.with_name("away"))
+    for call in (store.write([after(opening)]), store.ping(), store.read(["s"])):
+        with pytest.raises(UnavailableError) as caught:
+            await call
+        assert caught.value.reason == "STORE_AWAY"
+    away.rename(path.parent)
+    await store.ping()
+    assert await store.write([after(opening)]) == [True]
+
+
+async def test_a_file_that_was_put_in_its_place_is_served(tmp_path: Path, path: Path, store: Store) -> None:
+    backup = tmp_path / "backup.sqlite"
+    restored = first("restored")
+    await fill(backup, restored)
+    await store.write([first("lost")])
+    shutil.rmtree(path.parent)
+    path.parent.mkdir()
+    backup.rename(path)
+    assert await store.read(["lost", "restored"]) == [None, Entry(restored.revision, b"new")]
+
+
+async def test_another_programs_file_in_its_place_is_not(path: Path, store: Store) -> None:
+    shutil.rmtree(path.parent)
+    path.parent.mkdir()
+    with raw(path) as file:
+        file.execute("CREATE TABLE theirs (x)")
+    with pytest.raises(UnavailableError) as caught:
+        await store.ping()
+    assert caught.value.reason == "STORE_AWAY"
+
+
+async def test_a_format_that_changes_meanwhile_is_noticed(path: Path, store: Store) -> None:
+    with raw(path) as file:
+        file.execute(f"PRAGMA user_version = {FORMAT + 1}")
+    with pytest.raises(UnavailableError) as caught:
+        await store.ping()
+    assert f"format {FORMAT + 1}" in caught.value.message
+
+
+async def test_a_read_finds_the_write_whose_caller_gave_up(store: Store) -> None:
+    opening = first("s", due=1.0)
+    writing = asyncio.create_task(store.write([opening]))
+    await asyncio.sleep(0)  # the write is on its way to the thread
+    writing.cancel()
+    assert await store.read(["s"]) in ([Entry(opening.revision, b"new")], [None])
+
+
+# Other processes
+
+
+def started(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, writer.__file__, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+async def stored(path: Path) -> int:
+    """The number that the writer stored last."""
+    async with opened(SqliteStore(path)) as store:
+        (entry,) = await store.read(["s"])
+    assert entry is not None
+    number = int.from_bytes(entry.revision)
+    assert entry.record == writer.content(number)
+    return number
+
+
+@pytest.mark.parametrize("num_lines", [1, 7, 40, 200])
+async def test_what_a_killed_process_acknowledged_is_stored(path: Path, num_lines: int) -> None:
+    with started(path) as process:
+        assert process.stdout is not None
+        for _ in range(num_lines):
+            process.stdout.readline()
+        process.kill()
+        acknowledged = num_lines + len(process.stdout.readlines())
+    # The last one may have been stored and not told.
+    assert acknowledged <= await stored(path) <= acknowledged + 1
+
+
+async def test_a_limit_on_the_files_size_loses_nothing_and_passes(path: Path) -> None:
+    with started(path, 2_000_000) as process:
+        assert process.stdout is not None
+        *told, reason, last = process.stdout.read().split()
+    assert process.returncode == 0
+    assert reason == "STORE_FULL"
+    assert told == [str(number) for number in range(1, len(told) + 1)]
+    assert told
+    assert int(last) == len(told) + 1 == await stored(path)

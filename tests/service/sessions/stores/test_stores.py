@@ -1,0 +1,260 @@
+"""What every store does."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tests.service.sessions.stores.places import Place, after, first, opened
+from tidegate.sessions.stores.store import Due, Entry, Store, Write
+
+
+async def test_what_was_written_is_read(store: Store) -> None:
+    await store.ping()
+    one, two = first("one", b"1"), first("two", b"")
+    assert await store.write([one, two]) == [True, True]
+    assert await store.read(["two", "none", "one", "two"]) == [
+        Entry(two.revision, b""),
+        None,
+        Entry(one.revision, b"1"),
+        Entry(two.revision, b""),
+    ]
+
+
+async def test_nothing_to_do_is_done(store: Store) -> None:
+    assert await store.write([]) == []
+    assert await store.read([]) == []
+
+
+async def test_a_session_is_opened_once(store: Store) -> None:
+    one = first("s", b"1")
+    assert await store.write([one]) == [True]
+    assert await store.write([first("s", b"2")]) == [False]
+    assert await store.read(["s"]) == [Entry(one.revision, b"1")]
+
+
+async def test_a_step_needs_the_stored_revision(store: Store) -> None:
+    opening = first("s")
+    step = after(opening, b"1")
+    assert await store.write([opening]) == [True]
+    assert await store.write([step]) == [True]
+    assert await store.write([after(opening, b"stale")]) == [False]
+    assert await store.read(["s"]) == [Entry(step.revision, b"1")]
+
+
+async def test_the_same_step_again_is_not_made(store: Store) -> None:
+    opening = first("s")
+    step = after(opening)
+    assert [await store.write([write]) for write in (opening, step, step)] == [[True], [True], [False]]
+
+
+async def test_what_is_not_stored_cannot_be_stepped(store: Store) -> None:
+    assert await store.write([after(first("s"))]) == [False]
+    assert await store.read(["s"]) == [None]
+
+
+async def test_a_deleted_session_may_be_opened_again_and_its_old_revision_is_stale(store: Store) -> None:
+    opening = first("s")
+    await store.write([opening])
+    assert await store.delete("s", opening.revision)
+    assert await store.read(["s"]) == [None]
+    assert not await store.delete("s", opening.revision)
+
+    again = first("s", b"again")
+    assert await store.write([again]) == [True]
+    assert await store.write([after(opening)]) == [False]
+    assert not await store.delete("s", opening.revision)
+    assert await store.read(["s"]) == [Entry(again.revision, b"again")]
+
+
+async def test_each_write_of_a_group_is_made_or_not_by_itself(store: Store) -> None:
+    openings = [first(name) for name in "abcd"]
+    await store.write(openings)
+    a, b, c, d = openings
+    stale = dataclasses.replace(after(b, b"stale"), expected=a.revision)
+    group = [after(a, b"a"), stale, after(c, b"c"), after(d, b"d")]
+    assert await store.write(group) == [True, False, True, True]
+    assert [entry.record for entry in await store.read(list("abcd")) if entry] == [b"a", b"new", b"c", b"d"]
+
+
+async def test_a_group_may_open_step_and_end_sessions(store: Store) -> None:
+    a, b, d = first("a", due=1.0), first("b", due=2.0), first("d", due=4.0)
+    await store.write([a, b, d])
+    ending = Write("b", b.revision, b"e" * 16, b"ended", Due(9.0), is_listed=False)
+    assert await store.write([after(a), first("c", due=3.0), first("d"), ending]) == [True, True, False, True]
+    assert [id_ for id_, _ in await store.page(9, "")] == ["a", "c", "d"]
+    assert await store.due(9.0, 9) == ["a", "c", "d", "b"]
+
+
+async def test_attachments_come_and_go_with_writes(store: Store) -> None:
+    opening = dataclasses.replace(first("s"), attachments={"one": b"1", "two": b""})
+    await store.write([opening])
+    step = dataclasses.replace(after(opening), attachments={"one": None, "two": b"2", "three": b"3", "none": None})
+    assert await store.write([step]) == [True]
+    assert [await store.read_attachment("s", name) for name in ("one", "two", "three", "none")] == [
+        None,
+        b"2",
+        b"3",
+        None,
+    ]
+    await store.write([after(step)])
+    assert await store.read_attachment("s", "three") == b"3"
+
+
+async def test_a_failed_compare_leaves_attachments_as_they_are(store: Store) -> None:
+    opening = dataclasses.replace(first("s"), attachments={"one": b"1"})
+    await store.write([opening])
+    stale = dataclasses.replace(after(first("s")), attachments={"one": None, "two": b"2"})
+    twice = dataclasses.replace(first("s"), attachments={"one": b"other"})
+    assert await store.write([stale, first("t")]) == [False, True]
+    assert await store.write([twice]) == [False]
+    assert [await store.read_attachment("s", name) for name in ("one", "two")] == [b"1", None]
+
+
+async def test_attachments_are_of_one_session_and_gone_with_it(store: Store) -> None:
+    one, two = (dataclasses.replace(first(id_), attachments={"kept": id_.encode()}) for id_ in ("one", "two"))
+    await store.write([one, two])
+    assert not await store.delete("one", two.revision)
+    assert await store.read_attachment("one", "kept") == b"one"
+    assert await store.delete("one", one.revision)
+    assert await store.read_attachment("two", "kept") == b"two"
+    await store.write([first("one")])
+    assert await store.read_attachment("one", "kept") is None
+
+
+async def test_what_is_due_comes_earliest_first(store: Store) -> None:
+    await store.write([first("c", due=3.0), first("a", due=2.5), first("never"), first("b", due=1.0)])
+    assert await store.due(0.5, 9) == []
+    assert await store.due(2.5, 9) == ["b", "a"]
+    assert await store.due(1e12, 2) == ["b", "a"]
+    assert await store.due(1e12, 9) == ["b", "a", "c"]
+
+
+async def test_a_step_leaves_the_order_of_expiry_as_it_is(store: Store) -> None:
+    a, b = first("a", due=1.0), first("b", due=2.0)
+    await store.write([a, b])
+    step = after(a)
+    await store.write([step, after(b)])
+    assert await store.due(9.0, 9) == ["a", "b"]
+    await store.write([dataclasses.replace(after(step), due=Due(3.0))])
+    assert await store.due(9.0, 9) == ["b", "a"]
+
+
+async def test_a_write_may_take_a_session_out_of_the_order(store: Store) -> None:
+    opening = first("s", due=1.0)
+    await store.write([opening])
+    await store.write([dataclasses.replace(after(opening), due=Due(None))])
+    assert await store.due(9.0, 9) == []
+
+
+async def test_a_failed_compare_leaves_the_order_as_it_is(store: Store) -> None:
+    await store.write([first("s", due=5.0)])
+    await store.write([first("s", due=1.0), dataclasses.replace(after(first("t")), due=Due(1.0))])
+    assert await store.due(9.0, 9) == ["s"]
+    assert await store.due(4.0, 9) == []
+
+
+async def test_expiry_is_put_off_whatever_the_revision(store: Store) -> None:
+    opening = first("a", due=1.0)
+    await store.write([opening, first("b", due=2.0)])
+    await store.postpone("a", 3.0)
+    assert await store.due(9.0, 9) == ["b", "a"]
+    await store.postpone("b", None)
+    await store.postpone("none", 1.0)
+    assert await store.due(9.0, 9) == ["a"]
+    assert await store.write([after(opening)]) == [True]
+    assert await store.read(["none"]) == [None]
+
+
+async def test_a_deleted_session_is_neither_due_nor_listed(store: Store) -> None:
+    opening = first("s", due=1.0)
+    await store.write([opening])
+    await store.delete("s", opening.revision)
+    assert await store.due(9.0, 9) == []
+    assert await store.page(9, "") == []
+    await store.write([first("s")])
+    assert await store.due(9.0, 9) == []
+
+
+async def test_pages_go_through_ids_by_code_points(store: Store) -> None:
+    ids = ["-", ".", "0", "9", "A", "Z", "_", "a", "a-", "a.b", "aa", "z", "~", "d~x", "e~r~x"]
+    writes = {id_: first(id_, id_.encode()) for id_ in ids}
+    await store.write(list(writes.values()))
+    seen: list[tuple[str, Entry]] = []
+    while page := await store.page(4, seen[-1][0] if seen else ""):
+        assert len(page) <= 4
+        seen += page
+    assert seen == [(id_, Entry(writes[id_].revision, id_.encode())) for id_ in sorted(ids)]
+
+
+async def test_a_page_begins_above_an_id_that_need_not_exist(store: Store) -> None:
+    await store.write([first("a"), first("c")])
+    assert [id_ for id_, _ in await store.page(9, "b")] == ["c"]
+    assert [id_ for id_, _ in await store.page(9, "c")] == []
+
+
+async def test_ended_sessions_are_kept_but_not_shown_until_opened_again(store: Store) -> None:
+    a, b = first("a"), first("b", is_listed=False)
+    await store.write([a, b])
+    ended = dataclasses.replace(after(a, b"ended"), is_listed=False)
+    assert await store.write([ended]) == [True]
+    assert await store.page(9, "") == []
+    assert await store.read(["a"]) == [Entry(ended.revision, b"ended")]
+
+    assert await store.write([after(ended, b"open"), after(b, b"open")]) == [True, True]
+    assert [id_ for id_, _ in await store.page(9, "")] == ["a", "b"]
+
+
+async def test_large_records_and_attachments_are_kept(store: Store) -> None:
+    large = bytes(range(256)) * 4096
+    opening = dataclasses.replace(first("s", large), attachments={"large": large[::-1]})
+    await store.write([opening])
+    assert await store.read(["s"]) == [Entry(opening.revision, large)]
+    assert await store.read_attachment("s", "large") == large[::-1]
+    step = after(opening, b"small")
+    await store.write([step])
+    assert await store.read(["s"]) == [Entry(step.revision, b"small")]
+
+
+async def test_the_longest_id_and_every_character_of_ids(store: Store) -> None:
+    ids = ["x" * 128, "0123456789", "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "._~-"]
+    assert await store.write([first(id_, id_.encode()) for id_ in ids]) == [True] * len(ids)
+    assert [entry.record.decode() for entry in await store.read(ids) if entry] == ids
+
+
+async def test_a_large_group_is_written(store: Store) -> None:
+    openings = [first(f"s{number}") for number in range(3000)]
+    assert all(await store.write(openings))
+    assert all(await store.write([after(opening) for opening in openings]))
+    assert {entry.record for entry in await store.read([opening.id for opening in openings]) if entry} == {b"stepped"}
+
+
+async def test_another_store_sees_what_was_written(store: Store, other: Store) -> None:
+    opening = dataclasses.replace(first("s", due=1.0), attachments={"kept": b"1"})
+    await store.write([opening])
+    assert await other.read(["s"]) == [Entry(opening.revision, b"new")]
+    assert await other.read_attachment("s", "kept") == b"1"
+    assert await other.due(1.0, 9) == ["s"]
+    step = after(opening, b"by the other")
+    assert await other.write([step]) == [True]
+    assert await store.write([after(opening)]) == [False]
+    assert await store.read(["s"]) == [Entry(step.revision, b"by the other")]
+
+
+async def test_what_was_written_is_there_after_a_restart(place: Place, store: Store) -> None:
+    opening = dataclasses.replace(first("s", due=1.0), attachments={"kept": b"1"})
+    await store.write([opening, first("hidden", is_listed=False)])
+    await store.stop()
+    async with opened(place.store()) as again:
+        assert await again.page(9, "") == [("s", Entry(opening.revision, b"new"))]
+        assert await again.read_attachment("s", "kept") == b"1"
+        assert await again.due(9.0, 9) == ["s"]
+        assert await again.write([after(opening)]) == [True]
+
+
+async def test_a_store_may_be_stopped_and_started_again(store: Store) -> None:
+    await store.write([first("s")])
+    await store.stop()
+    await store.stop()
+    await store.start()
+    await store.ping()
+    assert await store.read(["s"]) != [None]
