@@ -34,6 +34,7 @@ from tidegate.core import (
     Surprise,
     TensorInfo,
 )
+from tidegate.ingress.http.stream import FRAMES, SessionStream
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -283,15 +284,30 @@ def http_scope(path: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> dict[s
 
 
 class Socket:
-    """A WebSocket's client in the application's own event loop."""
+    """A WebSocket's client in the application's own event loop.
+
+    Frames go to the application by ASGI and answers come back by the extension; with ``is_writable`` false, the client
+    does not keep up, and answers wait for ``flush``.
+    """
 
     def __init__(self, app: FastAPI, path: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
         self._to_app: asyncio.Queue[Message] = asyncio.Queue()
         self._from_app: asyncio.Queue[Message] = asyncio.Queue()
         scope = {**http_scope(path, headers), "type": "websocket", "scheme": "ws", "subprotocols": []}
+        scope["extensions"] = {FRAMES: self}
         del scope["method"]
         self.task = asyncio.create_task(app(scope, self._to_app.get, self._from_app.put))
         self._to_app.put_nowait({"type": "websocket.connect"})
+        self.is_writable = True
+
+    def attach(self, stream: SessionStream) -> None:
+        self.stream = stream
+
+    def can_write(self) -> bool:
+        return self.is_writable
+
+    def write(self, text: bytes) -> None:
+        self._from_app.put_nowait({"type": "websocket.send", "text": text.decode()})
 
     async def __aenter__(self) -> Self:
         assert (await self.receive())["type"] == "websocket.accept"

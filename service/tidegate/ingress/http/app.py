@@ -31,7 +31,6 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     app.state.streams = Streams(service)
     errors.install(app)
-    app.add_middleware(sessions.StepFirst, service=service)
     for router in (sessions.raw, sessions.router, branching.raw, branching.router, models.raw, models.router, health):
         app.include_router(router)
     app.router.routes.append(WebSocketRoute(f"{sessions.PREFIX}/{{session:name}}/stream", app.state.streams))

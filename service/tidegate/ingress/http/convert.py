@@ -6,7 +6,6 @@ at all, and an error says where it is not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -29,14 +28,15 @@ from tidegate.errors import InvalidInputError
 Json = Any
 Object = dict[str, Json]
 
-INPUT_KEYS = frozenset({"text", "tokens", "values"})
+INPUTS = ("text", "tokens", "values")
+INPUT_KEYS = frozenset(INPUTS)
 ASK_KEYS = frozenset({"top", "every_step"})
 STEP_KEYS = INPUT_KEYS | ASK_KEYS | {"position"}
 PREDICT_KEYS = ASK_KEYS | {"sequences", "version"}
 
 NUMBER_TYPES = frozenset({int, float})
 TOKEN_TYPES = frozenset({int})
-DEFAULT_TOP = Ask().top
+DEFAULT_ASK = Ask()
 
 
 def parse_step(body: Object) -> tuple[Input, Ask, int | None]:
@@ -60,12 +60,15 @@ def parse_predict(body: Object) -> tuple[list[Input], Ask, str | None]:
 
 def parse_input(body: Object, path: str = "") -> Input:
     """The one input among the keys of ``body``; ``path`` leads an error's location, like ``sequences[3].``."""
-    given = [key for key in ("text", "tokens", "values") if body.get(key) is not None]
-    if len(given) != 1:
-        found = " and ".join(given) or "none"
+    text, tokens, values = body.get("text"), body.get("tokens"), body.get("values")
+    if (text is None) + (tokens is None) + (values is None) != len(INPUTS) - 1:
+        found = " and ".join(key for key in INPUTS if body.get(key) is not None) or "none"
         raise InvalidInputError(f"{path}exactly one of text, tokens and values must be given, got {found}")
-    key = given[0]
-    return Input(**{key: PARSERS[key](body[key], path + key)})
+    if tokens is not None:
+        return Input(None, _parse_tokens(tokens, path + "tokens"))
+    if text is not None:
+        return Input(_parse_text(text, path + "text"))
+    return Input(None, None, _parse_values(values, path + "values"))
 
 
 def parse_optional_input(body: Object) -> Input | None:
@@ -81,10 +84,9 @@ def parse_whole(body: Object, key: str) -> int | None:
     return value
 
 
-def _only(body: Object, known: Iterable[str], path: str = "") -> None:
-    unknown = body.keys() - known
-    if unknown:
-        raise InvalidInputError(f"unknown key {path + min(unknown)!r}")
+def _only(body: Object, known: frozenset[str], path: str = "") -> None:
+    if not known.issuperset(body):
+        raise InvalidInputError(f"unknown key {path + min(body.keys() - known)!r}")
 
 
 def _parse_ask(body: Object) -> Ask:
@@ -92,7 +94,9 @@ def _parse_ask(body: Object) -> Ask:
     every_step = body.get("every_step")
     if every_step is not None and type(every_step) is not bool:
         raise InvalidInputError("every_step: must be true or false")
-    return Ask(DEFAULT_TOP if top is None else top, bool(every_step))
+    if top is None and not every_step:
+        return DEFAULT_ASK
+    return Ask(DEFAULT_ASK.top if top is None else top, bool(every_step))
 
 
 def _parse_sequence(sequence: Json, index: int) -> Input:
@@ -146,9 +150,6 @@ def _check_row(row: Json, path: str) -> None:
     if not NUMBER_TYPES.issuperset(map(type, row)):
         wrong = next(i for i, value in enumerate(row) if type(value) not in NUMBER_TYPES)
         raise InvalidInputError(f"{path}[{wrong}]: must be a number")
-
-
-PARSERS: dict[str, Callable[[Json, str], Any]] = {"text": _parse_text, "tokens": _parse_tokens, "values": _parse_values}
 
 
 def step_json(result: StepResult) -> Object:

@@ -129,16 +129,20 @@ def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
 
 def timeout(scope: Scope, settings: Settings) -> float:
     """Seconds this request may take: the client's ``tidegate-timeout``, else the setting."""
-    given = header(scope["headers"], TIMEOUT)
+    return seconds(header(scope["headers"], TIMEOUT), settings)
+
+
+def seconds(given: bytes | None, settings: Settings) -> float:
+    """What the header ``tidegate-timeout`` says, the setting where there is none; InvalidInputError."""
     if given is None:
         return settings.request_timeout
     try:
-        seconds = float(given)
+        wish = float(given)
     except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
+        wish = math.nan
+    if not 0 < wish < math.inf:
         raise InvalidInputError(f"{TIMEOUT.decode()}: must be seconds greater than 0, got {given.decode('latin-1')!r}")
-    return seconds
+    return wish
 
 
 def deadline(scope: Scope, settings: Settings) -> float:

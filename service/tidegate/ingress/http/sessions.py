@@ -1,27 +1,21 @@
-"""Routes of sessions: open, list, get, close, ``:generate`` and, where every microsecond counts, ``:step``."""
+"""Routes of sessions: open, list, get, close, ``:generate`` and ``:step``."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import APIRouter, Path
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tidegate.core import SessionRequest
-from tidegate.errors import TidegateError
 from tidegate.ingress.http import convert, documents, schemas
 from tidegate.ingress.http.documents import TIMEOUT, body, content, problems
-from tidegate.ingress.http.errors import CLIENT_CLOSED_REQUEST, problem
 from tidegate.ingress.http.exchange import ClientWatch, RawRoute, deadline, json_reply, read_json, service_of
 from tidegate.ingress.http.generation import Generation, sampling, wants_stream
 from tidegate.ingress.http.models import Limit, PageToken
-
-if TYPE_CHECKING:
-    from tidegate.service import Service
 
 PREFIX = "/v1/sessions"
 
@@ -101,48 +95,10 @@ async def generate(request: Request, session: Id) -> Response:
 )
 async def step(request: Request, session: Id) -> Response:
     """Send a session its next steps. With `position`, a repeat is answered again and never applied twice."""
-    return await answer_step(service_of(request), session, request.scope, request.receive)
-
-
-async def answer_step(service: Service, session: str, scope: Scope, receive: Receive) -> Response:
-    """Read a step, submit it and wait for its result."""
-    chunk, ask, position = convert.parse_step(await read_json(scope, receive, service.settings))
-    until = deadline(scope, service.settings)
-    with ClientWatch(receive):
+    # Small ones are answered by steps.py before they get here.
+    service = service_of(request)
+    chunk, ask, position = convert.parse_step(await read_json(request.scope, request.receive, service.settings))
+    until = deadline(request.scope, service.settings)
+    with ClientWatch(request.receive):
         result = await service.step(session, chunk, ask, position, until)
     return json_reply(convert.step_json(result))
-
-
-class StepFirst:
-    """ASGI middleware that answers ``:step`` before the router is asked: the same answer, several times sooner.
-
-    What it does not recognize, it hands on.
-    """
-
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app = app
-        self._service = service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        session = step_session(scope)
-        if session is None:
-            await self._app(scope, receive, send)
-            return
-        try:
-            response = await answer_step(self._service, session, scope, receive)
-        except TidegateError as error:
-            response = problem(error).response()
-        except ClientDisconnect:
-            response = Response(status_code=CLIENT_CLOSED_REQUEST)
-        await response(scope, receive, send)
-
-
-def step_session(scope: Scope) -> str | None:
-    """The session that ``scope`` steps, None where it is another request."""
-    if scope["type"] != "http" or scope["method"] != "POST":
-        return None
-    path: str = scope["path"]
-    if not path.startswith(PREFIX + "/") or not path.endswith(":step"):
-        return None
-    session = path[len(PREFIX) + 1 : -len(":step")]
-    return session if session and "/" not in session and ":" not in session else None

@@ -1,8 +1,8 @@
 """``WebSocket /v1/sessions/{session}/stream``: the steps of one session, each frame a ``:step`` body.
 
-A stream has two tasks. The reader submits each frame as it comes, so pipelined frames share ticks with everybody else;
-the writer waits for the answers in the frames' order. What is read and not yet answered is bounded: then the reader
-stops, and TCP holds the client back. A frame's error is its answer, and the stream goes on.
+Each frame is submitted as it comes, so pipelined frames share ticks with everybody else, and answers are written in the
+frames' order as soon as they are there: no task wakes for either. What is read and not yet answered is bounded: then
+reading stops, and TCP holds the client back. A frame's error is its answer, and the stream goes on.
 
 The stream ends when the client leaves, which cancels what is in flight, or when the server drains: what is in flight is
 answered, then a problem document with reason DRAINING, then close code 1001.
@@ -11,9 +11,10 @@ answered, then a problem document with reason DRAINING, then close code 1001.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, cast
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol, cast
 
-from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from tidegate.core import StepResult
@@ -29,7 +30,11 @@ MAX_IN_FLIGHT = 32
 GOING_AWAY = 1001
 CLOSE_CODES = 4000  # plus the HTTP status of the error that kept a stream from starting
 
-Answer = asyncio.Future[StepResult] | TidegateError
+FRAMES = "tidegate.frames"
+"""The ASGI extension by which a stream writes at once, and is handed frames without a task's awakening."""
+
+Answer = asyncio.Future[StepResult] | bytes
+"""An answer that is under way, or one that is there: a frame's own error."""
 
 
 def draining() -> UnavailableError:
@@ -59,7 +64,7 @@ class Streams:
         task = cast("asyncio.Task[None]", asyncio.current_task())
         self._open[task] = stream
         try:
-            await stream.run()
+            await stream.run(scope["extensions"][FRAMES])
         finally:
             del self._open[task]
 
@@ -87,6 +92,19 @@ async def _refuse(error: TidegateError, send: Send) -> None:
     await send({"type": "websocket.close", "code": code, "reason": error.reason})
 
 
+class Frames(Protocol):
+    """What a stream needs of its connection beyond ASGI; ``frames.py`` has it."""
+
+    def attach(self, stream: SessionStream) -> None:
+        """Hand the stream what it can take as soon as it is read; the rest comes by ``receive``."""
+
+    def can_write(self) -> bool:
+        """Whether the client keeps up; when it does again, the stream is told by ``flush``."""
+
+    def write(self, text: bytes) -> None:
+        """Send a frame of text."""
+
+
 class SessionStream:
     """One client's stream of one session."""
 
@@ -97,68 +115,96 @@ class SessionStream:
         self._max_bytes = max_bytes(service.settings)
         self._receive = receive
         self._send = send
-        self._places = asyncio.Semaphore(MAX_IN_FLIGHT)
-        self._answers: asyncio.Queue[Answer | None] = asyncio.Queue()  # bounded by _places; None ends the stream
-        self._reader: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._answers: deque[Answer] = deque()
+        self._room = asyncio.Event()
+        self._is_holding = False
+        self._is_ending = False
+        self._drained: asyncio.Future[None] = self._loop.create_future()
 
-    async def run(self) -> None:
-        """Serve until the client leaves or ``end``."""
+    async def run(self, frames: Frames) -> None:
+        """Serve until the client leaves or, after ``end``, what is in flight is answered."""
+        self._frames = frames
+        reader = asyncio.create_task(self._read())
+        frames.attach(self)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                self._reader = tasks.create_task(self._read())
-                tasks.create_task(self._write())
-        except* (ClientDisconnect, OSError):
-            pass  # the client left: nobody is to be told
+            await asyncio.wait((reader, self._drained), return_when=asyncio.FIRST_COMPLETED)
+            if self._drained.done():
+                with suppress(OSError):  # the client left: nobody is to be told
+                    await _refuse(draining(), self._send)
         finally:
+            reader.cancel()
             self._abandon()
 
     def end(self) -> None:
-        """Read no more; the writer closes after the answers in flight."""
-        if self._reader is not None:
-            self._reader.cancel()
-        self._answers.put_nowait(None)
+        """Take no more; the stream closes after the answers in flight."""
+        self._is_ending = True
+        self.flush()
 
     async def _read(self) -> None:
-        while True:
-            await self._places.acquire()
-            message = await self._receive()
-            if message["type"] == "websocket.disconnect":
-                raise ClientDisconnect
-            self._answers.put_nowait(self._submit(message))
+        """Take what comes by ``receive``; return when the client leaves."""
+        while (message := await self._receive())["type"] != "websocket.disconnect":
+            await self._has_room()
+            if not self._is_ending:
+                self.take(message.get("bytes") or message.get("text") or "")
 
-    def _submit(self, message: Message) -> Answer:
+    async def _has_room(self) -> None:
+        while len(self._answers) >= MAX_IN_FLIGHT:
+            self._is_holding = True
+            self._room.clear()
+            await self._room.wait()
+        self._is_holding = False
+
+    def can_take(self) -> bool:
+        """Whether the next frame may be handed over: nothing waits before it, and there is room."""
+        return not self._is_holding and not self._is_ending and len(self._answers) < MAX_IN_FLIGHT
+
+    def take(self, data: str | bytes) -> None:
+        """Submit a frame; its answer is written in turn."""
         try:
-            chunk, ask, position = convert.parse_step(parse(self._data(message)))
-            until = asyncio.get_running_loop().time() + self._seconds
-            return self._service.step(self._session, chunk, ask, position, until)
+            answer = self._submit(data)
         except Exception as error:  # noqa: BLE001 - a frame's error is its answer
-            return unexpected(error)
+            self._answers.append(problem(unexpected(error)).body)
+            self.flush()
+        else:
+            self._answers.append(answer)
+            answer.add_done_callback(self.flush)
 
-    def _data(self, message: Message) -> bytes | str:
-        data: bytes | str = message.get("bytes") or message.get("text") or ""
+    def _submit(self, data: str | bytes) -> asyncio.Future[StepResult]:
         if len(data) > self._max_bytes:
             raise too_large(self._max_bytes)
-        return data
+        chunk, ask, position = convert.parse_step(parse(data))
+        return self._service.step(self._session, chunk, ask, position, self._loop.time() + self._seconds)
 
-    async def _write(self) -> None:
-        while (answer := await self._answers.get()) is not None:
-            await self._send(_frame(await _render(answer)))
-            self._places.release()
-        await _refuse(draining(), self._send)
+    def flush(self, _: object = None) -> None:
+        """Write what is ready, in the frames' order, as far as the client keeps up."""
+        answers, frames = self._answers, self._frames
+        while answers and _is_ready(answers[0]) and frames.can_write():
+            frames.write(_render(answers.popleft()))
+        if self._is_holding:
+            self._room.set()
+        if self._is_ending and not answers and not self._drained.done():
+            self._drained.set_result(None)
 
     def _abandon(self) -> None:
         """Cancel what nobody waits for any more."""
-        while not self._answers.empty():
-            answer = self._answers.get_nowait()
+        while self._answers:
+            answer = self._answers.popleft()
             if isinstance(answer, asyncio.Future) and not answer.cancel() and not answer.cancelled():
                 answer.exception()  # looked at, so that asyncio does not complain that nobody did
 
 
-async def _render(answer: Answer) -> bytes:
+def _is_ready(answer: Answer) -> bool:
+    return isinstance(answer, bytes) or answer.done()
+
+
+def _render(answer: Answer) -> bytes:
+    if isinstance(answer, bytes):
+        return answer
     try:
-        if isinstance(answer, TidegateError):
-            raise answer
-        return dump(convert.step_json(await answer))
+        if answer.cancelled():  # not by its stream: the server goes down
+            raise draining()
+        return dump(convert.step_json(answer.result()))
     except Exception as error:  # noqa: BLE001 - a frame's error is its answer
         return problem(unexpected(error)).body
 
