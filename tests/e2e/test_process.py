@@ -11,7 +11,7 @@ import pytest
 
 from tests.bundles import write_tiny_bundle
 from tests.servers import RunningServer, run_tidegate, serving
-from tidegate.client import Client
+from tidegate.client import Client, Retry
 from tidegate.core import GeneratedToken, GenerationDone
 from tidegate.errors import TidegateError, UnavailableError
 
@@ -110,7 +110,8 @@ def test_sigterm_lets_a_running_generation_finish(bundles: Path) -> None:
 
 
 def test_sigterm_ends_an_idle_stream_with_the_reason(bundles: Path) -> None:
-    with serving(bundles) as server, Client(server.grpc) as client, client.open("tiny").stream() as stream:
+    once = Retry(attempts=1)
+    with serving(bundles) as server, Client(server.grpc, retry=once) as client, client.open("tiny").stream() as stream:
         assert stream.step("A").position == 1
         server.tell(signal.SIGTERM)
         assert server.wait() == 0

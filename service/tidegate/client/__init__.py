@@ -6,9 +6,14 @@ Results are the types of `tidegate.core`, errors those of `tidegate.errors`, reb
 from __future__ import annotations
 
 from tidegate.client.aio import AsyncClient
-from tidegate.client.aio_session import AsyncColumnStream, AsyncSession, AsyncSessionStream
+from tidegate.client.aio_columns import AsyncColumnStream
+from tidegate.client.aio_session import AsyncSession
+from tidegate.client.aio_stream import AsyncSessionStream
+from tidegate.client.columns import ColumnStream
+from tidegate.client.flight import ReplyLostError
 from tidegate.client.retry import Retry
-from tidegate.client.session import ColumnStream, Session, SessionStream
+from tidegate.client.session import Session
+from tidegate.client.stream import SessionStream
 from tidegate.client.sync import Client
 from tidegate.wire.columns import AttachResult, ColumnsResult
 
@@ -21,6 +26,7 @@ __all__ = [
     "Client",
     "ColumnStream",
     "ColumnsResult",
+    "ReplyLostError",
     "Retry",
     "Session",
     "SessionStream",

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self, Unpack
 
+from tidegate.client.aio_columns import AsyncColumnStream
 from tidegate.client.aio_connection import AsyncConnection
-from tidegate.client.aio_session import AsyncColumnStream, AsyncSession, Opening
+from tidegate.client.aio_session import AsyncSession, Opening
 from tidegate.client.asking import Given, generate_request, predict_request
-from tidegate.client.options import SamplingOptions, SessionOptions
+from tidegate.client.options import RestoreOptions, SamplingOptions, SessionOptions
 from tidegate.client.retry import Retry
 from tidegate.core import (
     Ask,
@@ -19,6 +20,7 @@ from tidegate.core import (
     ModelInfo,
     PredictResult,
     ReloadReport,
+    RestoreRequest,
     Sampling,
     SessionInfo,
     SessionRequest,
@@ -26,7 +28,12 @@ from tidegate.core import (
 from tidegate.v1 import models_pb2, sessions_pb2
 from tidegate.wire.models import decode_model, decode_model_page, decode_reload
 from tidegate.wire.predictions import decode_predict
-from tidegate.wire.sessions import decode_session, decode_session_page, encode_session_request
+from tidegate.wire.sessions import (
+    decode_session,
+    decode_session_page,
+    encode_restore_request,
+    encode_session_request,
+)
 
 
 class AsyncClient:
@@ -93,6 +100,10 @@ class AsyncClient:
         """Open a session: ``async with client.open(…) as session``, or ``session = await client.open(…)``."""
         return Opening(self._open(SessionRequest(model, **options)))
 
+    def restore(self, snapshot: bytes, **options: Unpack[RestoreOptions]) -> Opening:
+        """Open a session from the bytes of a snapshot, as `open` does: see `Client.restore`."""
+        return Opening(self._restore(snapshot, RestoreRequest(**options)))
+
     async def session(self, id: str) -> AsyncSession:  # noqa: A002 - its name everywhere else
         """Find a session that is open."""
         request = sessions_pb2.GetSessionRequest(session=id)
@@ -129,4 +140,9 @@ class AsyncClient:
     async def _open(self, request: SessionRequest) -> AsyncSession:
         message = encode_session_request(request)
         reply = await self._connection.call(self._connection.sessions.Open, message, message.id)
+        return AsyncSession(self._connection, decode_session(reply))
+
+    async def _restore(self, snapshot: bytes, request: RestoreRequest) -> AsyncSession:
+        message = encode_restore_request(snapshot, request)
+        reply = await self._connection.call(self._connection.sessions.Restore, message, message.id)
         return AsyncSession(self._connection, decode_session(reply))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar, cast
 
 import grpc
 from grpc import aio
 from grpc.aio import EOF  # type: ignore[attr-defined]
 
-from tidegate.client.asking import OPTIONS, metadata
-from tidegate.client.retry import Retry
+from tidegate.client.asking import KNOCK, OPTIONS, metadata
+from tidegate.client.passing import why_ended
+from tidegate.client.retry import Retry, Tries
 from tidegate.core import GeneratedToken, GenerationDone
-from tidegate.errors import InternalError, TidegateError, UnavailableError
+from tidegate.errors import TidegateError, UnavailableError
 from tidegate.v1 import models_pb2_grpc, predictor_pb2, predictor_pb2_grpc, sessions_pb2_grpc, types_pb2
-from tidegate.wire.errors import decode_error, decode_status
+from tidegate.wire.errors import decode_status
 from tidegate.wire.predictions import decode_event
 
 Request = TypeVar("Request")
@@ -28,8 +30,10 @@ class AsyncConnection:
     def __init__(self, address: str, timeout: float, retry: Retry, sleep: Callable[[float], Awaitable[Any]]) -> None:
         self._channel = aio.insecure_channel(address, options=OPTIONS)
         self._timeout = timeout
-        self._retry = retry
         self._sleep = sleep
+        self.retry = retry
+        # Whatever it is answered: when it is, there is a connection.
+        self._knock = self._channel.unary_unary(KNOCK, bytes, bytes)
         self.models = models_pb2_grpc.ModelsStub(self._channel)
         self.predictor = predictor_pb2_grpc.PredictorStub(self._channel)
         self.sessions = sessions_pb2_grpc.SessionsStub(self._channel)
@@ -52,15 +56,27 @@ class AsyncConnection:
         method: aio.UnaryUnaryMultiCallable[Request, Reply],
         request: Request,
         session: str,
-        timeout: float | None,  # noqa: ASYNC109 - as above
+        timeout: float | None = None,  # noqa: ASYNC109 - as above
     ) -> Reply:
         """Call, and call again while the server is away; only for what may be applied twice without harm."""
-        for bound in self._retry.bounds():
+        tries = None
+        while True:
             try:
                 return await self.call(method, request, session, timeout)
             except UnavailableError as error:
-                await self._sleep(self._retry.pause(bound, error))
-        return await self.call(method, request, session, timeout)
+                tries = tries or self.retry.begin()
+                if not await self.wait(tries, error):
+                    raise
+
+    async def wait(self, tries: Tries, error: TidegateError) -> bool:
+        """Wait before the next try, for the connection too where there is none; False where there shall be none."""
+        pause = tries.next_pause(error)
+        if pause is None:
+            return False
+        await self._sleep(pause)
+        with suppress(grpc.RpcError):
+            await self._knock(b"", timeout=tries.patience, wait_for_ready=True)
+        return True
 
     async def events(
         self,
@@ -68,16 +84,42 @@ class AsyncConnection:
         request: Request,
         session: str = "",
         timeout: float | None = None,  # noqa: ASYNC109 - as above
-    ) -> AsyncIterator[GeneratedToken | GenerationDone]:
+    ) -> AsyncGenerator[GeneratedToken | GenerationDone]:
         """A generation's events as they come. Closing the generator cancels the generation."""
         call = method(request, timeout=timeout or self._timeout, metadata=_metadata(session))
         try:
             async for event in call:
                 yield decode_event(event)
         except grpc.RpcError as error:
-            raise decode_status(error) from error
+            raise why_ended(error) from error
         finally:
             call.cancel()
+
+    async def events_repeatedly(
+        self,
+        method: aio.UnaryStreamMultiCallable[Request, types_pb2.GenerateReply],
+        request: Request,
+        session: str,
+        timeout: float | None = None,  # noqa: ASYNC109 - as above
+    ) -> AsyncGenerator[GeneratedToken | GenerationDone]:
+        """Events, asked for again while the server is away; what it then tells a second time is passed over.
+
+        Only for a request that names a position and is on a session: that is what lets the server tell the same.
+        """
+        told, tries = -1, None
+        while True:
+            try:
+                async with aclosing(self.events(method, request, session, timeout)) as events:
+                    async for event in events:
+                        if isinstance(event, GenerationDone) or event.position > told:
+                            told, tries = event.position, None
+                            yield event
+            except UnavailableError as error:
+                tries = tries or self.retry.begin()
+                if not await self.wait(tries, error):
+                    raise
+            else:
+                return
 
     def stream(self, session: str = "") -> AsyncOpenStream:
         return AsyncOpenStream(self.predictor, session)
@@ -95,47 +137,27 @@ class AsyncOpenStream:
         self._call = stream(metadata=_metadata(session))
 
     async def send(self, request: predictor_pb2.StreamRequest) -> None:
-        """Send, or, where the stream has ended, raise why."""
-        try:
+        """Send, or, where the stream has ended, leave it to `receive` to say why."""
+        with suppress(asyncio.InvalidStateError, grpc.RpcError):
             await self._call.write(request)
-        except asyncio.InvalidStateError:
-            await self._read()
-        except grpc.RpcError as error:
-            raise _broken(error) from error
 
     async def receive(self) -> predictor_pb2.StreamReply:
-        """The next reply.
+        """The next reply; it may be an error, after which the stream goes on.
 
         Raises:
-            TidegateError: The request failed and the stream goes on, or the stream ended.
+            TidegateError: The stream has ended.
         """
-        reply = await self._read()
-        if reply.HasField("error"):
-            raise decode_error(reply.error)
-        return reply
-
-    def close(self) -> None:
-        """End the stream; what is in flight is cancelled."""
-        self._call.cancel()
-
-    async def _read(self) -> predictor_pb2.StreamReply:
         try:
             reply = await self._call.read()
         except grpc.RpcError as error:
-            raise decode_status(error) from error
+            raise why_ended(error) from error
         if reply is EOF:
             raise UnavailableError("the server ended the stream")
         return cast("predictor_pb2.StreamReply", reply)
 
-
-def _broken(error: grpc.RpcError) -> TidegateError:
-    """What a failed write says. Where the end of the stream and a write cross, gRPC puts a status of its own, INTERNAL,
-    in the place of the server's, which is lost.
-    """
-    told = decode_status(error)
-    if isinstance(told, InternalError) and told.reason == InternalError.default_reason:
-        return UnavailableError("the stream broke while a request was sent", reason="STREAM_BROKEN")
-    return told
+    def close(self) -> None:
+        """End the stream; what is in flight is cancelled."""
+        self._call.cancel()
 
 
 def _metadata(session: str) -> aio.Metadata:

@@ -1,37 +1,37 @@
-"""`session` for asyncio: a running sequence as an object, and the streams that step sequences fast."""
+"""`session` for asyncio: a running sequence as an object."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Generator, Iterable
-from contextlib import nullcontext, suppress
+from collections.abc import AsyncIterator, Coroutine, Generator, Sequence
+from contextlib import aclosing, nullcontext, suppress
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 from numpy.typing import ArrayLike
 
 from tidegate.client.aio_connection import AsyncConnection
-from tidegate.client.asking import (
-    Given,
-    Integers,
-    attach_request,
-    columns_request,
-    one_input,
-    require_none_in_flight,
-    session_generate_request,
-    step_request,
-)
+from tidegate.client.aio_stream import AsyncSessionStream
+from tidegate.client.asking import Given, Integers, one_input, session_generate_request, step_request
+from tidegate.client.flight import default_overlap
 from tidegate.client.options import SamplingOptions
-from tidegate.core import Ask, GeneratedToken, GenerationDone, Sampling, SessionInfo, StepResult
-from tidegate.errors import TidegateError
-from tidegate.v1 import predictor_pb2, sessions_pb2
-from tidegate.wire.columns import AttachResult, ColumnsResult, decode_attached, decode_columns_reply
+from tidegate.core import Ask, CheckpointInfo, GeneratedToken, GenerationDone, Sampling, SessionInfo, StepResult
+from tidegate.errors import DeadlineExceededError, TidegateError, UnavailableError
+from tidegate.v1 import sessions_pb2
 from tidegate.wire.predictions import decode_step
-from tidegate.wire.sessions import decode_session
+from tidegate.wire.sessions import decode_checkpoint, decode_forks, decode_session, encode_fork_request
 
 
 class AsyncSession:
-    """`tidegate.client.Session` for asyncio; its attributes and promises. One task at a time may use a session."""
+    """A session on the server. As a context manager it closes the session at the end.
+
+    Steps carry the session's position, so that a repeat, after a connection was lost, is never applied twice. One
+    thread at a time may use a session.
+
+    Attributes:
+        info: What the server told at opening or at the last `refresh`, `rewind` or `upgrade`.
+        position: Steps consumed so far; None, not known, after a generation that was broken off. Until the next reply
+            tells it again steps are then sent without position and not repeated.
+    """
 
     def __init__(self, connection: AsyncConnection, info: SessionInfo) -> None:
         self._connection = connection
@@ -52,7 +52,20 @@ class AsyncSession:
         every_step: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109 - it travels to the server as the call's deadline
     ) -> StepResult:
-        """Feed a text, tokens [step] or values [step, feature]: see `Session.step`."""
+        """Feed one chunk of the sequence, and return what the model says.
+
+        Args:
+            text: Its characters, for a model that has such tokens; or
+            tokens: [step], or
+            values: [step, feature] in data units.
+            top: Candidates a step.
+            every_step: Tell every step, not only the last.
+            timeout: Seconds of each try; None is the client's.
+
+        Raises:
+            PositionConflictError: Somebody else stepped the session; `refresh` tells where it is.
+            UnavailableError, DeadlineExceededError: The outcome is unknown. The same step again is safe.
+        """
         request = step_request(self.id, self.position, one_input(text, tokens, values), Ask(top, every_step))
         send = self._connection.call if self.position is None else self._connection.call_repeatedly
         reply = await send(self._connection.sessions.Step, request, self.id, timeout)
@@ -66,29 +79,79 @@ class AsyncSession:
         timeout: float | None = None,  # noqa: ASYNC109 - as above
         **sampling: Unpack[SamplingOptions],
     ) -> AsyncIterator[GeneratedToken | GenerationDone]:
-        """Consume the prompt, if any, then sample: see `Session.generate`."""
-        request = session_generate_request(self.id, self.position, prompt, Sampling(**sampling))
-        self.position = None
-        async for event in self._connection.events(self._connection.sessions.Generate, request, self.id, timeout):
-            if isinstance(event, GenerationDone):
-                self.position = event.position
-            yield event
+        """Consume the prompt, if any, then sample; every token told is consumed too. The last event is the end.
 
-    def stream(self) -> AsyncSessionStream:
-        """Step over one bidirectional stream, which costs less a step than a call and lets steps overlap."""
-        return AsyncSessionStream(self._connection, self)
+        While the server is away the generation is asked for again: the server tells what it has told, which is passed
+        over here, and goes on.
+
+        Raises:
+            UnavailableError, DeadlineExceededError: The outcome is unknown. The same generation again is safe, and
+                begins with what was told.
+        """
+        position, self.position = self.position, None
+        request = session_generate_request(self.id, position, prompt, Sampling(**sampling))
+        ask = self._connection.events if position is None else self._connection.events_repeatedly
+        try:
+            async with aclosing(ask(self._connection.sessions.Generate, request, self.id, timeout)) as events:
+                async for event in events:
+                    if isinstance(event, GenerationDone):
+                        self.position = event.position
+                    yield event
+        except (UnavailableError, DeadlineExceededError):
+            self.position = position
+            raise
+
+    def stream(self, overlap: int | None = None) -> AsyncSessionStream:
+        """Step over one bidirectional stream, which costs less a step than a call and lets steps overlap.
+
+        Args:
+            overlap: Chunks that may be with the server at a time; others are held back here until replies come in. The
+                server remembers one reply, so with more than 1 a connection that breaks may take replies with it:
+                `ReplyLostError`. None: 1 for a durable session, else as many as a server takes in.
+        """
+        return AsyncSessionStream(self._connection, self, overlap or default_overlap(self.info))
 
     async def refresh(self) -> SessionInfo:
         """Ask the server how the session stands."""
         request = sessions_pb2.GetSessionRequest(session=self.id)
-        self.info = decode_session(await self._connection.call(self._connection.sessions.Get, request, self.id))
-        self.position = self.info.position
-        return self.info
+        return self._take(await self._connection.call_repeatedly(self._connection.sessions.Get, request, self.id))
+
+    async def fork(self, ids: Sequence[str] | None = None, count: int | None = None) -> list[AsyncSession]:
+        """Open sessions that go on from where this one is: under these ids, or so many; neither: one.
+
+        With ids a repeat finds what it has opened; so only then is it tried again while the server is away.
+        """
+        request = encode_fork_request(self.id, ids, count)
+        send = self._connection.call_repeatedly if ids else self._connection.call
+        forks = decode_forks(await send(self._connection.sessions.Fork, request, self.id))
+        return [AsyncSession(self._connection, info) for info in forks]
+
+    async def checkpoint(self, name: str | None = None) -> CheckpointInfo:
+        """Retain where the session is, under a name or one that the server makes; of more than 8 the oldest goes."""
+        request = sessions_pb2.CheckpointRequest(session=self.id, name=name or "")
+        return decode_checkpoint(await self._connection.call(self._connection.sessions.Checkpoint, request, self.id))
+
+    async def rewind(self, checkpoint: str | CheckpointInfo) -> SessionInfo:
+        """Take the session back to a checkpoint, which stays."""
+        name = checkpoint if isinstance(checkpoint, str) else checkpoint.checkpoint
+        request = sessions_pb2.RewindRequest(session=self.id, checkpoint=name)
+        return self._take(await self._connection.call(self._connection.sessions.Rewind, request, self.id))
+
+    async def upgrade(self, version: str | None = None) -> SessionInfo:
+        """Move the session to another version of its model, without one to the highest; their states must fit."""
+        request = sessions_pb2.UpgradeRequest(session=self.id, version=version or "")
+        return self._take(await self._connection.call(self._connection.sessions.Upgrade, request, self.id))
+
+    async def snapshot(self) -> bytes:
+        """The session as portable bytes, for `Client.restore` here or elsewhere."""
+        request = sessions_pb2.SnapshotRequest(session=self.id)
+        reply = await self._connection.call_repeatedly(self._connection.sessions.Snapshot, request, self.id)
+        return reply.snapshot
 
     async def close(self) -> None:
         """End the session; closing twice succeeds."""
         request = sessions_pb2.CloseRequest(session=self.id)
-        await self._connection.call(self._connection.sessions.Close, request, self.id)
+        await self._connection.call_repeatedly(self._connection.sessions.Close, request, self.id)
 
     async def __aenter__(self) -> Self:
         return self
@@ -99,6 +162,11 @@ class AsyncSession:
         # An error of the block is not hidden by one of closing.
         with suppress(TidegateError) if kind else nullcontext():
             await self.close()
+
+    def _take(self, reply: sessions_pb2.Session) -> SessionInfo:
+        self.info = decode_session(reply)
+        self.position = self.info.position
+        return self.info
 
 
 class Opening:
@@ -118,136 +186,3 @@ class Opening:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._session.__aexit__(kind, error, trace)
-
-
-class AsyncSessionStream:
-    """Steps of one session over one stream. `step` waits for its reply; `send` and `receive` let many overlap."""
-
-    def __init__(self, connection: AsyncConnection, session: AsyncSession) -> None:
-        self._session = session
-        self._stream = connection.stream(session.id)
-        # Of each request in flight: whether every step was asked for.
-        self._in_flight: deque[bool] = deque()
-
-    async def step(
-        self,
-        text: str | None = None,
-        *,
-        tokens: Integers | None = None,
-        values: ArrayLike | None = None,
-        top: int = 1,
-        every_step: bool = False,
-    ) -> StepResult:
-        """As `AsyncSession.step`, but never repeated by itself: after a loss, open a new stream and step again."""
-        require_none_in_flight(len(self._in_flight))
-        position = self._session.position
-        given, ask = one_input(text, tokens, values), Ask(top, every_step)
-        await self._send(step_request(self._session.id, position, given, ask))
-        return await self.receive()
-
-    async def send(
-        self,
-        text: str | None = None,
-        *,
-        tokens: Integers | None = None,
-        values: ArrayLike | None = None,
-        top: int = 1,
-        every_step: bool = False,
-    ) -> None:
-        """Send a step without waiting, and without position: where the session will be is not known yet."""
-        await self._send(step_request(self._session.id, None, one_input(text, tokens, values), Ask(top, every_step)))
-
-    async def receive(self) -> StepResult:
-        """The reply to the oldest step that has none. An error of that step leaves the stream usable."""
-        every_step = self._in_flight.popleft()
-        result = decode_step((await self._stream.receive()).step, every_step=every_step)
-        self._session.position = result.position
-        return result
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._stream.close()
-
-    async def _send(self, message: sessions_pb2.StepRequest) -> None:
-        await self._stream.send(predictor_pb2.StreamRequest(step=message))
-        self._in_flight.append(message.every_step)
-
-
-class AsyncColumnStream:
-    """`tidegate.client.ColumnStream` for asyncio: steps of many sessions in one message."""
-
-    def __init__(self, connection: AsyncConnection) -> None:
-        self._stream = connection.stream()
-        self._num_in_flight = 0
-
-    async def attach(self, sessions: Iterable[str | AsyncSession], first_lane: int = 0) -> AttachResult:
-        """Give sessions the lanes ``first_lane``, ``first_lane + 1``…; a lane that was taken is given anew."""
-        require_none_in_flight(self._num_in_flight)
-        ids = [session if isinstance(session, str) else session.id for session in sessions]
-        await self._stream.send(attach_request(first_lane, ids))
-        return decode_attached((await self._stream.receive()).attached)
-
-    async def step(
-        self,
-        lanes: Integers,
-        *,
-        tokens: Integers | None = None,
-        values: ArrayLike | None = None,
-        lengths: Integers | None = None,
-        positions: Integers | None = None,
-        top: int = 1,
-        every_step: bool = False,
-    ) -> ColumnsResult:
-        """Step many lanes, each once at most, and wait for all of them: see `ColumnStream.step`."""
-        require_none_in_flight(self._num_in_flight)
-        await self.send(
-            lanes,
-            tokens=tokens,
-            values=values,
-            lengths=lengths,
-            positions=positions,
-            top=top,
-            every_step=every_step,
-        )
-        return await self.receive()
-
-    async def send(
-        self,
-        lanes: Integers,
-        *,
-        tokens: Integers | None = None,
-        values: ArrayLike | None = None,
-        lengths: Integers | None = None,
-        positions: Integers | None = None,
-        top: int = 1,
-        every_step: bool = False,
-    ) -> None:
-        """Send columns without waiting."""
-        ask = Ask(top, every_step)
-        await self._stream.send(
-            columns_request(lanes, tokens=tokens, values=values, lengths=lengths, positions=positions, ask=ask)
-        )
-        self._num_in_flight += 1
-
-    async def receive(self) -> ColumnsResult:
-        """The answer to the oldest columns that have none."""
-        self._num_in_flight -= 1
-        return decode_columns_reply((await self._stream.receive()).columns)
-
-    def close(self) -> None:
-        self._stream.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

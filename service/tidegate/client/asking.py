@@ -20,8 +20,22 @@ Given = str | Sequence[int] | Sequence[Sequence[float]] | NDArray[Any] | Input
 
 Integers = Sequence[int] | NDArray[np.integer[Any]]
 
-# A message that is over the server's limit is refused by the server; what it answers is within its limits.
-OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+KNOCK = "/grpc.health.v1.Health/Check"
+"""A method that any server or proxy answers at once, if only by refusing it."""
+
+# Options of gRPC's core (grpc/impl/channel_arg_names.h).
+OPTIONS = (
+    # A message that is over the server's limit is refused by the server; what it answers is within its limits.
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # A server that is gone without a word, or stands still, is noticed in half a minute. Servers take a ping in 10 s.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # One that comes back is found in a second; gRPC's own two minutes are made for more clients than these.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
 
 
 def as_input(given: Given) -> Input:
@@ -52,6 +66,12 @@ def one_input(text: str | None, tokens: Integers | None, values: ArrayLike | Non
         None if tokens is None else integers(tokens),
         None if values is None else np.asarray(values, np.float32),
     )
+
+
+def num_steps(given: Input) -> int:
+    """How many steps an input has, where it has the right form: a character is one, as are a token and a row."""
+    steps = given.text if given.text is not None else given.tokens if given.tokens is not None else given.values
+    return 0 if steps is None or (isinstance(steps, np.ndarray) and not steps.ndim) else len(steps)
 
 
 def integers(numbers: Integers) -> Sequence[int]:
@@ -132,3 +152,15 @@ def require_none_in_flight(number: int) -> None:
     """Replies come in order, so only who has received all others can await its own."""
     if number:
         raise RuntimeError(f"{number} replies are in flight: receive them first")
+
+
+def require_in_flight(number: int) -> None:
+    """Who has sent nothing would wait for ever."""
+    if not number:
+        raise RuntimeError("no reply is in flight: send first")
+
+
+def require_open(*, is_closed: bool) -> None:
+    """A stream that its user has closed is not opened again."""
+    if is_closed:
+        raise RuntimeError("the stream is closed")

@@ -1,19 +1,21 @@
-"""A channel to a server: calls with their errors rebuilt, repeats where they are safe, and the open stream."""
+"""A channel to a server: calls with their errors rebuilt, the wait before another try, and the open stream."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import grpc
 
-from tidegate.client.asking import OPTIONS, metadata
-from tidegate.client.retry import Retry
+from tidegate.client.asking import KNOCK, OPTIONS, metadata
+from tidegate.client.passing import why_ended
+from tidegate.client.retry import Retry, Tries
 from tidegate.core import GeneratedToken, GenerationDone
-from tidegate.errors import UnavailableError
+from tidegate.errors import TidegateError, UnavailableError
 from tidegate.v1 import models_pb2_grpc, predictor_pb2, predictor_pb2_grpc, sessions_pb2_grpc, types_pb2
-from tidegate.wire.errors import decode_error, decode_status
+from tidegate.wire.errors import decode_status
 from tidegate.wire.predictions import decode_event
 
 Request = TypeVar("Request")
@@ -26,8 +28,10 @@ class Connection:
     def __init__(self, address: str, timeout: float, retry: Retry, sleep: Callable[[float], Any]) -> None:
         self._channel = grpc.insecure_channel(address, options=OPTIONS)
         self._timeout = timeout
-        self._retry = retry
         self._sleep = sleep
+        self.retry = retry
+        # Whatever it is answered: when it is, there is a connection.
+        self._knock = self._channel.unary_unary(KNOCK, bytes, bytes)
         self.models = models_pb2_grpc.ModelsStub(self._channel)
         self.predictor = predictor_pb2_grpc.PredictorStub(self._channel)
         self.sessions = sessions_pb2_grpc.SessionsStub(self._channel)
@@ -50,15 +54,27 @@ class Connection:
         method: grpc.UnaryUnaryMultiCallable[Request, Reply],
         request: Request,
         session: str,
-        timeout: float | None,
+        timeout: float | None = None,
     ) -> Reply:
         """Call, and call again while the server is away; only for what may be applied twice without harm."""
-        for bound in self._retry.bounds():
+        tries = None
+        while True:
             try:
                 return self.call(method, request, session, timeout)
             except UnavailableError as error:
-                self._sleep(self._retry.pause(bound, error))
-        return self.call(method, request, session, timeout)
+                tries = tries or self.retry.begin()
+                if not self.wait(tries, error):
+                    raise
+
+    def wait(self, tries: Tries, error: TidegateError) -> bool:
+        """Wait before the next try, for the connection too where there is none; False where there shall be none."""
+        pause = tries.next_pause(error)
+        if pause is None:
+            return False
+        self._sleep(pause)
+        with suppress(grpc.RpcError):
+            self._knock(b"", timeout=tries.patience, wait_for_ready=True)
+        return True
 
     def events(
         self,
@@ -73,9 +89,34 @@ class Connection:
             for event in call:
                 yield decode_event(event)
         except grpc.RpcError as error:
-            raise decode_status(error) from error
+            raise why_ended(error) from error
         finally:
             call.cancel()  # type: ignore[no-untyped-call]
+
+    def events_repeatedly(
+        self,
+        method: grpc.UnaryStreamMultiCallable[Request, types_pb2.GenerateReply],
+        request: Request,
+        session: str,
+        timeout: float | None = None,
+    ) -> Iterator[GeneratedToken | GenerationDone]:
+        """Events, asked for again while the server is away; what it then tells a second time is passed over.
+
+        Only for a request that names a position and is on a session: that is what lets the server tell the same.
+        """
+        told, tries = -1, None
+        while True:
+            try:
+                for event in self.events(method, request, session, timeout):
+                    if isinstance(event, GenerationDone) or event.position > told:
+                        told, tries = event.position, None
+                        yield event
+            except UnavailableError as error:
+                tries = tries or self.retry.begin()
+                if not self.wait(tries, error):
+                    raise
+            else:
+                return
 
     def stream(self, session: str = "") -> OpenStream:
         return OpenStream(self.predictor, session)
@@ -97,20 +138,17 @@ class OpenStream:
         self._requests.put(request)
 
     def receive(self) -> predictor_pb2.StreamReply:
-        """The next reply.
+        """The next reply; it may be an error, after which the stream goes on.
 
         Raises:
-            TidegateError: The request failed and the stream goes on, or the stream ended.
+            TidegateError: The stream has ended.
         """
         try:
-            reply = next(self._replies)
+            return next(self._replies)
         except StopIteration:
             raise UnavailableError("the server ended the stream") from None
         except grpc.RpcError as error:
-            raise decode_status(error) from error
-        if reply.HasField("error"):
-            raise decode_error(reply.error)
-        return reply
+            raise why_ended(error) from error
 
     def close(self) -> None:
         """End the stream; what is in flight is cancelled."""

@@ -25,3 +25,12 @@ class SessionOptions(TypedDict, total=False):
     idle_seconds: float | None
     id: str | None
     seed: int | None
+
+
+class RestoreOptions(TypedDict, total=False):
+    """How to open a session from a snapshot: see `tidegate.core.RestoreRequest`."""
+
+    id: str | None
+    durable: bool
+    ttl_seconds: float | None
+    idle_seconds: float | None

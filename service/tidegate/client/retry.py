@@ -1,31 +1,55 @@
-"""When and how often a call is repeated that found no server."""
+"""How long and how often a request is tried again while its server is away. What may be tried again, others know."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from tidegate.errors import UnavailableError
+from tidegate.errors import TidegateError
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """At most ``attempts`` in all, with pauses in seconds that double from ``initial`` up to ``longest``.
+    """At most ``attempts`` in all, the last of them within ``total`` seconds of the first failure.
 
-    Each pause is drawn evenly from nothing to its bound, so that clients that failed together do not return together
-    ("full jitter": M. Brooker, Exponential Backoff and Jitter, AWS Architecture Blog, 2015).
+    Between them lie pauses, in seconds, whose bounds double from ``initial`` up to ``longest``. Each pause is drawn
+    evenly from nothing to its bound, so that clients that failed together do not return together ("full jitter": M.
+    Brooker, Exponential Backoff and Jitter, AWS Architecture Blog, 2015). A server that says when to return is heeded,
+    but never for longer than ``longest``.
     """
 
-    attempts: int = 4
+    attempts: int = 50
     initial: float = 0.05
     longest: float = 2.0
+    total: float = 30.0
 
-    def bounds(self) -> Iterator[float]:
-        """The bound of each pause, one fewer than attempts."""
-        for repeat in range(self.attempts - 1):
-            yield min(self.longest, self.initial * 2.0**repeat)
+    def begin(self, clock: Callable[[], float] = time.monotonic) -> Tries:
+        """A request has failed for the first time; ``clock`` tells seconds."""
+        return Tries(self, clock)
 
-    def pause(self, bound: float, error: UnavailableError) -> float:
-        """Seconds to wait after ``error``: what the server asks for, where it does, but never over ``longest``."""
-        return min(self.longest, max(random.uniform(0, bound), error.retry_after or 0))
+
+class Tries:
+    """What one failed request has left of its `Retry`."""
+
+    def __init__(self, retry: Retry, clock: Callable[[], float]) -> None:
+        self._retry = retry
+        self._clock = clock
+        self._num_left = retry.attempts - 1
+        self._bound = min(retry.longest, retry.initial)
+        self._end = clock() + retry.total
+
+    def next_pause(self, error: TidegateError) -> float | None:
+        """Seconds to wait after ``error`` before the next try; None where there shall be none."""
+        pause = min(self._retry.longest, max(random.uniform(0, self._bound), error.retry_after or 0))
+        if self._num_left <= 0 or self._clock() + pause > self._end:
+            return None
+        self._num_left -= 1
+        self._bound = min(self._retry.longest, self._bound * 2)
+        return pause
+
+    @property
+    def patience(self) -> float:
+        """Seconds that the next try may wait for a connection."""
+        return min(self._retry.longest, max(0.0, self._end - self._clock()))

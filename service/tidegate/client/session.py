@@ -1,33 +1,24 @@
-"""A running sequence as an object, and the streams that step sequences fast. For asyncio see `aio_session`."""
+"""A running sequence as an object. For asyncio see `aio_session`, for streams `stream` and `columns`."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from types import TracebackType
 from typing import Self, Unpack
 
 from numpy.typing import ArrayLike
 
-from tidegate.client.asking import (
-    Given,
-    Integers,
-    attach_request,
-    columns_request,
-    one_input,
-    require_none_in_flight,
-    session_generate_request,
-    step_request,
-)
+from tidegate.client.asking import Given, Integers, one_input, session_generate_request, step_request
 from tidegate.client.connection import Connection
+from tidegate.client.flight import default_overlap
 from tidegate.client.options import SamplingOptions
-from tidegate.core import Ask, GeneratedToken, GenerationDone, Sampling, SessionInfo, StepResult
-from tidegate.errors import TidegateError
-from tidegate.v1 import predictor_pb2, sessions_pb2
-from tidegate.wire.columns import AttachResult, ColumnsResult, decode_attached, decode_columns_reply
+from tidegate.client.stream import SessionStream
+from tidegate.core import Ask, CheckpointInfo, GeneratedToken, GenerationDone, Sampling, SessionInfo, StepResult
+from tidegate.errors import DeadlineExceededError, TidegateError, UnavailableError
+from tidegate.v1 import sessions_pb2
 from tidegate.wire.predictions import decode_step
-from tidegate.wire.sessions import decode_session
+from tidegate.wire.sessions import decode_checkpoint, decode_forks, decode_session, encode_fork_request
 
 
 class Session:
@@ -37,7 +28,7 @@ class Session:
     thread at a time may use a session.
 
     Attributes:
-        info: What the server told at opening or at the last `refresh`.
+        info: What the server told at opening or at the last `refresh`, `rewind` or `upgrade`.
         position: Steps consumed so far; None, not known, after a generation that was broken off. Until the next reply
             tells it again steps are then sent without position and not repeated.
     """
@@ -69,7 +60,7 @@ class Session:
             values: [step, feature] in data units.
             top: Candidates a step.
             every_step: Tell every step, not only the last.
-            timeout: Seconds; None is the client's.
+            timeout: Seconds of each try; None is the client's.
 
         Raises:
             PositionConflictError: Somebody else stepped the session; `refresh` tells where it is.
@@ -84,29 +75,78 @@ class Session:
     def generate(
         self, prompt: Given | None = None, *, timeout: float | None = None, **sampling: Unpack[SamplingOptions]
     ) -> Iterator[GeneratedToken | GenerationDone]:
-        """Consume the prompt, if any, then sample; every token told is consumed too. The last event is the end."""
-        request = session_generate_request(self.id, self.position, prompt, Sampling(**sampling))
-        self.position = None
-        for event in self._connection.events(self._connection.sessions.Generate, request, self.id, timeout):
-            if isinstance(event, GenerationDone):
-                self.position = event.position
-            yield event
+        """Consume the prompt, if any, then sample; every token told is consumed too. The last event is the end.
 
-    def stream(self) -> SessionStream:
-        """Step over one bidirectional stream, which costs less a step than a call and lets steps overlap."""
-        return SessionStream(self._connection, self)
+        While the server is away the generation is asked for again: the server tells what it has told, which is passed
+        over here, and goes on.
+
+        Raises:
+            UnavailableError, DeadlineExceededError: The outcome is unknown. The same generation again is safe, and
+                begins with what was told.
+        """
+        position, self.position = self.position, None
+        request = session_generate_request(self.id, position, prompt, Sampling(**sampling))
+        ask = self._connection.events if position is None else self._connection.events_repeatedly
+        try:
+            for event in ask(self._connection.sessions.Generate, request, self.id, timeout):
+                if isinstance(event, GenerationDone):
+                    self.position = event.position
+                yield event
+        except (UnavailableError, DeadlineExceededError):
+            self.position = position
+            raise
+
+    def stream(self, overlap: int | None = None) -> SessionStream:
+        """Step over one bidirectional stream, which costs less a step than a call and lets steps overlap.
+
+        Args:
+            overlap: Chunks that may be with the server at a time; others are held back here until replies come in. The
+                server remembers one reply, so with more than 1 a connection that breaks may take replies with it:
+                `ReplyLostError`. None: 1 for a durable session, else as many as a server takes in.
+        """
+        return SessionStream(self._connection, self, overlap or default_overlap(self.info))
 
     def refresh(self) -> SessionInfo:
         """Ask the server how the session stands."""
         request = sessions_pb2.GetSessionRequest(session=self.id)
-        self.info = decode_session(self._connection.call(self._connection.sessions.Get, request, self.id))
-        self.position = self.info.position
-        return self.info
+        return self._take(self._connection.call_repeatedly(self._connection.sessions.Get, request, self.id))
+
+    def fork(self, ids: Sequence[str] | None = None, count: int | None = None) -> list[Session]:
+        """Open sessions that go on from where this one is: under these ids, or so many; neither: one.
+
+        With ids a repeat finds what it has opened; so only then is it tried again while the server is away.
+        """
+        request = encode_fork_request(self.id, ids, count)
+        send = self._connection.call_repeatedly if ids else self._connection.call
+        forks = decode_forks(send(self._connection.sessions.Fork, request, self.id))
+        return [Session(self._connection, info) for info in forks]
+
+    def checkpoint(self, name: str | None = None) -> CheckpointInfo:
+        """Retain where the session is, under a name or one that the server makes; of more than 8 the oldest goes."""
+        request = sessions_pb2.CheckpointRequest(session=self.id, name=name or "")
+        return decode_checkpoint(self._connection.call(self._connection.sessions.Checkpoint, request, self.id))
+
+    def rewind(self, checkpoint: str | CheckpointInfo) -> SessionInfo:
+        """Take the session back to a checkpoint, which stays."""
+        name = checkpoint if isinstance(checkpoint, str) else checkpoint.checkpoint
+        request = sessions_pb2.RewindRequest(session=self.id, checkpoint=name)
+        return self._take(self._connection.call(self._connection.sessions.Rewind, request, self.id))
+
+    def upgrade(self, version: str | None = None) -> SessionInfo:
+        """Move the session to another version of its model, without one to the highest; their states must fit."""
+        request = sessions_pb2.UpgradeRequest(session=self.id, version=version or "")
+        return self._take(self._connection.call(self._connection.sessions.Upgrade, request, self.id))
+
+    def snapshot(self) -> bytes:
+        """The session as portable bytes, for `Client.restore` here or elsewhere."""
+        request = sessions_pb2.SnapshotRequest(session=self.id)
+        reply = self._connection.call_repeatedly(self._connection.sessions.Snapshot, request, self.id)
+        return reply.snapshot
 
     def close(self) -> None:
         """End the session; closing twice succeeds."""
         request = sessions_pb2.CloseRequest(session=self.id)
-        self._connection.call(self._connection.sessions.Close, request, self.id)
+        self._connection.call_repeatedly(self._connection.sessions.Close, request, self.id)
 
     def __enter__(self) -> Self:
         return self
@@ -118,144 +158,7 @@ class Session:
         with suppress(TidegateError) if kind else nullcontext():
             self.close()
 
-
-class SessionStream:
-    """Steps of one session over one stream. `step` waits for its reply; `send` and `receive` let many overlap."""
-
-    def __init__(self, connection: Connection, session: Session) -> None:
-        self._session = session
-        self._stream = connection.stream(session.id)
-        # Of each request in flight: whether every step was asked for.
-        self._in_flight: deque[bool] = deque()
-
-    def step(
-        self,
-        text: str | None = None,
-        *,
-        tokens: Integers | None = None,
-        values: ArrayLike | None = None,
-        top: int = 1,
-        every_step: bool = False,
-    ) -> StepResult:
-        """As `Session.step`, but never repeated by itself: after a loss, open a new stream and step again."""
-        require_none_in_flight(len(self._in_flight))
-        position = self._session.position
-        self._send(step_request(self._session.id, position, one_input(text, tokens, values), Ask(top, every_step)))
-        return self.receive()
-
-    def send(
-        self,
-        text: str | None = None,
-        *,
-        tokens: Integers | None = None,
-        values: ArrayLike | None = None,
-        top: int = 1,
-        every_step: bool = False,
-    ) -> None:
-        """Send a step without waiting, and without position: where the session will be is not known yet."""
-        self._send(step_request(self._session.id, None, one_input(text, tokens, values), Ask(top, every_step)))
-
-    def receive(self) -> StepResult:
-        """The reply to the oldest step that has none. An error of that step leaves the stream usable."""
-        every_step = self._in_flight.popleft()
-        result = decode_step(self._stream.receive().step, every_step=every_step)
-        self._session.position = result.position
-        return result
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _send(self, message: sessions_pb2.StepRequest) -> None:
-        self._stream.send(predictor_pb2.StreamRequest(step=message))
-        self._in_flight.append(message.every_step)
-
-
-class ColumnStream:
-    """Steps of many sessions in one message. It does not move the positions of `Session` objects: `refresh` those."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._stream = connection.stream()
-        self._num_in_flight = 0
-
-    def attach(self, sessions: Iterable[str | Session], first_lane: int = 0) -> AttachResult:
-        """Give sessions the lanes ``first_lane``, ``first_lane + 1``…; a lane that was taken is given anew."""
-        require_none_in_flight(self._num_in_flight)
-        ids = [session if isinstance(session, str) else session.id for session in sessions]
-        self._stream.send(attach_request(first_lane, ids))
-        return decode_attached(self._stream.receive().attached)
-
-    def step(
-        self,
-        lanes: Integers,
-        *,
-        tokens: Integers | None = None,
-        values: ArrayLike | None = None,
-        lengths: Integers | None = None,
-        positions: Integers | None = None,
-        top: int = 1,
-        every_step: bool = False,
-    ) -> ColumnsResult:
-        """Step many lanes, each once at most, and wait for all of them. A lane that fails is in the result's errors.
-
-        Args:
-            lanes: [lane]; their sessions are of one model and version.
-            tokens: [step] of all lanes, one lane after the other, or
-            values: [step, feature] likewise.
-            lengths: [lane], steps of each; None: one each.
-            positions: [lane], each session's position before; None: not given.
-            top: Candidates a step.
-            every_step: Tell every step, not only the last.
-        """
-        require_none_in_flight(self._num_in_flight)
-        self.send(
-            lanes,
-            tokens=tokens,
-            values=values,
-            lengths=lengths,
-            positions=positions,
-            top=top,
-            every_step=every_step,
-        )
-        return self.receive()
-
-    def send(
-        self,
-        lanes: Integers,
-        *,
-        tokens: Integers | None = None,
-        values: ArrayLike | None = None,
-        lengths: Integers | None = None,
-        positions: Integers | None = None,
-        top: int = 1,
-        every_step: bool = False,
-    ) -> None:
-        """Send columns without waiting."""
-        ask = Ask(top, every_step)
-        self._stream.send(
-            columns_request(lanes, tokens=tokens, values=values, lengths=lengths, positions=positions, ask=ask)
-        )
-        self._num_in_flight += 1
-
-    def receive(self) -> ColumnsResult:
-        """The answer to the oldest columns that have none."""
-        self._num_in_flight -= 1
-        return decode_columns_reply(self._stream.receive().columns)
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _take(self, reply: sessions_pb2.Session) -> SessionInfo:
+        self.info = decode_session(reply)
+        self.position = self.info.position
+        return self.info

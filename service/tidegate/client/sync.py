@@ -8,10 +8,11 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from tidegate.client.asking import Given, generate_request, predict_request
+from tidegate.client.columns import ColumnStream
 from tidegate.client.connection import Connection
-from tidegate.client.options import SamplingOptions, SessionOptions
+from tidegate.client.options import RestoreOptions, SamplingOptions, SessionOptions
 from tidegate.client.retry import Retry
-from tidegate.client.session import ColumnStream, Session
+from tidegate.client.session import Session
 from tidegate.core import (
     Ask,
     GeneratedToken,
@@ -19,6 +20,7 @@ from tidegate.core import (
     ModelInfo,
     PredictResult,
     ReloadReport,
+    RestoreRequest,
     Sampling,
     SessionInfo,
     SessionRequest,
@@ -26,7 +28,12 @@ from tidegate.core import (
 from tidegate.v1 import models_pb2, sessions_pb2
 from tidegate.wire.models import decode_model, decode_model_page, decode_reload
 from tidegate.wire.predictions import decode_predict
-from tidegate.wire.sessions import decode_session, decode_session_page, encode_session_request
+from tidegate.wire.sessions import (
+    decode_session,
+    decode_session_page,
+    encode_restore_request,
+    encode_session_request,
+)
 
 
 class Client:
@@ -37,8 +44,9 @@ class Client:
     Args:
         address: HOST:PORT.
         timeout: Seconds that a call may take, where it says nothing else.
-        retry: How steps are repeated while the server is away; only steps whose position is known are.
-        sleep: What waits between repeats.
+        retry: How long and how often requests are tried again while the server is away. Only those are that are applied
+            once however often they are sent: steps and generations at a known position, and questions.
+        sleep: What waits between tries.
     """
 
     def __init__(
@@ -108,8 +116,19 @@ class Client:
         reply = self._connection.call(self._connection.sessions.Open, request, request.id)
         return Session(self._connection, decode_session(reply))
 
+    def restore(self, snapshot: bytes, **options: Unpack[RestoreOptions]) -> Session:
+        """Open a session from the bytes of `Session.snapshot`.
+
+        Raises:
+            InvalidInputError: They are no snapshot, or altered.
+            FailedPreconditionError: The model it names is not here.
+        """
+        request = encode_restore_request(snapshot, RestoreRequest(**options))
+        reply = self._connection.call(self._connection.sessions.Restore, request, request.id)
+        return Session(self._connection, decode_session(reply))
+
     def session(self, id: str) -> Session:  # noqa: A002 - its name everywhere else
-        """Find a session that is open."""
+        """Find a session that is open, where it is now: a durable one also after its server was started again."""
         request = sessions_pb2.GetSessionRequest(session=id)
         reply = self._connection.call(self._connection.sessions.Get, request, id)
         return Session(self._connection, decode_session(reply))

@@ -13,18 +13,52 @@ from tidegate.client import AsyncClient, Client, Retry
 AWAY = errors.UnavailableError("away")
 
 
-def test_pauses_double_up_to_the_longest() -> None:
-    assert list(Retry(attempts=6, initial=0.5, longest=3.0).bounds()) == [0.5, 1.0, 2.0, 3.0, 3.0]
-    assert list(Retry(attempts=1).bounds()) == []
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
-def test_a_pause_is_drawn_below_its_bound_and_heeds_the_server() -> None:
-    retry = Retry(longest=2.0)
-    pauses = [retry.pause(0.5, AWAY) for _ in range(100)]
-    assert all(0 <= pause <= 0.5 for pause in pauses)
-    assert len(set(pauses)) > 50
-    assert retry.pause(0.5, errors.UnavailableError("away", retry_after=1.5)) == 1.5
-    assert retry.pause(0.5, errors.UnavailableError("away", retry_after=60)) == 2.0
+def test_the_bounds_of_pauses_double_up_to_the_longest() -> None:
+    retry = Retry(attempts=6, initial=0.5, longest=3.0)
+    drawn: list[list[float]] = [[] for _ in range(5)]
+    for _ in range(200):
+        tries = retry.begin(Clock())
+        for pauses in drawn:
+            pause = tries.next_pause(AWAY)
+            assert pause is not None
+            pauses.append(pause)
+        assert tries.next_pause(AWAY) is None
+    for pauses, bound in zip(drawn, [0.5, 1.0, 2.0, 3.0, 3.0], strict=True):
+        assert 0 <= min(pauses) < bound / 4
+        assert bound / 2 < max(pauses) <= bound
+
+
+def test_a_pause_heeds_the_server_but_not_for_ever() -> None:
+    tries = Retry(initial=0.5, longest=2.0).begin(Clock())
+    assert tries.next_pause(errors.UnavailableError("away", retry_after=1.5)) == 1.5
+    assert tries.next_pause(errors.UnavailableError("away", retry_after=60)) == 2.0
+
+
+def test_one_attempt_is_no_repeat() -> None:
+    assert Retry(attempts=1).begin(Clock()).next_pause(AWAY) is None
+
+
+def test_tries_end_with_their_time() -> None:
+    clock = Clock()
+    tries = Retry(longest=2.0, total=10.0).begin(clock)
+    clock.now = 7.0
+    assert tries.patience == 2.0
+    assert tries.next_pause(AWAY) is not None
+    clock.now = 9.5
+    assert tries.patience == 0.5
+    assert tries.next_pause(errors.UnavailableError("away", retry_after=1)) is None
+    clock.now = 11.0
+    assert tries.patience == 0
 
 
 class Pauses(list[float]):

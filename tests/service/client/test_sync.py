@@ -211,7 +211,7 @@ async def test_a_session_stream_steps_and_overlaps(in_thread: In, service: FakeS
             assert stream.step("x").position == 5
 
     await in_thread(body)
-    assert [call.position for call in service.steps] == [0, None, None, 4, 4]
+    assert [call.position for call in service.steps] == [0, 2, 3, 4, 4]
 
 
 async def test_a_column_stream_steps_many_sessions(in_thread: In, service: FakeService) -> None:

@@ -1,0 +1,199 @@
+"""Steps of many sessions over a stream that goes on by itself after a loss. For asyncio see `aio_columns`.
+
+What is sent when, at which positions and what after a loss is decided in `lanes`; here it is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from numpy.typing import ArrayLike
+
+from tidegate.client.asking import (
+    Integers,
+    attach_request,
+    columns_request,
+    require_in_flight,
+    require_none_in_flight,
+    require_open,
+)
+from tidegate.client.connection import Connection, OpenStream
+from tidegate.client.lanes import Lanes
+from tidegate.client.passing import PASSING, passing_error
+from tidegate.core import Ask
+from tidegate.v1 import predictor_pb2
+from tidegate.wire.columns import AttachResult, ColumnsResult, decode_attached, decode_columns_reply
+from tidegate.wire.errors import decode_error
+
+if TYPE_CHECKING:
+    from tidegate.client.retry import Tries
+    from tidegate.client.session import Session
+
+
+class ColumnStream:
+    """Steps of many sessions in one message. It does not move the positions of `Session` objects: `refresh` those.
+
+    Each lane's position is known from its attachment and its replies and sent along. When the stream breaks or its
+    server drains, another is opened, the lanes are attached there and what is not answered is sent again: each step is
+    applied once.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lanes = Lanes()
+        self._stream: OpenStream | None = None
+        self._is_closed = False
+
+    def attach(self, sessions: Iterable[str | Session], first_lane: int = 0) -> AttachResult:
+        """Give sessions the lanes ``first_lane``, ``first_lane + 1``…; a lane that was taken is given anew."""
+        require_none_in_flight(len(self._lanes))
+        ids = [session if isinstance(session, str) else session.id for session in sessions]
+        request = attach_request(first_lane, ids)
+        reply = self._until_told(lambda: self._exchange(request))
+        if reply.HasField("error"):
+            raise decode_error(reply.error)
+        result = decode_attached(reply.attached)
+        self._lanes.attach(ids, result)
+        return result
+
+    def step(
+        self,
+        lanes: Integers,
+        *,
+        tokens: Integers | None = None,
+        values: ArrayLike | None = None,
+        lengths: Integers | None = None,
+        positions: Integers | None = None,
+        top: int = 1,
+        every_step: bool = False,
+    ) -> ColumnsResult:
+        """Step many lanes, each once at most, and wait for all of them. A lane that fails is in the result's errors.
+
+        Args:
+            lanes: [lane]; their sessions are of one model and version.
+            tokens: [step] of all lanes, one lane after the other, or
+            values: [step, feature] likewise.
+            lengths: [lane], steps of each; None: one each.
+            positions: [lane], each session's position before; None: those that the stream has been told.
+            top: Candidates a step.
+            every_step: Tell every step, not only the last.
+        """
+        require_none_in_flight(len(self._lanes))
+        self.send(
+            lanes,
+            tokens=tokens,
+            values=values,
+            lengths=lengths,
+            positions=positions,
+            top=top,
+            every_step=every_step,
+        )
+        return self.receive()
+
+    def send(
+        self,
+        lanes: Integers,
+        *,
+        tokens: Integers | None = None,
+        values: ArrayLike | None = None,
+        lengths: Integers | None = None,
+        positions: Integers | None = None,
+        top: int = 1,
+        every_step: bool = False,
+    ) -> None:
+        """Send columns without waiting. While a lane awaits an answer, further columns of it are held back here."""
+        ask = Ask(top, every_step)
+        self._lanes.add(
+            columns_request(lanes, tokens=tokens, values=values, lengths=lengths, positions=positions, ask=ask)
+        )
+        try:
+            if self._stream is not None:
+                self._push(self._stream)
+        except BaseException:
+            self._drop()
+            self._lanes.withdraw()
+            raise
+
+    def receive(self) -> ColumnsResult:
+        """The answer to the oldest columns that have none, or their error; the stream is usable afterwards."""
+        require_in_flight(len(self._lanes))
+        try:
+            reply = self._until_told(self._next_reply)
+        finally:
+            self._lanes.pop()
+        if reply.HasField("error"):
+            raise decode_error(reply.error)
+        result = decode_columns_reply(reply.columns)
+        self._lanes.move(result)
+        return result
+
+    def close(self) -> None:
+        """End the stream; what is in flight is cancelled."""
+        self._is_closed = True
+        self._drop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _until_told(self, exchange: Callable[[], predictor_pb2.StreamReply]) -> predictor_pb2.StreamReply:
+        """The reply of an exchange, over as many streams as it takes. Lanes that stay away are errors of it."""
+        tries: Tries | None = None
+        while True:
+            reply = None
+            try:
+                reply = exchange()
+                passing = passing_error(reply)
+                if passing is None:
+                    return reply
+                raise passing
+            except PASSING as error:
+                self._drop()
+                tries = tries or self._connection.retry.begin()
+                if not self._connection.wait(tries, error):
+                    if reply is None:
+                        raise
+                    return reply
+            except BaseException:
+                # Whoever interrupted us left a reply behind, which the next call must not take for its own.
+                self._drop()
+                raise
+
+    def _exchange(self, request: predictor_pb2.StreamRequest) -> predictor_pb2.StreamReply:
+        stream = self._opened()
+        stream.send(request)
+        return stream.receive()
+
+    def _next_reply(self) -> predictor_pb2.StreamReply:
+        stream = self._opened()
+        self._push(stream)
+        return stream.receive()
+
+    def _opened(self) -> OpenStream:
+        """The stream; a new one is given the lanes of the old."""
+        require_open(is_closed=self._is_closed)
+        if self._stream is None:
+            self._stream = self._connection.stream()
+            for request in self._lanes.attach_again():
+                self._stream.send(request)
+                reply = self._stream.receive()
+                if reply.HasField("error"):
+                    raise decode_error(reply.error)
+        return self._stream
+
+    def _push(self, stream: OpenStream) -> None:
+        """Send what may go out."""
+        for request in self._lanes.release():
+            stream.send(request)
+
+    def _drop(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        self._lanes.lose()
