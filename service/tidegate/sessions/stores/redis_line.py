@@ -22,13 +22,13 @@ from redis import exceptions as theirs
 from redis.asyncio.connection import AbstractConnection, Connection, parse_url
 
 from tidegate.errors import ConfigurationError, UnavailableError
+from tidegate.sessions.stores.redis_commands import Command
 
 RETRY_AFTER_SECONDS = 1.0
 
 # Its published type says that a command is a tuple of one.
 _pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
-Command = tuple[bytes | str | int, ...]
 Reply = Any
 """bytes, int, None, a list of these, or the `redis.exceptions.ResponseError` that answered that command."""
 
@@ -188,6 +188,11 @@ def _connector(url: str) -> Callable[[], AbstractConnection]:
 def is_unknown_script(reply: Reply) -> bool:
     """Whether Redis does not have the script, and so did nothing: it was restarted, or told to forget."""
     return isinstance(reply, theirs.NoScriptError)
+
+
+def is_across_slots(reply: Reply) -> bool:
+    """Whether a cluster's node refused a command over keys of several slots."""
+    return isinstance(reply, theirs.ClusterCrossSlotError)
 
 
 def away(message: str) -> UnavailableError:

@@ -17,7 +17,8 @@ import pytest
 
 from tests.redis import RedisServer, free_port, redis_server
 from tidegate.errors import ConfigurationError, UnavailableError
-from tidegate.sessions.stores.redis import FORMAT_KEY, RedisStore
+from tidegate.sessions.stores.redis import RedisStore
+from tidegate.sessions.stores.redis_commands import FORMAT_KEY
 from tidegate.sessions.stores.store import FORMAT, Due, Entry, Store, Write
 
 ALL_CHARACTERS = "ABCXYZabcxyz0123456789._~-"
@@ -374,9 +375,12 @@ async def test_a_foreign_value_under_a_key_of_ours_is_corrupt(server: RedisServe
         await put(store, "a")
         (key,) = server.call("KEYS", "*:session:a")
         server.call("SET", key, "foreign")
-        with pytest.raises(UnavailableError) as caught:
-            await store.read(["a"])
-        assert caught.value.reason == "STORE_CORRUPT"
+        for call in (store.read(["a"]), store.write([Write("a", b"first", b"second", b""), fresh("b")])):
+            with pytest.raises(UnavailableError) as caught:
+                await call
+            assert caught.value.reason == "STORE_CORRUPT"
+        # It kept no other of its group from being written.
+        assert await store.read(["b"]) == [Entry(b"first", b"record")]
         await assert_works(store)
 
 
