@@ -59,6 +59,7 @@ from tidegate.sessions.ledger import Ledger, LedgerStatistics
 from tidegate.sessions.moment import Moment, read_snapshot, take_snapshot
 from tidegate.sessions.session import DurableSession, Session
 from tidegate.sessions.stores.making import make_store
+from tidegate.sessions.stores.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -110,11 +111,11 @@ class ServiceStatistics(NamedTuple):
 class Service:
     """Models and sessions behind any number of ingresses. All methods belong to one event loop."""
 
-    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+    def __init__(self, settings: Settings, clock: Clock | None = None, store: Store | None = None) -> None:
         self.settings = settings
         self._clock = clock or Clock()
         self._cache = SessionCache()
-        store = make_store(settings)
+        store = store or make_store(settings)
         self._ledger = None if store is None else Ledger(store, settings.store_timeout, self._clock.monotonic)
         self._registry = Registry(
             settings,

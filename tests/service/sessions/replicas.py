@@ -1,0 +1,100 @@
+"""Replicas over one store, all in this process: what one does, the others must see."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.service.serving import ManualClock, check_integrity
+from tidegate.config import load_settings
+from tidegate.core import Ask, Input, Prediction, SessionInfo, SessionRequest, StepResult
+from tidegate.errors import UnavailableError
+from tidegate.service import Service
+from tidegate.sessions.stores.memory import MemoryStore
+from tidegate.sessions.stores.store import Entry, Write
+
+MODEL = "tiny-lstm"
+
+
+@dataclass
+class Faulty(MemoryStore):
+    """A store that fails when told to.
+
+    Attributes:
+        is_away: Whether it answers nothing.
+        lost_replies: How many writes it will make and not confirm.
+    """
+
+    is_away: bool = False
+    lost_replies: int = 0
+    num_writes: int = field(default=0)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    async def ping(self) -> None:
+        self._check()
+
+    async def start(self) -> None:
+        self._check()
+
+    async def read(self, ids: Sequence[str]) -> list[Entry | None]:
+        self._check()
+        return await super().read(ids)
+
+    async def write(self, writes: Sequence[Write]) -> list[bool]:
+        self._check()
+        self.num_writes += len(writes)
+        made = await super().write(writes)
+        if self.lost_replies:
+            self.lost_replies -= 1
+            raise UnavailableError("the reply was lost", reason="STORE_AWAY")
+        return made
+
+    def _check(self) -> None:
+        if self.is_away:
+            raise UnavailableError("the store is away", reason="STORE_AWAY")
+
+
+@dataclass
+class Replicas:
+    """Services over one store, and the clock that they share."""
+
+    services: list[Service]
+    clock: ManualClock
+    store: Faulty
+
+    def __iter__(self) -> Any:
+        return iter(self.services)
+
+    async def open(self, id_: str | None = "s", **options: Any) -> SessionInfo:
+        request = SessionRequest(**{"model": MODEL, "durable": True, "id": id_, **options})
+        return await self.services[0].open_session(request)
+
+    async def whole(self, text: str, version: str = "1") -> Prediction:
+        """What the model says to all of ``text`` at once."""
+        result = await self.services[0].predict(MODEL, version, [Input(text=text)], Ask())
+        return result.predictions[0]
+
+
+@asynccontextmanager
+async def replicas(root: Path, count: int = 2, **settings: Any) -> AsyncIterator[Replicas]:
+    """Started services; when they are left, nothing leaked in any of them."""
+    clock, store = ManualClock(), Faulty()
+    given = load_settings({"bundles": root, "store_timeout": 30, **settings})
+    async with AsyncExitStack() as stack:
+        services = [Service(given, clock.clock(), store) for _ in range(count)]
+        for service in services:
+            await service.start()
+            stack.push_async_callback(service.stop)
+        yield Replicas(services, clock, store)
+        for service in services:
+            await service.drain()
+            check_integrity(service)
+
+
+async def step(service: Service, text: str, position: int | None = None, id_: str = "s", **ask: Any) -> StepResult:
+    return await service.step(id_, Input(text=text), Ask(**ask), position)
