@@ -236,7 +236,7 @@ class Registry:
             scheduler,
             settings.max_queue,
             make_room=self._make_room,
-            raw=Tensors(manifest.inputs[0], manifest.features, manifest.outputs),
+            raw=Tensors(manifest.inputs, manifest.features, manifest.outputs),
         )
         executor = ThreadPoolExecutor(1, f"run-{manifest.name}") if settings.execution == "thread" else None
         loop = Loop(engine, runner, committer=self._committer, executor=executor, clock=self._clock)
