@@ -100,7 +100,7 @@ class Broken(MemoryStore):
 
 
 async def test_an_unknown_outcome_is_looked_up_write_by_write() -> None:
-    store = Broken(fails=["after"])
+    store = Broken()
     ledger = Ledger(store, timeout=30)
     await ledger.start()
     await store.write([write("taken", None, b"theirs")])
