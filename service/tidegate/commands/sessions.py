@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,9 +15,11 @@ import typer
 from tidegate.commands.connection import DEFAULT_SERVER, Server, connected
 from tidegate.commands.output import AsJson, print_json, print_table
 from tidegate.core import SessionInfo
-from tidegate.errors import SessionEndedError
+from tidegate.errors import InvalidInputError, SessionEndedError
 
-sessions = typer.Typer(help="List, show and close the sessions of a running server.", no_args_is_help=True)
+sessions = typer.Typer(
+    help="List, show, close, export and import the sessions of a running server.", no_args_is_help=True
+)
 
 Id = Annotated[str, typer.Argument(help="The session.")]
 
@@ -26,7 +32,7 @@ def list_sessions(server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> N
     if as_json:
         print_json([_document(info) for info in found])
     else:
-        columns = ("session", "model", "position", "opened", "expires", "state")
+        columns = ("session", "model", "position", "durable", "opened", "expires", "state")
         print_table(columns, [_row(info) for info in found])
 
 
@@ -35,11 +41,7 @@ def show(session: Id, server: Server = DEFAULT_SERVER, as_json: AsJson = False) 
     """Show one session."""
     with connected(server) as client:
         info = client.session(session).info
-    document = _document(info)
-    if as_json:
-        print_json(document)
-    else:
-        print_table(("field", "value"), [(name, str(value)) for name, value in document.items()])
+    _print_session(info, as_json=as_json)
 
 
 @sessions.command()
@@ -54,6 +56,80 @@ def close(
                 client.session(name).close()
 
 
+@sessions.command("export")
+def export_session(
+    session: Id,
+    file: Annotated[Path, typer.Argument(help="Where to write; - is standard output.")],
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Write a session to a file, for `import` on this or another server. It goes on as if nothing had been."""
+    with connected(server) as client:
+        snapshot = client.session(session).snapshot()
+    if str(file) == "-":
+        sys.stdout.buffer.write(snapshot)
+        return
+    _write(file, snapshot)
+    if as_json:
+        print_json({"session": session, "file": str(file), "bytes": len(snapshot)})
+
+
+@sessions.command("import")
+def import_session(
+    file: Annotated[Path, typer.Argument(help="What `export` wrote; - is standard input.")],
+    name: Annotated[str | None, typer.Option("--id", help="Id of the new session.", show_default="server's")] = None,
+    durable: Annotated[bool, typer.Option("--durable", help="Keep the session in the server's store.")] = False,
+    ttl: Annotated[
+        float | None, typer.Option("--ttl-seconds", min=0, help="End it then, from now.", show_default="server's")
+    ] = None,
+    idle: Annotated[
+        float | None, typer.Option("--idle-seconds", min=0, help="End it after no step.", show_default="server's")
+    ] = None,
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Open a session from an exported file, and print it."""
+    snapshot = _read(file)
+    with connected(server) as client:
+        restored = client.restore(snapshot, id=name, durable=durable, ttl_seconds=ttl, idle_seconds=idle)
+    _print_session(restored.info, as_json=as_json)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        raise InvalidInputError(f"{file}: {error.strerror}") from None
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Write the file whole, or leave what is there."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as part:
+            try:
+                part.write(content)
+                part.flush()
+                os.fsync(part.fileno())
+                Path(part.name).replace(file)
+            except BaseException:
+                Path(part.name).unlink()
+                raise
+    except OSError as error:
+        raise InvalidInputError(f"{file}: {error.strerror}") from None
+
+
+def _print_session(info: SessionInfo, *, as_json: bool) -> None:
+    document = _document(info)
+    if as_json:
+        print_json(document)
+    else:
+        print_table(("field", "value"), [(name, _shown(value)) for name, value in document.items()])
+
+
+def _shown(value: object) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
+
+
 def _document(info: SessionInfo) -> dict[str, object]:
     """As over HTTP: times in RFC 3339."""
     expires = None if info.expires_at is None else _moment(info.expires_at, "microseconds")
@@ -63,7 +139,8 @@ def _document(info: SessionInfo) -> dict[str, object]:
 def _row(info: SessionInfo) -> tuple[str, ...]:
     expires = "never" if info.expires_at is None else _moment(info.expires_at)
     model = f"{info.model}/{info.version}"
-    return info.id, model, str(info.position), _moment(info.created_at), expires, f"{info.state_bytes} B"
+    durable = "yes" if info.durable else "no"
+    return info.id, model, str(info.position), durable, _moment(info.created_at), expires, f"{info.state_bytes} B"
 
 
 def _moment(seconds: float, precision: str = "seconds") -> str:
