@@ -24,6 +24,9 @@ from tidegate.ingress.grpc.server import GrpcServer, create_server
 from tidegate.ingress.http.app import create_app
 from tidegate.ingress.http.frames import FrameProtocol
 from tidegate.ingress.http.steps import StepProtocol
+from tidegate.ingress.oip.adapter import ServiceCore
+from tidegate.ingress.oip.http import routes
+from tidegate.ingress.oip.inference import Inference
 from tidegate.observe.logs import configure_logs
 from tidegate.service import Service
 from tidegate.signals import Signals
@@ -69,15 +72,19 @@ async def serve(
     with signals.handled(), listen("http", settings.http, is_shared=settings.workers > 1) as listener:
         local = Service(settings)
         service = local if seat is None else _routed(local, seat)
-        grpc = [create_server(service, settings.grpc, settings.native_grpc)]
+        inference = Inference(ServiceCore(local))
+        grpc = [create_server(service, settings.grpc, settings.native_grpc, inference)]
         if seat is not None:
             # Fellows come in here. They have found the owner already, so nothing is passed on twice.
             grpc.append(create_server(local, seat.address(seat.number)))
         await local.start()
         _settle_memory()
         try:
-            await _serve_until_told(local, create_app(service), grpc, listener, signals, announce)
+            app = create_app(service)
+            app.router.routes.extend(routes(inference))
+            await _serve_until_told(local, app, grpc, listener, signals, announce)
         finally:
+            await inference.stop()
             await service.stop()
     log.info("stopped")
 

@@ -20,10 +20,13 @@ from tidegate.ingress.grpc.calls import Calls
 from tidegate.ingress.grpc.models import Models
 from tidegate.ingress.grpc.predictor import Predictor
 from tidegate.ingress.grpc.sessions import Sessions
+from tidegate.ingress.oip.grpc import InferenceService
+from tidegate.oip import service_pb2, service_pb2_grpc
 from tidegate.v1 import models_pb2, models_pb2_grpc, predictor_pb2, predictor_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 
 if TYPE_CHECKING:
     from tidegate.config import Settings
+    from tidegate.ingress.oip.inference import Inference
     from tidegate.service import Service
 
 SERVICES = tuple(
@@ -31,6 +34,7 @@ SERVICES = tuple(
     for module in (models_pb2, predictor_pb2, sessions_pb2)
     for descriptor in module.DESCRIPTOR.services_by_name.values()
 )
+INFERENCE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
 class Bound(NamedTuple):
@@ -46,20 +50,24 @@ class GrpcServer:
     ``port`` and ``native_port`` are those they listen on, also where port 0 was asked for.
     """
 
-    def __init__(self, service: Service, grpcio: Bound, native: Bound | None) -> None:
+    def __init__(self, service: Service, grpcio: Bound, native: Bound | None, inference: Inference | None) -> None:
         self.port = grpcio.port
         self.native_port = None if native is None else native.port
         self._service = service
         self._servers = [bound.server for bound in (grpcio, native) if bound is not None]
         self._calls = Calls()
         self._predictor = Predictor(service, self._calls)
+        self._inference = None if inference is None else InferenceService(inference, self._calls)
+        self._names = SERVICES if inference is None else (*SERVICES, INFERENCE)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         for server in self._servers:
             models_pb2_grpc.add_ModelsServicer_to_server(Models(service, self._calls), server)
             predictor_pb2_grpc.add_PredictorServicer_to_server(self._predictor, server)
             sessions_pb2_grpc.add_SessionsServicer_to_server(Sessions(service, self._calls), server)
+            if self._inference is not None:
+                service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._inference, server)
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-            reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+            reflection.enable_server_reflection((*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
 
     async def start(self) -> None:
         """Begin to answer."""
@@ -71,7 +79,7 @@ class GrpcServer:
         """Bring grpc.health.v1 in step with the core's readiness: at the start, and when that has changed."""
         status = health_pb2.HealthCheckResponse.ServingStatus
         now = status.SERVING if self._service.is_ready else status.NOT_SERVING
-        for name in ("", *SERVICES):
+        for name in ("", *self._names):
             await self._health.set(name, now)
 
     async def drain(self) -> None:
@@ -81,6 +89,8 @@ class GrpcServer:
         """
         await self._health.enter_graceful_shutdown()
         self._predictor.drain()
+        if self._inference is not None:
+            self._inference.drain()
         await self._calls.wait_idle()
 
     async def stop(self, grace: float | None = None) -> None:
@@ -88,7 +98,9 @@ class GrpcServer:
         await asyncio.gather(*(server.stop(grace) for server in self._servers))
 
 
-def create_server(service: Service, address: str, native_address: str | None = None) -> GrpcServer:
+def create_server(
+    service: Service, address: str, native_address: str | None = None, inference: Inference | None = None
+) -> GrpcServer:
     """Bind ``HOST:PORT`` and, where given, that of the native front, in the running event loop.
 
     Raises:
@@ -96,7 +108,7 @@ def create_server(service: Service, address: str, native_address: str | None = N
     """
     options = server_options(service.settings)
     native = None if native_address is None else bind("native_grpc", _native_server(options), native_address)
-    return GrpcServer(service, bind("grpc", aio.server(options=options), address), native)
+    return GrpcServer(service, bind("grpc", aio.server(options=options), address), native, inference)
 
 
 def bind(name: str, server: aio.Server, address: str) -> Bound:

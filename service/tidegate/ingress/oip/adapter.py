@@ -1,0 +1,133 @@
+"""`InferenceCore` over the service: models by name, sequences as its sessions of origin ``oip``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tidegate.core import Prediction, ReloadReport, SessionRequest, StepResult, Tensor
+from tidegate.errors import NotFoundError, SessionEndedError, TidegateError
+from tidegate.ingress.oip.core import EngineCounts, Served
+from tidegate.sessions.lifecycle import Phase
+
+if TYPE_CHECKING:
+    from tidegate.config import Settings
+    from tidegate.registry import LoadedModel, Registry
+    from tidegate.service import Service
+    from tidegate.sessions.session import Session
+
+ORIGIN = "oip"
+
+
+class ServiceCore:
+    """What the protocol asks of one process's service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        # Ephemeral sessions, which are nowhere else; a durable one comes and goes, and is asked for at each step.
+        self._held: dict[str, Session] = {}
+
+    @property
+    def settings(self) -> Settings:
+        return self._service.settings
+
+    @property
+    def is_ready(self) -> bool:
+        return self._service.is_ready
+
+    # ---- models
+
+    def served(self, name: str, version: str) -> Served:
+        return self._served(self._registry.get(name, version))
+
+    def all_served(self) -> list[Served]:
+        return [self._served(model) for model in self._registry]
+
+    def allows_sequences(self, name: str) -> bool:
+        return True
+
+    def predict_rows(
+        self, served: Served, rows: Sequence[tuple[Tensor, ...]], deadline: float | None
+    ) -> list[asyncio.Future[Prediction]]:
+        model = self._registry.get(*served.key)
+        due: list[asyncio.Future[Prediction]] = []
+        try:
+            for row in rows:
+                due.append(self._service.submit_tensors(model, None, row, None, deadline))  # noqa: PERF401
+        except TidegateError:
+            for each in due:
+                each.cancel()
+            raise
+        return due
+
+    def engine_counts(self, name: str, version: str) -> EngineCounts:
+        model = self._registry.find_loaded(name, version)
+        if model is None:
+            return EngineCounts(0, 0.0)
+        return EngineCounts(model.engine.statistics().num_runs, model.loop.run_seconds)
+
+    async def reload(self) -> ReloadReport:
+        return await self._service.reload()
+
+    # ---- sequences
+
+    async def open_sequence(self, model: str, version: str, session: str) -> str:
+        durable = self._is_durable(model)
+        request = SessionRequest(model, version or None, durable=durable, id=session, origin=ORIGIN)
+        info = await self._service.open_session(request)
+        if not durable:
+            self._held[session] = await self._service.live_session(session)
+        return info.version
+
+    async def find_sequence(self, model: str, session: str) -> str | None:
+        if not self._is_durable(model):
+            return None
+        try:
+            return (await self._service.get_session(session)).version
+        except (NotFoundError, SessionEndedError):
+            return None
+
+    async def close_sequence(self, session: str, *, is_restart: bool) -> None:
+        self._held.pop(session, None)
+        try:
+            await self._service.close_session(session)
+        except NotFoundError:
+            return
+
+    def is_open(self, session: str) -> bool:
+        held = self._held.get(session)
+        return held is None or held.phase is Phase.OPEN
+
+    def step_sequence(
+        self, session: str, inputs: tuple[Tensor, ...], position: int | None, deadline: float | None
+    ) -> asyncio.Future[StepResult]:
+        held = self._held.get(session)
+        if held is None:
+            return asyncio.ensure_future(self._step_wherever(session, inputs, position, deadline))
+        if held.phase is not Phase.OPEN:
+            del self._held[session]
+            held.check_open()
+        return self._service.submit_tensors(held.model, held, inputs, position, deadline)
+
+    async def _step_wherever(
+        self, session: str, inputs: tuple[Tensor, ...], position: int | None, deadline: float | None
+    ) -> StepResult:
+        """Step a session that may have to be brought here; calls come to it in their order."""
+        live = await self._service.live_session(session)
+        result: StepResult = await self._service.submit_tensors(live.model, live, inputs, position, deadline)
+        return result
+
+    # ---- inside
+
+    @property
+    def _registry(self) -> Registry:
+        return self._service._registry  # noqa: SLF001 - the service has no public way to a loaded model yet
+
+    def _served(self, model: LoadedModel) -> Served:
+        name = model.manifest.name
+        versions = list(map(str, self._registry.versions(name)))
+        return Served(model.manifest, model.bundle.sha256, versions, self._service.settings.of(name))
+
+    def _is_durable(self, model: str) -> bool:
+        return False

@@ -1,0 +1,80 @@
+"""Requests and replies as gRPC's messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tidegate.errors import InvalidInputError
+from tidegate.ingress.oip.requests import (
+    InferReply,
+    InferRequest,
+    check_tensor_parameters,
+    read_options,
+)
+from tidegate.ingress.oip.tensors import NAMES, NamedTensor, from_contents, from_raw, to_raw
+from tidegate.oip import service_pb2
+
+_UINT64 = 1 << 64
+
+
+def decode_request(message: service_pb2.ModelInferRequest) -> InferRequest:
+    """Read a request.
+
+    Raises:
+        InvalidInputError: A parameter or tensor is malformed, or values are missing or there twice.
+        NotSupportedError: It asks for shared memory or classification.
+    """
+    for output in message.outputs:
+        if output.parameters:
+            check_tensor_parameters(output.name, output.parameters)
+    return InferRequest(
+        message.model_name,
+        message.model_version,
+        message.id,
+        read_options(_plain(message.parameters)),
+        _tensors(message),
+        [output.name for output in message.outputs],
+    )
+
+
+def encode_reply(reply: InferReply) -> service_pb2.ModelInferResponse:
+    """Write a reply; the values are always raw, for the C++ client looks nowhere else."""
+    message = service_pb2.ModelInferResponse(model_name=reply.model, model_version=reply.version, id=reply.id)
+    for name, array in reply.outputs:
+        message.outputs.add(name=name, datatype=NAMES[array.dtype.name], shape=array.shape)
+        message.raw_output_contents.append(to_raw(array))
+    if reply.position is not None:
+        message.parameters["tidegate_position"].int64_param = reply.position
+    return message
+
+
+def _tensors(message: service_pb2.ModelInferRequest) -> list[NamedTensor]:
+    raws = message.raw_input_contents
+    for tensor in message.inputs:
+        if tensor.parameters:
+            check_tensor_parameters(tensor.name, tensor.parameters)
+        if tensor.HasField("contents") == bool(raws):
+            problem = "both raw and typed values" if raws else "no values: set raw_input_contents or contents"
+            raise InvalidInputError(f"tensor {tensor.name!r} has {problem}", reason="WRONG_CONTENTS")
+    if not raws:
+        return [from_contents(each.name, each.datatype, list(each.shape), each.contents) for each in message.inputs]
+    if len(raws) != len(message.inputs):
+        raise InvalidInputError(
+            f"{len(message.inputs)} inputs, and {len(raws)} raw_input_contents: each input has one",
+            reason="WRONG_CONTENTS",
+        )
+    return [
+        from_raw(each.name, each.datatype, list(each.shape), raw)
+        for each, raw in zip(message.inputs, raws, strict=True)
+    ]
+
+
+def _plain(parameters: Mapping[str, service_pb2.InferParameter]) -> dict[str, Any]:
+    """The parameters' values. The C++ client writes unsigned ids into a signed field: from 2^63 they are negative."""
+    plain: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        value: Any = None if kind is None else getattr(parameter, kind)
+        plain[name] = value % _UINT64 if name == "sequence_id" and kind == "int64_param" else value
+    return plain

@@ -1,0 +1,124 @@
+"""Counts and durations of each model, as the protocol tells them.
+
+Each request is timed here: reading its tensors, waiting for its result, writing the reply. The engine says how long
+its runs took, not who was in them; so of the time waited, one mean run a request is told as inference and the rest as
+queue. All sums only grow, for clients subtract one reading from the next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from tidegate.ingress.oip.core import EngineCounts
+
+Json = dict[str, Any]
+Key = tuple[str, str]
+
+
+class Timing(NamedTuple):
+    """When a request arrived, was handed to the engine, was answered by it, and was written: nanoseconds."""
+
+    arrived: int
+    submitted: int
+    answered: int
+    written: int
+
+
+@dataclass(slots=True)
+class _Counters:
+    num_ok: int = 0
+    num_failed: int = 0
+    num_rows: int = 0
+    ok_ns: int = 0
+    failed_ns: int = 0
+    input_ns: int = 0
+    output_ns: int = 0
+    queue_ns: int = 0
+    infer_ns: int = 0
+    last_ms: int = 0
+    # What has been counted since the last reading, and what the engine had done by then.
+    num_unread: int = 0
+    wait_ns_unread: int = 0
+    engine: EngineCounts = field(default=EngineCounts(0, 0.0))
+
+    def read(self, engine: EngineCounts) -> None:
+        """Part the time waited since the last reading into queue and inference."""
+        runs = engine.num_runs - self.engine.num_runs
+        seconds = engine.run_seconds - self.engine.run_seconds
+        mean_ns = 1e9 * seconds / runs if runs > 0 else 0.0
+        infer = min(self.wait_ns_unread, max(0, round(self.num_unread * mean_ns)))
+        self.infer_ns += infer
+        self.queue_ns += self.wait_ns_unread - infer
+        self.num_unread = self.wait_ns_unread = 0
+        self.engine = engine
+
+
+class Statistics:
+    """Of all models that were asked for since the start.
+
+    Args:
+        engine_counts: What a model's engine has done.
+        now_ms: Milliseconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        engine_counts: Callable[[str, str], EngineCounts],
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._engine_counts = engine_counts
+        self._now_ms = now_ms
+        self._counters: dict[Key, _Counters] = {}
+
+    def succeeded(self, model: Key, num_rows: int, timing: Timing) -> None:
+        counters = self._of(model)
+        counters.num_ok += 1
+        counters.num_rows += num_rows
+        counters.ok_ns += timing.written - timing.arrived
+        counters.input_ns += timing.submitted - timing.arrived
+        counters.output_ns += timing.written - timing.answered
+        counters.num_unread += 1
+        counters.wait_ns_unread += timing.answered - timing.submitted
+        counters.last_ms = self._now_ms()
+
+    def failed(self, model: Key, nanoseconds: int) -> None:
+        counters = self._of(model)
+        counters.num_failed += 1
+        counters.failed_ns += nanoseconds
+
+    def document(self, model: Key) -> Json:
+        """One entry of ``model_stats``."""
+        counters, engine = self._of(model), self._engine_counts(*model)
+        counters.read(engine)
+        count = counters.num_ok
+        return {
+            "name": model[0],
+            "version": model[1],
+            "last_inference": counters.last_ms,
+            "inference_count": counters.num_rows,
+            "execution_count": engine.num_runs,
+            "inference_stats": {
+                "success": _duration(count, counters.ok_ns),
+                "fail": _duration(counters.num_failed, counters.failed_ns),
+                "queue": _duration(count, counters.queue_ns),
+                "compute_input": _duration(count, counters.input_ns),
+                "compute_infer": _duration(count, counters.infer_ns),
+                "compute_output": _duration(count, counters.output_ns),
+                "cache_hit": _duration(0, 0),
+                "cache_miss": _duration(0, 0),
+            },
+            "batch_stats": [],
+        }
+
+    def _of(self, model: Key) -> _Counters:
+        counters = self._counters.get(model)
+        if counters is None:
+            counters = self._counters[model] = _Counters(engine=self._engine_counts(*model))
+        return counters
+
+
+def _duration(count: int, ns: int) -> Json:
+    return {"count": count, "ns": ns}

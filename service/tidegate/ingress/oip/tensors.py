@@ -1,0 +1,174 @@
+"""Tensors as the protocol writes them: raw little-endian bytes, gRPC's typed contents, and lists of JSON.
+
+Knows datatypes, shapes and sizes. Knows nothing of models: whether a tensor fits one is ``signature.py``'s to say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tidegate.core import Tensor
+from tidegate.errors import InvalidInputError
+from tidegate.oip import service_pb2
+
+Json = Any
+
+DATATYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype("?"),
+    "UINT8": np.dtype("<u1"),
+    "INT8": np.dtype("<i1"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+}
+"""The datatypes that a bundle's tensors can have, by the protocol's name."""
+
+NAMES = {dtype.name: name for name, dtype in DATATYPES.items()}
+"""The protocol's name by numpy's."""
+
+# Which field of `InferTensorContents` holds a datatype's values. FP16 has none: it travels as raw bytes.
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "UINT8": "uint_contents",
+    "INT8": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+}
+
+# What JSON values a datatype takes. ``bool`` is a subclass of ``int`` in Python, and no number here.
+_JSON_KINDS: dict[str, frozenset[type]] = {"b": frozenset({bool}), "f": frozenset({int, float})}
+_WHOLE = frozenset({int})
+
+_MOST_AXES = 8
+
+
+class NamedTensor(NamedTuple):
+    """A tensor with its name; ``array`` has the shape that the request gave, or that the reply gives."""
+
+    name: str
+    array: Tensor
+
+
+def dtype_of(name: str, datatype: str) -> np.dtype[Any]:
+    """The dtype of tensor ``name``; InvalidInputError for a datatype that no model here can have."""
+    dtype = DATATYPES.get(datatype)
+    if dtype is None:
+        known = ", ".join(DATATYPES)
+        raise InvalidInputError(
+            f"tensor {name!r}: datatype {datatype!r} is none of those served here: {known}", reason="WRONG_DATATYPE"
+        )
+    return dtype
+
+
+def check_shape(name: str, shape: Sequence[Any]) -> tuple[int, ...]:
+    """The shape as it was given, of non-negative whole numbers."""
+    if len(shape) > _MOST_AXES or not all(type(size) is int and size >= 0 for size in shape):
+        raise InvalidInputError(
+            f"tensor {name!r}: a shape has at most {_MOST_AXES} sizes of at least 0, not {_shown(shape)}",
+            reason="WRONG_SHAPE",
+        )
+    return tuple(shape)
+
+
+def from_raw(name: str, datatype: str, shape: Sequence[Any], raw: bytes | memoryview) -> NamedTensor:
+    """Read a tensor's bytes; they are not copied.
+
+    Raises:
+        InvalidInputError: There are not as many as datatype and shape say.
+    """
+    dtype, sizes = dtype_of(name, datatype), check_shape(name, shape)
+    expected = math.prod(sizes) * dtype.itemsize
+    if len(raw) != expected:
+        raise InvalidInputError(
+            f"tensor {name!r}: {datatype} of shape {list(sizes)} has {expected} bytes, not {len(raw)}",
+            reason="WRONG_SIZE",
+        )
+    return NamedTensor(name, np.frombuffer(raw, dtype).reshape(sizes))
+
+
+def to_raw(array: Tensor) -> bytes:
+    """The inverse of `from_raw`."""
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def from_contents(
+    name: str, datatype: str, shape: Sequence[Any], contents: service_pb2.InferTensorContents
+) -> NamedTensor:
+    """Read gRPC's typed contents.
+
+    Raises:
+        InvalidInputError: They are in another field than the datatype's, too few or many, or out of its range.
+    """
+    dtype, sizes = dtype_of(name, datatype), check_shape(name, shape)
+    wanted = _CONTENTS.get(datatype)
+    if wanted is None:
+        raise InvalidInputError(f"tensor {name!r}: {datatype} has no typed contents: send raw bytes")
+    given = [field.name for field, _ in contents.ListFields()]
+    if given not in ([wanted], []):
+        raise InvalidInputError(
+            f"tensor {name!r}: the values of {datatype} are in {wanted}, not in {', '.join(given)}",
+            reason="WRONG_CONTENTS",
+        )
+    return NamedTensor(name, _filled(name, datatype, sizes, dtype, list(getattr(contents, wanted))))
+
+
+def from_json(name: str, datatype: str, shape: Sequence[Any], data: Json) -> NamedTensor:
+    """Read JSON's values, flat or nested as the shape is.
+
+    Raises:
+        InvalidInputError: They are of another kind than the datatype's, too few or many, or out of its range.
+    """
+    dtype, sizes = dtype_of(name, datatype), check_shape(name, shape)
+    if type(data) is not list:
+        raise InvalidInputError(f"tensor {name!r}: data must be a list", reason="WRONG_CONTENTS")
+    values = data if type(next(iter(data), None)) is not list else list(_flat(name, data, sizes))
+    kinds = set(map(type, values))
+    if not kinds <= _JSON_KINDS.get(dtype.kind, _WHOLE):
+        found = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise InvalidInputError(f"tensor {name!r}: data of {datatype} cannot be {found}", reason="WRONG_CONTENTS")
+    return NamedTensor(name, _filled(name, datatype, sizes, dtype, values))
+
+
+def to_json(array: Tensor) -> list[Json]:
+    """A tensor's values, flat and row-major."""
+    values: list[Json] = array.ravel().tolist()
+    return values
+
+
+def _filled(name: str, datatype: str, shape: tuple[int, ...], dtype: np.dtype[Any], values: list[Any]) -> Tensor:
+    expected = math.prod(shape)
+    if len(values) != expected:
+        raise InvalidInputError(
+            f"tensor {name!r}: shape {list(shape)} has {expected} values, not {len(values)}", reason="WRONG_SIZE"
+        )
+    try:
+        return np.array(values, dtype).reshape(shape)
+    except OverflowError as error:
+        raise InvalidInputError(f"tensor {name!r}: a value is out of {datatype}'s range: {error}") from None
+
+
+def _flat(name: str, data: list[Json], shape: tuple[int, ...]) -> Iterable[Json]:
+    """The values of nested lists, whose lengths must be the shape's."""
+    if not shape or len(data) != shape[0]:
+        raise InvalidInputError(
+            f"tensor {name!r}: its nested data has not the shape {list(shape)}", reason="WRONG_SIZE"
+        )
+    for part in data:
+        if type(part) is list:
+            yield from _flat(name, part, shape[1:])
+        elif len(shape) > 1:
+            raise InvalidInputError(f"tensor {name!r}: its nested data has not the shape {list(shape)}")
+        else:
+            yield part
+
+
+def _shown(shape: Sequence[Any]) -> str:
+    return str(list(shape))[:100]

@@ -1,0 +1,1 @@
+"""Sequences of the Open Inference Protocol, mapped onto sessions."""

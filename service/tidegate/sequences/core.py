@@ -1,0 +1,52 @@
+"""What sequences ask of the core, and what is asked of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from tidegate.core import StepResult, Tensor
+from tidegate.sequences.ids import Key
+
+Result = asyncio.Future[StepResult]
+
+
+class SequenceStep(NamedTuple):
+    """One request of a sequence.
+
+    ``version`` is empty where the request left it open. ``rows`` are the graph's inputs of each row, [steps, …].
+    """
+
+    key: Key
+    version: str
+    rows: Sequence[tuple[Tensor, ...]]
+    start: bool = False
+    end: bool = False
+    position: int | None = None
+    deadline: float | None = None
+
+
+class SequenceCore(Protocol):
+    """What sequences need of the core; sessions are named by id."""
+
+    async def open_sequence(self, model: str, version: str, session: str) -> str:
+        """Open the session and return the version that it runs on; no session of this id is open before."""
+
+    async def find_sequence(self, model: str, session: str) -> str | None:
+        """Return the version of a session that a store has kept; None where there is none."""
+
+    async def close_sequence(self, session: str, *, is_restart: bool) -> None:
+        """End the session; one that has ended already is no error."""
+
+    def is_open(self, session: str) -> bool:
+        """Whether the session has not ended. It never waits."""
+
+    def step_sequence(
+        self, session: str, inputs: tuple[Tensor, ...], position: int | None, deadline: float | None
+    ) -> Result:
+        """Let the steps wait behind the session's other work, and return at once.
+
+        Raises:
+            SessionEndedError, NotFoundError: The session is over.
+        """

@@ -1,0 +1,311 @@
+"""Sequences: a client names one by a number or a string, begins it, steps it and ends it.
+
+A sequence of one row is a session of the same engine as everybody's, so it shares batches with them; one of n rows is
+n sessions that step together. Requests of a sequence are applied in the order in which they arrive. What only steps
+goes to the engine at once. What begins or ends a sequence has to wait (a session is opened or closed, perhaps in a
+store); then requests of the same sequence that arrive meanwhile wait in its line, and those of others do not.
+
+Knows begin, end, restart and rows. Knows nothing of tensors' names, of transports and of how a session is kept: that
+is the core's, see ``core.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from dataclasses import dataclass, field
+
+from tidegate.errors import InvalidInputError, NotFoundError, PositionConflictError, SessionEndedError, TidegateError
+from tidegate.sequences.core import Result, SequenceCore, SequenceStep
+from tidegate.sequences.ids import Key, session_ids
+from tidegate.sequences.results import cancel, error_of, fail, link, wait
+
+log = logging.getLogger(__name__)
+
+LINGER_SECONDS = 60.0
+"""How long a sequence that was ended with a position stays, so that a repeat of its last request is answered again."""
+
+_SWEEP_SLACK = 1024
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """A running sequence: its sessions, one a row, and of each the result that is due last."""
+
+    version: str
+    sessions: list[str]
+    due: list[Result] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class _Line:
+    """What is known of a key.
+
+    ``run`` is its running sequence. ``ended`` is one that was ended with a position, at ``ended_at``: it stays until
+    the timer's end, for its last request may be repeated. ``waiting`` are requests that the worker will admit.
+    """
+
+    run: _Run | None = None
+    ended: _Run | None = None
+    ended_at: int = 0
+    timer: asyncio.TimerHandle | None = None
+    waiting: deque[tuple[SequenceStep, list[Result]]] = field(default_factory=deque)
+    worker: asyncio.Task[None] | None = None
+
+
+class Sequences:
+    """All sequences of one process."""
+
+    def __init__(self, core: SequenceCore, linger_seconds: float = LINGER_SECONDS) -> None:
+        self._core = core
+        self._linger_seconds = linger_seconds
+        self._lines: dict[Key, _Line] = {}
+        self._sweep_at = _SWEEP_SLACK
+
+    def __len__(self) -> int:
+        """Sequences that are known: running, lingering, or about to begin."""
+        return len(self._lines)
+
+    def version(self, key: Key) -> str | None:
+        """The version that the sequence runs on, None where it is not running."""
+        line = self._lines.get(key)
+        return None if line is None or line.run is None else line.run.version
+
+    def submit(self, step: SequenceStep) -> list[Result]:
+        """Let a request wait behind the sequence's other requests, and return the results of its rows.
+
+        Cancelling them abandons the request. Errors arrive by the results, or are raised at once:
+
+        Raises:
+            InvalidInputError: The sequence is not running and the request does not start it, or the rows differ.
+            SessionEndedError: The sequence has ended by itself; the reason says why.
+        """
+        line = self._lines.get(step.key)
+        if line is None:
+            line = self._add(step.key)
+        run = line.run
+        if run is not None and line.worker is None and not step.start and not step.end and len(run.sessions) == 1:
+            return self._step(step, line, run)
+        create = asyncio.get_running_loop().create_future
+        results: list[Result] = [create() for _ in step.rows]
+        line.waiting.append((step, results))
+        self._wake(step.key, line)
+        return results
+
+    def explain(self, key: Key, error: TidegateError) -> TidegateError:
+        """What a request is told that met ``error``; a sequence that has ended by itself is forgotten."""
+        if not isinstance(error, SessionEndedError | NotFoundError):
+            return error
+        line = self._lines.get(key)
+        if line is not None:
+            line.run = None
+            self._forget_empty(key, line)
+        return _over(key, error)
+
+    async def stop(self) -> None:
+        """Drop what waits to be admitted; the sessions are the core's to keep."""
+        workers = []
+        for line in self._lines.values():
+            if line.timer is not None:
+                line.timer.cancel()
+            if line.worker is not None:
+                line.worker.cancel()
+                workers.append(line.worker)
+        await asyncio.gather(*workers, return_exceptions=True)
+
+    # ---- admission: one request of a key after the other
+
+    def _wake(self, key: Key, line: _Line) -> None:
+        if line.worker is None:
+            line.worker = asyncio.create_task(self._work(key, line), name="tidegate-sequence")
+
+    async def _work(self, key: Key, line: _Line) -> None:
+        try:
+            if line.ended is not None and line.timer is None:
+                await self._forget_ended(line)
+            while line.waiting:
+                step, results = line.waiting.popleft()
+                try:
+                    await self._admit(step, line, results)
+                except Exception as error:  # noqa: BLE001 - it is this request's answer
+                    fail(results, error)
+                except BaseException:
+                    cancel(results)
+                    raise
+        finally:
+            line.worker = None
+            for _, results in line.waiting:
+                cancel(results)
+            self._forget_empty(key, line)
+
+    async def _admit(self, step: SequenceStep, line: _Line, results: list[Result]) -> None:
+        if all(result.done() for result in results):
+            return
+        if line.run is None and line.ended is None:
+            line.run = await self._find(step.key)
+        if step.position is not None and await self._answer_repeat(step, line, results):
+            return
+        if step.start:
+            await self._begin(step, line)
+        if line.run is None:
+            raise _not_started(step.key)
+        run = line.run
+        inner = self._step(step, line, run)
+        link(inner, results)
+        if step.start or step.end or len(inner) > 1:
+            await asyncio.wait(inner)
+            await self._conclude(step, line, run, inner)
+
+    async def _conclude(self, step: SequenceStep, line: _Line, run: _Run, inner: list[Result]) -> None:
+        """Let the sequence end where its request said so, or where it cannot go on rightly.
+
+        That is where its start failed, for what was sent after it must not run as if nothing had happened; and where
+        some rows took a step and others did not, unless a repeat with the position can still bring them together.
+        """
+        applied = [error_of(one) is None for one in inner]
+        if step.end and all(applied):
+            await self._end(step, line, run, inner[0].result().position)
+        elif not all(applied) and (step.start or (any(applied) and step.position is None)):
+            line.run = None
+            await self._close(run)
+
+    async def _answer_repeat(self, step: SequenceStep, line: _Line, results: list[Result]) -> bool:
+        """Answer a request that repeats a start, or the end of a sequence that lingers, as it was answered before."""
+        if step.start and step.position != 0:
+            raise InvalidInputError(f"a sequence starts at position 0, not {step.position}", reason="BAD_POSITION")
+        run = line.run or line.ended
+        if run is None or len(run.sessions) != len(step.rows) or not (step.start or self._is_past_end(step, line)):
+            return False
+        inner = self._step(step, line, run)
+        await asyncio.wait(inner)
+        if step.start and any(isinstance(error_of(one), PositionConflictError | SessionEndedError) for one in inner):
+            return False
+        link(inner, results)
+        return True
+
+    @staticmethod
+    def _is_past_end(step: SequenceStep, line: _Line) -> bool:
+        """Whether the request can only be a repeat: the sequence has ended, beyond its position."""
+        return line.run is None and step.position is not None and step.position < line.ended_at
+
+    async def _begin(self, step: SequenceStep, line: _Line) -> None:
+        """Open a session for each row, when what runs under the same name has come to its end."""
+        if line.run is not None:
+            await wait(line.run.due)
+            old, line.run = line.run, None
+            await self._close(old, is_restart=True)
+        await self._forget_ended(line)
+        run = _Run(step.version, [])
+        try:
+            for name, _ in zip(session_ids(step.key), step.rows, strict=False):
+                run.version = await self._core.open_sequence(step.key.model, step.version, name)
+                run.sessions.append(name)
+        except BaseException:
+            await self._close(run)
+            raise
+        line.run = run
+
+    async def _find(self, key: Key) -> _Run | None:
+        """The sequence that a store has kept over a restart of the server, None where there is none."""
+        run = _Run("", [])
+        for name in session_ids(key):
+            version = await self._core.find_sequence(key.model, name)
+            if version is None:
+                break
+            run.version = version
+            run.sessions.append(name)
+        return run if run.sessions else None
+
+    async def _end(self, step: SequenceStep, line: _Line, run: _Run, position: int) -> None:
+        line.run = None
+        if step.position is None:
+            await self._close(run)
+            return
+        line.ended, line.ended_at = run, position
+        loop = asyncio.get_running_loop()
+        line.timer = loop.call_later(self._linger_seconds, self._linger_is_over, step.key, line)
+
+    def _linger_is_over(self, key: Key, line: _Line) -> None:
+        line.timer = None
+        self._wake(key, line)  # a worker that runs already closes it, or begins the sequence anew
+
+    async def _forget_ended(self, line: _Line) -> None:
+        if line.timer is not None:
+            line.timer.cancel()
+            line.timer = None
+        if line.ended is not None:
+            old, line.ended = line.ended, None
+            await self._close(old)
+
+    async def _close(self, run: _Run, *, is_restart: bool = False) -> None:
+        for session in run.sessions:
+            try:
+                await self._core.close_sequence(session, is_restart=is_restart)
+            except TidegateError as error:
+                log.warning("session %s of a sequence could not be closed: %s", session, error.message)
+
+    # ---- steps
+
+    def _step(self, step: SequenceStep, line: _Line, run: _Run) -> list[Result]:
+        """Hand the rows to their sessions."""
+        _check_fit(step, run)
+        results: list[Result] = []
+        try:
+            for session, row in zip(run.sessions, step.rows, strict=True):
+                results.append(self._core.step_sequence(session, row, step.position, step.deadline))
+        except (SessionEndedError, NotFoundError) as error:
+            cancel(results)
+            raise self.explain(step.key, error) from error
+        except BaseException:
+            cancel(results)
+            raise
+        run.due = results
+        return results
+
+    # ---- the table
+
+    def _add(self, key: Key) -> _Line:
+        if len(self._lines) >= self._sweep_at:
+            self._sweep()
+        line = self._lines[key] = _Line()
+        return line
+
+    def _sweep(self) -> None:
+        """Forget the sequences whose sessions ended by themselves; done as often as the table doubles."""
+        for key, line in list(self._lines.items()):
+            if line.worker is None and line.run is not None and not any(map(self._core.is_open, line.run.sessions)):
+                line.run = None
+                self._forget_empty(key, line)
+        self._sweep_at = 2 * len(self._lines) + _SWEEP_SLACK
+
+    def _forget_empty(self, key: Key, line: _Line) -> None:
+        is_empty = line.run is None and line.ended is None and line.worker is None
+        if is_empty and self._lines.get(key) is line:
+            del self._lines[key]
+
+
+def _check_fit(step: SequenceStep, run: _Run) -> None:
+    if len(step.rows) != len(run.sessions):
+        raise InvalidInputError(
+            f"{step.key} was started with a batch of {len(run.sessions)} rows, this one has {len(step.rows)}",
+            reason="WRONG_BATCH",
+        )
+    if step.version and step.version != run.version:
+        raise InvalidInputError(f"{step.key} runs on version {run.version}, not {step.version}", reason="WRONG_VERSION")
+
+
+def _not_started(key: Key) -> InvalidInputError:
+    return InvalidInputError(
+        f"{key} is not running: its first request must specify the START flag", reason="SEQUENCE_NOT_STARTED"
+    )
+
+
+def _over(key: Key, error: TidegateError) -> TidegateError:
+    """What a request is told whose sequence has ended by itself."""
+    if not isinstance(error, SessionEndedError):
+        return _not_started(key)
+    why = error.message.partition(": ")[2]
+    return SessionEndedError(
+        f"{key} has ended: {why}; to begin it anew a request must specify the START flag", reason=error.reason
+    )
