@@ -15,14 +15,12 @@ from tidegate.client.retry import Retry
 from tidegate.config import Settings
 from tidegate.core import GeneratedToken, GenerationDone
 from tidegate.errors import DeadlineExceededError, NotFoundError, UnavailableError
+from tidegate.sessions.ids import DURABLE, EPHEMERAL
 from tidegate.v1 import sessions_pb2
 from tidegate.workers.seat import Seat
 
 Events = AsyncGenerator[GeneratedToken | GenerationDone]
 Answer = TypeVar("Answer")
-
-DURABLE, EPHEMERAL = "d~", "e~"
-"""How the ids begin that the server makes; clients may not choose such."""
 
 AWAY = "WORKER_AWAY"
 """The reason of an error that says that nobody answered: what was asked may have been done or not."""

@@ -29,6 +29,7 @@ from tidegate.core import (
 )
 from tidegate.errors import InvalidInputError, UnavailableError
 from tidegate.service import PAGE_DEFAULT
+from tidegate.sessions.ids import DURABLE, EPHEMERAL
 from tidegate.v1 import models_pb2, sessions_pb2
 from tidegate.wire.predictions import decode_step
 from tidegate.wire.sessions import (
@@ -40,7 +41,7 @@ from tidegate.wire.sessions import (
     encode_restore_request,
     encode_session_request,
 )
-from tidegate.workers.fellows import DURABLE, EPHEMERAL, Events, Fellow, Fellows
+from tidegate.workers.fellows import Events, Fellow, Fellows
 from tidegate.workers.seat import Seat
 
 if TYPE_CHECKING:
