@@ -96,7 +96,7 @@ class SqliteStore:
         return await self._ask(lambda connection: [id_ for (id_,) in connection.execute(DUE, (now, limit))])
 
     async def postpone(self, id: str, at: float | None) -> None:  # noqa: A002
-        await self._ask(lambda connection: connection.execute(POSTPONE, (at, id)))
+        await self._ask(lambda connection: _changes(connection, POSTPONE, (at, id)))
 
     async def page(self, limit: int, after: str) -> list[tuple[str, Entry]]:
         return await self._ask(lambda connection: _page(connection, limit, after))
@@ -209,7 +209,9 @@ def _read_attachment(connection: sqlite3.Connection, id_: str, name: str) -> byt
 
 
 def _page(connection: sqlite3.Connection, limit: int, after: str) -> list[tuple[str, Entry]]:
-    return [(id_, _entry(*row)) for id_, *row in connection.execute(PAGE, (after, limit))]
+    # All rows first: a damaged one must not leave the query, and with it the log's pages, held by the error's traceback.
+    rows = connection.execute(PAGE, (after, limit)).fetchall()
+    return [(id_, _entry(*row)) for id_, *row in rows]
 
 
 def _delete(connection: sqlite3.Connection, id_: str, expected: bytes) -> bool:
