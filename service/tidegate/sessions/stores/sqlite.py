@@ -209,7 +209,7 @@ def _read_attachment(connection: sqlite3.Connection, id_: str, name: str) -> byt
 
 
 def _page(connection: sqlite3.Connection, limit: int, after: str) -> list[tuple[str, Entry]]:
-    # All rows first: a damaged one must not leave the query, and with it the log's pages, held by the error's traceback.
+    # All rows first: the traceback of a damaged one would hold the query open, and with it the log.
     rows = connection.execute(PAGE, (after, limit)).fetchall()
     return [(id_, _entry(*row)) for id_, *row in rows]
 
