@@ -13,15 +13,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from tidegate.codecs import Codec
 from tidegate.core import Prediction, StepResult, Tensor
 from tidegate.engine.arena import INITIAL, ArenaLike, Slots
+from tidegate.engine.batch import Batch, Counts, Outcome, Outputs, Step
 from tidegate.engine.pace import Pace
+from tidegate.engine.reading import Reading
 from tidegate.engine.sampler import sample, uniform
 from tidegate.engine.scheduler import Plan, Scheduler
 from tidegate.engine.work import Generation, Transcript, Turn, Work
@@ -37,52 +37,6 @@ from tidegate.sessions.lifecycle import Phase
 from tidegate.sessions.session import DurableSession, LastReply, Session, Verdict, ended
 
 _HORIZON_SECONDS = 0.02
-
-Outputs = dict[str, Tensor]
-Row = tuple[int, Work]
-"""A row of a run: its index in the run's arrays, and whose it is."""
-
-
-@dataclass(slots=True)
-class Batch:
-    """A run's results on their way to the callers: the rows still wanted, and the predictions of the chunks that end
-    here.
-    """
-
-    rows: list[Row]
-    outputs: Outputs
-    states: list[Tensor]
-    answers: dict[Work, Prediction]
-
-
-class Step(NamedTuple):
-    """A chunk of a durable session that has run and waits to be stored before anybody is told.
-
-    ``position`` and ``state`` (as the arena dumps it) are those after the chunk; ``logits``, of a generation, its last
-    step's.
-    """
-
-    work: Work
-    session: DurableSession
-    position: int
-    state: bytes
-    last: LastReply
-    logits: Tensor | None
-
-
-Outcome = bytes | TidegateError | None
-"""What became of a step: the revision it was stored as; why it may not have been; or None, another was faster."""
-
-
-class Counts(NamedTuple):
-    """Counters since the start; ``rows_per_run`` counts runs by the least power of two that holds their rows."""
-
-    num_runs: int
-    num_rows: int
-    num_steps: int
-    num_failed_runs: int
-    rows_per_run: dict[int, int]
-    num_queued: int
 
 
 class Engine:
@@ -109,8 +63,7 @@ class Engine:
         make_room: Callable[[], bool] = lambda: False,
         raw: Codec | None = None,
     ) -> None:
-        self._codec = codec
-        self._raw = raw or codec
+        self._reading = Reading(codec, raw)
         self._arena = arena
         self._num_states = num_states
         self._scheduler = scheduler
@@ -273,14 +226,14 @@ class Engine:
             if self._needs_scratch(work):
                 work.scratch = self._arena.allocate()
             rows.append((index, work))
-        return Batch(rows, outputs, states, self._predict(rows, outputs))
+        return Batch(rows, outputs, states, self._reading.predict(rows, outputs))
 
     def scatter(self, batch: Batch) -> None:
         """Write the new states to where each row's next run, or its session's next chunk, will look for them."""
         kept = [(row, slot) for row, work in batch.rows if (slot := _target(work)) is not None]
         if not kept:
             return
-        planes = self._planes(batch)
+        planes = self._reading.planes(batch)
         rows = _slots([row for row, _ in kept])
         if len(kept) < len(batch.outputs[next(iter(batch.outputs))]):
             planes = self._arena.select(rows, planes)
@@ -293,7 +246,7 @@ class Engine:
             return []
         stored = {row for row, _ in rows}
         batch.rows = [row for row in batch.rows if row[0] not in stored]
-        states = self._arena.pack(_slots([row for row, _ in rows]), self._planes(batch))
+        states = self._arena.pack(_slots([row for row, _ in rows]), self._reading.planes(batch))
         return [self._step(batch, row, work, state) for (row, work), state in zip(rows, states, strict=True)]
 
     def reply(self, batch: Batch, now: float) -> None:
@@ -309,9 +262,7 @@ class Engine:
             else:
                 self._answer(work, batch.answers[work], now)
         if hungry:
-            assert self._codec.kept_output is not None
-            logits = batch.outputs[self._codec.kept_output][[row for row, _ in hungry], -1]
-            self._feed(logits, [work for _, work in hungry])
+            self._feed(self._reading.logits(batch, [row for row, _ in hungry]), [work for _, work in hungry])
 
     def settle(self, steps: Sequence[Step], outcomes: Sequence[Outcome], now: float) -> None:
         """Answer the steps that were stored; those that others overtook are decided again, from the record."""
@@ -362,8 +313,7 @@ class Engine:
         position = session.position + work.length
         result: StepResult | Transcript
         if isinstance(work, Generation):
-            assert self._codec.kept_output is not None
-            result, logits = work.transcript_ahead, batch.outputs[self._codec.kept_output][row, -1]
+            result, logits = work.transcript_ahead, self._reading.logits(batch, [row])[0]
         else:
             result = StepResult(session.id, position, batch.answers[work])
         return Step(work, session, position, state, LastReply(work.start, work.fingerprint(), result), logits)
@@ -419,32 +369,6 @@ class Engine:
         if work.scratch is not None:
             return False
         return work.is_stored or work.remaining > 0 or (work.session is None and isinstance(work, Generation))
-
-    def _planes(self, batch: Batch) -> list[Tensor]:
-        """Return what a slot keeps of each row: its states and, where the codec keeps one, its last step's output."""
-        if self._codec.kept_output is None:
-            return batch.states
-        return [*batch.states, batch.outputs[self._codec.kept_output][:, -1]]
-
-    def _predict(self, rows: Sequence[Row], outputs: Outputs) -> dict[Work, Prediction]:
-        """Return the predictions of the chunks that end in this run, and put the pieces of the others by."""
-        answers: dict[Work, Prediction] = {}
-        whole: dict[int, list[Row]] = {}
-        for row, work in rows:
-            if isinstance(work, Generation):
-                continue
-            if not work.remaining and not work.pieces and not work.ask.every_step and not work.ask.is_raw:
-                whole.setdefault(work.ask.top, []).append((row, work))
-                continue
-            codec = self._raw if work.ask.is_raw else self._codec
-            work.pieces.append(codec.cut(outputs, row, work.ask, is_last=not work.remaining))
-            if not work.remaining:
-                answers[work] = codec.join(work.pieces, work.length, work.ask)
-        for top, group in whole.items():
-            length = group[0][1].length
-            predictions = self._codec.predict(outputs, [row for row, _ in group], length, top)
-            answers.update(zip((work for _, work in group), predictions, strict=True))
-        return answers
 
     def _answer(self, work: Work, prediction: Prediction, now: float) -> None:
         result: StepResult | Prediction = prediction

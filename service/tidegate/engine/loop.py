@@ -15,7 +15,8 @@ from concurrent.futures import Executor
 from typing import Protocol
 
 from tidegate.core import Tensor
-from tidegate.engine.engine import Engine, Outcome, Step
+from tidegate.engine.batch import Outcome, Step
+from tidegate.engine.engine import Engine
 from tidegate.engine.pace import Patience
 from tidegate.engine.scheduler import Plan
 from tidegate.engine.work import Work

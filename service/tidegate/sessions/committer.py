@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from tidegate.engine.engine import Engine, Outcome, Step
+from tidegate.engine.batch import Outcome, Step
+from tidegate.engine.engine import Engine
 from tidegate.errors import InternalError, TidegateError, UnavailableError
 from tidegate.sessions.cache import SessionCache
 from tidegate.sessions.ledger import Ledger

@@ -12,7 +12,7 @@ import pytest
 
 from tests.service.engine.house import House, house
 from tidegate.core import Sampling
-from tidegate.engine.engine import Outcome, Step
+from tidegate.engine.batch import Outcome, Step
 from tidegate.errors import PositionConflictError, SessionEndedError, UnavailableError
 from tidegate.sessions.session import DurableSession, LastReply
 

@@ -1,0 +1,59 @@
+"""What a run's outputs mean to the works in it: predictions of the chunks that end, pieces of those that go on, and
+what a slot keeps beside the states. Knows codecs; nothing of sessions, slots or time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tidegate.codecs import Codec
+from tidegate.core import Prediction, Tensor
+from tidegate.engine.batch import Batch, Outputs, Row
+from tidegate.engine.work import Generation, Work
+
+
+class Reading:
+    """Reads outputs.
+
+    Args:
+        codec: The model's.
+        raw: Reads for those who ask for the outputs as they are.
+    """
+
+    def __init__(self, codec: Codec, raw: Codec | None = None) -> None:
+        self._codec = codec
+        self._raw = raw or codec
+
+    def planes(self, batch: Batch) -> list[Tensor]:
+        """Return what a slot keeps of each row: its states and, where the codec keeps one, its last step's output."""
+        if self._codec.kept_output is None:
+            return batch.states
+        return [*batch.states, self._kept(batch)]
+
+    def logits(self, batch: Batch, rows: Sequence[int]) -> Tensor:
+        """Return the last step's scores of ``rows``, [rows, vocabulary]: what the next token is sampled from."""
+        return self._kept(batch)[rows]
+
+    def predict(self, rows: Sequence[Row], outputs: Outputs) -> dict[Work, Prediction]:
+        """Return the predictions of the chunks that end in this run, and put the pieces of the others by."""
+        answers: dict[Work, Prediction] = {}
+        whole: dict[int, list[Row]] = {}
+        for row, work in rows:
+            if isinstance(work, Generation):
+                continue
+            if not work.remaining and not work.pieces and not work.ask.every_step and not work.ask.is_raw:
+                whole.setdefault(work.ask.top, []).append((row, work))
+                continue
+            codec = self._raw if work.ask.is_raw else self._codec
+            work.pieces.append(codec.cut(outputs, row, work.ask, is_last=not work.remaining))
+            if not work.remaining:
+                answers[work] = codec.join(work.pieces, work.length, work.ask)
+        for top, group in whole.items():
+            length = group[0][1].length
+            predictions = self._codec.predict(outputs, [row for row, _ in group], length, top)
+            answers.update(zip((work for _, work in group), predictions, strict=True))
+        return answers
+
+    def _kept(self, batch: Batch) -> Tensor:
+        assert self._codec.kept_output is not None
+        return batch.outputs[self._codec.kept_output][:, -1]
