@@ -286,8 +286,7 @@ def http_scope(path: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> dict[s
 class Socket:
     """A WebSocket's client in the application's own event loop.
 
-    Frames go to the application by ASGI and answers come back by the extension; with ``is_writable`` false, the client
-    does not keep up, and answers wait for ``flush``.
+    Frames go to the application by ASGI and answers come back by the extension; test_frames.py has the real one.
     """
 
     def __init__(self, app: FastAPI, path: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
@@ -298,13 +297,12 @@ class Socket:
         del scope["method"]
         self.task = asyncio.create_task(app(scope, self._to_app.get, self._from_app.put))
         self._to_app.put_nowait({"type": "websocket.connect"})
-        self.is_writable = True
 
     def attach(self, stream: SessionStream) -> None:
-        self.stream = stream
+        """Hand over nothing: what is sent comes by ASGI."""
 
     def can_write(self) -> bool:
-        return self.is_writable
+        return True
 
     def write(self, text: bytes) -> None:
         self._from_app.put_nowait({"type": "websocket.send", "text": text.decode()})

@@ -33,6 +33,8 @@ class FrameProtocol(WebSocketsSansIOProtocol):
 
     def write(self, text: bytes) -> None:
         """Send a frame of text; nothing where the client has left or is leaving."""
+        if self.transport.is_closing():
+            return
         try:
             self.conn.send_text(text)
         except InvalidState:

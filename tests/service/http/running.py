@@ -1,0 +1,98 @@
+"""The application on a real server in the test's own event loop, and a client that speaks HTTP byte by byte."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, Self
+
+from fastapi import FastAPI
+
+from tests.service.http.fake import FakeService
+from tidegate.server import HttpServer
+
+SECONDS = 10
+
+
+class Running(NamedTuple):
+    """A server that listens."""
+
+    http: HttpServer
+    port: int
+    serving: asyncio.Task[None]
+
+
+@asynccontextmanager
+async def running(app: FastAPI, service: FakeService) -> AsyncIterator[Running]:
+    """Serve until the block ends."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        http = HttpServer(app, service.settings)
+        serving = asyncio.create_task(http.serve([listener]))
+        await http.listening.wait()
+        try:
+            yield Running(http, listener.getsockname()[1], serving)
+        finally:
+            http.should_exit = True
+            await serving
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Let the event loop run until something is so."""
+    async with asyncio.timeout(SECONDS):
+        while not is_so():  # noqa: ASYNC110 - sockets have no event to wait for
+            await asyncio.sleep(0)
+
+
+class Reply(NamedTuple):
+    """What came back: the head's fields by name, without the date."""
+
+    status: int
+    fields: dict[str, str]
+    body: bytes
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.body)
+
+
+class Wire:
+    """A connection."""
+
+    def __init__(self, running: Running) -> None:
+        self._port = running.port
+
+    async def __aenter__(self) -> Self:
+        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.hang_up()
+        await asyncio.gather(self._writer.wait_closed(), return_exceptions=True)
+
+    def hang_up(self) -> None:
+        self._writer.close()
+
+    def send(self, data: bytes) -> None:
+        self._writer.write(data)
+
+    async def reply(self) -> Reply:
+        async with asyncio.timeout(SECONDS):
+            status, *lines = (await self._reader.readuntil(b"\r\n\r\n")).decode().rstrip().split("\r\n")
+            fields = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+            del fields["date"]
+            body = await self._reader.readexactly(int(fields["content-length"]))
+        return Reply(int(status.split()[1]), fields, body)
+
+    async def is_closed(self) -> bool:
+        """Whether the server has hung up, once all it sent is read."""
+        async with asyncio.timeout(SECONDS):
+            return await self._reader.read(1) == b""
+
+
+def request(path: str, body: bytes, *fields: str, method: str = "POST", version: str = "1.1") -> bytes:
+    """A request with a body of declared length."""
+    lines = [f"{method} {path} HTTP/{version}", "Host: test", *fields, f"Content-Length: {len(body)}"]
+    return "\r\n".join([*lines, "", ""]).encode() + body

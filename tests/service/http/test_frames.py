@@ -1,0 +1,152 @@
+"""WebSockets on a real server: frames reach their stream without a task between, and keep their order and bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import pytest
+from fastapi import FastAPI
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from tests.service.http.fake import FakeService
+from tests.service.http.running import Running, running, until
+from tests.service.http.test_stream import PATH, settle, streams_of
+from tidegate import errors
+from tidegate.core import Input
+from tidegate.ingress.http.frames import FrameProtocol
+from tidegate.ingress.http.stream import MAX_IN_FLIGHT
+
+R = '{"text": "R"}'
+
+
+@pytest.fixture
+async def server(app: FastAPI, service: FakeService) -> AsyncIterator[Running]:
+    async with running(app, service) as server:
+        yield server
+
+
+@pytest.fixture
+async def client(server: Running, service: FakeService) -> AsyncIterator[ClientConnection]:
+    async with connect(f"ws://127.0.0.1:{server.port}{PATH}") as client:
+        await until(lambda: service.calls == [("get", "s-1")])
+        yield client
+
+
+async def answer(client: ClientConnection) -> Any:
+    async with asyncio.timeout(10):
+        return json.loads(await client.recv())
+
+
+async def test_frames_of_all_kinds_are_answered(client: ClientConnection, service: FakeService) -> None:
+    await client.send(R)
+    await client.send(R.encode())
+    await client.send(['{"te', 'xt": "', 'é"}'])
+    assert [(await answer(client))["position"] for _ in range(3)] == [1, 2, 3]
+    assert [call[2] for call in service.calls[1:]] == [Input(text="R"), Input(text="R"), Input(text="é")]
+
+
+async def test_answers_come_in_the_frames_order(client: ClientConnection, service: FakeService) -> None:
+    service.is_held = True
+    for token in range(5):
+        await client.send(json.dumps({"tokens": [token]}))
+    await client.send("{")
+    await until(lambda: len(service.held) == 5)
+    assert [call[2].tokens for call in service.calls[1:]] == [[0], [1], [2], [3], [4]]
+    for future in reversed(service.held):
+        service.answer(future)
+    assert [(await answer(client)).get("position") for _ in range(6)] == [1, 2, 3, 4, 5, None]
+
+
+async def test_frames_in_flight_are_bounded_and_none_overtakes(client: ClientConnection, service: FakeService) -> None:
+    service.is_held = True
+    num_frames = 4 * MAX_IN_FLIGHT
+    for token in range(num_frames):
+        await client.send(json.dumps({"tokens": [token]}))
+    for num_answered in range(num_frames):
+        await until(lambda: len(service.held) == min(num_frames, MAX_IN_FLIGHT + num_answered))  # noqa: B023
+        await settle()
+        assert len(service.held) == min(num_frames, MAX_IN_FLIGHT + num_answered)
+        service.answer(service.held[num_answered])
+        assert (await answer(client))["position"] == num_answered + 1
+    assert [call[2].tokens for call in service.calls[1:]] == [[token] for token in range(num_frames)]
+
+
+async def test_text_that_is_none_ends_the_connection(client: ClientConnection, service: FakeService) -> None:
+    await client.send(b"\xff", text=True)
+    with pytest.raises(ConnectionClosed) as caught:
+        await answer(client)
+    assert caught.value.rcvd is not None
+    assert caught.value.rcvd.code == 1007
+    assert len(service.calls) == 1
+
+
+@pytest.mark.parametrize("is_polite", [True, False])
+async def test_a_client_that_leaves_cancels_what_is_in_flight(
+    app: FastAPI, client: ClientConnection, service: FakeService, is_polite: bool
+) -> None:
+    service.is_held = True
+    await client.send(R)
+    await client.send(R)
+    await until(lambda: len(service.held) == 2)
+    if is_polite:
+        await client.close()
+    else:
+        client.transport.abort()
+    await until(lambda: len(streams_of(app)) == 0)
+    assert [future.cancelled() for future in service.held] == [True, True]
+
+
+async def test_drain_answers_what_is_in_flight_then_closes(
+    app: FastAPI, client: ClientConnection, service: FakeService
+) -> None:
+    service.is_held = True
+    await client.send(R)
+    await until(lambda: len(service.held) == 1)
+    draining = asyncio.create_task(streams_of(app).drain())
+    await settle()
+    await client.send(R)
+    await settle()
+    service.answer(service.held[0])
+    assert (await answer(client))["position"] == 1
+    assert (await answer(client))["reason"] == "DRAINING"
+    with pytest.raises(ConnectionClosed):
+        await answer(client)
+    assert client.close_code == 1001
+    await draining
+    assert len(service.held) == 1
+
+
+async def test_a_stream_that_cannot_start_says_why(server: Running, service: FakeService) -> None:
+    service.error = errors.NotFoundError("no such session", reason="UNKNOWN_SESSION")
+    async with connect(f"ws://127.0.0.1:{server.port}{PATH}") as client:
+        assert (await answer(client))["reason"] == "UNKNOWN_SESSION"
+        with pytest.raises(ConnectionClosed):
+            await answer(client)
+    assert client.close_code == 4404
+
+
+@pytest.fixture
+async def full(server: Running, client: ClientConnection, service: FakeService) -> FrameProtocol:
+    """The server's end of a connection whose client does not keep up, with as many answers as it may have and more."""
+    (connection,) = cast("set[FrameProtocol]", server.http.server_state.connections)
+    connection.pause_writing()  # as its transport does
+    for _ in range(3 * MAX_IN_FLIGHT):
+        await client.send(R)
+    await until(lambda: len(service.held) == MAX_IN_FLIGHT)
+    await settle()
+    assert len(service.held) == MAX_IN_FLIGHT
+    return connection
+
+
+async def test_a_client_that_keeps_up_again_gets_all(client: ClientConnection, full: FrameProtocol) -> None:
+    full.resume_writing()
+    assert [(await answer(client))["position"] for _ in range(3 * MAX_IN_FLIGHT)] == [*range(1, 3 * MAX_IN_FLIGHT + 1)]
+
+
+async def test_a_client_that_is_lost_frees_a_stream_that_is_full(app: FastAPI, full: FrameProtocol) -> None:
+    full.transport.abort()  # as when a write fails
+    await until(lambda: len(streams_of(app)) == 0)
