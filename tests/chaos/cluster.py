@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 from asyncio.subprocess import PIPE, Process
 from collections import deque
@@ -26,7 +27,7 @@ class Replica:
     Attributes:
         http: Its URL; ``grpc``: HOST:PORT.
         said: The last lines of its log.
-        num_kills: How often it was killed.
+        workers: Its processes' ids by their names, where it has several.
     """
 
     def __init__(
@@ -35,7 +36,8 @@ class Replica:
         self.name = name
         self.http = self.grpc = ""
         self.said: deque[str] = deque(maxlen=200)
-        self.num_kills = 0
+        self.workers: dict[str, int] = {}
+        self._respawned = asyncio.Event()
         self._flags = ["--bundles", str(bundles), "--replica", name, "--log-format", "json", *flags]
         self._environment = {**bare_environment(), **(environment or {})}
 
@@ -54,23 +56,19 @@ class Replica:
         self._process = await asyncio.create_subprocess_exec(
             *command, stdout=PIPE, stderr=asyncio.subprocess.STDOUT, env=self._environment, limit=LONGEST_LINE
         )
-        ready = await self.wait_for("ready")
-        self.http, self.grpc = ready["http"], ready["grpc"]
+        ready = await self._wait_until_ready()
+        self.http, self.grpc, self.workers = ready["http"], ready["grpc"], ready.get("workers", {})
         self._reading = asyncio.create_task(self._read_on())
         return ready
 
-    async def wait_for(self, event: str) -> dict[str, Any]:
-        """The next line of that event; only before it is ready."""
-        while line := await self._next_line():
-            with contextlib.suppress(json.JSONDecodeError):
-                fields: dict[str, Any] = json.loads(line)
-                if fields["event"] == event:
-                    return fields
-        raise AssertionError(f"no {event!r} from {self.name}: {''.join(self.said)}")
+    async def kill_worker(self, name: str) -> None:
+        """SIGKILL one of its processes; it has been started again when this returns."""
+        self._respawned.clear()
+        os.kill(self.workers[name], signal.SIGKILL)
+        await self._respawned.wait()
 
     async def kill(self) -> None:
         """SIGKILL; ended when this returns."""
-        self.num_kills += 1
         self._process.kill()
         await self.ended()
 
@@ -88,15 +86,25 @@ class Replica:
             self._process.kill()
             await self.ended()
 
-    async def _read_on(self) -> None:
-        while await self._next_line():
-            pass
+    async def _wait_until_ready(self) -> dict[str, Any]:
+        async for fields in self._lines():
+            if fields["event"] == "ready":
+                return fields
+        raise AssertionError(f"{self.name} was never ready: {''.join(self.said)}")
 
-    async def _next_line(self) -> str:
+    async def _read_on(self) -> None:
+        async for fields in self._lines():
+            if fields["event"] == "worker ready":
+                self.workers[fields["worker"]] = fields["pid"]
+                self._respawned.set()
+
+    async def _lines(self) -> AsyncIterator[dict[str, Any]]:
+        """What its log says from here on; what is not JSON (a traceback at the very start) is only kept."""
         assert self._process.stdout is not None
-        line = (await self._process.stdout.readline()).decode()
-        self.said.append(line)
-        return line
+        while line := (await self._process.stdout.readline()).decode():
+            self.said.append(line)
+            with contextlib.suppress(json.JSONDecodeError):
+                yield json.loads(line)
 
 
 @contextlib.asynccontextmanager

@@ -11,6 +11,7 @@ import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tests.chaos.cluster import Replica
 from tests.chaos.history import History
@@ -23,11 +24,15 @@ LONGEST_HARM = 40
 
 @dataclass(slots=True)
 class Site:
-    """What can be harmed: replicas and, where the store is Redis, that and each replica's line to it."""
+    """What can be harmed: replicas and, where the store is Redis, that and each replica's line to it.
+
+    ``clock`` is a file that tells the first replica by how much its clock is wrong, as libfaketime reads it.
+    """
 
     replicas: Sequence[Replica]
     redis: RedisServer | None = None
     lines: Sequence[Proxy] = ()
+    clock: Path | None = None
 
 
 @dataclass(slots=True)
@@ -68,8 +73,20 @@ class Storm:
         replica = chance.choice(self.site.replicas)
         replica.tell(signal.SIGTERM)
         code = await replica.ended()
-        assert code == 0, f"{replica.name} ended with {code}: {''.join(replica.said)}"
+        said = "".join(replica.said)
+        assert code == 0, f"{replica.name} ended with {code}: {said}"
+        assert "drain cut short" not in said, f"{replica.name} did not come to an end by itself: {said}"
         await replica.start()
+
+    async def kill_worker(self, chance: random.Random) -> None:
+        """One of a replica's processes; its supervisor starts it again."""
+        replica = chance.choice(self.site.replicas)
+        await replica.kill_worker(chance.choice(sorted(replica.workers)))
+
+    async def jump_clock(self, chance: random.Random) -> None:
+        """Days forth or back, at once."""
+        assert self.site.clock is not None
+        self.site.clock.write_text(f"{chance.choice('+-')}{chance.randint(1, 1000)}d")
 
     async def kill_store(self, chance: random.Random) -> None:
         redis = self.site.redis
@@ -107,6 +124,14 @@ FAULTS: dict[str, Callable[[Storm, random.Random], Awaitable[None]]] = {
     "store paused": Storm.pause_store,
     "line to the store cut": Storm.cut_line,
     "line to the store held": Storm.hold_line,
+    "worker killed": Storm.kill_worker,
+    "clock jumped": Storm.jump_clock,
 }
 ON_ANY_STORE = ("replica killed", "all replicas killed", "replica paused", "replica drained")
-ON_REDIS = tuple(FAULTS)
+ON_REDIS = (
+    *ON_ANY_STORE,
+    "store killed",
+    "store paused",
+    "line to the store cut",
+    "line to the store held",
+)

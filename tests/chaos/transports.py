@@ -15,8 +15,7 @@ import numpy as np
 from grpc import aio
 
 from tests.chaos.history import Asked, At, Keep, Read, Reply, Rewind, Step, Told
-from tidegate.client import AsyncClient
-from tidegate.client.aio_session import AsyncSession, AsyncSessionStream
+from tidegate.client import AsyncClient, AsyncSession, AsyncSessionStream
 from tidegate.errors import (
     DeadlineExceededError,
     OverloadedError,

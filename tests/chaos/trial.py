@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tests.bundles import write_tiny_bundle
 from tests.chaos.cluster import Replica, running
@@ -46,7 +46,7 @@ PROBE = (1, 2)
 class Plan:
     """What to run: faults in order, over which store, how many replicas, sessions a writer.
 
-    ``flags`` are the replicas' own, ``environment`` is set for one of them by its name.
+    ``flags`` are the replicas' own.
     """
 
     store: Literal["sqlite", "redis"]
@@ -55,7 +55,6 @@ class Plan:
     num_replicas: int = 2
     num_sessions: int = 2
     flags: tuple[str, ...] = ()
-    environment: Mapping[str, Mapping[str, str]] | None = None
     appendfsync: str = "always"
 
 
@@ -107,7 +106,7 @@ async def run(plan: Plan, folder: Path) -> Report:
 async def site(plan: Plan, folder: Path) -> AsyncIterator[Site]:
     """Replicas over the plan's store, started, and that store; each replica of Redis has a line of its own to it."""
     async with contextlib.AsyncExitStack() as stack:
-        place = Site([])
+        place = Site([], clock=folder / "clock")
         stores = ["sqlite"] * plan.num_replicas
         if plan.store == "redis":
             place.redis = stack.enter_context(redis_server(appendfsync=plan.appendfsync))
@@ -116,14 +115,29 @@ async def site(plan: Plan, folder: Path) -> AsyncIterator[Site]:
                 for _ in range(plan.num_replicas)
             ]
             stores = [f"redis://127.0.0.1:{line.port}/0" for line in place.lines]
-        place.replicas = [_replica(plan, folder, f"r{number}", store) for number, store in enumerate(stores)]
+        place.replicas = [_replica(plan, folder, number, store) for number, store in enumerate(stores)]
         await stack.enter_async_context(running(*place.replicas))
         yield place
 
 
-def _replica(plan: Plan, folder: Path, name: str, store: str) -> Replica:
+def _replica(plan: Plan, folder: Path, number: int, store: str) -> Replica:
     flags = ("--store", store, "--data-dir", str(folder / "data"), *plan.flags)
-    return Replica(folder / "bundles", name, flags, (plan.environment or {}).get(name))
+    has_faults = number == 0 and "clock jumped" in plan.faults
+    return Replica(folder / "bundles", f"r{number}", flags, wrong_clock(folder / "clock") if has_faults else {})
+
+
+def wrong_clock(file: Path) -> dict[str, str]:
+    """What makes a process's wall clock wrong by what ``file`` says; looked up at every reading."""
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+    if library is None:
+        raise FileNotFoundError("libfaketime is not installed: it is in the Debian package faketime")
+    file.write_text("+0")
+    return {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(file),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
 
 
 async def _drive(plan: Plan, storm: Storm) -> None:
@@ -136,8 +150,8 @@ async def _drive(plan: Plan, storm: Storm) -> None:
             working = [tasks.create_task(writer.run(stop)) for writer in writers]
             raging = tasks.create_task(_rage(plan, storm))
             # Writers end early only where their sessions fail: a storm would wait for them in vain.
-            idle = asyncio.gather(*working)
-            await asyncio.wait({raging, idle}, return_when=asyncio.FIRST_COMPLETED)
+            ends: list[asyncio.Future[Any]] = [raging, asyncio.gather(*working)]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             raging.cancel()
             stop.set()
         await _probe(stack, plan, storm)
