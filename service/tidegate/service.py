@@ -141,6 +141,11 @@ class Service:
         """Whether new requests are welcome; not while the store of durable sessions is away."""
         return self._is_started and not self._is_draining and (self._ledger is None or self._ledger.is_reachable)
 
+    @property
+    def is_store_away(self) -> bool:
+        """Whether there is a store of durable sessions that does not answer."""
+        return self._is_started and self._ledger is not None and not self._ledger.is_reachable
+
     async def readiness_changed(self) -> None:
         """Return when `is_ready` may have changed by itself, for the store went or came back."""
         if self._ledger is None:
@@ -337,8 +342,8 @@ class Service:
 
     async def snapshot_session(self, id: str) -> bytes:  # noqa: A002
         """Return the session as portable bytes."""
-        moment, _ = await self._home(id).moment(id)
-        return take_snapshot(moment, self._clock.wall())
+        moment, request = await self._home(id).moment(id)
+        return take_snapshot(moment, request, self._clock.wall())
 
     async def restore_session(self, snapshot: bytes, request: RestoreRequest) -> SessionInfo:
         """Open a session from a snapshot; an equal repeat with an id returns what exists.
@@ -350,10 +355,13 @@ class Service:
         self._check_open()
         if request.id is not None:
             check_chosen(request.id)
-        moment = read_snapshot(snapshot, self._registry)
-        manifest = moment.model.manifest
-        wanted = SessionRequest(
-            manifest.name, manifest.version, request.durable, request.ttl_seconds, request.idle_seconds, request.id
+        moment, was = read_snapshot(snapshot, self._registry)
+        wanted = replace(
+            was,
+            durable=request.durable,
+            id=request.id,
+            ttl_seconds=was.ttl_seconds if request.ttl_seconds is None else request.ttl_seconds,
+            idle_seconds=was.idle_seconds if request.idle_seconds is None else request.idle_seconds,
         )
         return await self._open(wanted, moment)
 

@@ -26,7 +26,7 @@ from tidegate.errors import (
 )
 from tidegate.registry import LoadedModel, Registry
 from tidegate.sessions.cache import SessionCache
-from tidegate.sessions.committer import copy_in
+from tidegate.sessions.committer import copy_in, is_of
 from tidegate.sessions.desk import MOST_CHECKPOINTS, ClockLike, Desk, check_layout, lifetimes, unknown_checkpoint
 from tidegate.sessions.ids import check_checkpoint, new_durable
 from tidegate.sessions.ledger import Ledger
@@ -374,10 +374,23 @@ class DurableDesk:
         """Change an open session's record, as often as it takes for nobody to come between."""
         for _ in range(_TRIES):
             entry, record = await self._open_record(id_)
-            if await self._ledger.write_one(change(entry, record)):
-                self._cache.distrust(id_)
+            write = change(entry, record)
+            if await self._ledger.write_one(write):
+                self._follow(write, record)
                 return
         raise _contended(id_)
+
+    def _follow(self, write: Write, record: Record) -> None:
+        """Bring the copy here, if any, in step with a record that was just changed."""
+        session = self._cache.find(write.id)
+        if session is None:
+            return
+        if session.is_busy or session.is_reading:
+            session.is_fresh = False
+        elif is_of(record, session):
+            copy_in(session, Entry(write.revision, write.record), record)
+        else:
+            self._drop(session)
 
     def _ending(self, entry: Entry, record: Record, phase: Phase) -> Write:
         return ending(record, entry.revision, phase, self._clock.wall())

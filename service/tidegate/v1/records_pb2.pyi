@@ -277,6 +277,9 @@ class SnapshotBody(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    TTL_SECONDS_FIELD_NUMBER: _builtins.int
+    IDLE_SECONDS_FIELD_NUMBER: _builtins.int
+    FORKED_FROM_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     version: _builtins.str
@@ -284,6 +287,11 @@ class SnapshotBody(_message.Message):
     position: _builtins.int
     seed: _builtins.int
     created_at: _builtins.float
+    ttl_seconds: _builtins.float
+    """Of the session: what one restored from here lives by, unless it is told otherwise."""
+    idle_seconds: _builtins.float
+    forked_from: _builtins.str
+    """Where it is on its way to be a fork: of which session."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___SnapshotBody.Part]:
         """One a state, then one for the kept output, if any; none at position 0."""
@@ -297,12 +305,22 @@ class SnapshotBody(_message.Message):
         position: _builtins.int = ...,
         seed: _builtins.int = ...,
         created_at: _builtins.float = ...,
+        ttl_seconds: _builtins.float | None = ...,
+        idle_seconds: _builtins.float | None = ...,
+        forked_from: _builtins.str = ...,
         parts: _abc.Iterable[Global___SnapshotBody.Part] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds", "_ttl_seconds", b"_ttl_seconds", "idle_seconds", b"idle_seconds", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "model", b"model", "model_sha256", b"model_sha256", "parts", b"parts", "position", b"position", "seed", b"seed", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds", "_ttl_seconds", b"_ttl_seconds", "created_at", b"created_at", "forked_from", b"forked_from", "idle_seconds", b"idle_seconds", "model", b"model", "model_sha256", b"model_sha256", "parts", b"parts", "position", b"position", "seed", b"seed", "ttl_seconds", b"ttl_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__idle_seconds: _TypeAlias = _typing.Literal["idle_seconds"]  # noqa: Y015
+    _WhichOneofArgType__idle_seconds: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__ttl_seconds: _TypeAlias = _typing.Literal["ttl_seconds"]  # noqa: Y015
+    _WhichOneofArgType__ttl_seconds: _TypeAlias = _typing.Literal["_ttl_seconds", b"_ttl_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idle_seconds) -> _WhichOneofReturnType__idle_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl_seconds) -> _WhichOneofReturnType__ttl_seconds | None: ...
 
 Global___SnapshotBody: _TypeAlias = SnapshotBody  # noqa: Y015

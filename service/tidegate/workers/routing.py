@@ -30,6 +30,7 @@ from tidegate.core import (
 from tidegate.errors import InvalidInputError, UnavailableError
 from tidegate.service import PAGE_DEFAULT
 from tidegate.sessions.ids import DURABLE, EPHEMERAL
+from tidegate.sessions.moment import fork_snapshot
 from tidegate.v1 import models_pb2, sessions_pb2
 from tidegate.wire.predictions import decode_step
 from tidegate.wire.sessions import (
@@ -210,8 +211,7 @@ class RoutedService:
         """Fork a session where it is; under chosen ids, with the workers that the ids belong to.
 
         Each of these forks from the last committed state that it finds; where one id is refused, forks under others
-        stay. An ephemeral session reaches another worker as a snapshot: there its fork has the server's lifetimes and
-        its parent's seed, and an equal repeat is refused as another request.
+        stay. An ephemeral session reaches another worker as a snapshot.
         """
         owner = self._fellows.owner(id)
         homes: defaultdict[int, list[str]] = defaultdict(list)
@@ -245,7 +245,9 @@ class RoutedService:
     async def _transplant(self, id: str, ids: Sequence[str]) -> list[SessionInfo]:  # noqa: A002
         """Fork by way of a snapshot."""
         snapshot = await self.snapshot_session(id)
-        return [await self.restore_session(snapshot, RestoreRequest(chosen)) for chosen in ids]
+        return [
+            await self.restore_session(fork_snapshot(snapshot, id, chosen), RestoreRequest(chosen)) for chosen in ids
+        ]
 
     async def checkpoint_session(self, id: str, name: str | None = None) -> CheckpointInfo:  # noqa: A002
         here = partial(self._local.checkpoint_session, id, name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +32,7 @@ from tidegate.core import (
     TensorInfo,
 )
 from tidegate.errors import NotFoundError, PositionConflictError
+from tidegate.sessions.snapshot import Body, decode_snapshot, encode_snapshot
 
 if TYPE_CHECKING:
     from tidegate.service import Service
@@ -200,14 +200,16 @@ class FakeService:
     async def snapshot_session(self, id: str) -> bytes:  # noqa: A002
         self.branched.append(("snapshot", id))
         info = await self.get_session(id)
-        return json.dumps([info.model, info.version, info.position]).encode()
+        return encode_snapshot(Body(model=info.model, version=info.version, position=info.position))
 
     async def restore_session(self, snapshot: bytes, request: RestoreRequest) -> SessionInfo:
         self.restored.append((snapshot, request))
         self._fail("restore")
-        model, version, position = json.loads(snapshot)
+        body = decode_snapshot(snapshot)
         name = request.id or f"s{len(self.sessions)}"
-        self.sessions[name] = SessionInfo(name, model, version, position, request.durable, OPENED, None, 128)
+        self.sessions[name] = SessionInfo(
+            name, body.model, body.version, body.position, request.durable, OPENED, None, 128
+        )
         return self.sessions[name]
 
     def step(

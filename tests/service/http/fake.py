@@ -108,6 +108,7 @@ class FakeService:
         self.settings = settings or load_settings({})
         self.is_ready = True
         self.is_draining = False
+        self.is_store_away = False
         self.error: Exception | None = None
         self.prediction = PREDICTION
         self.calls: list[tuple[Any, ...]] = []

@@ -250,14 +250,22 @@ async def test_an_upgrade_keeps_the_state_and_runs_the_new_weights(root: Path, d
         with pytest.raises(FailedPreconditionError) as caught:
             await a.upgrade_session("s", "3")
         assert caught.value.reason == "LAYOUT_DIFFERS"
-        if durable:  # the copy finds out, once
-            with pytest.raises(UnavailableError) as moved:
-                await step(a, "lo", 3)
-            assert moved.value.reason == "SESSION_MOVED"
         told = (await step(a, "lo", 3)).prediction
         old, new = await they.whole("hello", "1"), await they.whole("hello", "2")
         assert not np.allclose(numbers(told), numbers(old))
         assert not np.allclose(numbers(told), numbers(new))
+
+
+async def test_a_copy_elsewhere_finds_out_about_an_upgrade_once(root: Path) -> None:
+    async with replicas(root) as they:
+        a, b = they
+        await they.open(version="1")
+        await step(a, "hel", 0)
+        await b.upgrade_session("s", "2")
+        with pytest.raises(UnavailableError) as caught:
+            await step(a, "lo", 3)
+        assert (caught.value.reason, caught.value.retry_after) == ("SESSION_MOVED", 0.0)
+        assert (await step(a, "lo", 3)).position == 5
 
 
 @pytest.mark.parametrize("durable", [True, False])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import count, islice
 
 import pytest
@@ -11,8 +10,10 @@ from tests.service.grpc.fake import FakeService
 from tests.service.workers.conftest import Pair
 from tidegate.core import CheckpointInfo, Input, RestoreRequest
 from tidegate.errors import FailedPreconditionError, InvalidInputError, NotFoundError
+from tidegate.sessions.moment import fork_snapshot
+from tidegate.sessions.snapshot import Body, encode_snapshot
 
-SNAPSHOT = json.dumps(["echo", "2", 5]).encode()
+SNAPSHOT = encode_snapshot(Body(model="echo", version="2", position=5))
 
 
 def chosen_ids(pair: Pair, number: int, num_ids: int = 1) -> list[str]:
@@ -38,7 +39,7 @@ async def test_each_call_reaches_the_owner(pair: Pair, number: int) -> None:
     assert await pair.face.rewind_session(session, "here") == home.sessions[session]
     assert (await pair.face.upgrade_session(session, "1")).version == "1"
     assert (await pair.face.upgrade_session(session)).version == "2"
-    assert await pair.face.snapshot_session(session) == json.dumps(["echo", "2", 3]).encode()
+    assert await pair.face.snapshot_session(session) == encode_snapshot(Body(model="echo", version="2", position=3))
     assert len(await pair.face.fork_session(session, count=2)) == 2
     assert len(await pair.face.fork_session(session)) == 1
     assert home.branched == [
@@ -112,7 +113,7 @@ async def test_an_ephemeral_fork_lives_with_the_owner_of_its_id(pair: Pair, numb
     assert [(fork.id, fork.position, fork.durable) for fork in forks] == [(there, 5, False), (here, 5, False)]
     assert set(home.sessions) == {session, here}
     assert set(other.sessions) == {there}
-    assert other.restored == [(SNAPSHOT, RestoreRequest(there))]
+    assert other.restored == [(fork_snapshot(SNAPSHOT, session, there), RestoreRequest(there))]
     for fork in forks:
         assert await pair.face.get_session(fork.id) == fork
 

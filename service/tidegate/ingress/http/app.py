@@ -52,7 +52,7 @@ async def livez(_: Request) -> Response:
     "/readyz",
     responses={
         200: documents.reply(schemas.Health, "Ready."),
-        503: documents.reply(schemas.Health, "Loading or draining."),
+        503: documents.reply(schemas.Health, "Loading or draining, or the store of durable sessions is away."),
         **problems(),
     },
 )
@@ -61,7 +61,7 @@ async def readyz(request: Request) -> Response:
     service = service_of(request)
     if service.is_ready:
         return json_reply({"status": "ready"})
-    status = "draining" if service.is_draining else "loading"
+    status = "draining" if service.is_draining else "store away" if service.is_store_away else "loading"
     return json_reply({"status": status}, HTTPStatus.SERVICE_UNAVAILABLE)
 
 

@@ -291,7 +291,7 @@ class ReloadReport(Document):
 class Health(Document):
     """How the server is."""
 
-    status: Literal["alive", "ready", "loading", "draining"]
+    status: Literal["alive", "ready", "loading", "draining", "store away"]
 
 
 class Problem(Document):
