@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import count
 from pathlib import Path
@@ -15,13 +14,14 @@ from tests.service.grpc.fake import FakeService
 from tidegate.config import load_settings
 from tidegate.core import Ask, GenerationDone, Input, RestoreRequest, Sampling, SessionRequest
 from tidegate.errors import FailedPreconditionError, NotFoundError, UnavailableError
+from tidegate.sessions.snapshot import Body, encode_snapshot
 from tidegate.workers.routing import RoutedService
 from tidegate.workers.seat import Seat
 
 if TYPE_CHECKING:
     from tidegate.service import Service
 
-SNAPSHOT = json.dumps(["echo", "2", 5]).encode()
+SNAPSHOT = encode_snapshot(Body(model="echo", version="2", position=5))
 SEAT = Seat("test", 0, 2, Path("/nowhere"))
 SESSION = next(name for i in count() if SEAT.owner(name := f"mine-{i}") == 1)
 """An id that a client might choose and that belongs to the worker that is away."""
