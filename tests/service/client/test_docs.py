@@ -20,7 +20,7 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "client.md"
 async def test_the_examples_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_tiny_bundle(tmp_path, "shakespeare-lstm")
     write_tiny_forecast_bundle(tmp_path, "load-lstm")
-    service = Service(load_settings({"bundles": tmp_path}))
+    service = Service(load_settings({"bundles": tmp_path, "store": "memory"}))
     await service.start()
     server = create_server(service, "127.0.0.1:0")
     await server.start()
@@ -36,3 +36,5 @@ async def test_the_examples_run(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert "load-lstm 1 forecast" in out
     assert "(length at 46)" in out
     assert "[0, 2] [2, 4] {}" in out
+    assert "3 5 3\n" in out
+    assert "3 ('start',)" in out
