@@ -122,10 +122,15 @@ class ForecastCodec(Part):
 
 
 class TensorCodec(Part):
-    """Task ``stream``: tensors in, tensors out, as the graph has them."""
+    """Task ``stream``: tensors in, tensors out, as the graph has them.
+
+    ``context`` says of an input how many of its last elements the graph sees again in front of the next: a caller sends
+    each once. The graph keeps them as a state, so nobody else need know.
+    """
 
     kind: Literal["tensors"] = "tensors"
     outputs: tuple[str, ...]
+    context: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
 
 
 Codec = Annotated[TokenCodec | ForecastCodec | TensorCodec, Field(discriminator="kind")]

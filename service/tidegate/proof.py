@@ -66,10 +66,13 @@ def prove(graph: Path | bytes, manifest: Manifest, *, seed: int = 0, tolerance: 
     )
 
 
-def is_batch_invariant(graph: Path | bytes, manifest: Manifest, *, seed: int = 0) -> bool:
-    """Say whether a row's result is its own, whatever its neighbours; dynamic int8 scales make it false."""
+def is_batch_invariant(graph: Path | bytes, manifest: Manifest, *, seed: int = 0, tolerance: float = ABSOLUTE) -> bool:
+    """Say whether a row's result is its own, whatever its neighbours; dynamic int8 scales make it false.
+
+    `tolerance` as for `prove`: the last bit of fp16 is no neighbour's doing.
+    """
     try:
-        _check_neighbours(GraphRunner(graph, manifest), _Tally(ABSOLUTE), np.random.default_rng(seed))
+        _check_neighbours(GraphRunner(graph, manifest), _Tally(tolerance), np.random.default_rng(seed))
     except BundleError as error:
         if error.reason != "BATCH_DEPENDENT":
             raise

@@ -44,12 +44,12 @@ def forecasts() -> Forecasts:
 def tensors(*, is_per_step: bool = True) -> Tensors:
     axes = ("batch", "time", 3) if is_per_step else ("batch", 3)
     source = TensorSpec(name="x", dtype="float32", axes=("batch", "time", 2))
-    return Tensors(source, (), [TensorSpec(name="y", dtype="float32", axes=axes)])
+    return Tensors([source], (), [TensorSpec(name="y", dtype="float32", axes=axes)])
 
 
 def ids(width: int | None = None) -> Tensors:
     axes = ("batch", "time") if width is None else ("batch", "time", width)
-    return Tensors(TensorSpec(name="x", dtype="int32", axes=axes), (), [])
+    return Tensors([TensorSpec(name="x", dtype="int32", axes=axes)], (), [])
 
 
 def refusal(codec: Codec, source: Input) -> InvalidInputError:

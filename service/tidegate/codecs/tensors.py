@@ -6,27 +6,32 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tidegate.bundle import Bundle, TensorCodec, TensorSpec
+from tidegate.bundle import BATCH, TIME, Bundle, TensorCodec, TensorSpec
 from tidegate.codecs.rows import check_rows, check_tokens, kind_of
-from tidegate.core import Ask, Input, Prediction, Tensor
+from tidegate.core import Ask, FloatArray, Input, Prediction, Tensor
 from tidegate.errors import BundleError, InvalidInputError
 
 _VALUE_BYTES = 20
 
 
 class Tensors:
-    """Passes rows or ids to the one input and returns the named outputs."""
+    """Passes rows or ids to the inputs and returns the named outputs.
+
+    A row holds the columns of all inputs side by side, in the manifest's order; an input of several axes a step, say a
+    frame of 2 × 80, takes its columns in C order. Where nothing declares how wide an input is, it takes any width.
+    """
 
     kept_output: str | None = None
     surprise_unit = ""
 
-    def __init__(self, source: TensorSpec, features: Sequence[str], outputs: Sequence[TensorSpec]) -> None:
-        self._source = source
+    def __init__(self, sources: Sequence[TensorSpec], features: Sequence[str], outputs: Sequence[TensorSpec]) -> None:
+        self._sources = tuple(sources)
         self._features = tuple(features)
         self._outputs = tuple(outputs)
-        free = [axis for axis in source.axes if axis not in ("batch", "time")]
-        self._takes_tokens = not free and source.dtype.startswith("int")
-        self._width = free[0] if free else 1
+        self._takes_tokens = len(sources) == 1 and not _frame(sources[0]) and sources[0].dtype.startswith("int")
+        self._widths = [_width(source) for source in sources]
+        if None in self._widths and len(sources) > 1:
+            raise BundleError("of several inputs, every one must say how wide it is")
 
     @classmethod
     def load(cls, bundle: Bundle, spec: TensorCodec) -> Tensors:
@@ -35,7 +40,7 @@ class Tensors:
             outputs = [manifest.output(name) for name in spec.outputs]
         except KeyError as error:
             raise BundleError(f"{bundle.path}: the codec names an output {error} that the graph has not") from error
-        return cls(manifest.inputs[0], manifest.features, outputs)
+        return cls(manifest.inputs, manifest.features, outputs)
 
     def encode(self, source: Input) -> tuple[Tensor, ...]:
         kind = kind_of(source)
@@ -43,10 +48,14 @@ class Tensors:
         if kind != wanted:
             raise InvalidInputError(f"this model takes {wanted}, not {kind}", reason="WRONG_KIND")
         if source.values is None:
-            return (check_tokens(source.tokens or (), None).astype(self._source.dtype),)
-        width = self._width if isinstance(self._width, int) else np.shape(source.values)[-1]
-        rows = check_rows(source.values, self._features, width).astype(self._source.dtype)
-        return (rows if len(self._source.axes) > len({"batch", "time"} & set(self._source.axes)) else rows[:, 0],)
+            return (check_tokens(source.tokens or (), None).astype(self._sources[0].dtype),)
+        widths = [np.shape(source.values)[-1] if width is None else width for width in self._widths]
+        rows = check_rows(source.values, self._features, sum(widths))
+        ends = np.cumsum(widths)
+        return tuple(
+            _shaped(rows[:, end - width : end], spec)
+            for spec, width, end in zip(self._sources, widths, ends, strict=True)
+        )
 
     def reply_bytes(self, length: int, ask: Ask) -> int:
         steps = length if ask.every_step else 1
@@ -69,6 +78,42 @@ class Tensors:
     def join(self, pieces: Sequence[Mapping[str, Tensor]], length: int, ask: Ask) -> Prediction:
         outputs = {spec.name: np.concatenate([piece[spec.name] for piece in pieces]) for spec in self._outputs}
         return Prediction(length, ask.every_step, outputs=outputs)
+
+
+def _frame(spec: TensorSpec) -> tuple[str | int, ...]:
+    """Return the axes of one step of one row."""
+    return tuple(axis for axis in spec.axes if axis not in {BATCH, TIME})
+
+
+def _width(spec: TensorSpec) -> int | None:
+    """Return how many columns of a row are an input's; None where one of its axes has no size."""
+    sizes = [axis for axis in _frame(spec) if isinstance(axis, int)]
+    return int(np.prod(sizes, dtype=np.int64)) if len(sizes) == len(_frame(spec)) else None
+
+
+def _shaped(columns: FloatArray, spec: TensorSpec) -> Tensor:
+    """Return an input's columns [steps, width] as [steps, …], in its dtype.
+
+    Raises:
+        InvalidInputError: A number is beyond the dtype, or no whole number where it must be one.
+    """
+    dtype = np.dtype(spec.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = columns.astype(dtype)
+    # That a row fits fp32 is known already; the commonest case is asked nothing.
+    if dtype.kind != "f" or dtype.itemsize < 4:
+        _check_held(columns, array, spec)
+    sizes = [axis if isinstance(axis, int) else -1 for axis in _frame(spec)]
+    return array.reshape(len(array), *sizes)
+
+
+def _check_held(columns: FloatArray, array: Tensor, spec: TensorSpec) -> None:
+    is_held = np.isfinite(array) if array.dtype.kind == "f" else array == columns
+    if not is_held.all():
+        step, column = np.argwhere(~is_held)[0]
+        raise InvalidInputError(
+            f"row {step}: {columns[step, column]:g} is no {spec.dtype}, as {spec.name} takes", reason="NOT_FINITE"
+        )
 
 
 def _size(spec: TensorSpec) -> int:

@@ -1,0 +1,164 @@
+"""Which free axis is the batch and which the time: guesses in the order of their likelihood, to be tried.
+
+Knows what files declare and what callers say. Runs nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+from tidegate.bundle import BATCH, TIME, Axis
+from tidegate_export.errors import ExportError
+from tidegate_export.importing.foreign import Declared
+from tidegate_export.importing.naming import batch_likelihood, time_likelihood
+from tidegate_export.importing.plan import Axes
+from tidegate_export.importing.request import ANY, Request
+
+MOST_GUESSES = 24
+_MOST_FREE = 8
+
+Guess: TypeAlias = dict[str, Axes]
+"""The axes of every input by its name."""
+
+_ONE = 1
+"""A free batch axis that other inputs do not have: rows one by one."""
+
+
+def told(inputs: Sequence[Declared], request: Request) -> list[Declared]:
+    """Return the inputs with the axes that the caller named: `batch` and `time` stand among the dims then.
+
+    Raises:
+        ExportError: What was said fits no input, or an input declares no shape and nothing was said of it.
+    """
+    known = {item.name for item in inputs}
+    for option, names in (
+        ("--shape", request.shapes),
+        ("--context", request.contexts),
+        ("--batch-axis", request.batch_axes),
+        ("--time-axis", request.time_axes),
+    ):
+        for name in names:
+            if name != ANY and name not in known:
+                raise ExportError(f"{option}: the graph has no input {name!r}; it has {', '.join(sorted(known))}")
+    return [_told(item, request) for item in inputs]
+
+
+def _told(item: Declared, request: Request) -> Declared:
+    dims: tuple[Axis, ...] | None = item.dims
+    if item.name in request.shapes:
+        dims = _with_context(item.name, request)
+        if item.dims is not None and not _agree(dims, item.dims):
+            raise ExportError(
+                f"--shape {item.name}={_shown(dims)} (with context) contradicts the file's {list(item.dims)}"
+            )
+    if dims is None:
+        raise ExportError(f"{item.name!r} declares no shape: say it, as in --shape {item.name}=batch,time,80")
+    for word, axes in ((BATCH, request.batch_axes), (TIME, request.time_axes)):
+        axis = axes.get(item.name)
+        if axis is None:
+            continue
+        if axis >= len(dims):
+            raise ExportError(f"--{word}-axis {item.name}={axis}: it has {len(dims)} axes, counted from 0")
+        if not isinstance(dims[axis], int):
+            dims = (*dims[:axis], word, *dims[axis + 1 :])
+    return Declared(item.name, item.dtype, dims)
+
+
+def _with_context(name: str, request: Request) -> Axes:
+    axes = list(request.shapes[name])
+    context = request.contexts.get(name)
+    if context is not None and not context.is_time and axes[-1] != TIME:
+        if not isinstance(axes[-1], int):
+            raise ExportError(f"--context {name}: the last axis needs a size in --shape")
+        axes[-1] += context.size
+    return tuple(axes)
+
+
+def _agree(axes: Axes, dims: Sequence[int | str]) -> bool:
+    return len(axes) == len(dims) and all(
+        not (isinstance(axis, int) and isinstance(dim, int)) or axis == dim
+        for axis, dim in zip(axes, dims, strict=True)
+    )
+
+
+def guesses(inputs: Sequence[Declared], likely_states: Mapping[str, float], request: Request) -> list[Guess]:
+    """Return what the free axes may be, likeliest first, at most `MOST_GUESSES`.
+
+    Args:
+        inputs: With what was told.
+        likely_states: Inputs that look like states; their free axes cannot be time.
+        request: An axis for all inputs (`--batch-axis 1`) holds for those that are no likely states.
+    """
+    inputs = [_general(item, likely_states, request) for item in inputs]
+    free = sorted({dim for item in inputs for dim in item.dims or () if isinstance(dim, str)} - {BATCH, TIME})
+    if len(free) > _MOST_FREE:
+        raise ExportError(f"{len(free)} axes are free ({', '.join(free)}): say them, as in --shape NAME=batch,time,80")
+    choices: tuple[Axis, ...] = (BATCH, TIME, _ONE)
+    scored: list[tuple[float, Guess]] = []
+    for meanings in itertools.product(choices, repeat=len(free)):
+        meaning = dict(zip(free, meanings, strict=True))
+        guess = _guess(inputs, meaning)
+        if guess is not None and _is_allowed(guess, request):
+            scored.append((sum(_likelihood(*item, inputs, likely_states) for item in meaning.items()), guess))
+    allowed = [guess for _, guess in sorted(scored, key=lambda item: -item[0])]
+    return allowed[:MOST_GUESSES]
+
+
+def _general(item: Declared, likely_states: Mapping[str, float], request: Request) -> Declared:
+    dims = item.dims or ()
+    for word, axes in ((BATCH, request.batch_axes), (TIME, request.time_axes)):
+        axis = axes.get(ANY)
+        if axis is None or item.name in axes or item.name in likely_states or axis >= len(dims):
+            continue
+        if isinstance(dims[axis], str):
+            dims = (*dims[:axis], word, *dims[axis + 1 :])
+    return Declared(item.name, item.dtype, dims)
+
+
+def _guess(inputs: Sequence[Declared], meaning: Mapping[str, Axis]) -> Guess | None:
+    guess = {}
+    for item in inputs:
+        axes = tuple(dim if isinstance(dim, int) else meaning.get(dim, dim) for dim in item.dims or ())
+        if axes.count(BATCH) > 1 or axes.count(TIME) > 1:
+            return None
+        guess[item.name] = axes
+    return guess
+
+
+def _is_allowed(guess: Guess, request: Request) -> bool:
+    """Whether a guess respects `none`."""
+    return all(
+        word not in axes or axis is not None
+        for word, said in ((BATCH, request.batch_axes), (TIME, request.time_axes))
+        for name, axis in said.items()
+        for axes in ([guess[name]] if name != ANY else guess.values())
+    )
+
+
+def _likelihood(name: str, meaning: Axis, inputs: Sequence[Declared], likely_states: Mapping[str, float]) -> float:
+    score = -1.0 if meaning == _ONE else 0.0
+    if not name.startswith("?"):
+        score += 2 * batch_likelihood(name) * (meaning in {BATCH, _ONE}) + 2 * time_likelihood(name) * (meaning == TIME)
+    for item, place in _places(name, inputs):
+        if item.name in likely_states:
+            score += {BATCH: 2.0, TIME: -3.0}.get(str(meaning), 0.0)
+        else:
+            num_free = sum(isinstance(dim, str) for dim in item.dims or ())
+            if meaning == BATCH and place == 0 and num_free > 1:
+                score += 0.5
+            if meaning == TIME and (place == 1 or num_free == 1):
+                score += 0.5
+    return score
+
+
+def _places(name: str, inputs: Sequence[Declared]) -> Iterator[tuple[Declared, int]]:
+    for item in inputs:
+        for place, dim in enumerate(item.dims or ()):
+            if dim == name:
+                yield item, place
+
+
+def _shown(axes: Axes) -> str:
+    return ",".join(map(str, axes))

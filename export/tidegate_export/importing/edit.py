@@ -1,0 +1,143 @@
+"""Changes to a foreign graph that leave what it computes alone: constants put in, names changed, sizes forgotten.
+
+Works on copies. Knows ONNX's data structures, not what the tensors mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+
+from tidegate_export.importing.foreign import Array, Declared
+from tidegate_export.importing.source import attribute, inner_graphs, nodes
+
+
+def with_constants(
+    model: onnx.ModelProto, constants: Mapping[str, Array], inputs: Mapping[str, Declared]
+) -> onnx.ModelProto:
+    """Return the model with some inputs as constants.
+
+    An axis that another input has by the same name takes its size from there, when the graph runs.
+    """
+    baked = copied(model)
+    kept = [item for item in baked.graph.input if item.name not in constants]
+    del baked.graph.input[:]
+    baked.graph.input.extend(kept)
+    for name, value in constants.items():
+        places = _shared(inputs[name], [inputs[item.name] for item in kept])
+        if not places:
+            baked.graph.initializer.append(numpy_helper.from_array(value, name))
+            continue
+        new = list(_expanded(name, value, places))
+        baked.graph.initializer.extend(item for item in new if isinstance(item, TensorProto))
+        first = [item for item in new if isinstance(item, NodeProto)]
+        rest = list(baked.graph.node)
+        del baked.graph.node[:]
+        baked.graph.node.extend([*first, *rest])
+    return baked
+
+
+def _shared(item: Declared, others: list[Declared]) -> list[tuple[str, int] | int]:
+    """Return where each axis of `item` takes its size from; nothing where all are sizes."""
+    places: list[tuple[str, int] | int] = []
+    is_free = False
+    for dim in item.dims or ():
+        found = next(
+            ((other.name, (other.dims or ()).index(dim)) for other in others if dim in (other.dims or ())), None
+        )
+        has_source = isinstance(dim, str) and found is not None
+        is_free |= has_source
+        places.append(found if has_source and found is not None else dim if isinstance(dim, int) else 1)
+    return places if is_free else []
+
+
+def _expanded(name: str, value: Array, places: list[tuple[str, int] | int]) -> Iterator[NodeProto | TensorProto]:
+    yield numpy_helper.from_array(value, f"{name}/value")
+    parts = []
+    for index, place in enumerate(places):
+        part = f"{name}/size{index}"
+        parts.append(part)
+        if isinstance(place, int):
+            yield numpy_helper.from_array(np.array([place], np.int64), part)
+            continue
+        yield numpy_helper.from_array(np.array([place[1]], np.int64), f"{part}/axis")
+        yield helper.make_node("Shape", [place[0]], [f"{part}/shape"])
+        yield helper.make_node("Gather", [f"{part}/shape", f"{part}/axis"], [part])
+    yield helper.make_node("Concat", parts, [f"{name}/shape"], axis=0)
+    yield helper.make_node("Expand", [f"{name}/value", f"{name}/shape"], [name])
+
+
+def with_free_axes(model: onnx.ModelProto, axes: Mapping[str, int], label: str) -> onnx.ModelProto:
+    """Return the model with one axis of some inputs free, and all sizes that were inferred from it forgotten."""
+    freed = copied(model)
+    for item in freed.graph.input:
+        if item.name in axes:
+            item.type.tensor_type.shape.dim[axes[item.name]].dim_param = label
+    _forget(freed.graph)
+    return freed
+
+
+def with_free_reshapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with the first 1 of constant shapes left open: exporters write the batch of their example there.
+
+    Whether that is right is for the caller to find out.
+    """
+    opened = copied(model)
+    for graph in _graphs(opened.graph):
+        constants = _integers(graph)
+        for index, node in enumerate(graph.node):
+            shape = constants.get(node.input[1]) if node.op_type == "Reshape" else None
+            if shape is None or 1 not in shape:
+                continue
+            place = shape.index(1)
+            open_ = [-1 if at == place else size for at, size in enumerate(shape)]
+            if -1 in shape:
+                open_[place] = 0  # as large as the input's axis at this place
+            node.input[1] = f"{node.input[1]}/{index}"
+            graph.initializer.append(numpy_helper.from_array(np.array(open_, np.int64), node.input[1]))
+    return opened
+
+
+def renamed(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """Change names of values in place, in nested graphs too."""
+    for node in nodes(graph):
+        for field in (node.input, node.output):
+            for index, name in enumerate(field):
+                field[index] = names.get(name, name)
+        for inner in inner_graphs(node):
+            for item in inner.output:
+                item.name = names.get(item.name, item.name)
+
+
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    yield graph
+    for node in graph.node:
+        for inner in inner_graphs(node):
+            yield from _graphs(inner)
+
+
+def _forget(graph: GraphProto) -> None:
+    for inner in _graphs(graph):
+        del inner.value_info[:]
+        for item in inner.output:
+            item.type.tensor_type.ClearField("shape")
+
+
+def _integers(graph: GraphProto) -> dict[str, list[int]]:
+    """Return the constant lists of int64 of one graph."""
+    tensors = {item.name: item for item in graph.initializer}
+    for node in graph.node:
+        value = attribute(node, "value") if node.op_type == "Constant" else None
+        if isinstance(value, TensorProto):
+            tensors[node.output[0]] = value
+    kept = {name: item for name, item in tensors.items() if item.data_type == TensorProto.INT64 and len(item.dims) == 1}
+    return {name: numpy_helper.to_array(item).tolist() for name, item in kept.items()}

@@ -1,0 +1,319 @@
+"""Finds out what each tensor of a foreign graph is: guesses axes, runs, compares, pairs states.
+
+Tries guesses in the order of their likelihood (`axes`); the first that holds is taken. Where the graph has a time axis,
+pairs of states are proved by streaming (`pairing`). Where one run is one step, nothing of that can be tried: what the
+graph does with a state and what it is called decide, or the caller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from tidegate.bundle import BATCH, TIME, StateSpec, TensorSpec
+from tidegate_export.errors import ExportError
+from tidegate_export.importing.axes import Guess, guesses
+from tidegate_export.importing.by_frame import likeliest_pairs
+from tidegate_export.importing.evidence import STRONG, Evidence
+from tidegate_export.importing.flow import Flow
+from tidegate_export.importing.foreign import Array, Arrays, Declared, Foreign, declared, random_array
+from tidegate_export.importing.naming import is_length
+from tidegate_export.importing.pairing import STEPS, NotStreamableError, Search
+from tidegate_export.importing.plan import Axes, Found, is_along_time, sized
+from tidegate_export.importing.refusals import RejectedError, unsaid_setting, why_not_streamable, without_state
+from tidegate_export.importing.request import Request
+
+_MOST_ELEMENTS = 1 << 26
+"""Of one input in a try: declared sizes may be anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explorer:
+    """A graph, its constants inside, and everything that is known of it before it is run.
+
+    `initial` holds first states by input, batch axis of size 1; `slack` what may differ where the graph rounds.
+    """
+
+    model: onnx.ModelProto
+    foreign: Foreign
+    inputs: Sequence[Declared]
+    evidence: Evidence
+    flow: Flow
+    request: Request
+    initial: Mapping[str, Array]
+    slack: float
+    tolerance: float
+
+    def explore(self) -> Found:
+        """Return what was found.
+
+        Raises:
+            ExportError: Nothing holds; with the reason of the guess that got furthest, and what to do.
+        """
+        self._refuse_settings()
+        rejections = []
+        for guess in guesses(self.inputs, self.likely_states(), self.request):
+            try:
+                return _Try(self, guess).found()
+            except RejectedError as error:
+                rejections.append(error)
+        if not rejections:
+            raise ExportError("--batch-axis, --time-axis or --shape leave no way to read the graph's axes")
+        raise ExportError(str(max(rejections, key=lambda error: error.depth)))
+
+    def _refuse_settings(self) -> None:
+        """A single number that no output can be is a setting: nothing runs without its value."""
+        outputs = declared(self.model.graph.output)
+        for item in self.inputs:
+            dims = item.dims or ()
+            is_one = all(dim == 1 for dim in dims)
+            could_be = any(
+                out.dtype == item.dtype and (out.dims is None or len(out.dims) == len(dims)) for out in outputs
+            )
+            if is_one and not could_be and not (dims and is_length(item.name)):
+                raise ExportError(unsaid_setting(item.name, item.dtype, dims))
+
+    def likely_states(self) -> dict[str, float]:
+        """Return the inputs that look like states, by what speaks for it; each output makes one input look so.
+
+        What a cache is filled with flows into it as the cache itself does: the input with fewer free axes, then the
+        later one, is the cache.
+        """
+        ranks = {item.name: (-_num_free(item), place) for place, item in enumerate(self.inputs)}
+        pairs = [(item.name, output) for item in self.inputs for output in self.foreign.outputs]
+        said = self.request.states
+        likely = dict.fromkeys(said, math.inf)
+        claimed = set(said.values())
+        for name, output in sorted(pairs, key=lambda pair: (self.evidence.score(pair), ranks[pair[0]]), reverse=True):
+            score = self.evidence.score((name, output))
+            if score >= STRONG and name not in likely and output not in claimed:
+                likely[name] = score
+                claimed.add(output)
+        return likely
+
+
+class _Try:
+    """One guess of the axes."""
+
+    def __init__(self, explorer: Explorer, guess: Guess) -> None:
+        self.explorer = explorer
+        self.axes: dict[str, Axes] = dict(guess)
+        self.dtypes = {item.name: item.dtype for item in explorer.inputs}
+        self.rng = np.random.default_rng(0)
+        self.has_time = any(TIME in axes for axes in guess.values())
+        self.likely = explorer.likely_states()
+        contexts = explorer.request.contexts
+        self.overlaps = {name: item.size for name, item in contexts.items() if is_along_time(item, self.axes[name])}
+
+    def found(self) -> Found:
+        self._probe()
+        candidates = {item.name: self._candidates(item.name) for item in self.explorer.inputs}
+        return self._with_time(candidates) if self.has_time else self._by_frame(candidates)
+
+    # ---- what the outputs' axes are
+
+    def _probe(self) -> None:
+        """Run at two sizes: what follows the rows in an output is its batch, what follows the steps its time."""
+        has_batch = any(BATCH in axes for axes in self.axes.values())
+        sizes = [(2, STEPS), (3, STEPS + 4)] if has_batch else [(1, STEPS), (1, STEPS + 4)]
+        try:
+            first, second = (self.explorer.foreign.run(self._feeds(rows, steps)) for rows, steps in sizes)
+        except ExportError as error:
+            raise RejectedError(0, f"{error}: if these sizes are wrong, say them: {self._example()}") from error
+        for name in self.explorer.foreign.outputs:
+            self.axes[name] = self._output_axes(name, first[name], second[name], sizes)
+            self.dtypes[name] = first[name].dtype.name
+
+    def _output_axes(self, name: str, first: Array, second: Array, sizes: Sequence[tuple[int, int]]) -> Axes:
+        if first.ndim != second.ndim:
+            raise RejectedError(1, f"output {name!r} has {first.ndim} axes in one run and {second.ndim} in another")
+        axes = []
+        for pair in zip(first.shape, second.shape, strict=True):
+            if pair[0] == pair[1]:
+                axes.append(pair[0])
+            elif pair == (sizes[0][0], sizes[1][0]):
+                axes.append(BATCH)
+            elif pair == (sizes[0][1], sizes[1][1]):
+                axes.append(TIME)
+            else:
+                self._refuse_growth(name, first)
+                raise RejectedError(
+                    1,
+                    f"output {name!r} has {pair[0]} elements where the input has {sizes[0][1]} steps: not one a step; "
+                    f"if the graph takes so many steps at once, make them one: {self._example()}",
+                )
+        if axes.count(BATCH) > 1 or axes.count(TIME) > 1:
+            raise RejectedError(1, f"output {name!r} has the shape {list(first.shape)}: which axis is which?")
+        return tuple(axes)
+
+    def _refuse_growth(self, output: str, value: Array) -> None:
+        score = self.explorer.evidence.score
+        for name in self.likely:
+            if output == max(self.explorer.foreign.outputs, key=lambda other: score((name, other))):
+                raise RejectedError(
+                    3,
+                    f"{name} → {output} looks like a state, but goes in as {list(self.axes[name])} and comes out as "
+                    f"{list(value.shape)}: a state keeps its size, so a cache that grows cannot be one",
+                )
+
+    def _feeds(self, rows: int, steps: int) -> Arrays:
+        feeds = {}
+        for item in self.explorer.inputs:
+            shape = sized(self.axes[item.name], rows, steps + self.overlaps.get(item.name, 0))
+            if math.prod(shape) > _MOST_ELEMENTS:
+                raise ExportError(f"{item.name!r} would have the shape {list(shape)}: no step or state is that large")
+            if item.name in self.likely or item.name in self.explorer.initial:
+                feeds[item.name] = self._first_state(item.name, rows)
+            elif self._is_length(item.name):
+                feeds[item.name] = np.full(shape, steps, item.dtype)
+            else:
+                feeds[item.name] = random_array(item.dtype, shape, self.rng)
+        return feeds
+
+    def _first_state(self, name: str, rows: int) -> Array:
+        shape = sized(self.axes[name], rows, 1)
+        first = self.explorer.initial.get(name)
+        return np.zeros(shape, self.dtypes[name]) if first is None else np.broadcast_to(first, shape).copy()
+
+    def _is_length(self, name: str) -> bool:
+        is_one_a_row = len(self.axes[name]) <= 1 and self.dtypes[name].startswith("int")
+        return is_one_a_row and is_length(name) and name not in self.likely
+
+    # ---- which inputs are states
+
+    def _candidates(self, name: str) -> list[str]:
+        """Return the outputs of an input's shape and dtype, likeliest first; what the caller said is all there is."""
+        fits = [output for output in self.explorer.foreign.outputs if self._fits(name, output)]
+        said = self.explorer.request.states
+        if name in said:
+            if said[name] not in fits:
+                raise RejectedError(4, self._misfit(name, said[name]))
+            return [said[name]]
+        free = [output for output in fits if output not in said.values()]
+        return sorted(free, key=lambda output: -self.explorer.evidence.score((name, output)))
+
+    def _fits(self, name: str, output: str) -> bool:
+        axes = self.axes[name]
+        return TIME not in axes and self.axes[output] == axes and self.dtypes[output] == self.dtypes[name]
+
+    def _misfit(self, name: str, output: str) -> str:
+        left, right = (f"{self.dtypes[item]} {list(self.axes[item])}" for item in (name, output))
+        return f"--state {name}:{output}: {name} is {left}, {output} is {right}: one cannot be fed to the other"
+
+    def _with_time(self, candidates: Mapping[str, Sequence[str]]) -> Found:
+        others = [item.name for item in self.explorer.inputs if TIME not in self.axes[item.name]]
+        states = {name: candidates[name] for name in others if candidates[name]}
+        rest = [name for name in others if name not in states]
+        lengths = [name for name in rest if self._is_length(name)]
+        sides = [name for name in rest if name not in lengths]
+        self._refuse_unsaid(sides, lengths)
+        if not states:
+            raise without_state(self.explorer.flow)
+        pairs = self._searched(states, sides, lengths)
+        data = [item.name for item in self.explorer.inputs if item.name not in (*pairs, *lengths)]
+        return self._described(data, pairs, lengths[0] if lengths else None, is_frame=bool(sides), is_proved=True)
+
+    def _searched(
+        self, states: Mapping[str, Sequence[str]], sides: Sequence[str], lengths: Sequence[str]
+    ) -> dict[str, str]:
+        explorer = self.explorer
+        fed = {name: axes for name, axes in self.axes.items() if name in self.dtypes and name in self._names()}
+        inputs = {
+            name: random_array(self.dtypes[name], sized(axes, 1, STEPS + self.overlaps.get(name, 0)), self.rng)
+            for name, axes in fed.items()
+            if name not in states
+        }
+        search = Search(
+            explorer.foreign,
+            inputs,
+            self.axes,
+            {name: self._first_state(name, 1) for name in states},
+            states,
+            explorer.evidence,
+            explorer.slack,
+            lengths[0] if lengths else None,
+            self.overlaps,
+            explorer.tolerance,
+        )
+        try:
+            return search.pairs()
+        except NotStreamableError as error:
+            raise RejectedError(
+                3, f"cannot stream: {error}; {why_not_streamable(explorer.flow, list(states))}"
+            ) from error
+        except ExportError as error:
+            raise RejectedError(2, str(error)) from error
+
+    def _by_frame(self, candidates: Mapping[str, Sequence[str]]) -> Found:
+        self._refuse_unsaid([name for name in self._names() if not candidates[name]], [])
+        pairs = likeliest_pairs(candidates, self.explorer.request.states, self.explorer.evidence)
+        if not pairs:
+            raise without_state(self.explorer.flow)
+        data = [name for name in self._names() if name not in pairs]
+        if not data:
+            raise RejectedError(2, "every input looks like a state: say which are, --state INPUT:OUTPUT")
+        return self._described(data, pairs, None, is_frame=True, is_proved=False)
+
+    # ---- what is asked, and what is refused
+
+    def _refuse_unsaid(self, sides: Sequence[str], lengths: Sequence[str]) -> None:
+        """A single number that is neither data nor a state is a setting."""
+        settings = [
+            name for name in sides if BATCH not in self.axes[name] and math.prod(sized(self.axes[name], 1, 1)) == 1
+        ]
+        if len(lengths) > 1:
+            settings += lengths
+        if settings:
+            name = settings[0]
+            raise RejectedError(5, unsaid_setting(name, self.dtypes[name], self.axes[name]))
+
+    # ---- what was found
+
+    def _names(self) -> list[str]:
+        return [item.name for item in self.explorer.inputs]
+
+    def _described(
+        self, data: Sequence[str], pairs: Mapping[str, str], lengths: str | None, *, is_frame: bool, is_proved: bool
+    ) -> Found:
+        outputs = [name for name in self.explorer.foreign.outputs if name not in pairs.values()]
+        if not outputs:
+            raise RejectedError(2, "every output is a state: there is nothing to tell a caller")
+        if any(BATCH in self.axes[name] for name in data) != all(BATCH in self.axes[name] for name in pairs):
+            raise RejectedError(
+                1, "a free axis of the input is no axis of the states: say which is the batch, --batch-axis"
+            )
+        return Found(
+            model=self.explorer.model,
+            data=tuple(self._spec(name) for name in data),
+            states=tuple(self._state(a, b) for a, b in pairs.items()),
+            outputs=tuple(self._spec(name) for name in outputs),
+            is_frame=is_frame,
+            lengths=lengths,
+            contexts=self.explorer.request.contexts,
+            initial={name: first for name, first in self.explorer.initial.items() if np.ptp(first) != 0},
+            reasons={a: "proved by streaming" if is_proved else self._reason(a, b) for a, b in pairs.items()},
+        )
+
+    def _reason(self, name: str, output: str) -> str:
+        return "as you said" if name in self.explorer.request.states else self.explorer.evidence.reason((name, output))
+
+    def _spec(self, name: str) -> TensorSpec:
+        return TensorSpec.model_validate({"name": name, "dtype": self.dtypes[name], "axes": self.axes[name]})
+
+    def _state(self, name: str, output: str) -> StateSpec:
+        first = self.explorer.initial.get(name)
+        value = 0.0 if first is None or np.ptp(first) != 0 or not first.size else float(first.flat[0])
+        known = {"dtype": self.dtypes[name], "axes": self.axes[name], "initial": value}
+        return StateSpec.model_validate({"input": name, "output": output, **known})
+
+    def _example(self) -> str:
+        names = [name for name in self._names() if name not in self.likely]
+        return f"--shape {(names or self._names())[0]}=batch,512" if names else "--shape NAME=batch,512"
+
+
+def _num_free(item: Declared) -> int:
+    return sum(isinstance(dim, str) for dim in item.dims or ())

@@ -1,0 +1,227 @@
+"""From a file to a bundle: read, find out, free what can be freed, wrap, prove, compare, write.
+
+Knows the order of the steps and what is refused between them; each step has its own module.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from tidegate.bundle import (
+    CARD,
+    GRAPH,
+    MOST_TOLERANCE,
+    Json,
+    Manifest,
+    Proof,
+    TensorCodec,
+    next_version,
+    write_bundle,
+)
+from tidegate.proof import ABSOLUTE, is_batch_invariant, prove
+from tidegate_export.errors import ExportError
+from tidegate_export.importing.axes import told
+from tidegate_export.importing.branches import with_branches_taken
+from tidegate_export.importing.card import imported_card
+from tidegate_export.importing.edit import with_constants
+from tidegate_export.importing.evidence import Evidence
+from tidegate_export.importing.explore import Explorer
+from tidegate_export.importing.flow import Flow, trace
+from tidegate_export.importing.foreign import Array, Declared, Foreign, declared
+from tidegate_export.importing.parity import Parity, check_parity
+from tidegate_export.importing.plan import Found
+from tidegate_export.importing.refusals import begins_anew
+from tidegate_export.importing.relax import free_batch, free_time
+from tidegate_export.importing.request import ANY, Request, parse_constant, read_initial
+from tidegate_export.importing.source import Source, nodes, read_source
+from tidegate_export.importing.summary import Imported
+from tidegate_export.importing.wrap import Wrapped, wrap
+
+_SEEDS = range(3)
+_MOST_SHARE = 0.25
+"""Of an output's variation: what rounding may change, and no more, when a sequence is cut otherwise."""
+
+_SCALED_BY_RUN = {"DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul"}
+_ROUNDING = {"QuantizeLinear", "MatMulInteger", "MatMulIntegerToFloat", "ConvInteger"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """How coarsely a graph computes."""
+
+    is_by_run: bool
+    """int8 scales are taken over all that is in a run: rows see their neighbours, steps each other."""
+    slack: float
+    """What may differ between two cuts, as a share of an output's variation; 0 in fp32."""
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto) -> Rounding:
+        operators = {node.op_type for node in nodes(model.graph)}
+        is_half = any(item.data_type == TensorProto.FLOAT16 for item in model.graph.initializer) or any(
+            item.type.tensor_type.elem_type == TensorProto.FLOAT16 for item in model.graph.input
+        )
+        if operators & _SCALED_BY_RUN:
+            return cls(is_by_run=True, slack=_MOST_SHARE)
+        if operators & _ROUNDING or any(name.startswith("QLinear") for name in operators):
+            return cls(is_by_run=False, slack=_MOST_SHARE)
+        return cls(is_by_run=False, slack=0.05 if is_half else 0.0)
+
+
+def import_model(request: Request) -> Imported:
+    """Write the bundle that `request` asks for.
+
+    Raises:
+        ExportError: The file cannot become a bundle, or more must be said; with the reason and what to do.
+        BundleError: It does not stream, or the version exists with other content.
+    """
+    source = read_source(request.file)
+    rounding = Rounding.of(source.model)
+    as_it_is = _explored(source, rounding, request)
+    found = _relaxed(as_it_is, rounding, request)
+    wrapped = wrap(found, source.opset)
+    manifest = _manifest(wrapped, found, request)
+    if manifest.is_batchable:
+        tolerance = 0.01 if rounding.slack and not rounding.is_by_run else request.tolerance or ABSOLUTE
+        is_invariant = all(
+            is_batch_invariant(wrapped.graph, manifest, seed=seed, tolerance=tolerance) for seed in _SEEDS
+        )
+        manifest = manifest.model_copy(update={"batch_invariant": is_invariant})
+    proof = _proof(wrapped.graph, manifest, rounding, request)
+    parity = check_parity(as_it_is, wrapped.graph, manifest, proof.tolerance)
+    provenance = _provenance(source, found, request, parity)
+    manifest = manifest.model_copy(update={"proof": proof, "provenance": provenance})
+    imported = Imported(request.out / manifest.name / manifest.version, manifest, as_it_is, found, parity)
+    write_bundle(request.out, manifest, {GRAPH: wrapped.graph, CARD: imported_card(imported).encode()})
+    return imported
+
+
+def _explored(source: Source, rounding: Rounding, request: Request) -> Found:
+    inputs = {item.name: item for item in declared(source.model.graph.input)}
+    declared(source.model.graph.output)
+    _refuse_unknown(inputs, source, request)
+    constants = {name: _constant(name, text, inputs) for name, text in request.constants.items()}
+    model = with_constants(source.model, constants, inputs)
+    rest = told([item for name, item in inputs.items() if name not in constants], request)
+    flow, foreign = trace(model.graph), Foreign(model)
+    explorer = Explorer(
+        model=model,
+        foreign=foreign,
+        inputs=rest,
+        evidence=Evidence.gather([item.name for item in rest], foreign.outputs, flow),
+        flow=flow,
+        request=request,
+        initial=_initial(request, {item.name: item for item in rest}),
+        slack=rounding.slack,
+        tolerance=request.tolerance or ABSOLUTE,
+    )
+    found = with_branches_taken(explorer.explore())
+    if found.is_frame and not request.is_within_frame:
+        _refuse_forgetful(found, trace(found.model.graph))
+    if rounding.is_by_run and not found.is_frame:
+        # Scales over several steps would make a step depend on its chunk.
+        found = replace(found, is_frame=True, notes=("int8 scales are taken by run: steps run one by one",))
+    if found.is_frame and found.lengths is not None:
+        raise ExportError(f"steps run one by one, so each is one long: --constant {found.lengths}=1")
+    return found
+
+
+def _relaxed(found: Found, rounding: Rounding, request: Request) -> Found:
+    """Free the batch and the time where the file fixes them at 1, unless the caller said that there are none."""
+    axis = request.batch_axes.get(ANY)
+    better = found
+    if axis is not None or ANY not in request.batch_axes:
+        better = free_batch(better, axis)
+    if not rounding.slack and not request.contexts and ANY not in request.time_axes:
+        better = free_time(better)
+    return better
+
+
+def _refuse_unknown(inputs: Mapping[str, Declared], source: Source, request: Request) -> None:
+    outputs = {item.name for item in source.model.graph.output}
+    for option, names, known in (
+        ("--constant", request.constants, inputs),
+        ("--state", request.states, inputs),
+        ("--state", request.states.values(), outputs),
+    ):
+        for name in names:
+            if name not in known:
+                raise ExportError(f"{option}: the graph has no {name!r}; it has {', '.join(sorted(known))}")
+
+
+def _constant(name: str, text: str, inputs: Mapping[str, Declared]) -> Array:
+    item = inputs[name]
+    return parse_constant(name, text, item.dtype, item.dims or ())
+
+
+def _initial(request: Request, inputs: Mapping[str, Declared]) -> dict[str, Array]:
+    arrays = read_initial(request.initial)
+    for name, array in arrays.items():
+        item = inputs.get(name)
+        if item is None:
+            raise ExportError(f"{request.initial}: the graph has no input {name!r}; it has {', '.join(sorted(inputs))}")
+        dims = item.dims or ()
+        if len(dims) != array.ndim or any(
+            size != (dim if isinstance(dim, int) else 1) for size, dim in zip(array.shape, dims, strict=True)
+        ):
+            raise ExportError(
+                f"{request.initial}: {name!r} has the shape {list(array.shape)}, the graph takes {list(dims)} (one row)"
+            )
+        if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
+            raise ExportError(f"{request.initial}: {name!r} does not hold finite numbers")
+    return {name: array.astype(inputs[name].dtype) for name, array in arrays.items()}
+
+
+def _refuse_forgetful(found: Found, flow: Flow) -> None:
+    """Where one run is one step, layers that begin anew in each are right only if they run across the frame."""
+    layers = sorted({*flow.backward(), *flow.forgetful([state.input for state in found.states])})
+    if layers:
+        raise ExportError(begins_anew(layers))
+
+
+def _manifest(wrapped: Wrapped, found: Found, request: Request) -> Manifest:
+    number = next_version(request.out, request.name) if request.version is None else str(request.version)
+    contexts = {name: context.size for name, context in found.contexts.items()}
+    return Manifest(
+        name=request.name,
+        version=number,
+        task="stream",
+        cell="foreign",
+        inputs=wrapped.data,
+        outputs=wrapped.outputs,
+        states=wrapped.states,
+        lengths=found.lengths,
+        codec=TensorCodec(outputs=tuple(spec.name for spec in wrapped.outputs), context=contexts),
+    )
+
+
+def _proof(graph: bytes, manifest: Manifest, rounding: Rounding, request: Request) -> Proof:
+    """Prove within 1e-5, or what the caller said; where the graph rounds, within what several proofs saw."""
+    if not rounding.slack:
+        return prove(graph, manifest, tolerance=request.tolerance or ABSOLUTE)
+    worst = max(prove(graph, manifest, seed=seed, tolerance=MOST_TOLERANCE).max_error for seed in _SEEDS)
+    if worst <= ABSOLUTE:
+        return prove(graph, manifest)
+    power = 10.0 ** math.ceil(math.log10(2 * worst))
+    return prove(graph, manifest, tolerance=min(power, MOST_TOLERANCE))
+
+
+def _provenance(source: Source, found: Found, request: Request, parity: Parity) -> dict[str, Json]:
+    return {
+        "import": {
+            "file": source.file,
+            "sha256": source.sha256,
+            "opset": source.opset,
+            "constants": dict(request.constants),
+            "states": {state.input: found.reasons[state.input] for state in found.states},
+            "one_run_is_one_step": found.is_frame,
+        },
+        "parity": parity.as_json(),
+        "versions": {name: version(name) for name in ("tidegate", "onnx", "onnxruntime")},
+    }

@@ -1,0 +1,147 @@
+"""Compares a bundle's graph with the file it came from, run by hand: one step after the other, states and contexts
+carried in plain numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tidegate.bundle import TIME, Json, Manifest, TensorSpec
+from tidegate.proof import ABSOLUTE, excess
+from tidegate.replay import GraphRunner, random_inputs
+from tidegate_export.errors import ExportError
+from tidegate_export.importing.foreign import Array, Arrays, Foreign, declared
+from tidegate_export.importing.plan import Found, is_along_time, sized
+
+_STEPS = 12
+_SEEDS = range(3)
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Sequences compared, and over their outputs and last states: the largest |Δ|, and the largest |Δ| - 1e-4·|x|."""
+
+    cases: int
+    largest: float
+    max_error: float
+
+    def as_json(self) -> Json:
+        return {
+            "cases": self.cases,
+            "largest": self.largest,
+            "max_error": self.max_error,
+            "with": "the file, run step by step",
+        }
+
+
+def check_parity(found: Found, graph: bytes, manifest: Manifest, tolerance: float) -> Parity:
+    """Compare, in one chunk and step by step.
+
+    Args:
+        found: The graph as the file has it, before any axis was freed.
+        graph: The bundle's.
+        manifest: Its manifest.
+        tolerance: What may differ.
+
+    Raises:
+        ExportError: They differ.
+    """
+    runner, by_hand = GraphRunner(graph, manifest), _ByHand(found)
+    worst, largest, cases = -ABSOLUTE, 0.0, 0
+    for seed in _SEEDS:
+        inputs = random_inputs(manifest, 1, _STEPS, np.random.default_rng(seed))
+        wanted, states = by_hand.walk(inputs, manifest.inputs)
+        for lengths in ([_STEPS], [1] * _STEPS):
+            result = runner.walk(inputs, lengths)
+            got = {spec.name: _rows(result.outputs[spec.name], spec) for spec in manifest.outputs}
+            got |= {name: result.states[name].reshape(1, -1) for name in states}
+            for name, values in {**wanted, **states}.items():
+                last = values[-len(got[name]) :]  # of an output that is not per step, the last one
+                worst = max(worst, excess(last, got[name]))
+                largest = max(largest, _largest(last, got[name]))
+            cases += 1
+    if worst > tolerance:
+        raise ExportError(f"the bundle differs from the file, run step by step, by {worst:.2g}: it cannot be imported")
+    return Parity(cases, largest, worst)
+
+
+class _ByHand:
+    """Runs the file's graph as a program would that knows its states."""
+
+    def __init__(self, found: Found) -> None:
+        self._found = found
+        self._foreign = Foreign(found.model)
+
+    def walk(self, inputs: Arrays, specs: Sequence[TensorSpec]) -> tuple[Arrays, Arrays]:
+        """Return [steps, …] of every output and [1, …] of every last state, each flat behind the first axis."""
+        states = {state.input: self._first(state.input) for state in self._found.states}
+        contexts = {name: self._no_context(name) for name in self._found.contexts}
+        told: dict[str, list[Array]] = {spec.name: [] for spec in self._found.outputs}
+        by_name = {spec.name: spec for spec in specs}
+        for step in range(_STEPS):
+            feeds = dict(states)
+            for spec in self._found.data:
+                rows = inputs[spec.name].take([step], axis=by_name[spec.name].axes.index(TIME))
+                feeds[spec.name] = self._with_context(spec, rows, contexts)
+            if self._found.lengths is not None:
+                feeds[self._found.lengths] = np.ones(1, self._length_type())
+            results = self._foreign.run(feeds)
+            states = {state.input: results[state.output] for state in self._found.states}
+            for name, values in told.items():
+                values.append(results[name].reshape(1, -1))
+        return (
+            {name: np.concatenate(values) for name, values in told.items()},
+            {name: values.reshape(1, -1) for name, values in states.items()},
+        )
+
+    def _first(self, name: str) -> Array:
+        state = next(state for state in self._found.states if state.input == name)
+        shape = sized(state.axes, 1, 1)
+        if name in self._found.initial:
+            return np.broadcast_to(self._found.initial[name], shape).astype(state.dtype)
+        return np.full(shape, state.initial, state.dtype)
+
+    def _no_context(self, name: str) -> Array:
+        spec = next(spec for spec in self._found.data if spec.name == name)
+        axis = self._context_axis(spec)
+        shape = list(sized(spec.axes, 1, 1))
+        shape[axis] = self._found.contexts[name].size
+        return np.zeros(shape, spec.dtype)
+
+    def _with_context(self, spec: TensorSpec, rows: Array, contexts: Arrays) -> Array:
+        context = contexts.get(spec.name)
+        shape = list(sized(spec.axes, 1, 1))
+        if context is None:
+            return rows.reshape(shape)
+        axis = self._context_axis(spec)
+        shape[axis] = (
+            shape[axis]
+            if is_along_time(self._found.contexts[spec.name], spec.axes)
+            else shape[axis] - context.shape[axis]
+        )
+        whole = np.concatenate([context, rows.reshape(shape)], axis)
+        contexts[spec.name] = whole.take(range(whole.shape[axis] - context.shape[axis], whole.shape[axis]), axis)
+        return whole
+
+    def _context_axis(self, spec: TensorSpec) -> int:
+        along_time = is_along_time(self._found.contexts[spec.name], spec.axes)
+        return spec.axes.index(TIME) if along_time else len(spec.axes) - 1
+
+    def _length_type(self) -> str:
+        return {item.name: item.dtype for item in declared(self._found.model.graph.input)}[self._found.lengths or ""]
+
+
+def _largest(wanted: Array, got: Array) -> float:
+    if wanted.shape != got.shape:
+        return float("inf")
+    return float(np.abs(wanted.astype(np.float64) - got.astype(np.float64)).max(initial=0.0))
+
+
+def _rows(array: Array, spec: TensorSpec) -> Array:
+    """Return [steps, …] of one row; [1, …] where the output is not per step."""
+    if spec.time_axis is None:
+        return array.reshape(1, -1)
+    return np.moveaxis(array, spec.time_axis, 0).reshape(array.shape[spec.time_axis], -1)

@@ -1,0 +1,66 @@
+"""Why a graph cannot be imported, and what its owner can do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tidegate_export.importing.flow import Flow
+from tidegate_export.importing.plan import Axes
+
+
+class RejectedError(Exception):
+    """A guess does not hold. The further it got, the more its reason says: `depth`."""
+
+    def __init__(self, depth: int, message: str) -> None:
+        super().__init__(message)
+        self.depth = depth
+
+
+def unsaid_setting(name: str, dtype: str, dims: Axes) -> str:
+    kind = f"{dtype} {list(dims)}"
+    return f"input {name!r} ({kind}) is neither a sequence nor a state: say its value, --constant {name}=VALUE"
+
+
+def without_state(flow: Flow) -> RejectedError:
+    """Return the refusal of a graph of which no input is a state."""
+    if flow.layers:
+        return RejectedError(
+            4,
+            f"the state of {listed([layer.name for layer in flow.layers])} has no tensors: every run begins anew, so a "
+            "sequence in pieces gives other results than the whole; export the model with its state as inputs and "
+            "outputs",
+        )
+    return RejectedError(1, "no input comes out again as an output, so there is no state to keep: nothing to stream")
+
+
+def why_not_streamable(flow: Flow, states: Sequence[str]) -> str:
+    """Say what in the graph is likely to keep it from streaming, given that it does not."""
+    backward, forgetful = flow.backward(), flow.forgetful(states)
+    if backward:
+        return (
+            f"{listed(backward)} is bidirectional: its backward half begins at the end of the sequence, which a stream "
+            "does not have; use a model that only runs forward"
+        )
+    if forgetful:
+        return (
+            f"the state of {listed(forgetful)} has no tensors: every run begins anew; export the model with it as "
+            "inputs and outputs"
+        )
+    return (
+        "a memory that is in no state, or a look at later steps (a convolution over time, attention, a mean over all "
+        "steps): export the model with its caches as inputs and outputs, or say what the graph wants again (--context)"
+    )
+
+
+def begins_anew(layers: Sequence[str]) -> str:
+    """Say what is wrong with layers without state where one run is one step."""
+    return (
+        f"{listed(layers)}: no state of it goes from one run to the next (or it runs backward). Along time that cannot "
+        "stream: export the model with its state as inputs and outputs. If such layers run across each frame, over its "
+        "frequencies say, that is right: say --within-frame"
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -1,0 +1,269 @@
+"""Reads an ONNX file that may be anything: broken, hostile, or a model that no session could stream.
+
+Knows the file format and what may be refused by looking alone. Nothing is run here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import onnx
+import onnx.inliner
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
+
+from tidegate_export.errors import ExportError
+
+MOST_BYTES = 2_000_000_000
+"""A protobuf message ends at 2 GiB, and a bundle's graph is one."""
+
+MOST_ELEMENTS = 1 << 27
+"""Of one tensor: half a gigabyte in fp32, beyond any state or step."""
+
+RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
+
+_KNOWN_DOMAINS = ("ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
+
+Graphs: TypeAlias = Iterator[GraphProto]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model with all its weights inside, local functions inlined, and where it came from."""
+
+    model: onnx.ModelProto
+    file: str
+    sha256: str
+
+    @property
+    def opset(self) -> int:
+        return next((item.version for item in self.model.opset_import if item.domain in {"", "ai.onnx"}), 0)
+
+
+def read_source(path: Path) -> Source:
+    """Read the file and refuse what can be refused by looking.
+
+    Raises:
+        ExportError: With the reason and what to do.
+    """
+    data = _read(path)
+    model = _parsed(data, path)
+    _load_external(model, path.parent)
+    for tensor in _tensors(model.graph):
+        _check_size(tensor)
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    _drop_default_inputs(model)
+    _sort(model.graph)
+    for node in nodes(model.graph):
+        _check_operator(node, model)
+    return Source(model, path.name, hashlib.sha256(data).hexdigest())
+
+
+def nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    """Yield all nodes, those of nested graphs after the node that holds them."""
+    for node in graph.node:
+        yield node
+        for inner in inner_graphs(node):
+            yield from nodes(inner)
+
+
+def reads(node: NodeProto) -> Iterator[str]:
+    """Yield what a node reads, inside its nested graphs too."""
+    yield from node.input
+    for inner in inner_graphs(node):
+        for item in inner.node:
+            yield from reads(item)
+        yield from (item.name for item in inner.output)
+
+
+def inner_graphs(node: NodeProto) -> Graphs:
+    """Yield the graphs that a node holds: branches of If, bodies of Loop and Scan."""
+    for item in node.attribute:
+        if item.type == AttributeProto.GRAPH:
+            yield item.g
+        yield from item.graphs
+
+
+def attribute(node: NodeProto, name: str) -> object:
+    """Return the value of an attribute, None where the node has none of that name."""
+    return next((helper.get_attribute_value(item) for item in node.attribute if item.name == name), None)
+
+
+def called(node: NodeProto) -> str:
+    """Return what a person can find the node by."""
+    return f"{node.op_type} {node.name or (node.output[0] if node.output else '')!r}"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ExportError(f"{path} is not a file")
+        if path.stat().st_size > MOST_BYTES:
+            raise ExportError(f"{path} has {path.stat().st_size:,} bytes: a bundle's graph may have {MOST_BYTES:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _parsed(data: bytes, path: Path) -> onnx.ModelProto:
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError as error:
+        raise ExportError(f"{path} is not an ONNX file, or is cut off: copy or download it again") from error
+    if not model.graph.node or not model.graph.output or not model.opset_import:
+        raise ExportError(f"{path} is not an ONNX model, or is cut off: it has no graph with outputs, or no opset")
+    return model
+
+
+def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    """Yield every constant: initializers and attributes, of nested graphs too."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        raise ExportError(f"{sparse.values.name!r} is a sparse constant: save the model with dense ones")
+    for node in graph.node:
+        for item in node.attribute:
+            if item.type == AttributeProto.TENSOR:
+                yield item.t
+            yield from item.tensors
+        for inner in inner_graphs(node):
+            yield from _tensors(inner)
+
+
+def _load_external(model: onnx.ModelProto, folder: Path) -> None:
+    """Take weights that lie in files of their own into the model; only from the model's folder."""
+    total = model.ByteSize()
+    for tensor in _tensors(model.graph):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            total += _fill(tensor, folder, MOST_BYTES - total)
+
+
+def _fill(tensor: TensorProto, folder: Path, room: int) -> int:
+    entries = {item.key: item.value for item in tensor.external_data}
+    file = _external_file(tensor.name, entries.get("location", ""), folder)
+    try:
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
+    except ValueError as error:
+        raise ExportError(f"{tensor.name!r} has external data at no number: the file is damaged") from error
+    size = file.stat().st_size
+    length = size - offset if "length" not in entries else length
+    if offset < 0 or length < 0 or offset + length > size:
+        raise ExportError(
+            f"{tensor.name!r} lies at {offset} to {offset + length} of {file.name}, which has {size} bytes: "
+            "the file is cut off"
+        )
+    if length > room:
+        raise ExportError(f"the model has more than {MOST_BYTES:,} bytes with its external data: no bundle holds that")
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        tensor.raw_data = stream.read(length)
+    tensor.ClearField("external_data")
+    tensor.data_location = TensorProto.DEFAULT
+    return length
+
+
+def _external_file(name: str, location: str, folder: Path) -> Path:
+    """Return the file, which must lie in the model's folder, links resolved."""
+    root = folder.resolve()
+    file = (root / location).resolve()
+    if not location or Path(location).is_absolute() or not file.is_relative_to(root):
+        raise ExportError(
+            f"{name!r} has its data in {location!r}, outside the model's folder: put the data file beside the model"
+        )
+    if not file.is_file():
+        raise ExportError(f"{name!r} has its data in {location!r}, which is not beside the model: copy it there")
+    return file
+
+
+def _check_size(tensor: TensorProto) -> None:
+    """Refuse a constant that says it is larger, or smaller, than its data."""
+    dims = list(tensor.dims)
+    count = math.prod(dims)
+    if any(dim < 0 for dim in dims) or count > MOST_ELEMENTS * 4:
+        raise ExportError(f"constant {tensor.name!r} declares the shape {dims}: the file is damaged")
+    try:
+        found = numpy_helper.to_array(tensor).size if count else 0
+    except (ValueError, TypeError, KeyError) as error:
+        raise ExportError(
+            f"constant {tensor.name!r} declares the shape {dims}, its data is of another size: the file is damaged"
+        ) from error
+    assert found == count
+
+
+def _drop_default_inputs(model: onnx.ModelProto) -> None:
+    """An input with an initializer is a constant that could be overridden; nobody will."""
+    constants = {item.name for item in model.graph.initializer}
+    kept = [item for item in model.graph.input if item.name not in constants]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    model.ir_version = max(model.ir_version, 4)  # before, every constant was an input too
+
+
+def _sort(graph: GraphProto) -> None:
+    """Put nodes behind what they read: some converters leave them otherwise, and onnxruntime does not mind."""
+    waiting = list(graph.node)
+    missing = {name for node in waiting for name in node.output}
+    done: list[NodeProto] = []
+    while waiting:
+        later = []
+        for node in waiting:
+            own = set(node.output)
+            if any(name in missing and name not in own for name in reads(node)):
+                later.append(node)
+            else:
+                done.append(node)
+                missing -= own
+        if len(later) == len(waiting):
+            raise ExportError(f"{called(later[0])} reads what comes of it: the graph has a cycle")
+        waiting = later
+    copies = [copied_node(node) for node in done]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def copied_node(node: NodeProto) -> NodeProto:
+    """Return a copy: a node taken out of a graph is gone with it."""
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def _check_operator(node: NodeProto, model: onnx.ModelProto) -> None:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    if domain and domain not in _KNOWN_DOMAINS:
+        raise ExportError(
+            f"{called(node)} is a custom operator of {domain!r}, which onnxruntime does not have: export the model "
+            "with standard operators, or with the operator as a local function"
+        )
+    opset = next((item.version for item in model.opset_import if item.domain in {"", "ai.onnx"}), 0)
+    if not domain and not _is_standard(node.op_type, opset):
+        raise ExportError(f"{called(node)} is no operator of ONNX (opset {opset}): export the model with standard ones")
+    if node.op_type in RECURRENT and attribute(node, "layout") == 1:
+        raise ExportError(
+            f"{called(node)} has layout=1, which onnxruntime's CPU kernels refuse: export with layout=0 "
+            "(time first), and transpose before and after"
+        )
+
+
+def _is_standard(operator: str, opset: int) -> bool:
+    try:
+        onnx.defs.get_schema(operator, opset or 1)
+    except onnx.defs.SchemaError:
+        return False
+    return True
+
+
+def dtype_of(elem_type: int) -> str:
+    """Return numpy's name of an ONNX element type; empty where there is none."""
+    try:
+        return np.dtype(helper.tensor_dtype_to_np_dtype(elem_type)).name
+    except (KeyError, TypeError):
+        return ""
