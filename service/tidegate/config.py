@@ -84,6 +84,7 @@ class ModelSettings(BaseModel):
     arena: ArenaPlace | None = None
     cuda_graphs: bool | None = None
     allow_batch_dependence: bool | None = None
+    durable: bool | None = None
 
 
 class Settings(BaseSettings):
@@ -104,6 +105,10 @@ class Settings(BaseSettings):
         "sqlite",
         description="Where durable sessions are kept: sqlite (under data_dir), redis://HOST:PORT/DATABASE, or memory: "
         "there are none then.",
+    )
+    durable: bool = Field(
+        False,
+        description="Make the sequences of the Open Inference Protocol, which cannot ask for it, durable sessions.",
     )
     sqlite_sync: Literal["normal", "full"] = Field(
         "normal", description="What a commit to SQLite survives: the end of the process (normal), or of power (full)."
