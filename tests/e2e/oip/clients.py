@@ -1,0 +1,59 @@
+"""The stock clients' environment, made once beside the tests' own, and how to run what is in it."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).parent
+REQUIREMENTS = HERE / "requirements.txt"
+ENVIRONMENT = Path(sys.prefix) / "oip-clients"
+_INSTALLED = ENVIRONMENT / "installed.txt"
+_SECONDS = 100
+
+
+def _binaries() -> Path:
+    """The environment's commands; it is made, or made anew, where the requirements are not what it was made from."""
+    wanted = REQUIREMENTS.read_text()
+    if not _INSTALLED.exists() or _INSTALLED.read_text() != wanted:
+        venv.create(ENVIRONMENT, with_pip=True, clear=True)
+        pip = (str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "install", "--quiet")
+        subprocess.run([*pip, "--requirement", str(REQUIREMENTS)], check=True)
+        _INSTALLED.write_text(wanted)
+    return ENVIRONMENT / "bin"
+
+
+def run_script(name: str, *arguments: str) -> str:
+    """Run a script of this folder with the stock clients at hand, and return what it printed.
+
+    Raises:
+        AssertionError: It failed; with what it said.
+    """
+    return _run([str(_binaries() / "python"), str(HERE / name), *arguments], dict(os.environ))
+
+
+def run_perf_analyzer(*arguments: str) -> str:
+    """Run perf_analyzer, and return its report; AssertionError, with what it said, where it failed."""
+    assert ctypes.util.find_library("b64"), "perf_analyzer needs the Debian package libb64-0d"
+    binaries = _binaries()
+    (library,) = ENVIRONMENT.glob("lib/python*/site-packages/nvidia/cuda_runtime/lib")
+    return _run([str(binaries / "perf_analyzer"), *arguments], {**os.environ, "LD_LIBRARY_PATH": str(library)})
+
+
+def _run(command: list[str], environment: dict[str, str]) -> str:
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        timeout=_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
