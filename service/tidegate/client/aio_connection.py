@@ -87,11 +87,14 @@ class AsyncConnection:
     ) -> AsyncGenerator[GeneratedToken | GenerationDone]:
         """A generation's events as they come. Closing the generator cancels the generation."""
         call = method(request, timeout=timeout or self._timeout, metadata=_metadata(session))
+        told = None
         try:
             async for event in call:
-                yield decode_event(event)
+                told = decode_event(event)
+                yield told
         except grpc.RpcError as error:
-            raise why_ended(error) from error
+            if not isinstance(told, GenerationDone):  # else all is told, and only the end of the call was lost
+                raise why_ended(error) from error
         finally:
             call.cancel()
 

@@ -85,11 +85,14 @@ class Connection:
     ) -> Iterator[GeneratedToken | GenerationDone]:
         """A generation's events as they come. Closing the iterator cancels the generation."""
         call = method(request, timeout=timeout or self._timeout, metadata=metadata(session))
+        told = None
         try:
             for event in call:
-                yield decode_event(event)
+                told = decode_event(event)
+                yield told
         except grpc.RpcError as error:
-            raise why_ended(error) from error
+            if not isinstance(told, GenerationDone):  # else all is told, and only the end of the call was lost
+                raise why_ended(error) from error
         finally:
             call.cancel()  # type: ignore[no-untyped-call]
 

@@ -25,6 +25,7 @@ class SessionOptions(TypedDict, total=False):
     idle_seconds: float | None
     id: str | None
     seed: int | None
+    drift: bool
 
 
 class RestoreOptions(TypedDict, total=False):

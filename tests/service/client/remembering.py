@@ -25,12 +25,14 @@ class Last(NamedTuple):
 class RememberingService(FakeService):
     """Applies a chunk at the session's position, answers the last one again, and refuses others.
 
-    With ``is_deaf`` steps are neither applied nor answered. A generation stops after ``hold_after`` tokens in all.
+    With ``is_deaf`` steps are neither applied nor answered. A generation stops after ``hold_after`` tokens in all; with
+    ``is_lingering`` its call does not end.
     """
 
     last: dict[str, Last] = field(default_factory=dict)
     applied: dict[str, list[Input]] = field(default_factory=dict)
     is_deaf: bool = False
+    is_lingering: bool = False
     hold_after: int | None = None
 
     def step(
@@ -93,6 +95,8 @@ class RememberingService(FakeService):
             yield GeneratedToken(token, chr(97 + token), start + token + 1)
         text = "".join(chr(97 + token) for token in tokens)
         yield GenerationDone(text, list(tokens), "length", start + len(tokens))
+        if self.is_lingering:
+            await self._hold(session)
 
 
 class Site:

@@ -138,7 +138,7 @@ async def test_a_text_is_stepped_over_several_servers(
 
 
 async def test_a_blocking_client_goes_on_too(host: Host) -> None:
-    def body() -> list[int]:
+    def body() -> list[int | None]:
         with Client(f"127.0.0.1:{host.port}", timeout=30, sleep=host.block) as client:
             session = client.open("tiny", durable=True, id="mine")
             with session.stream() as stream:

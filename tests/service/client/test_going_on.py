@@ -384,6 +384,7 @@ async def test_a_generation_is_told_on_by_the_next_server(
     async for event in session.generate("xy", max_tokens=5, seed=4):
         told.append(event)
         if len(told) == 3:
+            await service.submitted.get()  # it waits before the fourth
             service.hold_after = None
             await site.stop()
     assert [event.position for event in told] == [3, 4, 5, 6, 7, 7]
@@ -398,9 +399,9 @@ async def test_a_generation_given_up_begins_anew_with_what_was_told(
     session: AsyncSession, service: RememberingService, site: Site
 ) -> None:
     service.hold_after = 1
-    service.failures["a"] = []
     events = session.generate("x", max_tokens=2)
     assert (await anext(events)).position == 2
+    await service.submitted.get()
     service.failures["a"] = [AWAY] * 5
     await site.stop()
     with pytest.raises(errors.UnavailableError):
@@ -419,3 +420,15 @@ async def test_a_generation_without_a_position_is_not_tried_again(
     with pytest.raises(errors.UnavailableError):
         await anext(session.generate("x"))
     assert (session.position, pauses) == (None, [])
+
+
+async def test_a_generation_that_is_told_whole_needs_no_end(
+    session: AsyncSession, service: RememberingService, site: Site, pauses: Pauses
+) -> None:
+    told = []
+    service.is_lingering = True
+    async for event in session.generate("x", max_tokens=2):
+        told.append(event.position)
+        if len(told) == 3:
+            await site.stop()
+    assert (told, session.position, pauses) == ([2, 3, 3], 3, [])
