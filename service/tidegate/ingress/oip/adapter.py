@@ -27,6 +27,7 @@ class ServiceCore:
         self._service = service
         # Ephemeral sessions, which are nowhere else; a durable one comes and goes, and is asked for at each step.
         self._held: dict[str, Session] = {}
+        self._settings: dict[str, Settings] = {}
 
     @property
     def settings(self) -> Settings:
@@ -127,7 +128,13 @@ class ServiceCore:
     def _served(self, model: LoadedModel) -> Served:
         name = model.manifest.name
         versions = list(map(str, self._registry.versions(name)))
-        return Served(model.manifest, model.bundle.sha256, versions, self._service.settings.of(name))
+        return Served(model.manifest, model.bundle.sha256, versions, self._settings_of(name))
 
     def _is_durable(self, model: str) -> bool:
-        return False
+        return self._settings_of(model).durable
+
+    def _settings_of(self, model: str) -> Settings:
+        found = self._settings.get(model)
+        if found is None:
+            found = self._settings[model] = self.settings.of(model)
+        return found
