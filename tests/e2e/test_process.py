@@ -71,7 +71,7 @@ def test_a_bad_setting_is_named_with_its_source(tmp_path: Path) -> None:
     file = tmp_path / "tidegate.toml"
     file.write_text("max_row = 3\n")
     assert refused("--config", str(file)) == f"tidegate: {file}: max_row: no such setting"
-    assert refused(TIDEGATE_STORE="sqlite").startswith("tidegate: TIDEGATE_STORE: store 'sqlite' is not supported")
+    assert refused(TIDEGATE_STORE="sqlit").startswith("tidegate: TIDEGATE_STORE: 'sqlit' is not a store")
 
 
 def test_a_corrupt_bundle_is_told_and_the_others_serve(bundles: Path) -> None:
@@ -169,7 +169,8 @@ def test_metrics_tell_of_runs_and_of_sessions(bundles: Path) -> None:
         with client.open("tiny") as session:
             session.step("Hello")
         lines = httpx.get(f"{server.http}/metrics").text.splitlines()
-    assert 'tidegate_steps_total{model="tiny",version="1"} 5.0' in lines
+    assert 'tidegate_steps_total{kind="step",model="tiny",version="1"} 5.0' in lines
+    assert 'tidegate_requests_total{interface="grpc",method="Step",outcome="ok"} 1.0' in lines
     assert 'tidegate_run_rows_bucket{le="1.0",model="tiny",version="1"} 1.0' in lines
     assert 'tidegate_sessions_ended_total{reason="SESSION_CLOSED"} 1.0' in lines
-    assert "tidegate_sessions 0.0" in lines
+    assert 'tidegate_sessions{tier="ephemeral"} 0.0' in lines

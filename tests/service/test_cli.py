@@ -37,6 +37,7 @@ def test_verbs_of_other_packages_are_found_by_their_entry_points() -> None:
         "train": "tidegate_models.cli:train",
         "export": "tidegate_export.cli:export",
         "quantize": "tidegate_export.cli:quantize",
+        "import": "tidegate_export.importing.cli:import_",
     }
     assert {point.name: point.value for point in entry_points(group=GROUP)} == points
     assert run("export", "--help").exit_code == 0
