@@ -11,7 +11,7 @@ import contextlib
 import gc
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import uvicorn
@@ -28,10 +28,15 @@ from tidegate.ingress.oip.adapter import ServiceCore
 from tidegate.ingress.oip.http import routes
 from tidegate.ingress.oip.inference import Inference
 from tidegate.observe.logs import configure_logs
+from tidegate.observe.metrics import Figures
+from tidegate.observe.requests import Requests
 from tidegate.service import Service
 from tidegate.signals import Signals
 from tidegate.sockets import listen
 from tidegate.workers.seat import Seat
+
+if TYPE_CHECKING:
+    from tidegate.workers.figures import WorkerFigures
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -73,19 +78,24 @@ async def serve(
         local = Service(settings)
         service = local if seat is None else _routed(local, seat)
         inference = Inference(ServiceCore(local))
-        grpc = [create_server(service, settings.grpc, settings.native_grpc, inference)]
-        if seat is not None:
-            # Fellows come in here. They have found the owner already, so nothing is passed on twice.
-            grpc.append(create_server(local, seat.address(seat.number)))
+        requests = Requests()
+        figures = Figures(local, requests)
+        shared = None if seat is None else _shared(seat, figures)
+        grpc = [create_server(service, settings.grpc, settings.native_grpc, inference, requests)]
+        if seat is not None and shared is not None:
+            # Fellows come in here. They have found the owner and counted the request: nothing is passed on twice.
+            grpc.append(create_server(local, seat.address(seat.number), more=[shared.handler()]))
         await local.start()
         _settle_memory()
         try:
-            app = create_app(service)
+            app = create_app(service, requests, shared or figures)
             app.router.routes.extend(routes(inference))
             await _serve_until_told(local, app, grpc, listener, signals, announce)
         finally:
             await inference.stop()
             await service.stop()
+            if shared is not None:
+                await shared.stop()
     log.info("stopped")
 
 
@@ -94,6 +104,12 @@ def _routed(local: Service, seat: Seat) -> Service:
     from tidegate.workers.routing import RoutedService
 
     return RoutedService(local, seat).as_service()
+
+
+def _shared(seat: Seat, figures: Figures) -> WorkerFigures:
+    from tidegate.workers.figures import WorkerFigures
+
+    return WorkerFigures(seat, figures.own)
 
 
 def _settle_memory() -> None:

@@ -12,7 +12,8 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from itertools import islice
@@ -39,6 +40,7 @@ from tidegate.core import (
     StepResult,
     Tensor,
 )
+from tidegate.engine.meter import MeterReading
 from tidegate.engine.work import Generation, Work
 from tidegate.errors import (
     AlreadyExistsError,
@@ -82,6 +84,8 @@ class EngineStatistics(NamedTuple):
     model: str
     version: str
     provider: str
+    task: str
+    cell: str
     num_runs: int
     num_rows: int
     num_steps: int
@@ -91,13 +95,16 @@ class EngineStatistics(NamedTuple):
     queued: int
     arena_slots_used: int
     arena_bytes: int
+    num_padding_steps: int
+    meter: MeterReading
 
 
 class ServiceStatistics(NamedTuple):
     """What the whole service has done, and holds; ``ended`` counts sessions by reason.
 
     ``num_sessions`` are those held here, ``num_durable`` of them copies of durable ones; ``num_evicted`` counts such
-    copies that left for want of room. ``store`` is None where there is none.
+    copies that left for want of room. ``store`` is None where there is none. ``done`` counts what was done to sessions
+    (`fork` and the like) and bundles that were ``loaded`` or ``refused``.
     """
 
     models: list[EngineStatistics]
@@ -106,6 +113,7 @@ class ServiceStatistics(NamedTuple):
     num_durable: int = 0
     num_evicted: int = 0
     store: LedgerStatistics | None = None
+    done: Mapping[str, int] = {}
 
 
 class Service:
@@ -127,6 +135,7 @@ class Service:
         self._durable: DurableDesk | None = None
         if self._ledger is not None:
             self._durable = DurableDesk(settings, self._registry, self._clock, self._ledger, self._cache, self._desk)
+        self._done: Counter[str] = Counter()
         self._is_started = False
         self._is_draining = False
         self._reaper: asyncio.Task[None] | None = None
@@ -167,7 +176,7 @@ class Service:
         self._create_future = asyncio.get_running_loop().create_future
         if self._ledger is not None:
             await self._ledger.start()
-        report = await self._registry.reload()
+        report = await self.reload()
         self._reaper = asyncio.create_task(self._reap_forever(), name="tidegate-expiry")
         self._is_started = True
         return report
@@ -220,7 +229,10 @@ class Service:
 
     async def reload(self) -> ReloadReport:
         """Read the bundle directory again. Running sessions stay on their version."""
-        return await self._registry.reload()
+        report = await self._registry.reload()
+        self._done["loaded"] += len(report.loaded)
+        self._done["refused"] += len(report.refused)
+        return report
 
     # ---- stateless
 
@@ -317,18 +329,23 @@ class Service:
         for each in wanted:
             child = each.id or (new_durable() if each.durable else new_ephemeral(self._desk.replica))
             children.append(await self._open(replace(each, id=child), moment.forked(id, child)))
+        self._done["fork"] += len(children)
         return children
 
     async def checkpoint_session(self, id: str, name: str | None = None) -> CheckpointInfo:  # noqa: A002
         """Keep where the session is under a name; the oldest of more than eight is dropped."""
         self._check_open()
-        return await self._home(id).checkpoint(id, name)
+        made = await self._home(id).checkpoint(id, name)
+        self._done["checkpoint"] += 1
+        return made
 
     async def rewind_session(self, id: str, checkpoint: str) -> SessionInfo:  # noqa: A002
         """Take the session back to a checkpoint, which stays; NotFoundError where there is none of that name."""
         self._check_open()
         _check_writable(id)
-        return await self._home(id).rewind(id, checkpoint)
+        info = await self._home(id).rewind(id, checkpoint)
+        self._done["rewind"] += 1
+        return info
 
     async def upgrade_session(self, id: str, version: str | None = None) -> SessionInfo:  # noqa: A002
         """Move the session to a version of its model, the highest where None.
@@ -338,7 +355,9 @@ class Service:
         """
         self._check_open()
         _check_writable(id)
-        return await self._home(id).upgrade(id, version)
+        info = await self._home(id).upgrade(id, version)
+        self._done["upgrade"] += 1
+        return info
 
     async def snapshot_session(self, id: str) -> bytes:  # noqa: A002
         """Return the session as portable bytes."""
@@ -363,7 +382,9 @@ class Service:
             ttl_seconds=was.ttl_seconds if request.ttl_seconds is None else request.ttl_seconds,
             idle_seconds=was.idle_seconds if request.idle_seconds is None else request.idle_seconds,
         )
-        return await self._open(wanted, moment)
+        info = await self._open(wanted, moment)
+        self._done["restore"] += 1
+        return info
 
     def step(
         self,
@@ -480,6 +501,7 @@ class Service:
             len(self._cache),
             self._cache.num_evicted,
             None if self._ledger is None else self._ledger.statistics(),
+            dict(self._done),
         )
 
     # ---- inside
@@ -655,6 +677,8 @@ def _statistics(model: LoadedModel) -> EngineStatistics:
         model=model.manifest.name,
         version=model.manifest.version,
         provider=model.runner.provider,
+        task=model.manifest.task,
+        cell=model.manifest.cell,
         num_runs=counts.num_runs,
         num_rows=counts.num_rows,
         num_steps=counts.num_steps,
@@ -664,4 +688,6 @@ def _statistics(model: LoadedModel) -> EngineStatistics:
         queued=counts.num_queued,
         arena_slots_used=model.arena.num_used,
         arena_bytes=model.arena.num_used * model.arena.slot_bytes,
+        num_padding_steps=model.runner.num_padding_steps,
+        meter=model.engine.meter.reading(),
     )

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 
 from tests.bundles import write_tiny_bundle
@@ -165,14 +166,51 @@ def test_a_hangup_and_a_call_reload_every_worker(bundles: Path, server: RunningS
     assert {httpx.get(f"{server.http}/v1/models/tiny").json()["version"] for _ in range(16)} == {"3"}
 
 
-def test_each_worker_tells_its_own_metrics_under_its_name(server: RunningServer) -> None:
-    told = set()
-    for _ in range(100):
-        lines = httpx.get(f"{server.http}/metrics").text.splitlines()
-        told |= {line for line in lines if line.startswith("tidegate_build_info")}
-        if len(told) == 2:
-            break
-    assert [name for name in ("r-0", "r-1") if any(f'replica="{name}"' in line for line in told)] == ["r-0", "r-1"]
+def test_any_worker_tells_the_figures_of_all(server: RunningServer) -> None:
+    for session in open_on_both(server).values():
+        post(server, f"sessions/{session}:step", {"text": TEXT})
+    for _ in range(8):  # each connection goes to either worker
+        figures = metrics(server)
+        assert figures["tidegate_steps_total", "step"] == 2 * len(TEXT)
+        assert figures["tidegate_workers", ""] == 2
+        assert figures["tidegate_models_loaded", ""] == 1
+
+
+def test_sums_never_fall_though_a_worker_is_killed_again_and_again(server: RunningServer) -> None:
+    """Figures are read before each kill, and right after it: what was once told stays."""
+    killed = dict(server.events[0]["workers"])
+    before: dict[tuple[str, str], float] = {}
+    for _ in range(3):
+        sessions = open_on_both(server)
+        for session in sessions.values():
+            post(server, f"sessions/{session}:step", {"text": TEXT})
+        before = _no_less(metrics(server), before)
+        os.kill(killed["r-0"], signal.SIGKILL)
+        assert server.wait_for("worker ended")["worker"] == "r-0"
+        gone = metrics(server)
+        before = _no_less(gone, before)
+        assert gone["tidegate_workers", ""] == 1, "a dead worker's gauges vanish"
+        killed["r-0"] = server.wait_for("worker ready")["pid"]
+        before = _no_less(metrics(server), before)
+    assert before["tidegate_steps_total", "step"] == 6 * len(TEXT)
+
+
+def metrics(server: RunningServer) -> dict[tuple[str, str], float]:
+    """Every figure by name and kind, over a connection of its own; counters of a worker that is away among them."""
+    found: dict[tuple[str, str], float] = {}
+    for family in text_string_to_metric_families(httpx.get(f"{server.http}/metrics").text):
+        for sample in family.samples:
+            labels = {name: value for name, value in sample.labels.items() if name not in {"model", "version"}}
+            found[sample.name, ",".join(labels.values())] = sample.value
+    return found
+
+
+def _no_less(now: dict[tuple[str, str], float], before: dict[tuple[str, str], float]) -> dict[tuple[str, str], float]:
+    """``now``, where nothing that is counted is less than it was ``before``."""
+    counters = {key: value for key, value in before.items() if key[0].endswith(("_total", "_count", "_sum", "_bucket"))}
+    fallen = {key: (value, now.get(key)) for key, value in counters.items() if not value <= now.get(key, -1.0)}
+    assert fallen == {}
+    return now
 
 
 def test_workers_end_when_their_supervisor_is_killed(server: RunningServer) -> None:

@@ -20,16 +20,18 @@ from tidegate.codecs import Codec
 from tidegate.core import Prediction, StepResult, Tensor
 from tidegate.engine.arena import INITIAL, ArenaLike, Slots
 from tidegate.engine.batch import Batch, Counts, Outcome, Outputs, Step
+from tidegate.engine.meter import Meter
 from tidegate.engine.pace import Pace
 from tidegate.engine.reading import Reading
 from tidegate.engine.sampler import sample, uniform
 from tidegate.engine.scheduler import Plan, Scheduler
-from tidegate.engine.work import Generation, Transcript, Turn, Work
+from tidegate.engine.work import GENERATED, Generation, Transcript, Turn, Work
 from tidegate.errors import (
     DeadlineExceededError,
     InternalError,
     InvalidInputError,
     OverloadedError,
+    PositionConflictError,
     TidegateError,
     UnavailableError,
 )
@@ -75,6 +77,7 @@ class Engine:
         self._make_room = make_room
         self._num_runs = self._num_rows = self._num_steps = self._num_failed_runs = 0
         self._rows_per_run: Counter[int] = Counter()
+        self.meter = Meter()
 
     @property
     def num_waiting(self) -> int:
@@ -192,6 +195,7 @@ class Engine:
         for work in plan.dropped:
             self._drop(work, _too_late())
         self._running.update(plan.works)
+        self.meter.planned(plan.works, now)
         return plan
 
     def retry(self, work: Work, length: int) -> Plan | None:
@@ -217,8 +221,10 @@ class Engine:
         self._num_steps += len(works) * plan.length
         self._rows_per_run[1 << (len(works) - 1).bit_length()] += 1
         rows = []
+        steps = self.meter.steps
         for index, work in enumerate(works):
             work.offset += plan.length
+            steps[work.kind] += plan.length
             error = self._refusal(work, now)
             if error is not None:
                 self._drop(work, error)
@@ -384,6 +390,8 @@ class Engine:
 
     def _accept(self, work: Generation, position: int, now: float) -> bool:
         """Tell the steps that are committed up to ``position``; return whether the generation is over."""
+        if work.kind == GENERATED:
+            self.meter.num_generated += 1
         is_over = work.accept(position)
         if is_over:
             self._pace.answered(work.session, now)
@@ -408,6 +416,7 @@ class Engine:
                 if self._start(work, session):
                     return
             except TidegateError as error:
+                self.meter.num_conflicts += isinstance(error, PositionConflictError)
                 work.fail(error)
             self._waiting.discard(work)
             del session.queue[0]
@@ -426,6 +435,7 @@ class Engine:
             work.answer(work.act())
             return False
         if session.decide(work.position, work.fingerprint) is Verdict.REPEAT:
+            self.meter.num_repeats += 1
             assert session.last is not None
             if not isinstance(work, Generation):
                 work.repeat(session.last)

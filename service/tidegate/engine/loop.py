@@ -16,6 +16,7 @@ from typing import Protocol
 
 from tidegate.core import Tensor
 from tidegate.engine.batch import Outcome, Step
+from tidegate.engine.course import begin_course
 from tidegate.engine.engine import Engine
 from tidegate.engine.pace import Patience
 from tidegate.engine.scheduler import Plan
@@ -78,6 +79,7 @@ class Loop:
         self._task: asyncio.Task[None] | None = None
         self._beside: set[asyncio.Task[None]] = set()
         self._is_stopped = False
+        self._is_traced = False  # whether any work ever was
         self.run_seconds = 0.0
 
     def start(self) -> None:
@@ -103,6 +105,10 @@ class Loop:
         """
         if self._is_stopped:
             raise _stopping()
+        work.arrived = now = self._clock()
+        if (course := begin_course(now)) is not None:
+            work.course = course
+            self._is_traced = True
         self._engine.submit(work)
         self._idle.clear()
         self._go_on()
@@ -115,15 +121,17 @@ class Loop:
     async def _tick_forever(self) -> None:
         while True:
             await self._drain()
-            plan = self._engine.plan(self._clock())
+            now = self._clock()
+            plan = self._engine.plan(now)
             if plan is not None and plan.works:
                 await self._tick(plan)
+                self._engine.meter.ticks.add(self._clock() - now)
 
     async def _tick(self, plan: Plan) -> None:
         """Run a plan and answer its rows. Where the run fails, each row is tried alone: one bad row fails no other."""
         engine = self._engine
         try:
-            outputs, states = await self._run(*engine.gather(plan))
+            outputs, states = await self._run(plan)
         except Exception as error:  # noqa: BLE001 - told to the rows it concerns
             await self._fail(plan, error)
             return
@@ -142,12 +150,18 @@ class Loop:
         """Commit steps, then answer them."""
         assert self._committer is not None
         outcomes: Sequence[Outcome]
+        began = self._clock()
         try:
             outcomes = await self._committer.commit(steps)
         except Exception as error:
             log.exception("%d steps could not be committed", len(steps))
             outcomes = [InternalError(f"the commit failed: {error}")] * len(steps)
-        self._engine.settle(steps, outcomes, self._clock())
+        now = self._clock()
+        if self._is_traced:
+            for step in steps:
+                if step.work.course is not None:
+                    step.work.course.committed(began, now)
+        self._engine.settle(steps, outcomes, now)
         self._go_on()
 
     def _read_records(self) -> None:
@@ -208,13 +222,19 @@ class Loop:
             if engine.num_runnable != num_runnable:
                 num_runnable, arrived = engine.num_runnable, now
 
-    async def _run(self, inputs: Sequence[Tensor], states: Sequence[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
-        started = self._clock()
+    async def _run(self, plan: Plan) -> tuple[dict[str, Tensor], list[Tensor]]:
+        inputs, states = self._engine.gather(plan)
+        began = self._clock()
         if self._executor is None:
             result = self._runner.run(inputs, states)
         else:
             result = await asyncio.get_running_loop().run_in_executor(self._executor, self._runner.run, inputs, states)
-        self.run_seconds += self._clock() - started
+        ended = self._clock()
+        self.run_seconds += ended - began
+        if self._is_traced:
+            for work in plan.works:
+                if work.course is not None:
+                    work.course.ran(began, ended, len(plan.works), plan.length)
         return result
 
 

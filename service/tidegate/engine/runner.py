@@ -50,7 +50,12 @@ class Runner:
     Raises:
         BundleError: onnxruntime refuses the graph.
         ConfigurationError: The provider is not there or does not start.
+
+    Attributes:
+        num_padding_steps: Steps of rows that only filled a run up: here never one.
     """
+
+    num_padding_steps = 0
 
     def __init__(self, bundle: Bundle, provider: str = "cpu", threads: int = 1) -> None:
         manifest = bundle.manifest

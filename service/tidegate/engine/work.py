@@ -15,11 +15,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from tidegate.core import Ask, GeneratedToken, GenerationDone, Sampling, Tensor
+from tidegate.engine.course import Course
 from tidegate.engine.stopping import StopMatcher
 from tidegate.errors import TidegateError
 from tidegate.sessions.session import LastReply, Session
 
 _DIGEST_BYTES = 32
+
+KINDS = ("step", "prompt", "predict", "generated")
+"""What steps are: a session's, a generation's prompt's, a stateless sequence's, sampled. Work tells by index."""
+
+STEP, PROMPT, PREDICT, GENERATED = range(len(KINDS))
 
 
 class Reply(Protocol):
@@ -41,12 +47,12 @@ class Work:
         deadline: Monotonic seconds after which it must not be committed.
         reply: Where the result goes.
 
-    ``is_stored`` says whether its steps must be stored before they are told.
+    ``is_stored`` says whether its steps must be stored before they are told, ``kind`` what they count as.
     """
 
     __slots__ = (
-        "ask", "deadline", "inputs", "is_checked", "is_stored", "length", "offset", "pieces", "position", "reply",
-        "scratch", "session", "start"
+        "arrived", "ask", "course", "deadline", "inputs", "is_checked", "is_stored", "kind", "length", "offset",
+        "pieces", "position", "reply", "scratch", "session", "start"
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +77,9 @@ class Work:
         self.is_checked = False  # whether a durable session's record was read since the work waits at its position
         self.scratch: int | None = None
         self.pieces: list[Mapping[str, Tensor]] = []
+        self.kind = PREDICT if session is None else STEP
+        self.arrived: float | None = None  # when it came, monotonic seconds; None once that was counted
+        self.course: Course | None = None  # where its request is traced
 
     @property
     def remaining(self) -> int:
@@ -168,6 +177,7 @@ class Generation(Work):
         self._emit = emit
         self._matcher = StopMatcher(sampling.stop)
         self._is_prompt = True
+        self.kind = PROMPT
         self._prompt: tuple[Tensor, ...] | None = prompt
         self._fingerprint = self._name(prompt, sampling)
 
@@ -184,6 +194,7 @@ class Generation(Work):
         self.inputs = self._prompt
         self.length = len(self._prompt[0]) if self._prompt else 0
         self._is_prompt = True
+        self.kind = PROMPT
 
     @property
     def transcript_ahead(self) -> Transcript:
@@ -195,6 +206,7 @@ class Generation(Work):
     def push(self, token: int) -> None:
         """Make a sampled token the next step."""
         self._is_prompt = False
+        self.kind = GENERATED
         self.inputs = (np.array([token], dtype=np.int64),)
         self.length, self.offset = 1, 0
         self.pieces.clear()

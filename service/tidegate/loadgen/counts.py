@@ -52,6 +52,7 @@ def parse_counts(text: str, model: ModelInfo) -> Counts:
     found: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if sample.name in _FIELDS and (not sample.labels or sample.labels == wanted):
-                found[_FIELDS[sample.name]] = sample.value
+            if sample.name in _FIELDS and (not sample.labels or wanted.items() <= sample.labels.items()):
+                name = _FIELDS[sample.name]
+                found[name] = found.get(name, 0.0) + sample.value
     return Counts(**found)

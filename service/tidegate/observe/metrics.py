@@ -1,120 +1,201 @@
-"""Metrics in Prometheus' text format, read from the service's statistics when somebody asks.
+"""The metrics of one process, read from the service's statistics when somebody asks.
 
-Knows names, labels and units. Counts nothing itself: the core counts, and does not know that Prometheus exists.
+Knows names, labels and units: docs/monitoring.md lists them. Counts nothing itself: the parts count, and know nothing
+of metrics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, Protocol
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
-from prometheus_client.registry import Collector
+from prometheus_client import ProcessCollector
 
 from tidegate import __version__
+from tidegate.observe.families import Family, Labels, Snapshot, Value
+from tidegate.observe.histogram import Reading
+from tidegate.observe.requests import MethodReading, Requests
 from tidegate.service import EngineStatistics, ServiceStatistics
+from tidegate.sessions.ledger import LedgerStatistics
 
-_MODEL = ("model", "version")
-_ROW_BOUNDS = tuple(2**power for power in range(13))
+MODEL = ("model", "version")
+ROW_BOUNDS = tuple(float(2**power) for power in range(13))
+ARENA_FULL = "arena_full"
 
-Family = TypeVar("Family", CounterMetricFamily, GaugeMetricFamily)
+Values = dict[Labels, Value]
+Told = tuple[str, str, Callable[[EngineStatistics], Value]]
 
-_COUNTERS: tuple[tuple[str, str, Callable[[EngineStatistics], float]], ...] = (
+
+def _rows_per_run(engine: EngineStatistics) -> Reading:
+    """Always the same buckets, or rates over them would lie."""
+    runs = engine.rows_per_run
+    counts = tuple(runs.get(int(bound), 0) for bound in ROW_BOUNDS)
+    return Reading(ROW_BOUNDS, (*counts, sum(runs.values()) - sum(counts)), engine.num_rows)
+
+
+_COUNTERS: tuple[Told, ...] = (
     ("tidegate_runs", "Runs of onnxruntime.", lambda engine: engine.num_runs),
     ("tidegate_rows", "Rows (sessions or sequences) in those runs.", lambda engine: engine.num_rows),
-    ("tidegate_steps", "Steps of all rows.", lambda engine: engine.num_steps),
     ("tidegate_run_seconds", "Seconds inside onnxruntime.", lambda engine: engine.run_seconds),
     ("tidegate_failed_runs", "Runs that failed with all their rows.", lambda engine: engine.num_failed_runs),
+    ("tidegate_padding_steps", "Steps of rows that only filled a run up.", lambda engine: engine.num_padding_steps),
+    ("tidegate_repeats", "Chunks answered from the last reply.", lambda engine: engine.meter.num_repeats),
+    ("tidegate_conflicts", "Chunks refused for their position.", lambda engine: engine.meter.num_conflicts),
+    ("tidegate_generated_tokens", "Sampled tokens.", lambda engine: engine.meter.num_generated),
 )
-_GAUGES: tuple[tuple[str, str, Callable[[EngineStatistics], float]], ...] = (
-    ("tidegate_queued_chunks", "Chunks that wait for a run.", lambda engine: engine.queued),
+_GAUGES: tuple[Told, ...] = (
+    ("tidegate_queued_chunks", "Chunks that are not answered yet.", lambda engine: engine.queued),
     ("tidegate_arena_slots", "Slots of the arena in use.", lambda engine: engine.arena_slots_used),
     ("tidegate_arena_bytes", "Bytes that the arena has taken.", lambda engine: engine.arena_bytes),
 )
+_HISTOGRAMS: tuple[Told, ...] = (
+    ("tidegate_run_rows", "Rows in a run: how well steps are batched.", _rows_per_run),
+    ("tidegate_queue_seconds", "From arrival in the engine to the first run.", lambda engine: engine.meter.queue),
+    ("tidegate_tick_seconds", "A tick, from its plan to its replies.", lambda engine: engine.meter.ticks),
+)
+_DONE = (
+    ("tidegate_forks", "Sessions forked.", "fork"),
+    ("tidegate_checkpoints", "Checkpoints made.", "checkpoint"),
+    ("tidegate_rewinds", "Sessions taken back to a checkpoint.", "rewind"),
+    ("tidegate_restores", "Sessions opened from a snapshot.", "restore"),
+    ("tidegate_upgrades", "Sessions moved to another version.", "upgrade"),
+)
+
+
+class SettingsLike(Protocol):
+    """What the figures need of the settings."""
+
+    @property
+    def store(self) -> str: ...
+    @property
+    def arena_mb(self) -> int: ...
 
 
 class Measured(Protocol):
     """What can be asked: the service."""
 
     @property
+    def settings(self) -> SettingsLike: ...
+    @property
     def is_ready(self) -> bool: ...
 
     def statistics(self) -> ServiceStatistics: ...
 
 
-def render(service: Measured, replica: str | None = None) -> tuple[bytes, str]:
-    """Return the metrics of the service and its process as text, and the text's content type.
+class Figures:
+    """All figures of this process."""
 
-    ``replica`` names the process that answers, where it has a name: each worker of a server tells its own metrics.
-    """
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_ServiceCollector(service, replica))
-    ProcessCollector(registry=registry)
-    return generate_latest(registry), CONTENT_TYPE_LATEST
-
-
-class _ServiceCollector(Collector):
-    """Turns one reading of the statistics into metric families."""
-
-    def __init__(self, service: Measured, replica: str | None) -> None:
+    def __init__(self, service: Measured, requests: Requests) -> None:
         self._service = service
-        self._build = {"version": __version__} | ({} if replica is None else {"replica": replica})
+        self._requests = requests
+        self._process = ProcessCollector(registry=None)
 
-    def collect(self) -> Iterator[Metric]:
-        statistics = self._service.statistics()
-        yield InfoMetricFamily("tidegate_build", "The running program.", self._build)
-        yield GaugeMetricFamily("tidegate_ready", "1 while requests are welcome.", float(self._service.is_ready))
-        yield GaugeMetricFamily("tidegate_models", "Loaded versions of models.", len(statistics.models))
-        yield _providers(statistics.models)
-        for name, text, value in _COUNTERS:
-            yield _filled(CounterMetricFamily(name, text, labels=_MODEL), statistics.models, value)
-        for name, text, value in _GAUGES:
-            yield _filled(GaugeMetricFamily(name, text, labels=_MODEL), statistics.models, value)
-        yield _rows_per_run(statistics.models)
-        yield GaugeMetricFamily("tidegate_sessions", "Open sessions.", statistics.num_sessions)
-        yield _endings(statistics.ended)
+    async def all(self) -> Snapshot:
+        """Return the figures of the server, which is this process."""
+        return self.own()
 
+    def own(self) -> Snapshot:
+        """Return the figures of this process as of now."""
+        settings, statistics = self._service.settings, self._service.statistics()
+        return [
+            _gauge("tidegate_build_info", "The running program.", {(__version__,): 1.0}, ("version",), "max"),
+            _gauge("tidegate_ready", "1 while requests are welcome.", {(): float(self._service.is_ready)}, (), "min"),
+            _gauge("tidegate_workers", "Processes that serve.", {(): 1.0}),
+            *_of_requests(list(self._requests.readings())),
+            *_of_models(statistics.models),
+            *_of_sessions(statistics),
+            _gauge("tidegate_arena_limit_bytes", "Bytes that arenas may take.", {(): float(settings.arena_mb << 20)}),
+            *_of_store(settings.store, statistics.store),
+            *self._of_process(),
+        ]
 
-def _filled(family: Family, engines: Iterable[EngineStatistics], value: Callable[[EngineStatistics], float]) -> Family:
-    for engine in engines:
-        family.add_metric((engine.model, engine.version), value(engine))
-    return family
-
-
-def _providers(engines: Iterable[EngineStatistics]) -> Metric:
-    family = InfoMetricFamily("tidegate_model", "Where each model runs.", labels=_MODEL)
-    for engine in engines:
-        family.add_metric((engine.model, engine.version), {"provider": engine.provider})
-    return family
-
-
-def _rows_per_run(engines: Iterable[EngineStatistics]) -> Metric:
-    family = HistogramMetricFamily("tidegate_run_rows", "Rows in a run: how well steps are batched.", labels=_MODEL)
-    for engine in engines:
-        buckets = list(_cumulative(engine.rows_per_run))
-        family.add_metric((engine.model, engine.version), buckets=buckets, sum_value=engine.num_rows)
-    return family
+    def _of_process(self) -> Iterator[Family]:
+        for metric in self._process.collect():
+            values: Values = {(): metric.samples[0].value}
+            over: Literal["sum", "min"] = "min" if metric.name == "process_start_time_seconds" else "sum"
+            kind: Literal["counter", "gauge"] = "counter" if metric.type == "counter" else "gauge"
+            yield Family(metric.name, kind, metric.documentation, (), values, over)
 
 
-def _cumulative(runs_by_bound: dict[int, int]) -> Iterator[tuple[str, float]]:
-    """For each bound the runs of at most that many rows; always the same buckets, or rates over them would lie."""
-    runs = 0
-    for bound in _ROW_BOUNDS:
-        runs += runs_by_bound.get(bound, 0)
-        yield str(float(bound)), runs
-    yield "+Inf", sum(runs_by_bound.values())
+def _of_requests(readings: Sequence[MethodReading]) -> Iterator[Family]:
+    outcomes: Values = {
+        (each.interface, each.method, outcome): float(count)
+        for each in readings
+        for outcome, count in each.outcomes.items()
+    }
+    seconds: Values = {(each.interface, each.method): each.seconds for each in readings}
+    yield _counter("tidegate_requests", "Requests answered.", outcomes, ("interface", "method", "outcome"))
+    text = "From a request's arrival to its answer; of streams, a message's."
+    yield Family("tidegate_request_seconds", "histogram", text, ("interface", "method"), seconds)
 
 
-def _endings(ended: dict[str, int]) -> Metric:
-    family = CounterMetricFamily("tidegate_sessions_ended", "Sessions that have ended, by reason.", labels=("reason",))
-    for reason, count in sorted(ended.items()):
-        family.add_metric((reason,), count)
-    return family
+def _of_models(engines: Sequence[EngineStatistics]) -> Iterator[Family]:
+    info: Values = {(*_key(engine), engine.provider, engine.task, engine.cell): 1.0 for engine in engines}
+    yield _gauge("tidegate_model_info", "Loaded models.", info, (*MODEL, "provider", "task", "cell"), "max")
+    yield _gauge("tidegate_models_loaded", "Loaded versions of models.", {(): float(len(engines))}, (), "max")
+    steps: Values = {
+        (*_key(engine), kind): float(count) for engine in engines for kind, count in engine.meter.steps.items()
+    }
+    text = "Steps that were run, by what they were."
+    yield _counter("tidegate_steps", text, steps, (*MODEL, "kind"))
+    for name, text, value in _COUNTERS:
+        yield _counter(name, text, _values(engines, value), MODEL)
+    for name, text, value in _GAUGES:
+        yield _gauge(name, text, _values(engines, value), MODEL)
+    for name, text, value in _HISTOGRAMS:
+        yield Family(name, "histogram", text, MODEL, _values(engines, value))
+
+
+def _of_sessions(statistics: ServiceStatistics) -> Iterator[Family]:
+    durable, done = statistics.num_durable, statistics.done
+    held: Values = {("ephemeral",): float(statistics.num_sessions - durable), ("durable",): float(durable)}
+    yield _gauge("tidegate_sessions", "Sessions held here; of durable ones, copies.", held, ("tier",))
+    ended: Values = {(reason,): float(count) for reason, count in sorted(statistics.ended.items())}
+    yield _counter("tidegate_sessions_ended", "Ephemeral sessions that have ended.", ended, ("reason",))
+    evicted: Values = {
+        ("ephemeral", ARENA_FULL): float(statistics.ended.get("SESSION_EVICTED", 0)),
+        ("durable", ARENA_FULL): float(statistics.num_evicted),
+    }
+    text = "Sessions that left the arena for others; durable ones come back when they are stepped."
+    yield _counter("tidegate_evictions", text, evicted, ("tier", "reason"))
+    for name, text, key in _DONE:
+        yield _counter(name, text, {(): float(done.get(key, 0))})
+    loads: Values = {("ok",): float(done.get("loaded", 0)), ("refused",): float(done.get("refused", 0))}
+    yield _counter("tidegate_model_loads", "Bundles loaded or refused.", loads, ("outcome",))
+
+
+def _of_store(url: str, store: LedgerStatistics | None) -> Iterator[Family]:
+    if store is None:
+        return
+    key, label = (url.partition(":")[0].replace("rediss", "redis"),), ("store",)
+    up: Values = {key: float(store.is_reachable)}
+    yield _gauge("tidegate_store_up", "1 while the store of durable sessions answers.", up, label, "min")
+    text = "A group of writes to the store."
+    yield Family("tidegate_store_commit_seconds", "histogram", text, label, {key: store.seconds})
+    yield _counter("tidegate_store_writes", "Writes tried.", {key: float(store.num_writes)}, label)
+    text = "Writes refused, for another replica was faster."
+    yield _counter("tidegate_store_conflicts", text, {key: float(store.num_conflicts)}, label)
+    text = "Writes of which nobody knows what became."
+    yield _counter("tidegate_store_failures", text, {key: float(store.num_failures)}, label)
+
+
+def _key(engine: EngineStatistics) -> tuple[str, str]:
+    return engine.model, engine.version
+
+
+def _values(engines: Sequence[EngineStatistics], value: Callable[[EngineStatistics], Value]) -> Values:
+    return {_key(engine): value(engine) for engine in engines}
+
+
+def _counter(name: str, text: str, values: Mapping[Labels, Value], labels: Labels = ()) -> Family:
+    return Family(name, "counter", text, labels, values)
+
+
+def _gauge(
+    name: str,
+    text: str,
+    values: Mapping[Labels, Value],
+    labels: Labels = (),
+    over: Literal["sum", "max", "min"] = "sum",
+) -> Family:
+    return Family(name, "gauge", text, labels, values, over)

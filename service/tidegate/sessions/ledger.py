@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from tidegate.errors import ConfigurationError, TidegateError, UnavailableError
+from tidegate.observe.histogram import Histogram, Reading
 from tidegate.sessions.stores.store import Entry, Store, Write
 
 log = logging.getLogger(__name__)
@@ -30,13 +31,13 @@ Result = TypeVar("Result")
 
 
 class LedgerStatistics(NamedTuple):
-    """Counters since the start; ``is_reachable`` as of now."""
+    """Counters since the start; ``seconds`` that each group of writes took; ``is_reachable`` as of now."""
 
     num_groups: int
     num_writes: int
     num_conflicts: int
     num_failures: int
-    seconds: float
+    seconds: Reading
     is_reachable: bool
 
 
@@ -60,7 +61,7 @@ class Ledger:
         self.is_reachable = False
         self.changed = asyncio.Event()
         self._num_groups = self._num_writes = self._num_conflicts = self._num_failures = 0
-        self._seconds = 0.0
+        self._seconds = Histogram()
 
     async def start(self) -> None:
         """Open the store; one that does not answer yet is waited for in the background.
@@ -89,7 +90,7 @@ class Ledger:
             self._num_writes,
             self._num_conflicts,
             self._num_failures,
-            self._seconds,
+            self._seconds.reading(),
             self.is_reachable,
         )
 
@@ -181,7 +182,7 @@ class Ledger:
         self._num_writes += len(results)
         self._num_conflicts += sum(result is False for result in results)
         self._num_failures += sum(isinstance(result, TidegateError) for result in results)
-        self._seconds += seconds
+        self._seconds.add(seconds)
 
     # ---- is it there?
 

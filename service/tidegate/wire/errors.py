@@ -68,8 +68,13 @@ _ENDED = frozenset({"SESSION_CLOSED", "SESSION_EXPIRED", "SESSION_IDLE", "SESSIO
 
 
 def code_of(error: TidegateError) -> int:
-    """The `google.rpc.Code` of an error; that of the nearest class in the table."""
-    return next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
+    """The `google.rpc.Code` of an error; that of the nearest class in the table, else that of a fault of ours."""
+    return next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), code_pb2.INTERNAL)
+
+
+def code_name(error: TidegateError) -> str:
+    """The name of an error's code in lower case, as metrics and logs have it."""
+    return str(code_pb2.Code.Name(code_of(error))).lower()
 
 
 def encode_status(error: TidegateError) -> grpc.Status:

@@ -13,6 +13,7 @@ from tests.service.http.running import Reply, Running, Wire, request, running, u
 from tidegate import errors
 from tidegate.config import load_settings
 from tidegate.core import Ask, Input
+from tidegate.observe.requests import Requests
 
 STEP, DECODED = "/v1/sessions/s-1:step", "/v1/sessions/s-1%3Astep"
 TEXT = b'{"text": "R"}'
@@ -39,6 +40,7 @@ async def bare(service: FakeService) -> AsyncIterator[Wire]:
     """A connection to an application without routes: only the short cut can answer a step there."""
     app = FastAPI(openapi_url=None)
     app.state.service = service.face
+    app.state.requests = Requests()
     async with running(app, service) as server, Wire(server) as wire:
         yield wire
 
@@ -141,6 +143,7 @@ async def test_a_small_limit_is_kept() -> None:
     service = FakeService(load_settings({"max_message_mb": 0.001}))
     app = FastAPI(openapi_url=None)
     app.state.service = service.face
+    app.state.requests = Requests()
     async with running(app, service) as server, Wire(server) as wire:
         wire.send(request(STEP, TEXT.ljust(1048)))
         assert (await wire.reply()).status == 200

@@ -75,6 +75,9 @@ class DeviceRunner:
         memory: The states.
         fills: Whether runs of single steps are filled up to a power of two rows.
         captures: Whether runs of single steps are captured.
+
+    Attributes:
+        num_padding_steps: Steps of rows that only filled a run up.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class DeviceRunner:
     ) -> None:
         self.provider: str = session.get_providers()[0]
         self.captures = captures
+        self.num_padding_steps = 0
         self._inputs = manifest.inputs
         self._outputs = manifest.outputs
         self._lengths = lengths_input(session, manifest.lengths)
@@ -110,6 +114,7 @@ class DeviceRunner:
         """
         rows, steps = inputs[0].shape[:2]
         size = 1 << (rows - 1).bit_length() if self._fills and steps == 1 else rows
+        self.num_padding_steps += (size - rows) * steps
         feeds = self._feeds(inputs, states, size)
         results = self._binding(size, steps, feeds).run(feeds)
         outputs = {

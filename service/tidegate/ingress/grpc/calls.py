@@ -18,6 +18,7 @@ from grpc import aio
 
 from tidegate.core import GeneratedToken, GenerationDone
 from tidegate.errors import InternalError, InvalidInputError, TidegateError
+from tidegate.observe.requests import CANCELLED, OK, Requests, outcome_of
 from tidegate.wire import SESSION_KEY
 from tidegate.wire.errors import encode_status
 from tidegate.wire.predictions import encode_event
@@ -32,9 +33,10 @@ Reply = TypeVar("Reply")
 
 
 class Calls:
-    """How many calls are running, so that a drain knows when the last one is answered."""
+    """How many calls are running, so that a drain knows when the last one is answered; and where they are counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, requests: Requests) -> None:
+        self.requests = requests
         self._num_running = 0
         self._ended = asyncio.Event()
 
@@ -54,27 +56,50 @@ class Calls:
 
 class _Counted(Protocol):
     @property
+    def interface(self) -> str: ...
+    @property
     def calls(self) -> Calls: ...
 
 
 Servicer = TypeVar("Servicer", bound=_Counted)
 
 
-def answered(
-    method: Callable[[Servicer, Request, Context], Awaitable[Reply]],
-) -> Callable[[Servicer, Request, Context], Awaitable[Reply]]:
-    """Count a servicer's method and end it, where it raises, with the status of its error."""
+Call = Callable[[Servicer, Request, Context], Awaitable[Reply]]
 
+
+def answered(method: Call[Servicer, Request, Reply]) -> Call[Servicer, Request, Reply]:
+    """Count a servicer's method and end it, where it raises, with the status of its error."""
+    return _ended(method, method.__name__)
+
+
+def answered_as(name: str) -> Callable[[Call[Servicer, Request, Reply]], Call[Servicer, Request, Reply]]:
+    """`answered`, counted under another name than the proto's."""
+    return functools.partial(_ended, name=name)
+
+
+def uncounted(method: Call[Servicer, Request, Reply]) -> Call[Servicer, Request, Reply]:
+    """`answered`, but no request: a stream, whose messages are counted, or a probe."""
+    return _ended(method, None)
+
+
+def _ended(method: Call[Servicer, Request, Reply], name: str | None) -> Call[Servicer, Request, Reply]:
     @functools.wraps(method)
     async def call(self: Servicer, request: Request, context: Context) -> Reply:
-        self.calls.begin()
+        calls, outcome = self.calls, CANCELLED
+        calls.begin()
+        begun = None if name is None else calls.requests.begin(context.invocation_metadata)
         try:
-            return await method(self, request, context)
+            reply = await method(self, request, context)
+            outcome = OK
+            return reply
         except Exception as error:  # noqa: BLE001 - conceal logs what is not ours
-            status = encode_status(conceal(error))
+            told = conceal(error)
+            outcome, status = outcome_of(told), encode_status(told)
             await context.abort(status.code, status.details, status.trailing_metadata)
         finally:
-            self.calls.end()
+            calls.end()
+            if name is not None:
+                calls.requests.method(self.interface, name).end(begun, outcome, getattr(request, "session", ""))
 
     return call
 

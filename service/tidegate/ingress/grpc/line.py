@@ -12,8 +12,20 @@ from typing import Any, Protocol
 
 
 class Pending(Protocol):
-    """A request whose reply is due; cancelling it leaves its sessions untouched."""
+    """A request whose reply is due; cancelling it leaves its sessions untouched.
 
+    Attributes:
+        method: What it is counted as.
+        session: That it is about; empty where it is about none or many.
+        outcome: How it ended, once `reply` has returned.
+    """
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def session(self) -> str: ...
+    @property
+    def outcome(self) -> str: ...
     @property
     def awaited(self) -> asyncio.Future[Any] | None:
         """What the reply mainly waits for, None where it is known."""

@@ -11,6 +11,7 @@ ours.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from grpc.aio import EOF  # type: ignore[attr-defined]
 from tidegate.errors import UnavailableError
 from tidegate.ingress.grpc.calls import Context
 from tidegate.ingress.grpc.line import Line, Pending
+from tidegate.observe.requests import CANCELLED, Begun, Requests
 
 
 class OrderedStream:
@@ -28,10 +30,19 @@ class OrderedStream:
         context: The call's.
         submit: Hands a message over. What it raises ends the stream.
         max_in_flight: Messages that may wait for their replies.
+        counted: Where messages are counted, each as a request of an interface.
     """
 
-    def __init__(self, context: Context, submit: Callable[[Any], Awaitable[Pending]], max_in_flight: int) -> None:
+    def __init__(
+        self,
+        context: Context,
+        submit: Callable[[Any], Awaitable[Pending]],
+        max_in_flight: int,
+        counted: tuple[Requests, str],
+    ) -> None:
         self._context = context
+        self._requests, self._interface = counted
+        self._begun: deque[tuple[Pending, Begun]] = deque()
         self._submit = submit
         self._line = Line(max_in_flight)
         self._is_draining = False
@@ -49,6 +60,8 @@ class OrderedStream:
         finally:
             self._reader.cancel()
             self._line.cancel()
+            while self._begun:
+                self._end(CANCELLED)
         if self._is_draining:
             raise UnavailableError("the server is draining: open the stream again", reason="DRAINING", retry_after=1)
         self._reader.result()
@@ -62,7 +75,10 @@ class OrderedStream:
     async def _read(self) -> None:
         try:
             while (request := await self._next()) is not None:
-                self._line.put(await self._submit(request))
+                begun = self._requests.begin(self._context.invocation_metadata)
+                pending = await self._submit(request)
+                self._begun.append((pending, begun))
+                self._line.put(pending)
         finally:
             self._line.close()
 
@@ -85,5 +101,11 @@ class OrderedStream:
             except BaseException:
                 pending.cancel()
                 raise
+            self._end(pending.outcome)
             await self._context.write(reply)
             self._line.answered()
+
+    def _end(self, outcome: str) -> None:
+        """Count the message that has waited longest."""
+        pending, begun = self._begun.popleft()
+        self._requests.method(self._interface, pending.method).end(begun, outcome, pending.session)

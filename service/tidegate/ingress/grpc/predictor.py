@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tidegate.core import Input
 from tidegate.errors import InvalidInputError
-from tidegate.ingress.grpc.calls import Calls, Context, answered, deadline_of, write_events
+from tidegate.ingress.grpc.calls import Calls, Context, answered, deadline_of, uncounted, write_events
 from tidegate.ingress.grpc.stream import StepStream
 from tidegate.v1 import predictor_pb2, predictor_pb2_grpc, types_pb2
 from tidegate.wire.inputs import decode_ask, decode_input, decode_prompt, decode_sampling
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 class Predictor(predictor_pb2_grpc.PredictorServicer):
     """Converts and hands over to the core; knows the streams that are open."""
+
+    interface = "grpc"
 
     def __init__(self, service: Service, calls: Calls) -> None:
         self.calls = calls
@@ -41,11 +43,11 @@ class Predictor(predictor_pb2_grpc.PredictorServicer):
         version = request.version or None
         await write_events(self._service.generate(request.model, version, prompt, sampling, deadline), context)
 
-    @answered
+    @uncounted
     async def Stream(  # type: ignore[override]
         self, request_iterator: AsyncIterator[predictor_pb2.StreamRequest], context: Context
     ) -> None:
-        stream = StepStream(self._service, context)
+        stream = StepStream(self._service, context, self.calls.requests)
         self._streams.add(stream)
         try:
             await stream.run()

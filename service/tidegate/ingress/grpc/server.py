@@ -8,9 +8,10 @@ others, `Predictor.Stream` and reflection, to a grpcio server of its own behind 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from grpc import aio
+from grpc import GenericRpcHandler, aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -21,6 +22,7 @@ from tidegate.ingress.grpc.models import Models
 from tidegate.ingress.grpc.predictor import Predictor
 from tidegate.ingress.grpc.sessions import Sessions
 from tidegate.ingress.oip.grpc import InferenceService
+from tidegate.observe.requests import Requests
 from tidegate.oip import service_pb2, service_pb2_grpc
 from tidegate.v1 import models_pb2, models_pb2_grpc, predictor_pb2, predictor_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 
@@ -50,12 +52,20 @@ class GrpcServer:
     ``port`` and ``native_port`` are those they listen on, also where port 0 was asked for.
     """
 
-    def __init__(self, service: Service, grpcio: Bound, native: Bound | None, inference: Inference | None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        grpcio: Bound,
+        native: Bound | None,
+        inference: Inference | None,
+        requests: Requests | None,
+        more: Sequence[GenericRpcHandler[Any, Any]],
+    ) -> None:
         self.port = grpcio.port
         self.native_port = None if native is None else native.port
         self._service = service
         self._servers = [bound.server for bound in (grpcio, native) if bound is not None]
-        self._calls = Calls()
+        self._calls = Calls(requests or Requests())
         self._predictor = Predictor(service, self._calls)
         self._inference = None if inference is None else InferenceService(inference, self._calls)
         self._names = SERVICES if inference is None else (*SERVICES, INFERENCE)
@@ -67,6 +77,7 @@ class GrpcServer:
             if self._inference is not None:
                 service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._inference, server)
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+            server.add_generic_rpc_handlers(tuple(more))
             reflection.enable_server_reflection((*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
 
     async def start(self) -> None:
@@ -99,16 +110,23 @@ class GrpcServer:
 
 
 def create_server(
-    service: Service, address: str, native_address: str | None = None, inference: Inference | None = None
+    service: Service,
+    address: str,
+    native_address: str | None = None,
+    inference: Inference | None = None,
+    requests: Requests | None = None,
+    more: Sequence[GenericRpcHandler[Any, Any]] = (),
 ) -> GrpcServer:
     """Bind ``HOST:PORT`` and, where given, that of the native front, in the running event loop.
+
+    Requests are counted in ``requests``; None: they are nobody's to know. ``more`` answers beside our services.
 
     Raises:
         ConfigurationError: An address cannot be bound, or the native front is not installed.
     """
     options = server_options(service.settings)
     native = None if native_address is None else bind("native_grpc", _native_server(options), native_address)
-    return GrpcServer(service, bind("grpc", aio.server(options=options), address), native, inference)
+    return GrpcServer(service, bind("grpc", aio.server(options=options), address), native, inference, requests, more)
 
 
 def bind(name: str, server: aio.Server, address: str) -> Bound:

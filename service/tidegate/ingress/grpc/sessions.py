@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class Sessions(sessions_pb2_grpc.SessionsServicer):
     """Converts and hands over to the core."""
 
+    interface = "grpc"
+
     def __init__(self, service: Service, calls: Calls) -> None:
         self.calls = calls
         self._service = service

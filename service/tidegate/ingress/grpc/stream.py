@@ -11,6 +11,7 @@ from tidegate.ingress.grpc.calls import Context, client_seconds, conceal, sessio
 from tidegate.ingress.grpc.lanes import Lanes
 from tidegate.ingress.grpc.line import Pending
 from tidegate.ingress.grpc.ordered import OrderedStream
+from tidegate.observe.requests import OK, Requests, outcome_of
 from tidegate.v1 import predictor_pb2, sessions_pb2
 from tidegate.wire.columns import decode_columns, fill_columns
 from tidegate.wire.errors import encode_error
@@ -27,9 +28,12 @@ class Ready:
     """A reply that was known at once: an attachment or a refusal."""
 
     awaited = None
+    session = ""
 
-    def __init__(self, reply: predictor_pb2.StreamReply) -> None:
+    def __init__(self, method: str, reply: predictor_pb2.StreamReply, outcome: str = OK) -> None:
         self._reply = reply
+        self.method = method
+        self.outcome = outcome
 
     async def reply(self) -> predictor_pb2.StreamReply:
         return self._reply
@@ -41,16 +45,21 @@ class Ready:
 class PendingStep:
     """Steps of one session."""
 
-    __slots__ = ("awaited",)
+    __slots__ = ("awaited", "outcome", "session")
 
-    def __init__(self, future: asyncio.Future[StepResult]) -> None:
+    method = "Step"
+
+    def __init__(self, session: str, future: asyncio.Future[StepResult]) -> None:
+        self.session = session
         self.awaited = future
+        self.outcome = OK
 
     async def reply(self) -> predictor_pb2.StreamReply:
         reply = predictor_pb2.StreamReply()
         try:
             fill_step(reply.step, self.awaited.result())
         except Exception as error:  # noqa: BLE001 - it is this message's answer
+            self.outcome = outcome_of(error)
             return refusal(error)
         return reply
 
@@ -60,6 +69,10 @@ class PendingStep:
 
 class PendingColumns:
     """Steps of many lanes: of each the future of its result, or the error that it met at once."""
+
+    method = "Columns"
+    session = ""
+    outcome = OK
 
     def __init__(self, lanes: list[int], submitted: list[asyncio.Future[StepResult] | TidegateError]) -> None:
         self._lanes = lanes
@@ -94,9 +107,9 @@ class PendingColumns:
 class StepStream:
     """One client's stream."""
 
-    def __init__(self, service: Service, context: Context) -> None:
+    def __init__(self, service: Service, context: Context, requests: Requests) -> None:
         self._service = service
-        self._stream = OrderedStream(context, self._submit, MAX_IN_FLIGHT)
+        self._stream = OrderedStream(context, self._submit, MAX_IN_FLIGHT, (requests, "grpc_stream"))
         self._loop = asyncio.get_running_loop()
         self._lanes = Lanes(service)
         self._session = session_in_metadata(context)
@@ -120,10 +133,10 @@ class StepStream:
                 return self._submit_columns(request.columns)
             if kind == "attach":
                 attached = await self._lanes.attach(request.attach)
-                return Ready(predictor_pb2.StreamReply(attached=attached))
+                return Ready("Attach", predictor_pb2.StreamReply(attached=attached))
             raise InvalidInputError("the message is empty: set one of step, attach and columns")
         except Exception as error:  # noqa: BLE001 - it is this message's answer
-            return Ready(refusal(error))
+            return Ready((kind or "unknown").capitalize(), refusal(error), outcome_of(error))
 
     def _submit_step(self, message: sessions_pb2.StepRequest) -> Pending:
         self._session = message.session or self._session
@@ -131,7 +144,8 @@ class StepStream:
             raise InvalidInputError("no session: the first step of a stream must name one")
         position = message.position if message.HasField("position") else None
         asked, ask = decode_input(message), decode_ask(message)
-        return PendingStep(self._service.step(self._session, asked, ask, position, self._time_limit()))
+        future = self._service.step(self._session, asked, ask, position, self._time_limit())
+        return PendingStep(self._session, future)
 
     def _submit_columns(self, message: predictor_pb2.Columns) -> Pending:
         numbers, inputs, positions, ask = decode_columns(message)

@@ -7,7 +7,7 @@ every other request ends by itself.
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
@@ -18,6 +18,11 @@ from tidegate.ingress.http import branching, documents, errors, models, schemas,
 from tidegate.ingress.http.documents import problems
 from tidegate.ingress.http.exchange import RawRoute, json_reply, service_of
 from tidegate.ingress.http.stream import Streams
+from tidegate.ingress.http.watch import Watch
+from tidegate.observe.exposition import CONTENT_TYPE, render
+from tidegate.observe.families import Snapshot
+from tidegate.observe.metrics import Figures
+from tidegate.observe.requests import Requests
 
 if TYPE_CHECKING:
     from tidegate.service import Service
@@ -25,11 +30,27 @@ if TYPE_CHECKING:
 health = APIRouter(tags=["health"], route_class=RawRoute)
 
 
-def create_app(service: Service) -> FastAPI:
-    """The HTTP interface of ``service``; it neither starts nor stops it."""
+class FiguresLike(Protocol):
+    """Who knows the server's metrics."""
+
+    async def all(self) -> Snapshot: ...
+
+
+def create_app(service: Service, requests: Requests | None = None, figures: FiguresLike | None = None) -> FastAPI:
+    """The HTTP interface of ``service``; it neither starts nor stops it.
+
+    Args:
+        service: The core's face.
+        requests: Where requests are counted; None: nowhere else than in this application's own figures.
+        figures: What ``/metrics`` tells; None: the figures of this process.
+    """
+    requests = requests or Requests()
     app = documents.DocumentedApi()
     app.state.service = service
-    app.state.streams = Streams(service)
+    app.state.requests = requests
+    app.state.figures = figures or Figures(service, requests)
+    app.state.streams = Streams(service, requests)
+    app.add_middleware(Watch, requests=requests)
     errors.install(app)
     for router in (sessions.raw, sessions.router, branching.raw, branching.router, models.raw, models.router, health):
         app.include_router(router)
@@ -71,9 +92,6 @@ async def readyz(request: Request) -> Response:
     responses={200: documents.text("Prometheus' text format.", documents.METRICS), **problems()},
 )
 async def metrics(request: Request) -> Response:
-    """Figures for Prometheus."""
-    from tidegate.observe.metrics import render
-
-    service = service_of(request)
-    body, content_type = render(service, service.settings.replica)
-    return Response(body, media_type=content_type)
+    """Figures of the whole server, for Prometheus."""
+    figures: FiguresLike = request.app.state.figures
+    return Response(render(await figures.all()), media_type=CONTENT_TYPE)

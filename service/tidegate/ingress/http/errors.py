@@ -20,6 +20,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from tidegate import errors
+from tidegate.ingress.http.watch import OUTCOME
+from tidegate.observe.requests import outcome_of
 
 PROBLEM = "application/problem+json"
 CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is left to read it but an access log
@@ -129,8 +131,9 @@ def _unrouted(error: HTTPException) -> Problem:
     return Problem(status, {**_members(kind), "detail": detail, "reason": reason}, dict(error.headers or {}))
 
 
-async def answer_error(_: Request, error: Exception) -> Response:
+async def answer_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, errors.TidegateError)
+    request.scope[OUTCOME] = outcome_of(error)
     return problem(error).response()
 
 

@@ -15,6 +15,8 @@ from tidegate.core import GeneratedToken, GenerationDone
 from tidegate.ingress.http import convert, schemas
 from tidegate.ingress.http.errors import problem, unexpected
 from tidegate.ingress.http.exchange import ClientWatch, Json, dump, json_reply
+from tidegate.ingress.http.watch import OUTCOME
+from tidegate.observe.requests import CANCELLED, OK, outcome_of
 
 EVENT_STREAM = "text/event-stream"
 
@@ -64,8 +66,9 @@ class Generation(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._events) as events:
             if self._is_streamed:
+                scope[OUTCOME] = CANCELLED
                 with suppress(ClientDisconnect), ClientWatch(receive):
-                    await _stream(events, send)
+                    scope[OUTCOME] = await _stream(events, send)
                 return
             with ClientWatch(receive):
                 done = await _last(events)
@@ -79,9 +82,12 @@ async def _last(events: AsyncGenerator[Event]) -> GenerationDone:
     raise AssertionError("a generation ends with GenerationDone or an error")
 
 
-async def _stream(events: AsyncGenerator[Event], send: Send) -> None:
-    """An error before the first event is an HTTP error; after it, the status is sent and the error is an event."""
-    has_started = False
+async def _stream(events: AsyncGenerator[Event], send: Send) -> str:
+    """Send the events; return how the generation ended.
+
+    An error before the first event is an HTTP error; after it, the status is sent and the error is an event.
+    """
+    has_started, outcome = False, OK
     try:
         async for event in events:
             if not has_started:
@@ -91,8 +97,11 @@ async def _stream(events: AsyncGenerator[Event], send: Send) -> None:
     except Exception as error:
         if not has_started:
             raise
-        await send(_body(_sse("error", problem(unexpected(error)).document)))
+        told = unexpected(error)
+        outcome = outcome_of(told)
+        await send(_body(_sse("error", problem(told).document)))
     await send(_body(b"", more=False))
+    return outcome
 
 
 def _event(event: Event) -> bytes:

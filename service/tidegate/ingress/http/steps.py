@@ -22,6 +22,7 @@ from tidegate.core import StepResult
 from tidegate.ingress.http import convert
 from tidegate.ingress.http.errors import PROBLEM, problem, unexpected
 from tidegate.ingress.http.exchange import JSON, TIMEOUT, dump, max_bytes, parse, seconds
+from tidegate.observe.requests import CANCELLED, OK, Begun, Requests, outcome_of
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -57,7 +58,13 @@ class StepProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._service: Service = cast("FastAPI", config.app).state.service
+        state = cast("FastAPI", config.app).state
+        self._service: Service = state.service
+        self._requests: Requests = state.requests
+        self._watched = self._requests.method("http", "Step")
+        # Of the step that is under way.
+        self._begun: Begun = None
+        self._stepped = ""
         self._max_body = min(HIGH_WATER_LIMIT, max_bytes(self._service.settings))
         self._exchange = Exchange()
         self.cycle = cast("RequestResponseCycle", self._exchange)
@@ -129,6 +136,7 @@ class StepProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _submit(self, session: str) -> None:
+        self._begun, self._stepped = self._requests.begin(self._fields), session
         try:
             chunk, ask, position = convert.parse_step(parse(self._body))
             until = self.loop.time() + seconds(self._timeout, self._service.settings)
@@ -142,6 +150,7 @@ class StepProtocol(HttpToolsProtocol):
     def _answer(self, future: asyncio.Future[StepResult]) -> None:
         self._answer_to = None
         if future.cancelled():  # by the client's leaving; or the server goes down
+            self._watched.end(self._begun, CANCELLED, self._stepped)
             self.transport.close()
             return
         try:
@@ -149,10 +158,13 @@ class StepProtocol(HttpToolsProtocol):
         except Exception as error:  # noqa: BLE001 - the client is told, whatever it is
             self._refuse(error)
         else:
+            self._watched.end(self._begun, OK, self._stepped)
             self._write(200, CONTENT_TYPE, body)
 
     def _refuse(self, error: Exception) -> None:
-        answer = problem(unexpected(error))
+        told = unexpected(error)
+        answer = problem(told)
+        self._watched.end(self._begun, outcome_of(told), self._stepped)
         fields = "".join(f"{name}: {value}\r\n" for name, value in answer.headers.items())
         self._write(answer.status, PROBLEM.encode(), answer.body, fields.encode())
 

@@ -22,6 +22,7 @@ from tidegate.errors import TidegateError, UnavailableError
 from tidegate.ingress.http import convert
 from tidegate.ingress.http.errors import problem, unexpected
 from tidegate.ingress.http.exchange import dump, max_bytes, parse, timeout, too_large
+from tidegate.observe.requests import CANCELLED, OK, Begun, Headers, Requests, outcome_of
 
 if TYPE_CHECKING:
     from tidegate.service import Service
@@ -33,7 +34,7 @@ CLOSE_CODES = 4000  # plus the HTTP status of the error that kept a stream from 
 FRAMES = "tidegate.frames"
 """The ASGI extension by which a stream writes at once, and is handed frames without a task's awakening."""
 
-Answer = asyncio.Future[StepResult] | bytes
+Answer = asyncio.Future[StepResult] | TidegateError
 """An answer that is under way, or one that is there: a frame's own error."""
 
 
@@ -44,8 +45,9 @@ def draining() -> UnavailableError:
 class Streams:
     """The streams that are open, as an ASGI application that serves them; ``drain`` ends them all."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, requests: Requests) -> None:
         self._service = service
+        self._requests = requests
         self._open: dict[asyncio.Task[None], SessionStream] = {}
         self._is_draining = False
 
@@ -60,7 +62,8 @@ class Streams:
         except Exception as error:  # noqa: BLE001 - the client is told, whatever it is
             await _refuse(unexpected(error), send)
             return
-        stream = SessionStream(self._service, scope["path_params"]["session"], seconds, receive, send)
+        session, headers = scope["path_params"]["session"], scope["headers"]
+        stream = SessionStream(self._service, session, seconds, receive, send, self._requests, headers)
         task = cast("asyncio.Task[None]", asyncio.current_task())
         self._open[task] = stream
         try:
@@ -108,7 +111,16 @@ class Frames(Protocol):
 class SessionStream:
     """One client's stream of one session."""
 
-    def __init__(self, service: Service, session: str, seconds: float, receive: Receive, send: Send) -> None:
+    def __init__(
+        self,
+        service: Service,
+        session: str,
+        seconds: float,
+        receive: Receive,
+        send: Send,
+        requests: Requests,
+        headers: Headers,
+    ) -> None:
         self._service = service
         self._session = session
         self._seconds = seconds
@@ -116,7 +128,10 @@ class SessionStream:
         self._receive = receive
         self._send = send
         self._loop = asyncio.get_running_loop()
-        self._answers: deque[Answer] = deque()
+        self._requests = requests
+        self._headers = headers
+        self._watched = requests.method("websocket", "Step")
+        self._answers: deque[tuple[Answer, Begun]] = deque()
         self._room = asyncio.Event()
         self._is_holding = False
         self._is_ending = False
@@ -161,13 +176,14 @@ class SessionStream:
 
     def take(self, data: str | bytes) -> None:
         """Submit a frame; its answer is written in turn."""
+        begun = self._requests.begin(self._headers)
         try:
             answer = self._submit(data)
         except Exception as error:  # noqa: BLE001 - a frame's error is its answer
-            self._answers.append(problem(unexpected(error)).body)
+            self._answers.append((unexpected(error), begun))
             self.flush()
         else:
-            self._answers.append(answer)
+            self._answers.append((answer, begun))
             answer.add_done_callback(self.flush)
 
     def _submit(self, data: str | bytes) -> asyncio.Future[StepResult]:
@@ -179,8 +195,11 @@ class SessionStream:
     def flush(self, _: object = None) -> None:
         """Write what is ready, in the frames' order, as far as the client keeps up."""
         answers, frames = self._answers, self._frames
-        while answers and _is_ready(answers[0]) and frames.can_write():
-            frames.write(_render(answers.popleft()))
+        while answers and _is_ready(answers[0][0]) and frames.can_write():
+            answer, begun = answers.popleft()
+            text, outcome = _render(answer)
+            self._watched.end(begun, outcome, self._session)
+            frames.write(text)
         if self._is_holding:
             self._room.set()
         if self._is_ending and not answers and not self._drained.done():
@@ -189,24 +208,27 @@ class SessionStream:
     def _abandon(self) -> None:
         """Cancel what nobody waits for any more."""
         while self._answers:
-            answer = self._answers.popleft()
+            answer, begun = self._answers.popleft()
+            self._watched.end(begun, CANCELLED, self._session)
             if isinstance(answer, asyncio.Future) and not answer.cancel() and not answer.cancelled():
                 answer.exception()  # looked at, so that asyncio does not complain that nobody did
 
 
 def _is_ready(answer: Answer) -> bool:
-    return isinstance(answer, bytes) or answer.done()
+    return isinstance(answer, TidegateError) or answer.done()
 
 
-def _render(answer: Answer) -> bytes:
-    if isinstance(answer, bytes):
-        return answer
+def _render(answer: Answer) -> tuple[bytes, str]:
+    """Return the answer's text, and how the frame ended."""
     try:
+        if isinstance(answer, TidegateError):
+            raise answer
         if answer.cancelled():  # not by its stream: the server goes down
             raise draining()
-        return dump(convert.step_json(answer.result()))
+        return dump(convert.step_json(answer.result())), OK
     except Exception as error:  # noqa: BLE001 - a frame's error is its answer
-        return problem(unexpected(error)).body
+        told = unexpected(error)
+        return problem(told).body, outcome_of(told)
 
 
 def _frame(data: bytes) -> Message:

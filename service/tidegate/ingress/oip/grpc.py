@@ -12,7 +12,7 @@ from typing import Any
 from google.protobuf.json_format import ParseDict
 
 from tidegate.errors import NotSupportedError
-from tidegate.ingress.grpc.calls import Calls, Context, answered, client_seconds
+from tidegate.ingress.grpc.calls import Calls, Context, answered, answered_as, client_seconds, uncounted
 from tidegate.ingress.oip import documents
 from tidegate.ingress.oip.inference import Inference
 from tidegate.ingress.oip.messages import decode_request, encode_reply
@@ -24,30 +24,32 @@ def _unsupported(what: str) -> Any:
     async def call(self: InferenceService, request: Any, context: Context) -> Any:
         raise NotSupportedError(f"{what} not supported by this server")
 
-    return answered(call)
+    return answered_as("unknown")(call)
 
 
 class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):
     """Knows the streams that are open."""
+
+    interface = "oip_grpc"
 
     def __init__(self, inference: Inference, calls: Calls) -> None:
         self.calls = calls
         self._inference = inference
         self._streams: set[InferStream] = set()
 
-    @answered
+    @uncounted
     async def ServerLive(
         self, request: service_pb2.ServerLiveRequest, context: Context
     ) -> service_pb2.ServerLiveResponse:
         return service_pb2.ServerLiveResponse(live=True)
 
-    @answered
+    @uncounted
     async def ServerReady(
         self, request: service_pb2.ServerReadyRequest, context: Context
     ) -> service_pb2.ServerReadyResponse:
         return service_pb2.ServerReadyResponse(ready=self._inference.is_ready)
 
-    @answered
+    @uncounted
     async def ModelReady(
         self, request: service_pb2.ModelReadyRequest, context: Context
     ) -> service_pb2.ModelReadyResponse:
@@ -111,11 +113,11 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):
         return await answer.reply(encode_reply)
 
     # A coroutine that writes its replies itself: see Predictor.Generate.
-    @answered
+    @uncounted
     async def ModelStreamInfer(  # type: ignore[override]
         self, request_iterator: AsyncIterator[service_pb2.ModelInferRequest], context: Context
     ) -> None:
-        stream = InferStream(self._inference, context)
+        stream = InferStream(self._inference, context, self.calls.requests)
         self._streams.add(stream)
         try:
             await stream.run()

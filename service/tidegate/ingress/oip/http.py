@@ -19,9 +19,11 @@ from starlette.routing import Route
 from tidegate.errors import InvalidInputError, NotFoundError, NotSupportedError, TidegateError
 from tidegate.ingress.http.errors import CLIENT_CLOSED_REQUEST, kind_of, problem, unexpected
 from tidegate.ingress.http.exchange import ClientWatch, json_reply, max_bytes, parse, read_body
+from tidegate.ingress.http.watch import OUTCOME
 from tidegate.ingress.oip import documents
 from tidegate.ingress.oip.bodies import HEADER_LENGTH, Body, accepted, compress, decode_body, decompress, encode_body
 from tidegate.ingress.oip.inference import Inference
+from tidegate.observe.requests import outcome_of
 
 Json = Any
 Endpoint = Callable[["Endpoints", Request], Awaitable[Response]]
@@ -71,7 +73,9 @@ def answered(endpoint: Endpoint) -> Endpoint:
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         except Exception as error:  # noqa: BLE001 - unexpected logs what is not ours
-            return _refusal(unexpected(error))
+            told = unexpected(error)
+            request.scope[OUTCOME] = outcome_of(told)
+            return _refusal(told)
 
     return answer
 

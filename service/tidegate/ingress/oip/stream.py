@@ -16,19 +16,26 @@ from tidegate.ingress.grpc.ordered import OrderedStream
 from tidegate.ingress.oip.answer import Answer
 from tidegate.ingress.oip.inference import Inference
 from tidegate.ingress.oip.messages import decode_request, encode_reply
+from tidegate.observe.requests import OK, Requests, outcome_of
 from tidegate.oip import service_pb2
 
 MAX_IN_FLIGHT = 256
 """More than on a stream of `tidegate.v1`, whose messages carry many sessions: here each carries one sequence's step."""
 
 
+METHOD = "ModelInfer"
+
+
 class _Failed:
     """A request that was refused at once."""
 
     awaited = None
+    method = METHOD
+    session = ""
 
-    def __init__(self, reply: service_pb2.ModelStreamInferResponse) -> None:
+    def __init__(self, reply: service_pb2.ModelStreamInferResponse, outcome: str) -> None:
         self._reply = reply
+        self.outcome = outcome
 
     async def reply(self) -> service_pb2.ModelStreamInferResponse:
         return self._reply
@@ -40,6 +47,10 @@ class _Failed:
 class _Due:
     """A request that the engine has."""
 
+    method = METHOD
+    session = ""
+    outcome = OK
+
     def __init__(self, request: service_pb2.ModelInferRequest, answer: Answer) -> None:
         self._request = request
         self._answer = answer
@@ -49,6 +60,7 @@ class _Due:
         try:
             return service_pb2.ModelStreamInferResponse(infer_response=await self._answer.reply(encode_reply))
         except Exception as error:  # noqa: BLE001 - it is this request's answer
+            self.outcome = outcome_of(error)
             return refusal(self._request, error)
 
     def cancel(self) -> None:
@@ -58,9 +70,9 @@ class _Due:
 class InferStream:
     """One client's stream."""
 
-    def __init__(self, inference: Inference, context: Context) -> None:
+    def __init__(self, inference: Inference, context: Context, requests: Requests) -> None:
         self._inference = inference
-        self._stream = OrderedStream(context, self._submit, MAX_IN_FLIGHT)
+        self._stream = OrderedStream(context, self._submit, MAX_IN_FLIGHT, (requests, "oip_grpc_stream"))
         self._loop = asyncio.get_running_loop()
         seconds = client_seconds(context)
         self._ends_at = None if seconds is None else self._loop.time() + seconds
@@ -79,7 +91,7 @@ class InferStream:
         try:
             return _Due(message, self._inference.submit(decode_request(message), seconds, arrived))
         except Exception as error:  # noqa: BLE001 - it is this request's answer
-            return _Failed(refusal(message, error))
+            return _Failed(refusal(message, error), outcome_of(error))
 
 
 def refusal(request: service_pb2.ModelInferRequest, error: Exception) -> service_pb2.ModelStreamInferResponse:

@@ -1,0 +1,58 @@
+"""What an engine counts of its own work. Pure: time is an argument; how figures are told is not known here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from tidegate.engine.work import KINDS, Work
+from tidegate.observe.histogram import Histogram, Reading
+
+
+class MeterReading(NamedTuple):
+    """Counters since the start.
+
+    Attributes:
+        steps: Steps that were run, by kind.
+        num_repeats: Chunks answered from the last reply.
+        num_conflicts: Chunks refused for their position.
+        num_generated: Sampled tokens that were consumed.
+        queue: Seconds from arrival in the engine to the first run.
+        ticks: Seconds from a plan to its replies; a commit to the store is not among them.
+    """
+
+    steps: dict[str, int]
+    num_repeats: int
+    num_conflicts: int
+    num_generated: int
+    queue: Reading
+    ticks: Reading
+
+
+class Meter:
+    """Counters of one engine; whoever does a thing counts it."""
+
+    def __init__(self) -> None:
+        self.steps = [0] * len(KINDS)  # by `Work.kind`
+        self.num_repeats = self.num_conflicts = self.num_generated = 0
+        self.ticks = Histogram()
+        self._queue = Histogram()
+
+    def planned(self, works: Iterable[Work], now: float) -> None:
+        """Count how long each waited, of those whose first run this is."""
+        add = self._queue.add
+        for work in works:
+            if work.arrived is not None:
+                add(now - work.arrived)
+                work.arrived = None
+
+    def reading(self) -> MeterReading:
+        steps = dict(zip(KINDS, self.steps, strict=True))
+        return MeterReading(
+            steps,
+            self.num_repeats,
+            self.num_conflicts,
+            self.num_generated,
+            self._queue.reading(),
+            self.ticks.reading(),
+        )

@@ -1,0 +1,90 @@
+"""What an ingress counts of each request: how many, how they ended, how long they took.
+
+A request costs one reading of the clock where it begins and one where it ends. Names are the ingresses' own and few:
+nothing that a client sends becomes a label.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from tidegate.errors import TidegateError
+from tidegate.observe.histogram import Histogram, Reading
+from tidegate.wire.errors import code_name
+
+OK = "ok"
+CANCELLED = "cancelled"
+"""The client went away before its answer."""
+
+INTERNAL = "internal"
+"""A fault of ours."""
+
+Headers = Iterable[tuple[Any, Any]] | Callable[[], Iterable[tuple[Any, Any]] | None]
+"""Pairs of text or bytes: HTTP's header fields, gRPC's metadata."""
+
+Begun = Any
+"""What `Requests.begin` returned; `Method.end` wants it back."""
+
+
+class MethodReading(NamedTuple):
+    """One method of one interface: requests by outcome, and their durations."""
+
+    interface: str
+    method: str
+    outcomes: dict[str, int]
+    seconds: Reading
+
+
+class Method:
+    """A method of an interface, and what became of its requests."""
+
+    def __init__(self, interface: str, name: str) -> None:
+        self.interface = interface
+        self.name = name
+        self._outcomes: dict[str, int] = {OK: 0}
+        self._seconds = Histogram()
+
+    def end(self, begun: Begun, outcome: str = OK, session: str = "") -> None:
+        """A request is answered, or over; ``session`` is the one that it was about, if any."""
+        self.count(time.perf_counter() - begun, outcome)
+
+    def count(self, seconds: float, outcome: str) -> None:
+        outcomes = self._outcomes
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+        self._seconds.add(seconds)
+
+    def reading(self) -> MethodReading:
+        return MethodReading(self.interface, self.name, dict(self._outcomes), self._seconds.reading())
+
+
+class Requests:
+    """All methods that were asked for."""
+
+    def __init__(self) -> None:
+        self._methods: dict[tuple[str, str], Method] = {}
+
+    def begin(self, headers: Headers = ()) -> Begun:
+        """A request comes in; ``headers`` are its own, or what returns them."""
+        return time.perf_counter()
+
+    def method(self, interface: str, name: str) -> Method:
+        """Return the method's counters; look them up once where that can be."""
+        key = interface, name
+        found = self._methods.get(key)
+        if found is None:
+            found = self._methods[key] = self._make(interface, name)
+        return found
+
+    def readings(self) -> Iterator[MethodReading]:
+        """What was counted of each method, by name."""
+        return (self._methods[key].reading() for key in sorted(self._methods))
+
+    def _make(self, interface: str, name: str) -> Method:
+        return Method(interface, name)
+
+
+def outcome_of(error: BaseException) -> str:
+    """Return the label of an error: its gRPC code in lower case; of one that is not ours, that of a fault of ours."""
+    return code_name(error) if isinstance(error, TidegateError) else INTERNAL
