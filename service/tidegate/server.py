@@ -27,6 +27,7 @@ from tidegate.ingress.http.steps import StepProtocol
 from tidegate.ingress.oip.adapter import ServiceCore
 from tidegate.ingress.oip.http import routes
 from tidegate.ingress.oip.inference import Inference
+from tidegate.ingress.oip.routing import RoutedInference
 from tidegate.observe.logs import configure_logs
 from tidegate.observe.metrics import Figures
 from tidegate.observe.requests import Requests
@@ -77,14 +78,15 @@ async def serve(
     with signals.handled(), listen("http", settings.http, is_shared=settings.workers > 1) as listener:
         local = Service(settings)
         service = local if seat is None else _routed(local, seat)
-        inference = Inference(ServiceCore(local))
+        own = Inference(ServiceCore(local, service.reload))
+        inference = own if seat is None else RoutedInference(ServiceCore(local, service.reload), own, seat)
         requests = Requests()
         figures = Figures(local, requests)
         shared = None if seat is None else _shared(seat, figures)
         grpc = [create_server(service, settings.grpc, settings.native_grpc, inference, requests)]
         if seat is not None and shared is not None:
             # Fellows come in here. They have found the owner and counted the request: nothing is passed on twice.
-            grpc.append(create_server(local, seat.address(seat.number), more=[shared.handler()]))
+            grpc.append(create_server(local, seat.address(seat.number), inference=own, more=[shared.handler()]))
         await local.start()
         _settle_memory()
         try:

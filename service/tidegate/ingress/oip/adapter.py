@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from tidegate.core import Prediction, ReloadReport, SessionRequest, StepResult, Tensor
@@ -21,10 +21,16 @@ ORIGIN = "oip"
 
 
 class ServiceCore:
-    """What the protocol asks of one process's service."""
+    """What the protocol asks of one process's service.
 
-    def __init__(self, service: Service) -> None:
+    Args:
+        service: Serves what it is asked.
+        reload: Reads the bundle directory again, on all workers where there are several; None: the service's own.
+    """
+
+    def __init__(self, service: Service, reload: Callable[[], Awaitable[ReloadReport]] | None = None) -> None:
         self._service = service
+        self._reload = reload or service.reload
         # Ephemeral sessions, which are nowhere else; a durable one comes and goes, and is asked for at each step.
         self._held: dict[str, Session] = {}
         self._settings: dict[str, Settings] = {}
@@ -69,7 +75,7 @@ class ServiceCore:
         return EngineCounts(model.engine.statistics().num_runs, model.loop.run_seconds)
 
     async def reload(self) -> ReloadReport:
-        return await self._service.reload()
+        return await self._reload()
 
     # ---- sequences
 

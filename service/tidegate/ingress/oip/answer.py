@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from tidegate.core import Prediction, StepResult
 from tidegate.errors import TidegateError
@@ -26,7 +26,21 @@ class Model(NamedTuple):
     sha256: str
 
 
-class Answer:
+class Answer(Protocol):
+    """A reply that is due, from here or from elsewhere."""
+
+    @property
+    def awaited(self) -> asyncio.Future[Any]:
+        """What the reply mainly waits for."""
+
+    async def reply(self, encode: Callable[[InferReply], Encoded]) -> Encoded:
+        """Wait for the reply, and return it as ``encode`` writes it; cancelling this abandons the request."""
+
+    def cancel(self) -> None:
+        """Abandon the request: what is not committed yet will not be."""
+
+
+class LocalAnswer:
     """The reply that one request is due."""
 
     __slots__ = ("_arrived", "_due", "_explain", "_model", "_request", "_statistics", "_submitted", "_wanted")

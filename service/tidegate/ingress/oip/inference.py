@@ -15,7 +15,7 @@ from typing import Any
 
 from tidegate.errors import FailedPreconditionError, NotFoundError, TidegateError
 from tidegate.ingress.oip import documents
-from tidegate.ingress.oip.answer import Answer, Due, Model
+from tidegate.ingress.oip.answer import Answer, Due, LocalAnswer, Model
 from tidegate.ingress.oip.core import InferenceCore, Served
 from tidegate.ingress.oip.repository import Repository
 from tidegate.ingress.oip.requests import InferRequest, SequenceId, unique
@@ -69,7 +69,7 @@ class Inference:
         except TidegateError:
             self.statistics.failed((model.name, model.version), time.perf_counter_ns() - arrived)
             raise
-        return Answer(self.statistics, request, model, wanted, due, arrived, partial(self._explain, request))
+        return LocalAnswer(self.statistics, request, model, wanted, due, arrived, partial(self._explain, request))
 
     def _find(self, request: InferRequest) -> Model:
         """The model of a request: a running sequence stays on its version, also where that is not offered any more."""

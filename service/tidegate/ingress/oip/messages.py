@@ -9,6 +9,7 @@ from tidegate.errors import InvalidInputError
 from tidegate.ingress.oip.requests import (
     InferReply,
     InferRequest,
+    Options,
     check_tensor_parameters,
     read_options,
 )
@@ -47,6 +48,42 @@ def encode_reply(reply: InferReply) -> service_pb2.ModelInferResponse:
     if reply.position is not None:
         message.parameters["tidegate_position"].int64_param = reply.position
     return message
+
+
+def encode_request(request: InferRequest) -> service_pb2.ModelInferRequest:
+    """The inverse of `decode_request`, to pass a request on."""
+    message = service_pb2.ModelInferRequest(model_name=request.model, model_version=request.version, id=request.id)
+    for name, array in request.inputs:
+        message.inputs.add(name=name, datatype=NAMES[array.dtype.name], shape=array.shape)
+        message.raw_input_contents.append(to_raw(array))
+    for name in request.outputs:
+        message.outputs.add(name=name)
+    _fill_options(message, request.options)
+    return message
+
+
+def decode_reply(message: service_pb2.ModelInferResponse) -> InferReply:
+    """The inverse of `encode_reply`."""
+    outputs = [
+        from_raw(each.name, each.datatype, list(each.shape), raw)
+        for each, raw in zip(message.outputs, message.raw_output_contents, strict=True)
+    ]
+    told = message.parameters.get("tidegate_position")
+    position = None if told is None else told.int64_param
+    return InferReply(message.model_name, message.model_version, message.id, outputs, position)
+
+
+def _fill_options(message: service_pb2.ModelInferRequest, options: Options) -> None:
+    parameters = message.parameters
+    if isinstance(options.sequence, str):
+        parameters["sequence_id"].string_param = options.sequence
+    elif options.sequence is not None:
+        parameters["sequence_id"].uint64_param = options.sequence
+    parameters["sequence_start"].bool_param = options.start
+    parameters["sequence_end"].bool_param = options.end
+    parameters["priority"].uint64_param = options.priority
+    if options.position is not None:
+        parameters["tidegate_position"].uint64_param = options.position
 
 
 def _tensors(message: service_pb2.ModelInferRequest) -> list[NamedTensor]:

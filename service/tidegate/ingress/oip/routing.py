@@ -1,0 +1,103 @@
+"""Inference on a worker: a sequence that lives on a fellow is served by passing its requests on.
+
+Every worker knows whose a sequence is by the id of its first session (`workers.seat`). What belongs to no sequence is
+served where it arrives. The owner is asked by the protocol's own gRPC over its Unix socket; the outcome, an error too,
+is the same as if it had been asked itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import grpc
+from grpc import aio
+
+from tidegate.errors import UnavailableError
+from tidegate.ingress.oip.answer import Answer
+from tidegate.ingress.oip.inference import Inference
+from tidegate.ingress.oip.messages import decode_reply, encode_request
+from tidegate.ingress.oip.requests import InferReply, InferRequest
+from tidegate.oip import service_pb2, service_pb2_grpc
+from tidegate.sequences.ids import Key, session_ids
+from tidegate.wire.errors import decode_status
+
+if TYPE_CHECKING:
+    from tidegate.ingress.oip.core import InferenceCore
+    from tidegate.workers.seat import Seat
+
+Encoded = TypeVar("Encoded")
+_UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+
+
+class RoutedInference(Inference):
+    """What the world asks of a worker; its fellows ask ``local``, which serves what it is asked."""
+
+    def __init__(self, core: InferenceCore, local: Inference, seat: Seat) -> None:
+        super().__init__(core)
+        self.sequences, self.statistics, self.repository = local.sequences, local.statistics, local.repository
+        self._seat = seat
+        self._channels = {each: aio.insecure_channel(seat.address(each), options=_UNLIMITED) for each in seat.others}
+        # The last request under way of each fellow's sequence. Calls may overtake each other, these may not.
+        self._last: dict[Key, asyncio.Future[service_pb2.ModelInferResponse]] = {}
+
+    async def stop(self) -> None:
+        await super().stop()
+        await asyncio.gather(*(channel.close(None) for channel in self._channels.values()))
+
+    def submit(self, request: InferRequest, seconds: float | None = None, arrived: int | None = None) -> Answer:
+        sequence = request.options.sequence
+        if sequence is None:
+            return super().submit(request, seconds, arrived)
+        key = Key(request.model, sequence)
+        channel = self._channels.get(self._seat.owner(next(session_ids(key))))
+        if channel is None:
+            return super().submit(request, seconds, arrived)
+        return _PassedOn(self._pass_on(key, channel, request, self._deadline(request, seconds)))
+
+    def _pass_on(
+        self, key: Key, channel: aio.Channel, request: InferRequest, deadline: float
+    ) -> asyncio.Task[service_pb2.ModelInferResponse]:
+        task = asyncio.create_task(_ask(channel, request, deadline, self._last.get(key)))
+        self._last[key] = task
+        task.add_done_callback(partial(self._forget, key))
+        return task
+
+    def _forget(self, key: Key, task: asyncio.Future[service_pb2.ModelInferResponse]) -> None:
+        if self._last.get(key) is task:
+            del self._last[key]
+
+
+class _PassedOn:
+    """The reply that a fellow is due."""
+
+    def __init__(self, task: asyncio.Task[service_pb2.ModelInferResponse]) -> None:
+        self.awaited = task
+
+    async def reply(self, encode: Callable[[InferReply], Encoded]) -> Encoded:
+        return encode(decode_reply(await self.awaited))
+
+    def cancel(self) -> None:
+        self.awaited.cancel()
+
+
+async def _ask(
+    channel: aio.Channel,
+    request: InferRequest,
+    deadline: float,
+    before: asyncio.Future[service_pb2.ModelInferResponse] | None,
+) -> service_pb2.ModelInferResponse:
+    if before is not None:
+        await asyncio.wait([before])
+    stub: service_pb2_grpc.GRPCInferenceServiceAsyncStub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    seconds = deadline - asyncio.get_running_loop().time()
+    try:
+        return await stub.ModelInfer(encode_request(request), timeout=seconds)
+    except grpc.RpcError as error:
+        told = decode_status(error)
+        if isinstance(told, UnavailableError) and told.reason == UnavailableError.default_reason:
+            message = "the worker that holds the sequence is away: it is being started again"
+            raise UnavailableError(message, reason="WORKER_AWAY", retry_after=1.0) from error
+        raise told from error
