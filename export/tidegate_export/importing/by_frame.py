@@ -26,12 +26,13 @@ def likeliest_pairs(candidates: Candidates, said: Mapping[str, str], evidence: E
         if score >= STRONG and _is_open(name, output, pairs):
             _refuse_tie(score, name, output, [item for item in scored if _is_open(item[1], item[2], pairs)])
             pairs[name] = output
+    if said:
+        return pairs
     for score, name, output in scored:
         # A cell's state and a residual connection look alike: somebody must be the input.
         if MEDIUM <= score < STRONG and _is_open(name, output, pairs) and len(pairs) + 1 < len(candidates):
             pairs[name] = output
-    if not said:
-        _refuse_doubtful(candidates, pairs, evidence)
+    _refuse_doubtful(candidates, pairs, evidence)
     return pairs
 
 

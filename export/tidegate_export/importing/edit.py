@@ -80,19 +80,20 @@ def with_free_axes(model: onnx.ModelProto, axes: Mapping[str, int], label: str) 
     return freed
 
 
-def with_free_reshapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with the first 1 of constant shapes left open: exporters write the batch of their example there.
+def with_free_reshapes(model: onnx.ModelProto, which: int) -> onnx.ModelProto:
+    """Return the model with a 1 of its constant shapes left open: exporters write the sizes of their example there.
 
-    Whether that is right is for the caller to find out.
+    Opened is the first (`which` 0), the second (1) or a later 1. Whether that is right is for the caller to find out.
     """
     opened = copied(model)
     for graph in _graphs(opened.graph):
         constants = _integers(graph)
         for index, node in enumerate(graph.node):
             shape = constants.get(node.input[1]) if node.op_type == "Reshape" else None
-            if shape is None or 1 not in shape:
+            ones = [at for at, size in enumerate(shape or []) if size == 1]
+            if shape is None or len(ones) <= which:
                 continue
-            place = shape.index(1)
+            place = ones[which]
             open_ = [-1 if at == place else size for at, size in enumerate(shape)]
             if -1 in shape:
                 open_[place] = 0  # as large as the input's axis at this place

@@ -55,11 +55,16 @@ class Explorer:
             ExportError: Nothing holds; with the reason of the guess that got furthest, and what to do.
         """
         self._refuse_settings()
-        rejections = []
+        rejections: list[RejectedError] = []
+        does_not_stream = False
         for guess in guesses(self.inputs, self.likely_states(), self.request):
+            attempt = _Try(self, guess)
+            if does_not_stream and not attempt.has_time:
+                continue  # what fails as a stream is not made one by taking it step by step
             try:
-                return _Try(self, guess).found()
+                return attempt.found()
             except RejectedError as error:
+                does_not_stream |= isinstance(error.__cause__, NotStreamableError)
                 rejections.append(error)
         if not rejections:
             raise ExportError("--batch-axis, --time-axis or --shape leave no way to read the graph's axes")
@@ -68,9 +73,10 @@ class Explorer:
     def _refuse_settings(self) -> None:
         """A single number that no output can be is a setting: nothing runs without its value."""
         outputs = declared(self.model.graph.output)
+        likely, names = self.likely_states(), {item.name for item in self.inputs}
         for item in self.inputs:
             dims = item.dims or ()
-            is_one = all(dim == 1 for dim in dims)
+            is_one = all(dim == 1 for dim in dims) and any(other not in likely for other in names - {item.name})
             could_be = any(
                 out.dtype == item.dtype and (out.dims is None or len(out.dims) == len(dims)) for out in outputs
             )
@@ -267,7 +273,7 @@ class _Try:
         ]
         if len(lengths) > 1:
             settings += lengths
-        if settings:
+        if settings and len(settings) < len([name for name in self._names() if name not in self.likely]):
             name = settings[0]
             raise RejectedError(5, unsaid_setting(name, self.dtypes[name], self.axes[name]))
 

@@ -15,6 +15,9 @@ _DIRECTIONS_WORDS = """
 """
 _DIRECTIONS = frozenset(_DIRECTIONS_WORDS.split())
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
+_MADE_UP = re.compile(r"onnx::|\d+$")
+"""Names that an exporter numbers, after the operator that reads them."""
+
 _SUFFIX = re.compile(r"(?<=\w)(n|N|0|1|in|out|In|Out)$")
 
 _BATCH = re.compile(r"(^|_)(batch|batches|bs|bsz|n|b|nb)($|_|size|\d)", re.IGNORECASE)
@@ -25,6 +28,8 @@ _TIME = re.compile(
 
 def similarity(left: str, right: str) -> float:
     """Say how likely two names are one state's, before and after: 0 (no hint) to 1 (`h_in`, `h_out`)."""
+    if _MADE_UP.match(left) or _MADE_UP.match(right):
+        return 0.0
     words, others = _words(left), _words(right)
     if words and words == others:
         return 1.0

@@ -23,6 +23,7 @@ from tidegate_export.importing.foreign import Array, Arrays, Foreign, random_arr
 from tidegate_export.importing.plan import Found, sized
 
 _MOST_TRIES = 48
+_ONES = 3
 _ROWS, _STEPS = 3, 4
 
 AnySpec: TypeAlias = TensorSpec | StateSpec
@@ -102,7 +103,8 @@ def _choices(closed: Sequence[AnySpec], places: Sequence[Sequence[int]]) -> Iter
 def _models(model: onnx.ModelProto, axes: dict[str, int], word: str) -> Iterator[onnx.ModelProto]:
     freed = with_free_axes(model, axes, word)
     yield freed
-    yield with_free_reshapes(freed)
+    for which in range(_ONES):
+        yield with_free_reshapes(freed, which)
 
 
 def _rows_together(pair: _Pair) -> Found | None:

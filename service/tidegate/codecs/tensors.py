@@ -8,7 +8,7 @@ import numpy as np
 
 from tidegate.bundle import BATCH, TIME, Bundle, TensorCodec, TensorSpec
 from tidegate.codecs.rows import check_rows, check_tokens, kind_of
-from tidegate.core import Ask, FloatArray, Input, Prediction, Tensor
+from tidegate.core import Ask, Input, Prediction, Tensor
 from tidegate.errors import BundleError, InvalidInputError
 
 _VALUE_BYTES = 20
@@ -28,8 +28,8 @@ class Tensors:
         self._sources = tuple(sources)
         self._features = tuple(features)
         self._outputs = tuple(outputs)
-        self._takes_tokens = len(sources) == 1 and not _frame(sources[0]) and sources[0].dtype.startswith("int")
         self._widths = [_width(source) for source in sources]
+        self._takes_tokens = self._widths == [1] and sources[0].dtype.startswith("int")
         if None in self._widths and len(sources) > 1:
             raise BundleError("of several inputs, every one must say how wide it is")
 
@@ -48,7 +48,8 @@ class Tensors:
         if kind != wanted:
             raise InvalidInputError(f"this model takes {wanted}, not {kind}", reason="WRONG_KIND")
         if source.values is None:
-            return (check_tokens(source.tokens or (), None).astype(self._sources[0].dtype),)
+            tokens = check_tokens(source.tokens or (), None)
+            return (_shaped(tokens[:, None], self._sources[0]),)
         widths = [np.shape(source.values)[-1] if width is None else width for width in self._widths]
         rows = check_rows(source.values, self._features, sum(widths))
         ends = np.cumsum(widths)
@@ -91,7 +92,7 @@ def _width(spec: TensorSpec) -> int | None:
     return int(np.prod(sizes, dtype=np.int64)) if len(sizes) == len(_frame(spec)) else None
 
 
-def _shaped(columns: FloatArray, spec: TensorSpec) -> Tensor:
+def _shaped(columns: Tensor, spec: TensorSpec) -> Tensor:
     """Return an input's columns [steps, width] as [steps, …], in its dtype.
 
     Raises:
@@ -107,7 +108,7 @@ def _shaped(columns: FloatArray, spec: TensorSpec) -> Tensor:
     return array.reshape(len(array), *sizes)
 
 
-def _check_held(columns: FloatArray, array: Tensor, spec: TensorSpec) -> None:
+def _check_held(columns: Tensor, array: Tensor, spec: TensorSpec) -> None:
     is_held = np.isfinite(array) if array.dtype.kind == "f" else array == columns
     if not is_held.all():
         step, column = np.argwhere(~is_held)[0]

@@ -52,6 +52,30 @@ def test_the_batch_that_an_exporter_wrote_into_a_reshape_is_freed_too(tmp_path: 
     assert axes(bundle) == {"x": ("batch", "time", 4), "y": ("batch", "time", 8)}
 
 
+def test_a_reshape_that_fixes_batch_and_time_is_freed_axis_by_axis(tmp_path: Path) -> None:
+    """As an exporter writes it that was shown one row of one step: two layers with a constant shape between them."""
+    net = Net()
+    top, (first,) = net.layer("GRU", net.input("x", 1, 1, 4), [net.input("h0", 1, 1, 8)], 4, 8)
+    flat = net.add("Reshape", top, net.integers(1, 1, 8))
+    top, (second,) = net.layer("GRU", flat, [net.input("h1", 1, 1, 8)], 8, 8)
+    net.output(top, "y")
+    net.output(first, "r0")
+    net.output(second, "r1")
+    bundle = imported(net, tmp_path)
+    assert axes(bundle) == {"x": ("time", "batch", 4), "y": ("time", "batch", 8)}
+    assert pairs(bundle) == {"h0": "r0", "h1": "r1"}
+
+
+def test_one_token_a_run_is_a_token_a_step(tmp_path: Path) -> None:
+    net = Net()
+    embedded = net.add("Gather", net.random(5, 4), net.input("token", 1, 1, dtype=TensorProto.INT64))
+    top, (last,) = net.layer("GRU", embedded, [net.input("h", 1, 1, 8)], 4, 8)
+    net.output(top, "y")
+    net.output(last, "hn")
+    bundle = imported(net, tmp_path)
+    assert axes(bundle)["token"] == ("time", "batch")
+
+
 def test_a_batch_that_cannot_be_freed_leaves_rows_one_by_one(tmp_path: Path) -> None:
     """A mean over the batch does nothing to one row."""
     net = lstm(("time", 1, 4), (1, 1, 8))

@@ -52,6 +52,16 @@ def test_a_hidden_state_without_tensors_is_refused(tmp_path: Path) -> None:
     assert "export the model with it as inputs and outputs" in told
 
 
+def test_what_fails_as_a_stream_is_not_made_one_by_taking_it_step_by_step(tmp_path: Path) -> None:
+    """One layer runs backward along a free time axis, beside a state that is in order."""
+    net = lstm(cell="GRU")
+    top, _ = net.layer("GRU", "y", [], 3, 5, direction="reverse")
+    net.output(top, "told")
+    told = refusal(net, tmp_path, is_within_frame=True)
+    assert "cannot stream" in told
+    assert "bidirectional" in told
+
+
 def test_hidden_state_alone_is_refused(tmp_path: Path) -> None:
     net = Net()
     top, _ = net.layer("LSTM", net.input("x", "time", "batch", 4), [], 4, 8)
