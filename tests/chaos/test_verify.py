@@ -188,6 +188,16 @@ def test_a_long_history_with_many_unknown_outcomes_is_searched_quickly(empty: Se
     assert verdict(one_after_another(*pairs), empty) == Verdict(6000)
 
 
+def test_a_wrong_history_with_many_unknown_outcomes_is_found_out_soon(empty: Sequence) -> None:
+    """All their orders are some 10^20."""
+    pairs: list[tuple[Asked, Told | None]] = [(Step(0, A), said(empty, A)), (Keep("one"), At(2)), (Keep("two"), At(2))]
+    for _ in range(8):
+        pairs += [(Keep("one"), None), (Rewind("one"), None), (Keep("two"), None), (Rewind("two"), None)]
+        pairs += [(Step(2, B), None), (Step(3, C), None), (Read(), At(2))]
+    pairs.append((Step(2, A), said(empty, A, A, A, position=4)))
+    assert verdict(one_after_another(*pairs), empty).num_twice == 2
+
+
 def test_a_history_is_read_as_it_was_written(tmp_path: Path, empty: Sequence) -> None:
     history = one_after_another(
         (Step(0, A), said(empty, A)), (Step(2, B), None), (Keep("k"), At(2)), (Read(), Failure("INTERNAL"))

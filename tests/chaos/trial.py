@@ -40,6 +40,7 @@ RIVALS = ("calls", "streams", "http")
 """Writers that share sessions, all of them."""
 PROBE = (1, 2)
 """What every session is stepped by at the end."""
+RECOVERY_SECONDS = 45
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ async def run(plan: Plan, folder: Path) -> Report:
     history = History()
     async with site(plan, folder) as place:
         storm = Storm(place, history, plan.seed)
-        await _drive(plan, storm)
+        stuck = await _drive(plan, storm)
     write(folder / "history.jsonl", history.operations)
     verdicts = _verdicts(history, bundle)
     return Report(
@@ -97,7 +98,7 @@ async def run(plan: Plan, folder: Path) -> Report:
         acknowledged=sum(verdict.num_acknowledged for verdict in verdicts),
         lost=sum(verdict.num_lost for verdict in verdicts),
         twice=sum(verdict.num_twice for verdict in verdicts),
-        problems=[verdict.problem for verdict in verdicts if verdict.problem],
+        problems=[*stuck, *(verdict.problem for verdict in verdicts if verdict.problem)],
         seconds=round(time.monotonic() - began, 1),
     )
 
@@ -140,7 +141,8 @@ def wrong_clock(file: Path) -> dict[str, str]:
     }
 
 
-async def _drive(plan: Plan, storm: Storm) -> None:
+async def _drive(plan: Plan, storm: Storm) -> list[str]:
+    """Let clients and faults loose, then ask what is left; return what does not come back."""
     replicas = storm.site.replicas
     async with contextlib.AsyncExitStack() as stack:
         writers = [await _writer(stack, plan, storm, *role) for role in _roles(plan)]
@@ -154,7 +156,12 @@ async def _drive(plan: Plan, storm: Storm) -> None:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             raging.cancel()
             stop.set()
-        await _probe(stack, plan, storm)
+        try:
+            async with asyncio.timeout(RECOVERY_SECONDS):
+                await _probe(stack, plan, storm)
+        except TimeoutError:
+            return [f"not every replica answers {RECOVERY_SECONDS} s after the last fault"]
+    return []
 
 
 async def _rage(plan: Plan, storm: Storm) -> None:

@@ -9,12 +9,13 @@ what a reply should say comes from `offline`.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from tests.chaos.history import At, Conflict, Failure, Keep, Operation, Read, Reply, Rewind, Step, Told
+from tests.chaos.history import Asked, At, Conflict, Failure, Keep, Operation, Read, Reply, Rewind, Step, Told
 from tests.chaos.offline import Sequence
 
 
@@ -104,84 +105,105 @@ def verify(operations: Iterable[Operation], empty: Sequence) -> Verdict:
     return _Search(sorted(operations, key=lambda each: each.began)).run(Session(empty))
 
 
+Used = tuple[int, ...]
+"""How many of each kind of unknown operations have taken effect."""
+
+
 @dataclass(slots=True)
 class _Frame:
-    """A point of the search: what has happened (bits by index), and what may happen next.
+    """A point of the search: what has happened (answered ones by their bits), and what may happen next.
 
     ``first`` is the place among the answered operations before which all have happened.
     """
 
-    done: int
     session: Session
+    used: Used
+    done: int = 0
     first: int = 0
     num_told: int = 0
     num_acknowledged: int = 0
-    candidates: Iterator[int] = field(default_factory=lambda: iter(()))
+    following: Iterator[_Frame] = field(default_factory=lambda: iter(()))
 
 
 class _Search:
-    """Depth first, never twice from the same point."""
+    """Depth first. Unknown operations that ask for the same are interchangeable, so that only their number counts."""
 
     def __init__(self, operations: Many[Operation]) -> None:
-        self._operations = operations
-        self._told = [index for index, each in enumerate(operations) if each.told is not None]
-        self._unknown = [index for index, each in enumerate(operations) if each.told is None]
-        self._seen: set[tuple[int, Session]] = set()
+        self._told = [each for each in operations if each.told is not None]
+        kinds: dict[tuple[type, Asked], list[Operation]] = {}
+        for each in operations:
+            if each.told is None and not isinstance(each.asked, Read):
+                kinds.setdefault((type(each.asked), each.asked), []).append(each)
+        self._unknown = list(kinds.values())
+        # Where the search has been, and what had been used there. Who comes again with more can do nothing more.
+        self._seen: dict[tuple[int, Session], list[Used]] = {}
 
     def run(self, start: Session) -> Verdict:
-        path = [self._entered(_Frame(0, start))]
+        path = [self._entered(_Frame(start, (0,) * len(self._unknown)))]
         deepest = path[0]
         while path:
             if path[-1].num_told == len(self._told):
                 return Verdict(path[-1].num_acknowledged)
-            following = self._following(path[-1])
+            following = next(path[-1].following, None)
             if following is None:
                 path.pop()
                 continue
-            path.append(following)
+            if self._is_new(following):
+                path.append(self._entered(following))
             if following.num_told > deepest.num_told:
                 deepest = following
         return self._diagnosed(deepest)
 
-    def _following(self, frame: _Frame) -> _Frame | None:
-        """The next point that can be reached and has not been."""
-        for index in frame.candidates:
-            operation = self._operations[index]
-            session = after(frame.session, operation)
-            done = frame.done | 1 << index
-            if session is None or (done, session) in self._seen:
-                continue
-            self._seen.add((done, session))
-            num_told = frame.num_told + (operation.told is not None)
-            num_acknowledged = frame.num_acknowledged + _num_newly_acknowledged(frame.session, session, operation)
-            return self._entered(_Frame(done, session, frame.first, num_told, num_acknowledged))
-        return None
+    def _is_new(self, frame: _Frame) -> bool:
+        before = self._seen.setdefault((frame.done, frame.session), [])
+        if any(all(map(operator.le, less, frame.used)) for less in before):
+            return False
+        before.append(frame.used)
+        return True
 
     def _entered(self, frame: _Frame) -> _Frame:
-        while frame.first < len(self._told) and frame.done >> self._told[frame.first] & 1:
+        while frame.first < len(self._told) and frame.done >> frame.first & 1:
             frame.first += 1
-        told, first_end = self._open(frame)
-        unknown = (i for i in self._unknown if self._operations[i].began < first_end and not frame.done >> i & 1)
-        frame.candidates = iter([*told, *unknown])
+        frame.following = self._followers(frame)
         return frame
+
+    def _followers(self, frame: _Frame) -> Iterator[_Frame]:
+        places, first_end = self._open(frame)
+        for place in places:
+            operation = self._told[place]
+            if (session := after(frame.session, operation)) is not None:
+                news = _num_newly_acknowledged(frame.session, session, operation)
+                yield replace(
+                    frame,
+                    session=session,
+                    done=frame.done | 1 << place,
+                    num_told=frame.num_told + 1,
+                    num_acknowledged=frame.num_acknowledged + news,
+                )
+        for kind, (number, operations) in enumerate(zip(frame.used, self._unknown, strict=True)):
+            if number == len(operations) or operations[number].began > first_end:
+                continue
+            session = after(frame.session, operations[number])
+            if session is not None and session != frame.session:
+                used = (*frame.used[:kind], number + 1, *frame.used[kind + 1 :])
+                yield replace(frame, session=session, used=used)
 
     def _open(self, frame: _Frame) -> tuple[list[int], float]:
         """The answered operations that may be next, and when the first of them ends: nothing that began after that
         can come before it.
         """
         found, first_end = [], float("inf")
-        for index in self._told[frame.first :]:
-            operation = self._operations[index]
+        for place, operation in enumerate(itertools.islice(self._told, frame.first, None), frame.first):
             if operation.began > first_end:
                 break
-            if not frame.done >> index & 1:
-                found.append(index)
+            if not frame.done >> place & 1:
+                found.append(place)
                 assert operation.ended is not None
                 first_end = min(first_end, operation.ended)
         return found, first_end
 
     def _diagnosed(self, frame: _Frame) -> Verdict:
-        blocked = sorted((self._operations[index] for index in self._open(frame)[0]), key=lambda each: each.ended or 0)
+        blocked = sorted((self._told[place] for place in self._open(frame)[0]), key=lambda each: each.ended or 0)
         found = [(operation, *_error_of(frame.session, operation)) for operation in blocked]
         operation, num_lost, num_twice = max(found, key=lambda each: each[1] + each[2])
         return Verdict(frame.num_acknowledged, num_lost, num_twice, _in_words(frame.session, operation))
