@@ -11,7 +11,7 @@ Errors are `tidegate.errors.UnavailableError` where the store cannot answer now 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 FORMAT = 1
@@ -31,9 +31,8 @@ class Due(NamedTuple):
     at: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
-    """One compare-and-set.
+class Write(NamedTuple):
+    """One compare-and-set. A tuple, because it is made in a third of the time of a frozen dataclass, once a step.
 
     Attributes:
         id: The session's.
@@ -53,7 +52,7 @@ class Write:
     record: bytes
     due: Due | None = None
     is_listed: bool = True
-    attachments: Mapping[str, bytes | None] = field(default_factory=dict)
+    attachments: Mapping[str, bytes | None] = MappingProxyType({})
 
 
 class Store(Protocol):

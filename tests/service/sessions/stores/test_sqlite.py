@@ -212,7 +212,7 @@ async def test_a_damaged_record_is_not_served(path: Path, store: Store, damage: 
 
 
 async def test_a_damaged_attachment_is_not_served(path: Path, store: Store) -> None:
-    await store.write([dataclasses.replace(first("s"), attachments={"kept": KILOBYTES})])
+    await store.write([first("s")._replace(attachments={"kept": KILOBYTES})])
     with raw(path) as file:
         file.execute("UPDATE attachments SET content = zeroblob(length(content))")
     with pytest.raises(UnavailableError) as caught:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from tests.service.sessions.stores.places import Place, after, first, opened
 from tidegate.sessions.stores.store import Due, Entry, Store, Write
 
@@ -70,7 +68,7 @@ async def test_each_write_of_a_group_is_made_or_not_by_itself(store: Store) -> N
     openings = [first(name) for name in "abcd"]
     await store.write(openings)
     a, b, c, d = openings
-    stale = dataclasses.replace(after(b, b"stale"), expected=a.revision)
+    stale = after(b, b"stale")._replace(expected=a.revision)
     group = [after(a, b"a"), stale, after(c, b"c"), after(d, b"d")]
     assert await store.write(group) == [True, False, True, True]
     assert [entry.record for entry in await store.read(list("abcd")) if entry] == [b"a", b"new", b"c", b"d"]
@@ -86,9 +84,9 @@ async def test_a_group_may_open_step_and_end_sessions(store: Store) -> None:
 
 
 async def test_attachments_come_and_go_with_writes(store: Store) -> None:
-    opening = dataclasses.replace(first("s"), attachments={"one": b"1", "two": b""})
+    opening = first("s")._replace(attachments={"one": b"1", "two": b""})
     await store.write([opening])
-    step = dataclasses.replace(after(opening), attachments={"one": None, "two": b"2", "three": b"3", "none": None})
+    step = after(opening)._replace(attachments={"one": None, "two": b"2", "three": b"3", "none": None})
     assert await store.write([step]) == [True]
     assert [await store.read_attachment("s", name) for name in ("one", "two", "three", "none")] == [
         None,
@@ -101,17 +99,17 @@ async def test_attachments_come_and_go_with_writes(store: Store) -> None:
 
 
 async def test_a_failed_compare_leaves_attachments_as_they_are(store: Store) -> None:
-    opening = dataclasses.replace(first("s"), attachments={"one": b"1"})
+    opening = first("s")._replace(attachments={"one": b"1"})
     await store.write([opening])
-    stale = dataclasses.replace(after(first("s")), attachments={"one": None, "two": b"2"})
-    twice = dataclasses.replace(first("s"), attachments={"one": b"other"})
+    stale = after(first("s"))._replace(attachments={"one": None, "two": b"2"})
+    twice = first("s")._replace(attachments={"one": b"other"})
     assert await store.write([stale, first("t")]) == [False, True]
     assert await store.write([twice]) == [False]
     assert [await store.read_attachment("s", name) for name in ("one", "two")] == [b"1", None]
 
 
 async def test_attachments_are_of_one_session_and_gone_with_it(store: Store) -> None:
-    one, two = (dataclasses.replace(first(id_), attachments={"kept": id_.encode()}) for id_ in ("one", "two"))
+    one, two = (first(id_)._replace(attachments={"kept": id_.encode()}) for id_ in ("one", "two"))
     await store.write([one, two])
     assert not await store.delete("one", two.revision)
     assert await store.read_attachment("one", "kept") == b"one"
@@ -135,20 +133,20 @@ async def test_a_step_leaves_the_order_of_expiry_as_it_is(store: Store) -> None:
     step = after(a)
     await store.write([step, after(b)])
     assert await store.due(9.0, 9) == ["a", "b"]
-    await store.write([dataclasses.replace(after(step), due=Due(3.0))])
+    await store.write([after(step)._replace(due=Due(3.0))])
     assert await store.due(9.0, 9) == ["b", "a"]
 
 
 async def test_a_write_may_take_a_session_out_of_the_order(store: Store) -> None:
     opening = first("s", due=1.0)
     await store.write([opening])
-    await store.write([dataclasses.replace(after(opening), due=Due(None))])
+    await store.write([after(opening)._replace(due=Due(None))])
     assert await store.due(9.0, 9) == []
 
 
 async def test_a_failed_compare_leaves_the_order_as_it_is(store: Store) -> None:
     await store.write([first("s", due=5.0)])
-    await store.write([first("s", due=1.0), dataclasses.replace(after(first("t")), due=Due(1.0))])
+    await store.write([first("s", due=1.0), after(first("t"))._replace(due=Due(1.0))])
     assert await store.due(9.0, 9) == ["s"]
     assert await store.due(4.0, 9) == []
 
@@ -195,7 +193,7 @@ async def test_a_page_begins_above_an_id_that_need_not_exist(store: Store) -> No
 async def test_ended_sessions_are_kept_but_not_shown_until_opened_again(store: Store) -> None:
     a, b = first("a"), first("b", is_listed=False)
     await store.write([a, b])
-    ended = dataclasses.replace(after(a, b"ended"), is_listed=False)
+    ended = after(a, b"ended")._replace(is_listed=False)
     assert await store.write([ended]) == [True]
     assert await store.page(9, "") == []
     assert await store.read(["a"]) == [Entry(ended.revision, b"ended")]
@@ -206,7 +204,7 @@ async def test_ended_sessions_are_kept_but_not_shown_until_opened_again(store: S
 
 async def test_large_records_and_attachments_are_kept(store: Store) -> None:
     large = bytes(range(256)) * 4096
-    opening = dataclasses.replace(first("s", large), attachments={"large": large[::-1]})
+    opening = first("s", large)._replace(attachments={"large": large[::-1]})
     await store.write([opening])
     assert await store.read(["s"]) == [Entry(opening.revision, large)]
     assert await store.read_attachment("s", "large") == large[::-1]
@@ -229,7 +227,7 @@ async def test_a_large_group_is_written(store: Store) -> None:
 
 
 async def test_another_store_sees_what_was_written(store: Store, other: Store) -> None:
-    opening = dataclasses.replace(first("s", due=1.0), attachments={"kept": b"1"})
+    opening = first("s", due=1.0)._replace(attachments={"kept": b"1"})
     await store.write([opening])
     assert await other.read(["s"]) == [Entry(opening.revision, b"new")]
     assert await other.read_attachment("s", "kept") == b"1"
@@ -241,7 +239,7 @@ async def test_another_store_sees_what_was_written(store: Store, other: Store) -
 
 
 async def test_what_was_written_is_there_after_a_restart(place: Place, store: Store) -> None:
-    opening = dataclasses.replace(first("s", due=1.0), attachments={"kept": b"1"})
+    opening = first("s", due=1.0)._replace(attachments={"kept": b"1"})
     await store.write([opening, first("hidden", is_listed=False)])
     await store.stop()
     async with opened(place.store()) as again:
