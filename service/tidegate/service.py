@@ -453,8 +453,10 @@ class Service:
         return future
 
     async def live_session(self, id: str) -> Session:  # noqa: A002
-        """Return the session, held here from now on until it is idle."""
-        return self._find(id) or await self._elsewhere(id).live(id)
+        """Return the session; its copy may leave again as soon as the caller waits for anything else."""
+        while (live := self._find(id)) is None:
+            await self._elsewhere(id).live(id)
+        return live
 
     def generate_on_session(
         self,
@@ -469,7 +471,8 @@ class Service:
         """Sample on a session, after a prompt or from its last step; every token told is consumed and committed."""
         _check_writable(session)
         live = self._find(session)
-        if live is None:
+        # A copy that is here now may have left when the caller asks for the first event.
+        if live is None or live.is_durable:
             return self._generate_elsewhere(session, prompt, sampling, position, deadline, is_streamed=is_streamed)
         return self._generate(live.model, live, prompt, sampling, position, deadline, is_streamed=is_streamed)
 
@@ -483,7 +486,7 @@ class Service:
         *,
         is_streamed: bool,
     ) -> AsyncGenerator[GeneratedToken | GenerationDone]:
-        """Generate on a session that must be brought here first."""
+        """Generate on a session that may have to be brought here first."""
         self._check_open()
         live = await self.live_session(session)
         events = self._generate(live.model, live, prompt, sampling, position, deadline, is_streamed=is_streamed)

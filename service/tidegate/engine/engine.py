@@ -423,7 +423,7 @@ class Engine:
 
     def _start(self, work: Work, session: Session) -> bool:
         """Return whether the work now waits in the scheduler; otherwise it is answered."""
-        session.check_open()
+        _check_held(session)
         if work.is_abandoned:
             return False
         if isinstance(session, DurableSession) and self._must_read(work, session):
@@ -444,6 +444,8 @@ class Engine:
                 return False
         else:
             work.start = session.position
+        if isinstance(work, Generation) and work.sampling.seed is None:
+            work.seed = session.seed  # the record's, which may have been read after the work was made
         if work.remaining:
             self._scheduler.add(work)
         else:
@@ -532,3 +534,14 @@ def _moved(session: Session) -> UnavailableError:
 
 def _too_late() -> DeadlineExceededError:
     return DeadlineExceededError("the request's time ran out before its steps were committed")
+def _check_held(session: Session) -> None:
+    """Raise the reason why the session's work cannot be run on what is here of it."""
+    # The copy of a durable session may leave the arena while somebody still holds it, and without its slot it would run
+    # from the initial state, at a revision that the store takes.
+    if session.is_durable and session.slot is None and session.phase in {Phase.OPEN, Phase.EVICTED}:
+        raise UnavailableError(
+            f"session {session.id} left the arena just now: send it again", reason="SESSION_MOVED", retry_after=0.0
+        )
+    session.check_open()
+
+
