@@ -129,7 +129,7 @@ class Service:
             settings,
             self._clock.monotonic,
             committer=None if self._ledger is None else Committer(self._ledger, self._cache, self._clock.wall),
-            make_room=self._cache.evict_one,
+            make_room=lambda: self._cache.evict_one() or self._desk.evict_one(),
         )
         self._desk = Desk(settings, self._registry, self._clock)
         self._durable: DurableDesk | None = None
@@ -400,8 +400,14 @@ class Service:
         future: asyncio.Future[StepResult] = self._create_future()
         live = self._find(session)
         if live is not None:
-            self._submit_step(live, source, ask, position, deadline, future)
-            return future
+            try:
+                self._submit_step(live, source, ask, position, deadline, future)
+            except (InvalidInputError, TooLargeError):
+                # What does not fit the copy's model may fit the session's: only the record knows which that is by now.
+                if not live.is_durable:
+                    raise
+            else:
+                return future
 
         def submit(live: Session) -> None:
             if not future.done():

@@ -63,8 +63,13 @@ class Desk:
         return dict(self._table.num_ended)
 
     def knows(self, id_: str) -> bool:
-        """Whether the id is, or within memory was, that of a session here, or can only be that of an ephemeral one."""
-        return self._table.knows(id_) or replica_of(id_) is not None
+        """Whether the id is that of a session here, or can only be that of an ephemeral one."""
+        return self._table.find(id_) is not None or replica_of(id_) is not None
+
+    def check_not_ended(self, id_: str) -> None:
+        """Raise SessionEndedError where a session of that id ended here, within memory."""
+        if self._table.knows(id_):
+            self._table.get(id_)
 
     def open(self, request: SessionRequest, moment: Moment | None = None) -> Session:
         """Open a session, at its beginning or where ``moment`` is, or return the one that an equal request with the
@@ -216,16 +221,20 @@ class Desk:
     # ---- room and end
 
     def make_room(self, model: LoadedModel) -> None:
-        """Evict the least recently used sessions until the arena has a slot; an active one is never evicted."""
-        while not model.engine.can_hold():
-            victim = self._table.find_evictable(self._clock.monotonic(), self._settings.evict_idle)
-            if victim is None:
-                raise OverloadedError(
-                    f"the arena is full of sessions used within {self._settings.evict_idle:g} s",
-                    reason="ARENA_FULL",
-                    retry_after=max(1.0, self._settings.evict_idle / 2),
-                )
+        """Make sure that the arena has a slot, if need be by evicting; an active session is never evicted."""
+        if not model.engine.can_hold():
+            raise OverloadedError(
+                f"the arena is full of sessions used within {self._settings.evict_idle:g} s",
+                reason="ARENA_FULL",
+                retry_after=max(1.0, self._settings.evict_idle / 2),
+            )
+
+    def evict_one(self) -> bool:
+        """Evict the least recently used session, if none used it lately; return whether there was one."""
+        victim = self._table.find_evictable(self._clock.monotonic(), self._settings.evict_idle)
+        if victim is not None:
             self.end(victim, Event.EVICT)
+        return victim is not None
 
     def end(self, session: Session, event: Event) -> None:
         """End a live session: its waiting work fails with the reason."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from tidegate.config import Settings
@@ -155,6 +155,15 @@ class DurableDesk:
         entry, record = await self._open_record(id_)
         model = self._model_of(record)
         session = self._cache.find(id_)
+        if session is not None and not is_of(record, session):
+            if session.is_busy or session.is_reading:
+                raise UnavailableError(
+                    f"session {id_} was put on {record.model}/{record.version} just now: send it again",
+                    reason="SESSION_MOVED",
+                    retry_after=0.0,
+                )
+            self._drop(session)
+            session = None
         return self._copy(model, entry, record) if session is None else session
 
     def _copy(self, model: LoadedModel, entry: Entry, record: Record) -> DurableSession:
@@ -194,10 +203,16 @@ class DurableDesk:
 
     async def page(self, limit: int, after: str) -> list[SessionInfo]:
         """Return up to ``limit`` open sessions with ids above ``after``, by rising id."""
-        found = await self._ledger.ask(lambda store: store.page(limit, after))
-        records = [decode_record(entry) for _, entry in found]
-        now = self._clock.wall()
-        return [self._info(record) for record in records if overdue(record, now) is None]
+        infos: list[SessionInfo] = []
+        while missing := limit - len(infos):
+            found = await self._ledger.ask(lambda store: store.page(missing, after))  # noqa: B023 - asked before it changes
+            now = self._clock.wall()
+            records = [decode_record(entry) for _, entry in found]
+            infos += [self._info(record) for record in records if overdue(record, now) is None]
+            if len(found) < missing:
+                break
+            after = found[-1][0]
+        return infos
 
     async def open(self, request: SessionRequest) -> SessionInfo:
         """Open a session, or return the one that an equal request with the same id opened."""
@@ -216,8 +231,12 @@ class DurableDesk:
 
     async def close(self, id_: str) -> None:
         """End the session; closing twice succeeds."""
+
+        async def end(entry: Entry, record: Record) -> Write:
+            return self._ending(entry, record, Phase.CLOSED)
+
         try:
-            await self._change(id_, lambda entry, record: self._ending(entry, record, Phase.CLOSED))
+            await self._change(id_, end)
         except SessionEndedError:
             return
         self._end_copy(id_, Event.CLOSE)
@@ -234,7 +253,7 @@ class DurableDesk:
             check_checkpoint(name)
         made: list[CheckpointInfo] = []
 
-        def keep(entry: Entry, record: Record) -> Write:
+        async def keep(entry: Entry, record: Record) -> Write:
             info = CheckpointInfo(name or f"{record.position}-{secrets.token_hex(3)}", record.position)
             made.append(info)
             return _keep(entry, record, info.checkpoint)
@@ -244,10 +263,12 @@ class DurableDesk:
 
     async def rewind(self, id_: str, name: str) -> SessionInfo:
         """Take the session back. What a copy anywhere still runs from where it was will not be stored."""
-        content = await self._ledger.ask(lambda store: store.read_attachment(id_, name))
         changed: list[Record] = []
 
-        def rewind(entry: Entry, record: Record) -> Write:
+        async def rewind(entry: Entry, record: Record) -> Write:
+            # Read behind the record: it is of this revision, or the write will not be made. An id and a checkpoint's
+            # name may be given again, to another state.
+            content = await self._ledger.ask(lambda store: store.read_attachment(id_, name))
             if content is None or name not in {kept.name for kept in record.checkpoints}:
                 raise unknown_checkpoint(id_, name)
             kept = records_pb2.CheckpointRecord.FromString(content)
@@ -263,7 +284,7 @@ class DurableDesk:
         """Move the session to another version of its model, which must keep the same state."""
         changed: list[Record] = []
 
-        def upgrade(entry: Entry, record: Record) -> Write:
+        async def upgrade(entry: Entry, record: Record) -> Write:
             model = self._registry.get(record.model, version)
             check_layout(record.layout, model)
             _place(record, model)
@@ -283,30 +304,50 @@ class DurableDesk:
             found = len(ids)
             if not ids:
                 return
-            entries = await self._ledger.ask(lambda store: store.read(ids))  # noqa: B023 - as above
-            writes: list[Write] = []
-            for id_, entry in zip(ids, entries, strict=True):
-                writes += await self._look_at(id_, entry, now)
-            await self._ledger.write(writes)
+            looked = [await self._look_at(id_, entry, now) for id_, entry in await self._readable(ids, now)]
+            over = [each for each in looked if each is not None]
+            written = await self._ledger.write([write for write, _ in over])
+            for (write, event), made in zip(over, written, strict=True):
+                if made is True:  # otherwise a step may have come in time: the session goes on
+                    self._end_copy(write.id, event)
+            if any(isinstance(made, TidegateError) for made in written):
+                return  # a full store would be asked the same again and again
 
-    async def _look_at(self, id_: str, entry: Entry | None, now: float) -> list[Write]:
-        """Return the write that ends a session whose time is over; put back one that came up early."""
-        if entry is None:
-            return []
-        record = decode_record(entry)
-        if record.ended:
-            if record.ended_at + REMEMBERED_SECONDS <= now:
-                await self._ledger.ask(lambda store: store.delete(id_, entry.revision))
+    async def _readable(self, ids: Sequence[str], now: float) -> list[tuple[str, Entry]]:
+        """Return what is stored of the sessions; one whose record is damaged is put off, and holds up nobody else."""
+        try:
+            entries = await self._ledger.ask(lambda store: store.read(ids))
+        except UnavailableError as error:
+            if error.reason != "STORE_CORRUPT":
+                raise
+            if len(ids) == 1:
+                log.error("session %s cannot be read: %s", ids[0], error.message)  # noqa: TRY400 - an error of theirs
+                await self._ledger.ask(lambda store: store.postpone(ids[0], now + REMEMBERED_SECONDS))
                 return []
-            at: float | None = record.ended_at + REMEMBERED_SECONDS
+            return [found for id_ in ids for found in await self._readable([id_], now)]
+        return [(id_, entry) for id_, entry in zip(ids, entries, strict=True) if entry is not None]
+
+    async def _look_at(self, id_: str, entry: Entry, now: float) -> tuple[Write, Event] | None:
+        """Return the write that ends a session whose time is over; put back one that came up early."""
+        at: float | None
+        try:
+            record = decode_record(entry)
+        except TidegateError as error:
+            log.error("session %s cannot be read: %s", id_, error.message)  # noqa: TRY400 - an error of theirs
+            at = now + REMEMBERED_SECONDS
         else:
-            event = overdue(record, now)
-            if event is not None:
-                self._end_copy(id_, event)
-                return [self._ending(entry, record, _AFTER[event])]
-            at = end_of(record)
+            if record.ended:
+                at = record.ended_at + REMEMBERED_SECONDS
+                if at <= now:
+                    await self._ledger.ask(lambda store: store.delete(id_, entry.revision))
+                    return None
+            else:
+                event = overdue(record, now)
+                if event is not None:
+                    return self._ending(entry, record, _AFTER[event]), event
+                at = end_of(record)
         await self._ledger.ask(lambda store: store.postpone(id_, at))
-        return []
+        return None
 
     # ---- inside
 
@@ -332,9 +373,14 @@ class DurableDesk:
 
     def _keep_copy(self, model: LoadedModel, entry: Entry, record: Record) -> None:
         """Hold a copy of a session just opened, for its first step; where there is no room it is brought then."""
-        if self._cache.find(record.id) is not None:
-            self._cache.distrust(record.id)
-            return
+        if self._registry.find_loaded(record.model, record.version) is not model:
+            return  # it was unloaded while the record was written: whoever steps is told so
+        held = self._cache.find(record.id)
+        if held is not None:
+            if held.is_busy or held.is_reading:
+                self._cache.distrust(record.id)
+                return
+            self._drop(held)  # of a session of that id that ended elsewhere, perhaps on another model
         try:
             self._copy(model, entry, record)
         except OverloadedError:
@@ -359,6 +405,7 @@ class DurableDesk:
             entry = await self._ledger.read(id_)
             if entry is None:
                 raise NotFoundError(f"unknown session {id_}", reason="UNKNOWN_SESSION")
+                self._ephemeral.check_not_ended(id_)
             record = decode_record(entry)
             phase = phase_of(record)
             if phase is not Phase.OPEN:
@@ -370,11 +417,11 @@ class DurableDesk:
                 self._end_copy(id_, event)
         raise _contended(id_)
 
-    async def _change(self, id_: str, change: Callable[[Entry, Record], Write]) -> None:
+    async def _change(self, id_: str, change: Callable[[Entry, Record], Awaitable[Write]]) -> None:
         """Change an open session's record, as often as it takes for nobody to come between."""
         for _ in range(_TRIES):
             entry, record = await self._open_record(id_)
-            write = change(entry, record)
+            write = await change(entry, record)
             if await self._ledger.write_one(write):
                 self._follow(write, record)
                 return

@@ -2,8 +2,9 @@
 is not known.
 
 While one group of writes is under way the next one gathers, so a busy store is given fewer and larger groups. After an
-error or a time-out the outcome is looked up: a write's own revision in the store means that it was made. While the
-store is away everybody is told so at once, and it is asked again and again until it answers.
+error or a time-out the outcome is looked up: a write's own revision in the store means that it was made; any other
+means that nobody knows, for others may have gone on from it. While the store is away everybody is told so at once, and
+it is asked again and again until it answers.
 """
 
 from __future__ import annotations
@@ -129,7 +130,17 @@ class Ledger:
             async with asyncio.timeout(self._timeout):
                 return await question(self._store)
         except (UnavailableError, TimeoutError) as error:
+            if _told(error).reason == "STORE_CORRUPT" and await self._answers():
+                raise  # one record's trouble, not everybody's
             raise self._lose(error) from error
+
+    async def _answers(self) -> bool:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._store.ping()
+        except (UnavailableError, TimeoutError):
+            return False
+        return True
 
     async def _write_all(self) -> None:
         while self._waiting:
@@ -224,11 +235,9 @@ class Ledger:
 
 
 def _outcome(write: Write, entry: Entry | None, error: TidegateError) -> Written:
-    found = None if entry is None else entry.revision
-    if found == write.revision:
-        return True
-    # It may still be on its way, as long as what it expects is there.
-    return error if found == write.expected else False
+    # Where what it expects is there, it may still be on its way. Where another revision is, it may have been made, and
+    # others gone on from it: made again, a rewind would take back their steps.
+    return True if entry is not None and entry.revision == write.revision else error
 
 
 def _told(error: Exception) -> UnavailableError:

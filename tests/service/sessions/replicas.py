@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +26,14 @@ class Faulty(MemoryStore):
     Attributes:
         is_away: Whether it answers nothing.
         lost_replies: How many writes it will make and not confirm.
+        damaged: Sessions whose records cannot be read.
+        meanwhile: By the name of a call, what others do once between the next such call and its answer.
     """
 
     is_away: bool = False
     lost_replies: int = 0
+    damaged: set[str] = field(default_factory=set)
+    meanwhile: dict[str, Callable[[], Awaitable[Any]]] = field(default_factory=dict)
     num_writes: int = field(default=0)
 
     def __post_init__(self) -> None:
@@ -43,16 +47,30 @@ class Faulty(MemoryStore):
 
     async def read(self, ids: Sequence[str]) -> list[Entry | None]:
         self._check()
-        return await super().read(ids)
+        if self.damaged.intersection(ids):
+            raise UnavailableError("a record is damaged", reason="STORE_CORRUPT")
+        found = await super().read(ids)
+        await self._wait("read")
+        return found
+
+    async def read_attachment(self, id: str, name: str) -> bytes | None:  # noqa: A002
+        content = await super().read_attachment(id, name)
+        await self._wait("read_attachment")
+        return content
 
     async def write(self, writes: Sequence[Write]) -> list[bool]:
         self._check()
         self.num_writes += len(writes)
         made = await super().write(writes)
+        await self._wait("write")
         if self.lost_replies:
             self.lost_replies -= 1
             raise UnavailableError("the reply was lost", reason="STORE_AWAY")
         return made
+
+    async def _wait(self, call: str) -> None:
+        if call in self.meanwhile:
+            await self.meanwhile.pop(call)()
 
     def _check(self) -> None:
         if self.is_away:
