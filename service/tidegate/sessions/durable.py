@@ -404,8 +404,8 @@ class DurableDesk:
         for _ in range(_TRIES):
             entry = await self._ledger.read(id_)
             if entry is None:
-                raise NotFoundError(f"unknown session {id_}", reason="UNKNOWN_SESSION")
                 self._ephemeral.check_not_ended(id_)
+                raise NotFoundError(f"unknown session {id_}", reason="UNKNOWN_SESSION")
             record = decode_record(entry)
             phase = phase_of(record)
             if phase is not Phase.OPEN:
