@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 
 from tests.bundles import write_tiny_bundle
-from tests.e2e.oip.clients import run_script
+from tests.e2e.oip.clients import run_code, run_script
 from tests.servers import RunningServer, serving
 from tidegate.bundle import read_bundle
 from tidegate.engine.runner import Runner
 
+ROOT = Path(__file__).parents[2]
 SCENARIOS = ["http", "grpc", "http_aio", "grpc_aio", "stream", "across", "batch"]
 ROWS, STEPS = 4, 16
 
@@ -47,3 +49,10 @@ def data(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_stock_clients_pass_unmodified(server: RunningServer, data: Path, scenario: str) -> None:
     run_script("stock.py", scenario, server.http.removeprefix("http://"), server.grpc, str(data))
+
+
+def test_the_guide_s_example_runs() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "oip.md").read_text(encoding="utf-8"), re.DOTALL)
+    with serving(ROOT / "bundles") as running:
+        printed = run_code(example.replace("127.0.0.1:8081", running.grpc))
+    assert len(printed.splitlines()) == 3

@@ -36,6 +36,11 @@ def run_script(name: str, *arguments: str) -> str:
     return _run([str(_binaries() / "python"), str(HERE / name), *arguments], dict(os.environ))
 
 
+def run_code(source: str) -> str:
+    """Run Python source with the stock clients at hand, and return what it printed; AssertionError where it failed."""
+    return _run([str(_binaries() / "python"), "-c", source], dict(os.environ))
+
+
 def run_perf_analyzer(*arguments: str) -> str:
     """Run perf_analyzer, and return its report; AssertionError, with what it said, where it failed."""
     assert ctypes.util.find_library("b64"), "perf_analyzer needs the Debian package libb64-0d"

@@ -139,6 +139,18 @@ async def test_calls_that_are_cancelled_leave_nothing_behind(
     await service.drain()
 
 
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer"])
+async def test_a_decompression_bomb_is_refused(stub: Stub, method: str) -> None:
+    asked = request()
+    asked.raw_input_contents[0] = bytes(32 << 20)
+    call: Any = getattr(stub, method)
+    is_stream = method == "ModelStreamInfer"
+    asking = call(iter([asked]) if is_stream else asked, compression=grpc.Compression.Gzip)
+    with pytest.raises(grpc.RpcError) as caught:
+        await (asking.read() if is_stream else asking)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 UNSUPPORTED = [
     ("SystemSharedMemoryStatus", service_pb2.SystemSharedMemoryStatusRequest()),
     ("SystemSharedMemoryRegister", service_pb2.SystemSharedMemoryRegisterRequest()),

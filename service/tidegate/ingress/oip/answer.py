@@ -50,7 +50,7 @@ class LocalAnswer:
         statistics: Statistics,
         request: InferRequest,
         model: Model,
-        wanted: list[Port],
+        wanted: Sequence[Port],
         due: Sequence[Due],
         arrived: int,
         explain: Callable[[TidegateError], TidegateError],

@@ -70,7 +70,7 @@ def encode_body(reply: InferReply, wish: Wish) -> Body:
     raws: list[bytes] = []
     outputs = []
     for name, array in reply.outputs:
-        output: dict[str, Json] = {"name": name, "datatype": NAMES[array.dtype.name], "shape": list(array.shape)}
+        output: dict[str, Json] = {"name": name, "datatype": NAMES[array.dtype], "shape": list(array.shape)}
         if wish.is_binary(name):
             raws.append(to_raw(array))
             output["parameters"] = {"binary_data_size": len(raws[-1])}

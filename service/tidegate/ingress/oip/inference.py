@@ -82,7 +82,7 @@ class Inference:
         return self._model(self._core.served(request.model, request.version))
 
     @staticmethod
-    def _check(request: InferRequest, signature: Signature) -> tuple[list[Port], list[Row]]:
+    def _check(request: InferRequest, signature: Signature) -> tuple[Sequence[Port], list[Row]]:
         unique([tensor.name for tensor in request.inputs], "the input")
         unique(list(request.outputs), "the output")
         wanted, rows = signature.wanted(request.outputs), signature.rows(request.inputs)

@@ -43,7 +43,7 @@ def encode_reply(reply: InferReply) -> service_pb2.ModelInferResponse:
     """Write a reply; the values are always raw, for the C++ client looks nowhere else."""
     message = service_pb2.ModelInferResponse(model_name=reply.model, model_version=reply.version, id=reply.id)
     for name, array in reply.outputs:
-        message.outputs.add(name=name, datatype=NAMES[array.dtype.name], shape=array.shape)
+        message.outputs.add(name=name, datatype=NAMES[array.dtype], shape=array.shape)
         message.raw_output_contents.append(to_raw(array))
     if reply.position is not None:
         message.parameters["tidegate_position"].int64_param = reply.position
@@ -54,7 +54,7 @@ def encode_request(request: InferRequest) -> service_pb2.ModelInferRequest:
     """The inverse of `decode_request`, to pass a request on."""
     message = service_pb2.ModelInferRequest(model_name=request.model, model_version=request.version, id=request.id)
     for name, array in request.inputs:
-        message.inputs.add(name=name, datatype=NAMES[array.dtype.name], shape=array.shape)
+        message.inputs.add(name=name, datatype=NAMES[array.dtype], shape=array.shape)
         message.raw_input_contents.append(to_raw(array))
     for name in request.outputs:
         message.outputs.add(name=name)

@@ -10,6 +10,7 @@ inverse. Knows nothing of transports and sequences.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -26,23 +27,22 @@ Row = tuple[Tensor, ...]
 
 class Port(NamedTuple):
     """One tensor of the graph. ``order`` are its axes in the core's order, batch and time first; None where they are
-    in that order.
+    in that order. ``unit_bytes`` has one row of one step, as far as its sizes are known.
     """
 
-    spec: TensorSpec
+    name: str
     dtype: np.dtype[np.generic]
     datatype: str
     shape: tuple[int, ...]
+    has_batch: bool
+    has_time: bool
     order: tuple[int, ...] | None
-
-    @property
-    def name(self) -> str:
-        return self.spec.name
+    unit_bytes: int
 
     def check(self, array: Tensor) -> None:
         """Raise InvalidInputError unless the array has the port's datatype and a shape that fits."""
         if array.dtype != self.dtype:
-            given = NAMES.get(array.dtype.name, array.dtype.name)
+            given = NAMES.get(array.dtype, array.dtype.name)
             raise InvalidInputError(f"input {self.name!r} is {self.datatype}, not {given}", reason="WRONG_DATATYPE")
         fits = array.ndim == len(self.shape) and all(
             size in (-1, given) for size, given in zip(self.shape, array.shape, strict=True)
@@ -58,15 +58,15 @@ class Port(NamedTuple):
     def canonical(self, array: Tensor) -> Tensor:
         """The array as [batch, steps, …]; one without a batch, or without time, has one row, or one step."""
         ordered = array if self.order is None else array.transpose(self.order)
-        if self.spec.batch_axis is None:
+        if not self.has_batch:
             ordered = ordered[None]
-        return ordered if self.spec.time_axis is not None else ordered[:, None]
+        return ordered if self.has_time else ordered[:, None]
 
     def graphic(self, array: Tensor) -> Tensor:
         """The inverse of `canonical`."""
-        if self.spec.time_axis is None:
+        if not self.has_time:
             array = array[:, -1]
-        if self.spec.batch_axis is None:
+        if not self.has_batch:
             array = array[0]
         return array if self.order is None else array.transpose(np.argsort(self.order))
 
@@ -83,8 +83,9 @@ class Signature:
     def __init__(self, manifest: Manifest, max_rows: int, max_reply: int) -> None:
         self.inputs = tuple(map(_port, manifest.inputs))
         self.outputs = {spec.name: _port(spec) for spec in manifest.outputs}
-        ports = (*self.inputs, *self.outputs.values())
-        self.max_batch = max_rows if all(port.spec.batch_axis == 0 for port in ports) else 0
+        specs = (*manifest.inputs, *manifest.outputs)
+        self.max_batch = max_rows if all(spec.batch_axis == 0 for spec in specs) else 0
+        self._all = tuple(self.outputs.values())
         self._by_name = {port.name: port for port in self.inputs}
         self._max_rows = max_rows
         self._max_reply = max_reply
@@ -115,10 +116,10 @@ class Signature:
             )
         return [tuple(array[row] for array in arrays) for row in range(num_rows)]
 
-    def wanted(self, names: Sequence[str]) -> list[Port]:
+    def wanted(self, names: Sequence[str]) -> Sequence[Port]:
         """The outputs of these names, all where there are none; InvalidInputError where one is unknown."""
         if not names:
-            return list(self.outputs.values())
+            return self._all
         for name in names:
             if name not in self.outputs:
                 raise InvalidInputError(
@@ -128,7 +129,8 @@ class Signature:
 
     def check_reply(self, wanted: Sequence[Port], rows: Sequence[Row]) -> None:
         """Raise TooLargeError where the reply would be too large, before anything is run for it."""
-        size = sum(_reply_bytes(port, len(rows), len(rows[0][0])) for port in wanted)
+        num_rows, num_steps = len(rows), len(rows[0][0])
+        size = sum(port.unit_bytes * num_rows * (num_steps if port.has_time else 1) for port in wanted)
         if size > self._max_reply:
             raise TooLargeError(
                 f"the reply would have about {size} bytes, over the limit of {self._max_reply}: send fewer steps, or "
@@ -155,7 +157,8 @@ class Signature:
 
     def _check_values(self, port: Port, array: Tensor) -> None:
         """What no graph computes with: an id outside the vocabulary, a number that is none."""
-        if self._vocabulary is not None and not (array.min() >= 0 and array.max() < self._vocabulary):
+        # A negative id, looked at without its sign, is above every vocabulary.
+        if self._vocabulary is not None and array.view(f"u{array.itemsize}").max() >= self._vocabulary:
             raise InvalidInputError(
                 f"input {port.name!r}: token ids go from 0 to {self._vocabulary - 1}", reason="TOKEN_OUT_OF_RANGE"
             )
@@ -169,7 +172,16 @@ def _port(spec: TensorSpec) -> Port:
     shape = tuple(axis if isinstance(axis, int) else -1 for axis in spec.axes)
     is_canonical = order == tuple(range(len(order)))
     dtype = np.dtype(spec.dtype)
-    return Port(spec, dtype, NAMES[dtype.name], shape, None if is_canonical else order)
+    return Port(
+        name=spec.name,
+        dtype=dtype,
+        datatype=NAMES[dtype],
+        shape=shape,
+        has_batch=BATCH in spec.axes,
+        has_time=TIME in spec.axes,
+        order=None if is_canonical else order,
+        unit_bytes=dtype.itemsize * math.prod(axis for axis in spec.axes if isinstance(axis, int)),
+    )
 
 
 def _vocabulary(manifest: Manifest) -> int | None:
@@ -178,10 +190,3 @@ def _vocabulary(manifest: Manifest) -> int | None:
         return None
     size = manifest.output(manifest.codec.output).axes[-1]
     return size if isinstance(size, int) else None
-
-
-def _reply_bytes(port: Port, num_rows: int, num_steps: int) -> int:
-    size = port.dtype.itemsize * num_rows * (num_steps if port.spec.time_axis is not None else 1)
-    for axis in port.spec.axes:
-        size *= axis if isinstance(axis, int) else 1
-    return size

@@ -6,6 +6,7 @@ Knows datatypes, shapes and sizes. Knows nothing of models: whether a tensor fit
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -29,8 +30,10 @@ DATATYPES: dict[str, np.dtype[Any]] = {
 }
 """The datatypes that a bundle's tensors can have, by the protocol's name."""
 
-NAMES = {dtype.name: name for name, dtype in DATATYPES.items()}
-"""The protocol's name by numpy's."""
+NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+"""The protocol's name of a dtype."""
+
+_IS_LITTLE = sys.byteorder == "little"
 
 # Which field of `InferTensorContents` holds a datatype's values. FP16 has none: it travels as raw bytes.
 _CONTENTS = {
@@ -96,7 +99,7 @@ def from_raw(name: str, datatype: str, shape: Sequence[Any], raw: bytes | memory
 
 def to_raw(array: Tensor) -> bytes:
     """The inverse of `from_raw`."""
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    return array.tobytes() if _IS_LITTLE else array.astype(array.dtype.newbyteorder("<")).tobytes()
 
 
 def from_contents(
