@@ -434,6 +434,8 @@ class Engine:
         if isinstance(work, Turn):
             work.answer(work.act())
             return False
+        if isinstance(work, Generation) and work.sampling.seed is None:
+            work.seed = session.seed  # the record's, which may have been read after the work was made
         if session.decide(work.position, work.fingerprint) is Verdict.REPEAT:
             self.meter.num_repeats += 1
             assert session.last is not None
@@ -444,8 +446,6 @@ class Engine:
                 return False
         else:
             work.start = session.position
-        if isinstance(work, Generation) and work.sampling.seed is None:
-            work.seed = session.seed  # the record's, which may have been read after the work was made
         if work.remaining:
             self._scheduler.add(work)
         else:
@@ -524,16 +524,6 @@ def _commit(work: Work, result: StepResult | Transcript, now: float) -> int:
     return session.position
 
 
-def _moved(session: Session) -> UnavailableError:
-    return UnavailableError(
-        f"session {session.id} was moved on by another replica: repeat with the position that this began at",
-        reason="SESSION_MOVED",
-        retry_after=0.0,
-    )
-
-
-def _too_late() -> DeadlineExceededError:
-    return DeadlineExceededError("the request's time ran out before its steps were committed")
 def _check_held(session: Session) -> None:
     """Raise the reason why the session's work cannot be run on what is here of it."""
     # The copy of a durable session may leave the arena while somebody still holds it, and without its slot it would run
@@ -545,3 +535,13 @@ def _check_held(session: Session) -> None:
     session.check_open()
 
 
+def _moved(session: Session) -> UnavailableError:
+    return UnavailableError(
+        f"session {session.id} was moved on by another replica: repeat with the position that this began at",
+        reason="SESSION_MOVED",
+        retry_after=0.0,
+    )
+
+
+def _too_late() -> DeadlineExceededError:
+    return DeadlineExceededError("the request's time ran out before its steps were committed")
