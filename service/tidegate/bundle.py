@@ -151,6 +151,36 @@ class Proof(Part):
     runtime: str = Field(description="the runtime and version that ran it")
 
 
+class Limit(Part):
+    """A limit of the chart: ``width`` in standard deviations of the moving average, to both sides."""
+
+    width: float = Field(gt=0)
+    run_length: float = Field(gt=0, description="blocks between two false alarms, the average on held-out data")
+
+
+class Drift(Part):
+    """How surprised the model is where all is well, and the control chart that tells when it is not
+    (`tidegate.observe.drift`).
+
+    ``mean`` and ``spread``, the standard deviation, are of the means of blocks of ``block`` consecutive steps, in the
+    codec's unit of surprise.
+    """
+
+    block: int = Field(ge=1)
+    factor: float = Field(gt=0, le=1, description="weight of the newest block in the moving average")
+    mean: float
+    spread: float = Field(gt=0)
+    clip: float = Field(default=4.0, gt=0, description="spreads from the mean at which a block's mean is cut off")
+    warning: Limit
+    drift: Limit
+    autocorrelation: float = Field(description="of neighbouring blocks: the limits allow for it")
+    blocks: int = Field(ge=2, description="how many blocks it was learned from")
+    data: str = Field(description="which data that was")
+    ranges: dict[str, tuple[float, float]] = Field(
+        default_factory=dict, description="least and greatest value of a feature in training, in data units"
+    )
+
+
 class Manifest(Part):
     """All that a reader must know to serve the graph."""
 
@@ -168,6 +198,7 @@ class Manifest(Part):
     batch_invariant: bool = True
     files: dict[str, str] = Field(default_factory=dict, description="sha256 of every file but the manifest")
     proof: Proof | None = None
+    drift: Drift | None = None
     provenance: dict[str, Json] = Field(default_factory=dict)
 
     @property

@@ -75,10 +75,42 @@ class Surprise(NamedTuple):
     steps: list[float] | None = None
 
 
+class Drift(NamedTuple):
+    """Where a session's own control chart is after ``blocks`` blocks of steps: ``normal``, ``warning`` or ``drift``."""
+
+    state: str
+    ewma: float
+    blocks: int
+
+
+class DriftReport(NamedTuple):
+    """Where a model's control chart is, and what it is held against, in units of surprise.
+
+    ``mean`` and ``spread`` are those of blocks of ``block`` steps where all is well; ``warning`` and ``drift`` are the
+    limits, low and high, of the average ``ewma``.
+    """
+
+    state: str
+    ewma: float
+    blocks: int
+    block: int
+    mean: float
+    spread: float
+    warning: tuple[float, float]
+    drift: tuple[float, float]
+
+
+class SurpriseReport(NamedTuple):
+    """How surprised a model was since the start: the mean over ``steps`` steps, None before the first."""
+
+    mean: float | None
+    steps: int
+
+
 @dataclass(slots=True)
 class Prediction:
     """What the model says after ``length`` steps. ``next``, ``forecast`` and ``outputs`` have one entry, or one a
-    step.
+    step. ``drift`` is there where a session with a chart of its own completed a block.
     """
 
     length: int
@@ -87,6 +119,7 @@ class Prediction:
     forecast: list[Forecast] | None = None
     outputs: dict[str, Tensor] | None = None
     surprise: Surprise | None = None
+    drift: Drift | None = None
 
 
 class StepResult(NamedTuple):
@@ -126,7 +159,7 @@ class GenerationDone(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SessionRequest:
-    """A wish to open a session. Seconds of None mean the server's default."""
+    """A wish to open a session. Seconds of None mean the server's default; with ``drift`` it has a chart of its own."""
 
     model: str
     version: str | None = None
@@ -135,6 +168,7 @@ class SessionRequest:
     idle_seconds: float | None = None
     id: str | None = None
     seed: int | None = None
+    drift: bool = False
     origin: str = "v1"
 
 
@@ -202,6 +236,8 @@ class ModelInfo:
     batch_invariant: bool
     sha256: str
     provider: str
+    surprise: SurpriseReport | None = None
+    drift: DriftReport | None = None
 
 
 class ModelPage(NamedTuple):

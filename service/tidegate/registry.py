@@ -17,18 +17,28 @@ from pathlib import Path
 
 from tidegate.bundle import Bundle, Manifest, TensorSpec, find_bundles, read_bundle
 from tidegate.codecs import Codec, make_codec
+from tidegate.codecs.scores import read_scores
 from tidegate.codecs.tensors import Tensors
 from tidegate.config import Settings
-from tidegate.core import ModelInfo, Refusal, ReloadReport, TensorInfo
+from tidegate.core import Input, ModelInfo, Refusal, ReloadReport, Tensor, TensorInfo
 from tidegate.engine.arena import Arena, ArenaLike, Budget, Plane
 from tidegate.engine.device.arena import DeviceArena
 from tidegate.engine.device.memory import FIRST_ROW, DeviceMemory
 from tidegate.engine.device.runner import DeviceRunner, open_device_runner
 from tidegate.engine.engine import Engine
 from tidegate.engine.loop import Committer, Loop
+from tidegate.engine.quality import Quality
 from tidegate.engine.runner import Runner, check_provider
 from tidegate.engine.scheduler import Scheduler
-from tidegate.errors import BundleError, ConfigurationError, FailedPreconditionError, NotFoundError, TidegateError
+from tidegate.errors import (
+    BundleError,
+    ConfigurationError,
+    FailedPreconditionError,
+    InvalidInputError,
+    NotFoundError,
+    TidegateError,
+)
+from tidegate.observe.drift import Chart
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +63,7 @@ class LoadedModel:
     loop: Loop
     executor: ThreadPoolExecutor | None
     planes: dict[str, Plane]
+    quality: Quality
     is_offered: bool = True
     num_sessions: int = 0
 
@@ -78,6 +89,14 @@ class LoadedModel:
     def is_needed(self) -> bool:
         """Whether anybody may ask for it, or waits for it."""
         return self.is_offered or self.num_sessions > 0 or self.engine.num_waiting > 0
+
+    def encode(self, source: Input) -> tuple[Tensor, ...]:
+        """Return the graph's inputs, as `Codec.encode`, and count what is refused."""
+        try:
+            return self.codec.encode(source)
+        except InvalidInputError as error:
+            self.quality.refused(error.reason)
+            raise
 
     async def stop(self) -> None:
         """Stop ticking and let go of the threads."""
@@ -163,6 +182,8 @@ class Registry:
             batch_invariant=manifest.batch_invariant,
             sha256=model.bundle.sha256,
             provider=model.runner.provider,
+            surprise=model.quality.surprise,
+            drift=model.quality.drift,
         )
 
     async def reload(self) -> ReloadReport:
@@ -229,6 +250,8 @@ class Registry:
         runner, arena = _states_home(bundle, kept, settings, self._budget)
         shares = manifest.is_batchable and (manifest.batch_invariant or settings.allow_batch_dependence)
         scheduler = Scheduler(settings.max_rows if shares else 1, settings.max_steps)
+        chart = None if manifest.drift is None else Chart(manifest.drift)
+        quality = Quality(read_scores(bundle), chart, f"{manifest.name}/{manifest.version}")
         engine = Engine(
             codec,
             arena,
@@ -237,13 +260,14 @@ class Registry:
             settings.max_queue,
             make_room=self._make_room,
             raw=Tensors(manifest.inputs, manifest.features, manifest.outputs),
+            quality=quality,
         )
         executor = ThreadPoolExecutor(1, f"run-{manifest.name}") if settings.execution == "thread" else None
         loop = Loop(engine, runner, committer=self._committer, executor=executor, clock=self._clock)
         planes = {spec.input: Plane.of_state(spec) for spec in manifest.states}
         if kept is not None and codec.kept_output is not None:
             planes[codec.kept_output] = kept
-        return LoadedModel(bundle, codec, runner, arena, engine, loop, executor, planes)
+        return LoadedModel(bundle, codec, runner, arena, engine, loop, executor, planes, quality)
 
 
 def _key(path: Path) -> Key:

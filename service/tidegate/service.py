@@ -41,6 +41,7 @@ from tidegate.core import (
     Tensor,
 )
 from tidegate.engine.meter import MeterReading
+from tidegate.engine.quality import QualityReading
 from tidegate.engine.work import Generation, Work
 from tidegate.errors import (
     AlreadyExistsError,
@@ -97,6 +98,7 @@ class EngineStatistics(NamedTuple):
     arena_bytes: int
     num_padding_steps: int
     meter: MeterReading
+    quality: QualityReading
 
 
 class ServiceStatistics(NamedTuple):
@@ -289,6 +291,8 @@ class Service:
         self._check_open()
         if request.origin == "v1" and request.id is not None:
             check_chosen(request.id)
+        if request.drift and not (model := self._registry.get(request.model, request.version)).quality.has_chart:
+            raise FailedPreconditionError(f"{model.label} was not calibrated: it has no chart", reason="NO_CHART")
         return await self._open(request, None)
 
     async def get_session(self, id: str) -> SessionInfo:  # noqa: A002
@@ -433,7 +437,7 @@ class Service:
         future: asyncio.Future[StepResult],
     ) -> None:
         model: LoadedModel = live.model
-        inputs = model.codec.encode(source)
+        inputs = model.encode(source)
         self._check_ask(ask, model.codec.reply_bytes(len(inputs[0]), ask))
         model.loop.submit(Work(live, inputs, ask, position, deadline, future))
         self._touch(live)
@@ -588,7 +592,7 @@ class Service:
         if session is None and prompt is None:
             raise InvalidInputError("a generation without a session needs a prompt", reason="EMPTY_SEQUENCE")
         _check_sampling(sampling)
-        inputs: tuple[Tensor, ...] = () if prompt is None else codec.encode(prompt)
+        inputs: tuple[Tensor, ...] = () if prompt is None else model.encode(prompt)
         events: asyncio.Queue[GeneratedToken | GenerationDone | None] = asyncio.Queue()
         reply: asyncio.Future[GenerationDone] = self._create_future()
         if is_streamed:
@@ -647,7 +651,7 @@ def _not_started() -> asyncio.Future[Any]:
 
 def _encode(model: LoadedModel, source: Input, index: int) -> tuple[Tensor, ...]:
     try:
-        return model.codec.encode(source)
+        return model.encode(source)
     except InvalidInputError as error:
         raise InvalidInputError(
             f"sequence {index}: {error.message}", reason=error.reason, details={**error.details, "sequence": str(index)}
@@ -699,4 +703,5 @@ def _statistics(model: LoadedModel) -> EngineStatistics:
         arena_bytes=model.arena.num_used * model.arena.slot_bytes,
         num_padding_steps=model.runner.num_padding_steps,
         meter=model.engine.meter.reading(),
+        quality=model.quality.reading(),
     )

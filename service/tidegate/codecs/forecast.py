@@ -8,6 +8,7 @@ import numpy as np
 
 from tidegate.bundle import Bundle, ForecastCodec, Json
 from tidegate.codecs.rows import check_rows, kind_of, mean_surprise
+from tidegate.codecs.scores import BAND, find_band
 from tidegate.core import Ask, FloatArray, Forecast, Input, Prediction, Surprise, Tensor
 from tidegate.errors import BundleError, InvalidInputError
 
@@ -24,6 +25,7 @@ class Forecasts:
         self._transforms = tuple(transforms)
         self._spec = spec
         self.surprise_unit = spec.surprise_unit if spec.surprise else ""
+        self._band = find_band(spec, self._features, self._transforms)
         target = self._transforms[self._features.index(spec.target)]
         self._mean, self._scale = np.float32(target["mean"]), np.float32(target["scale"])
 
@@ -67,6 +69,8 @@ class Forecasts:
         piece = {"quantiles": told.copy()}
         if self._spec.surprise is not None:
             piece[self._spec.surprise] = outputs[self._spec.surprise][row].copy()
+        if self._band is not None:
+            piece[BAND] = self._band.cut(quantiles)
         return piece
 
     def join(self, pieces: Sequence[Mapping[str, Tensor]], length: int, ask: Ask) -> Prediction:

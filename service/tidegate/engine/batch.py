@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tidegate.core import Prediction, Tensor
+import numpy as np
+
+from tidegate.core import FloatArray, Prediction, Tensor
 from tidegate.engine.work import Work
 from tidegate.errors import TidegateError
+from tidegate.observe.drift import Charted
 from tidegate.sessions.session import DurableSession, LastReply
 
 Outputs = dict[str, Tensor]
+NOTHING: FloatArray = np.empty(0, np.float32)
 Row = tuple[int, Work]
 """A row of a run: its index in the run's arrays, and whose it is."""
 
@@ -27,11 +32,33 @@ class Batch:
     answers: dict[Work, Prediction]
 
 
+class Scored(NamedTuple):
+    """What a chunk's steps say of the model, and what its session keeps of that once the chunk is committed.
+
+    Attributes:
+        block_sum, chart, band: The session's, after the chunk.
+        means: Of the blocks that ended.
+        values: Surprise of each step, [steps].
+        inside, outside: Inputs that the band before them held, or did not.
+        unknown, beyond: Tokens that the vocabulary lacks, values beyond those of the training.
+    """
+
+    block_sum: float
+    chart: Charted | None
+    means: Sequence[float] = ()
+    values: FloatArray = NOTHING
+    band: tuple[float, float] | None = None
+    inside: int = 0
+    outside: int = 0
+    unknown: int = 0
+    beyond: int = 0
+
+
 class Step(NamedTuple):
     """A chunk of a durable session that has run and waits to be stored before anybody is told.
 
     ``position`` and ``state`` (as the arena dumps it) are those after the chunk; ``logits``, of a generation, its last
-    step's.
+    step's; ``scored`` is None where nobody watches the model.
     """
 
     work: Work
@@ -40,6 +67,7 @@ class Step(NamedTuple):
     state: bytes
     last: LastReply
     logits: Tensor | None
+    scored: Scored | None
 
 
 Outcome = bytes | TidegateError | None

@@ -22,6 +22,7 @@ from tidegate.engine.arena import INITIAL, ArenaLike, Slots
 from tidegate.engine.batch import Batch, Counts, Outcome, Outputs, Step
 from tidegate.engine.meter import Meter
 from tidegate.engine.pace import Pace
+from tidegate.engine.quality import Quality
 from tidegate.engine.reading import Reading
 from tidegate.engine.sampler import sample, uniform
 from tidegate.engine.scheduler import Plan, Scheduler
@@ -52,6 +53,7 @@ class Engine:
         max_queue: Chunks that may wait.
         make_room: Makes one slot free, if it can, where the arena is full; returns whether it did.
         raw: Reads the outputs for those who ask for them as they are.
+        quality: Watches how well the model predicts; None where nobody does.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Engine:
         *,
         make_room: Callable[[], bool] = lambda: False,
         raw: Codec | None = None,
+        quality: Quality | None = None,
     ) -> None:
         self._reading = Reading(codec, raw)
         self._arena = arena
@@ -78,6 +81,7 @@ class Engine:
         self._num_runs = self._num_rows = self._num_steps = self._num_failed_runs = 0
         self._rows_per_run: Counter[int] = Counter()
         self.meter = Meter()
+        self._quality = quality
 
     @property
     def num_waiting(self) -> int:
@@ -140,6 +144,7 @@ class Engine:
             ValueError: It is not of this model's size.
         """
         assert session.slot is not None
+        session.lose_track()
         if state:
             self._arena.load(session.slot, state)
 
@@ -257,6 +262,8 @@ class Engine:
 
     def reply(self, batch: Batch, now: float) -> None:
         """Answer the chunks that ended, and let the others wait for their next run."""
+        if self._quality is not None:
+            self._quality.take(batch)
         hungry: list[tuple[int, Generation]] = []
         for row, work in batch.rows:
             self._running.discard(work)
@@ -322,7 +329,8 @@ class Engine:
             result, logits = work.transcript_ahead, self._reading.logits(batch, [row])[0]
         else:
             result = StepResult(session.id, position, batch.answers[work])
-        return Step(work, session, position, state, LastReply(work.start, work.fingerprint(), result), logits)
+        scored = None if self._quality is None else self._quality.score(batch, row, work)
+        return Step(work, session, position, state, LastReply(work.start, work.fingerprint(), result), logits, scored)
 
     def _take_over(self, step: Step, revision: bytes, now: float) -> None:
         """The record is the step's: so are, from now on, the copy's position and its state, which lies in scratch."""
@@ -330,6 +338,8 @@ class Engine:
         assert work.scratch is not None
         session.slot, work.scratch = work.scratch, session.slot
         session.revision = revision
+        if self._quality is not None and step.scored is not None:
+            self._quality.commit(step.scored, session)
         session.advance(work.length, step.last, now)
 
     def _overtaken(self, step: Step, error: TidegateError | None) -> None:

@@ -15,10 +15,12 @@ from tidegate.sessions.cache import SessionCache
 from tidegate.sessions.ledger import Ledger
 from tidegate.sessions.lifecycle import Phase
 from tidegate.sessions.records import (
+    KeptChart,
     Record,
     decode_record,
     encode_head,
     encode_step,
+    kept_chart,
     last_reply,
     new_revisions,
     phase_of,
@@ -97,6 +99,8 @@ def copy_in(session: DurableSession, entry: Entry, record: Record) -> None:
         raise InternalError(f"session {session.id}: {error}", reason="STORE_CORRUPT") from error
     session.position = record.position
     session.last = last_reply(record)
+    if (kept := kept_chart(record)) is not None:
+        session.block_sum, session.chart = kept
     session.seed = record.seed
     session.revision = entry.revision
     session.head = encode_head(record)
@@ -115,7 +119,10 @@ def is_of(record: Record, session: DurableSession) -> bool:
 
 def _write(step: Step, revision: bytes, now: float) -> Write:
     session = step.session
-    record = encode_step(session.head, step.position, now, step.state, step.last)
+    scored, chart = step.scored, None
+    if scored is not None and session.request.drift:
+        chart = KeptChart(scored.block_sum, scored.chart)
+    record = encode_step(session.head, step.position, now, step.state, step.last, chart)
     return Write(session.id, session.revision, revision, record)
 
 

@@ -274,6 +274,7 @@ class DurableDesk:
             kept = records_pb2.CheckpointRecord.FromString(content)
             record.position, record.state, record.used_at = kept.position, kept.state, self._clock.wall()
             record.ClearField("last")
+            record.ClearField("chart")
             changed.append(record)
             return _replace(entry, record)
 
@@ -476,6 +477,7 @@ def _place(record: Record, model: LoadedModel) -> None:
     """Put the record's session on a model."""
     record.model, record.version = model.manifest.name, model.manifest.version
     record.model_sha256, record.layout = model.bundle.sha256, model.layout
+    record.ClearField("chart")
 
 
 def _first(before: Entry | None, record: Record) -> Write:

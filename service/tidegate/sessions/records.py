@@ -10,14 +10,17 @@ import functools
 import secrets
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from tidegate.core import SessionInfo, SessionRequest, StepResult
 from tidegate.engine.work import Transcript
 from tidegate.errors import FailedPreconditionError, InternalError
+from tidegate.observe.drift import Charted, state_of
 from tidegate.sessions.lifecycle import Event, Phase
 from tidegate.sessions.session import LastReply
+from tidegate.sessions.sheet import Sheet
 from tidegate.sessions.stores.store import FORMAT, Due, Entry, Write
 from tidegate.v1 import records_pb2
 from tidegate.wire.predictions import decode_step, fill_step
@@ -26,6 +29,15 @@ from tidegate.wire.sessions import decode_session_request, encode_session_reques
 Record = records_pb2.SessionRecord
 
 _REVISION_BYTES = 16
+_sheet = Sheet()
+
+
+class KeptChart(NamedTuple):
+    """What a durable session that has a chart of its own keeps of it: the unfinished block's sum, and the chart."""
+
+    block_sum: float
+    chart: Charted | None
+
 
 REMEMBERED_SECONDS = 3600.0
 """How long an ending and its reason are remembered."""
@@ -80,17 +92,28 @@ def encode_head(record: Record) -> bytes:
     """Return the part of a record that steps do not change."""
     head = Record()
     head.CopyFrom(record)
-    for field in ("position", "used_at", "state", "last"):
+    for field in ("position", "used_at", "state", "last", "chart"):
         head.ClearField(field)
     return head.SerializeToString()
 
 
-def encode_step(head: bytes, position: int, used_at: float, state: bytes, last: LastReply) -> bytes:
-    """Return the record of a session after a step."""
-    moving = Record(position=position, used_at=used_at)
-    _fill_last(moving.last, last)
+def encode_step(
+    head: bytes, position: int, used_at: float, state: bytes, last: LastReply, chart: KeptChart | None = None
+) -> bytes:
+    """Return the record of a session after a step; ``chart`` is its own, where it has one."""
+    moving = _sheet.encode(position, used_at, last) if chart is None else None
+    if moving is None:
+        moving = _encode_moving(position, used_at, last, chart)
     # The state, by far the longest field, is put behind the others as protobuf would write it: one copy, not three.
-    return b"".join((head, moving.SerializeToString(), _state_prefix(len(state)), state))
+    return b"".join((head, moving, _state_prefix(len(state)), state))
+
+
+def _encode_moving(position: int, used_at: float, last: LastReply, chart: KeptChart | None) -> bytes:
+    moving = Record(position=position, used_at=used_at)
+    if chart is not None:
+        _fill_chart(moving.chart, chart)
+    _fill_last(moving.last, last)
+    return moving.SerializeToString()
 
 
 @functools.cache
@@ -104,6 +127,21 @@ def _varint(number: int) -> bytes:
     """Return a number as protobuf writes it: seven bits a byte, the lowest first."""
     low, rest = number & 0x7F, number >> 7
     return bytes([low]) if not rest else bytes([low | 0x80]) + _varint(rest)
+
+
+def _fill_chart(message: records_pb2.SessionChart, kept: KeptChart) -> None:
+    message.block_sum, chart = kept
+    if chart is not None:
+        message.ewma, message.blocks, message.state = chart
+
+
+def kept_chart(record: Record) -> KeptChart | None:
+    """Return where the session's own chart is; None where it has none."""
+    if not record.HasField("chart"):
+        return None
+    message = record.chart
+    chart = Charted(message.ewma, message.blocks, state_of(message.state)) if message.blocks else None
+    return KeptChart(message.block_sum, chart)
 
 
 def _fill_last(message: records_pb2.LastReply, last: LastReply) -> None:

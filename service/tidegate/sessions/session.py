@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from tidegate.core import SessionRequest
 from tidegate.errors import PositionConflictError, SessionEndedError
+from tidegate.observe.drift import NOT_WHOLE, Charted
 from tidegate.sessions.lifecycle import TRANSITIONS, WHY, Event, Phase
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Session:
 
     ``slot`` is its row of the arena, or None before it has one. ``queue`` holds its work in order of arrival; only
     the head runs.
+    ``block_sum`` is the surprise so far of the block of steps that ``position`` is in, ``band`` where the model expects
+    the next value, ``chart`` the session's own control chart, where it was asked for (`engine.quality`).
     ``opened_at``, ``ttl_at`` and ``used_at`` are seconds of a monotonic clock, ``created_at`` of the wall clock.
     """
 
@@ -61,6 +64,9 @@ class Session:
     phase: Phase = Phase.OPEN
     last: LastReply | None = None
     queue: list[Work] = field(default_factory=list)  # a deque would take 600 bytes of every idle session
+    block_sum: float = NOT_WHOLE
+    band: tuple[float, float] | None = None
+    chart: Charted | None = None
 
     @property
     def expires_at(self) -> float | None:
@@ -82,6 +88,10 @@ class Session:
         if self.idle_seconds is not None and self.used_at + self.idle_seconds <= now:
             return Event.IDLE
         return None
+
+    def lose_track(self) -> None:
+        """The session is somewhere else than its last step left it: what was expected of the next one is void."""
+        self.block_sum, self.band, self.chart = NOT_WHOLE, None, None
 
     def end(self, event: Event) -> None:
         """Move on by ``event``."""

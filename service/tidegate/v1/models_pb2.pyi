@@ -65,6 +65,8 @@ class Model(_message.Message):
     BATCH_INVARIANT_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     PROVIDER_FIELD_NUMBER: _builtins.int
+    SURPRISE_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.str
     task: _builtins.str
@@ -87,6 +89,14 @@ class Model(_message.Message):
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What one row of `values` holds, in order."""
 
+    @_builtins.property
+    def surprise(self) -> Global___SurpriseReport:
+        """Since the server started; absent where the model tells no surprise."""
+
+    @_builtins.property
+    def drift(self) -> Global___DriftReport:
+        """The model's control chart; absent where it was not calibrated."""
+
     def __init__(
         self,
         *,
@@ -103,14 +113,109 @@ class Model(_message.Message):
         batch_invariant: _builtins.bool = ...,
         sha256: _builtins.str = ...,
         provider: _builtins.str = ...,
+        surprise: Global___SurpriseReport | None = ...,
+        drift: Global___DriftReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift", "surprise", b"surprise"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_invariant", b"batch_invariant", "cell", b"cell", "features", b"features", "inputs", b"inputs", "name", b"name", "outputs", b"outputs", "provider", b"provider", "sha256", b"sha256", "state_bytes", b"state_bytes", "surprise_unit", b"surprise_unit", "task", b"task", "version", b"version", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_invariant", b"batch_invariant", "cell", b"cell", "drift", b"drift", "features", b"features", "inputs", b"inputs", "name", b"name", "outputs", b"outputs", "provider", b"provider", "sha256", b"sha256", "state_bytes", b"state_bytes", "surprise", b"surprise", "surprise_unit", b"surprise_unit", "task", b"task", "version", b"version", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class SurpriseReport(_message.Message):
+    """How surprised the model was: the mean over so many steps of sessions and sequences; absent before the first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEAN_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    mean: _builtins.float
+    steps: _builtins.int
+    def __init__(
+        self,
+        *,
+        mean: _builtins.float | None = ...,
+        steps: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mean", b"_mean", "mean", b"mean"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean", b"_mean", "mean", b"mean", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__mean: _TypeAlias = _typing.Literal["mean"]  # noqa: Y015
+    _WhichOneofArgType__mean: _TypeAlias = _typing.Literal["_mean", b"_mean"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean) -> _WhichOneofReturnType__mean | None: ...
+
+Global___SurpriseReport: _TypeAlias = SurpriseReport  # noqa: Y015
+
+@_typing.final
+class DriftReport(_message.Message):
+    """A control chart over surprise: the moving average of the means of blocks of steps, and what it is held against."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Limits(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        LOW_FIELD_NUMBER: _builtins.int
+        HIGH_FIELD_NUMBER: _builtins.int
+        low: _builtins.float
+        high: _builtins.float
+        def __init__(
+            self,
+            *,
+            low: _builtins.float = ...,
+            high: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["high", b"high", "low", b"low"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    STATE_FIELD_NUMBER: _builtins.int
+    EWMA_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    BLOCK_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
+    WARNING_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
+    state: _builtins.str
+    """"normal", "warning" or "drift"."""
+    ewma: _builtins.float
+    blocks: _builtins.int
+    block: _builtins.int
+    """Steps of a block."""
+    mean: _builtins.float
+    """Of blocks where all is well."""
+    spread: _builtins.float
+    @_builtins.property
+    def warning(self) -> Global___DriftReport.Limits: ...
+    @_builtins.property
+    def drift(self) -> Global___DriftReport.Limits: ...
+    def __init__(
+        self,
+        *,
+        state: _builtins.str = ...,
+        ewma: _builtins.float = ...,
+        blocks: _builtins.int = ...,
+        block: _builtins.int = ...,
+        mean: _builtins.float = ...,
+        spread: _builtins.float = ...,
+        warning: Global___DriftReport.Limits | None = ...,
+        drift: Global___DriftReport.Limits | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift", "warning", b"warning"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "blocks", b"blocks", "drift", b"drift", "ewma", b"ewma", "mean", b"mean", "spread", b"spread", "state", b"state", "warning", b"warning"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DriftReport: _TypeAlias = DriftReport  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):

@@ -378,6 +378,7 @@ class ColumnsReply(_message.Message):
     SURPRISE_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
     QUANTILES_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def lanes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -410,6 +411,10 @@ class ColumnsReply(_message.Message):
     def quantiles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Task forecast: which quantiles, so that the horizon follows from the length of forecast."""
 
+    @_builtins.property
+    def drift(self) -> _containers.RepeatedCompositeFieldContainer[Global___LaneDrift]:
+        """Of lanes whose sessions have charts of their own and completed a block."""
+
     def __init__(
         self,
         *,
@@ -423,14 +428,38 @@ class ColumnsReply(_message.Message):
         surprise: _abc.Iterable[_builtins.float] | None = ...,
         errors: _abc.Iterable[Global___LaneError] | None = ...,
         quantiles: _abc.Iterable[_builtins.float] | None = ...,
+        drift: _abc.Iterable[Global___LaneDrift] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "errors", b"errors", "forecast", b"forecast", "ids", b"ids", "lanes", b"lanes", "outputs", b"outputs", "positions", b"positions", "probabilities", b"probabilities", "quantiles", b"quantiles", "surprise", b"surprise"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "drift", b"drift", "errors", b"errors", "forecast", b"forecast", "ids", b"ids", "lanes", b"lanes", "outputs", b"outputs", "positions", b"positions", "probabilities", b"probabilities", "quantiles", b"quantiles", "surprise", b"surprise"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ColumnsReply: _TypeAlias = ColumnsReply  # noqa: Y015
+
+@_typing.final
+class LaneDrift(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LANE_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
+    lane: _builtins.int
+    @_builtins.property
+    def drift(self) -> _types_pb2.Drift: ...
+    def __init__(
+        self,
+        *,
+        lane: _builtins.int = ...,
+        drift: _types_pb2.Drift | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift", "lane", b"lane"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LaneDrift: _TypeAlias = LaneDrift  # noqa: Y015
 
 @_typing.final
 class LaneError(_message.Message):

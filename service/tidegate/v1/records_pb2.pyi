@@ -46,6 +46,7 @@ class SessionRecord(_message.Message):
     USED_AT_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
+    CHART_FIELD_NUMBER: _builtins.int
     CHECKPOINTS_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
     ENDED_AT_FIELD_NUMBER: _builtins.int
@@ -81,6 +82,10 @@ class SessionRecord(_message.Message):
     @_builtins.property
     def last(self) -> Global___LastReply: ...
     @_builtins.property
+    def chart(self) -> Global___SessionChart:
+        """Of a session that has a chart of its own."""
+
+    @_builtins.property
     def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetainedCheckpoint]:
         """Oldest first; their records are stored beside this one."""
 
@@ -105,13 +110,14 @@ class SessionRecord(_message.Message):
         used_at: _builtins.float = ...,
         state: _builtins.bytes = ...,
         last: Global___LastReply | None = ...,
+        chart: Global___SessionChart | None = ...,
         checkpoints: _abc.Iterable[Global___RetainedCheckpoint] | None = ...,
         ended: _builtins.str = ...,
         ended_at: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds", "_ttl_seconds", b"_ttl_seconds", "idle_seconds", b"idle_seconds", "last", b"last", "request", b"request", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds", "_ttl_seconds", b"_ttl_seconds", "chart", b"chart", "idle_seconds", b"idle_seconds", "last", b"last", "request", b"request", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds", "_ttl_seconds", b"_ttl_seconds", "checkpoints", b"checkpoints", "created_at", b"created_at", "ended", b"ended", "ended_at", b"ended_at", "forked_from", b"forked_from", "format", b"format", "id", b"id", "idle_seconds", b"idle_seconds", "last", b"last", "layout", b"layout", "model", b"model", "model_sha256", b"model_sha256", "origin", b"origin", "position", b"position", "request", b"request", "seed", b"seed", "state", b"state", "tenant", b"tenant", "ttl_seconds", b"ttl_seconds", "used_at", b"used_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds", "_ttl_seconds", b"_ttl_seconds", "chart", b"chart", "checkpoints", b"checkpoints", "created_at", b"created_at", "ended", b"ended", "ended_at", b"ended_at", "forked_from", b"forked_from", "format", b"format", "id", b"id", "idle_seconds", b"idle_seconds", "last", b"last", "layout", b"layout", "model", b"model", "model_sha256", b"model_sha256", "origin", b"origin", "position", b"position", "request", b"request", "seed", b"seed", "state", b"state", "tenant", b"tenant", "ttl_seconds", b"ttl_seconds", "used_at", b"used_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__idle_seconds: _TypeAlias = _typing.Literal["idle_seconds"]  # noqa: Y015
     _WhichOneofArgType__idle_seconds: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds"]  # noqa: Y015
@@ -123,6 +129,38 @@ class SessionRecord(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl_seconds) -> _WhichOneofReturnType__ttl_seconds | None: ...
 
 Global___SessionRecord: _TypeAlias = SessionRecord  # noqa: Y015
+
+@_typing.final
+class SessionChart(_message.Message):
+    """Where a session's control chart over surprise is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_SUM_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    EWMA_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    block_sum: _builtins.float
+    """Of the block of steps that the position is in; NaN: something of it is missing."""
+    blocks: _builtins.int
+    """After so many blocks; 0: before the first."""
+    ewma: _builtins.float
+    state: _builtins.str
+    def __init__(
+        self,
+        *,
+        block_sum: _builtins.float = ...,
+        blocks: _builtins.int = ...,
+        ewma: _builtins.float = ...,
+        state: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_sum", b"block_sum", "blocks", b"blocks", "ewma", b"ewma", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionChart: _TypeAlias = SessionChart  # noqa: Y015
 
 @_typing.final
 class LastReply(_message.Message):

@@ -86,6 +86,7 @@ class OpenRequest(_message.Message):
     IDLE_SECONDS_FIELD_NUMBER: _builtins.int
     ID_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     version: _builtins.str
     durable: _builtins.bool
@@ -96,6 +97,8 @@ class OpenRequest(_message.Message):
     """Chosen by the client: [A-Za-z0-9._~-]{1,128}; empty: by the server."""
     seed: _builtins.int
     """For generation; absent: random."""
+    drift: _builtins.bool
+    """Whether the session keeps a control chart of its own: replies that complete a block of its steps tell it."""
     def __init__(
         self,
         *,
@@ -106,10 +109,11 @@ class OpenRequest(_message.Message):
         idle_seconds: _builtins.float = ...,
         id: _builtins.str = ...,
         seed: _builtins.int | None = ...,
+        drift: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "durable", b"durable", "id", b"id", "idle_seconds", b"idle_seconds", "model", b"model", "seed", b"seed", "ttl_seconds", b"ttl_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "drift", b"drift", "durable", b"durable", "id", b"id", "idle_seconds", b"idle_seconds", "model", b"model", "seed", b"seed", "ttl_seconds", b"ttl_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015

@@ -224,6 +224,34 @@ class Surprise(_message.Message):
 Global___Surprise: _TypeAlias = Surprise  # noqa: Y015
 
 @_typing.final
+class Drift(_message.Message):
+    """Where a session's own control chart over surprise is: "normal", "warning" or "drift"."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    EWMA_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    state: _builtins.str
+    ewma: _builtins.float
+    """The moving average of the means of its blocks, in the unit of surprise."""
+    blocks: _builtins.int
+    def __init__(
+        self,
+        *,
+        state: _builtins.str = ...,
+        ewma: _builtins.float = ...,
+        blocks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "ewma", b"ewma", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Drift: _TypeAlias = Drift  # noqa: Y015
+
+@_typing.final
 class Prediction(_message.Message):
     """What the model says after the steps of a request. `next` and `forecast` have one entry (after the last step) or, where
     every step was asked for, one a step. `outputs` are tensors with a leading step axis under the same rule.
@@ -257,6 +285,7 @@ class Prediction(_message.Message):
     FORECAST_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     SURPRISE_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
     length: _builtins.int
     @_builtins.property
     def next(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidates]: ...
@@ -266,6 +295,10 @@ class Prediction(_message.Message):
     def outputs(self) -> _containers.MessageMap[_builtins.str, Global___Tensor]: ...
     @_builtins.property
     def surprise(self) -> Global___Surprise: ...
+    @_builtins.property
+    def drift(self) -> Global___Drift:
+        """Where the session has a chart of its own and these steps completed a block of it."""
+
     def __init__(
         self,
         *,
@@ -274,10 +307,11 @@ class Prediction(_message.Message):
         forecast: _abc.Iterable[Global___Forecast] | None = ...,
         outputs: _abc.Mapping[_builtins.str, Global___Tensor] | None = ...,
         surprise: Global___Surprise | None = ...,
+        drift: Global___Drift | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["surprise", b"surprise"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift", "surprise", b"surprise"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["forecast", b"forecast", "length", b"length", "next", b"next", "outputs", b"outputs", "surprise", b"surprise"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift", "forecast", b"forecast", "length", b"length", "next", b"next", "outputs", b"outputs", "surprise", b"surprise"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

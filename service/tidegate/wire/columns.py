@@ -7,19 +7,19 @@ per lane but its `Input`. Knows no sessions: which lane is whose is the stream's
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tidegate.core import Ask, FloatArray, Input, Prediction, StepResult, Tensor
+from tidegate.core import Ask, Drift, FloatArray, Input, Prediction, StepResult, Tensor
 from tidegate.errors import InvalidInputError, TidegateError
 from tidegate.v1 import predictor_pb2
 from tidegate.wire.errors import decode_error, encode_error
 from tidegate.wire.inputs import decode_ask, decode_values, fill_ask, fill_values
-from tidegate.wire.predictions import decode_tensors, fill_tensors
+from tidegate.wire.predictions import decode_drift, decode_tensors, fill_drift, fill_tensors
 
 
 class LaneSteps(NamedTuple):
@@ -47,6 +47,7 @@ class ColumnsResult:
         forecast: [entry, horizon, quantile] in data units; task forecast, else None
         outputs: by name [entry, …]; task stream, else empty
         surprise: [entry], the mean over a lane's steps, or each; None where the model tells none
+        drift: by lane, where its session's own chart took in a block
         errors: by lane
     """
 
@@ -60,6 +61,7 @@ class ColumnsResult:
     outputs: dict[str, Tensor]
     surprise: NDArray[np.float32] | None
     errors: dict[int, TidegateError]
+    drift: dict[int, Drift] = field(default_factory=dict)
 
 
 class AttachResult(NamedTuple):
@@ -119,6 +121,9 @@ def fill_columns(
         message.lanes.extend(done)
         message.positions.extend(positions)
         _fill_predictions(message, predictions)
+        for lane, prediction in zip(done, predictions, strict=True):
+            if prediction.drift is not None:
+                fill_drift(message.drift.add(lane=lane).drift, prediction.drift)
 
 
 def decode_columns_reply(message: predictor_pb2.ColumnsReply) -> ColumnsResult:
@@ -140,6 +145,7 @@ def decode_columns_reply(message: predictor_pb2.ColumnsReply) -> ColumnsResult:
         outputs=decode_tensors(message.outputs),
         surprise=np.array(message.surprise, np.float32) if message.surprise else None,
         errors=decode_lane_errors(message.errors),
+        drift={each.lane: decode_drift(each.drift) for each in message.drift},
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tidegate.core import ModelInfo, ModelPage, Refusal, ReloadReport, TensorInfo
+from tidegate.core import DriftReport, ModelInfo, ModelPage, Refusal, ReloadReport, SurpriseReport, TensorInfo
 from tidegate.v1 import models_pb2
 
 
@@ -21,6 +21,8 @@ def encode_model(info: ModelInfo) -> models_pb2.Model:
         batch_invariant=info.batch_invariant,
         sha256=info.sha256,
         provider=info.provider,
+        surprise=None if info.surprise is None else models_pb2.SurpriseReport(**info.surprise._asdict()),
+        drift=None if info.drift is None else _encode_drift(info.drift),
     )
 
 
@@ -40,6 +42,8 @@ def decode_model(message: models_pb2.Model) -> ModelInfo:
         batch_invariant=message.batch_invariant,
         sha256=message.sha256,
         provider=message.provider,
+        surprise=_decode_surprise(message.surprise) if message.HasField("surprise") else None,
+        drift=_decode_drift(message.drift) if message.HasField("drift") else None,
     )
 
 
@@ -73,3 +77,34 @@ def _encode_tensor(tensor: TensorInfo) -> models_pb2.ModelTensor:
 
 def _decode_tensor(message: models_pb2.ModelTensor) -> TensorInfo:
     return TensorInfo(message.name, message.dtype, message.axes[:])
+
+
+def _decode_surprise(message: models_pb2.SurpriseReport) -> SurpriseReport:
+    return SurpriseReport(message.mean if message.HasField("mean") else None, message.steps)
+
+
+def _encode_drift(report: DriftReport) -> models_pb2.DriftReport:
+    message = models_pb2.DriftReport(
+        state=report.state,
+        ewma=report.ewma,
+        blocks=report.blocks,
+        block=report.block,
+        mean=report.mean,
+        spread=report.spread,
+    )
+    message.warning.low, message.warning.high = report.warning
+    message.drift.low, message.drift.high = report.drift
+    return message
+
+
+def _decode_drift(message: models_pb2.DriftReport) -> DriftReport:
+    return DriftReport(
+        state=message.state,
+        ewma=message.ewma,
+        blocks=message.blocks,
+        block=message.block,
+        mean=message.mean,
+        spread=message.spread,
+        warning=(message.warning.low, message.warning.high),
+        drift=(message.drift.low, message.drift.high),
+    )

@@ -8,6 +8,7 @@ import numpy as np
 
 from tidegate.core import (
     Candidate,
+    Drift,
     Forecast,
     GeneratedToken,
     GenerationDone,
@@ -59,6 +60,8 @@ def fill_prediction(message: types_pb2.Prediction, prediction: Prediction) -> No
         surprise.mean, surprise.unit, steps = prediction.surprise
         if steps:
             surprise.steps.extend(steps)
+    if prediction.drift is not None:
+        fill_drift(message.drift, prediction.drift)
 
 
 def decode_prediction(message: types_pb2.Prediction, *, every_step: bool) -> Prediction:
@@ -70,7 +73,17 @@ def decode_prediction(message: types_pb2.Prediction, *, every_step: bool) -> Pre
         forecast=[_decode_forecast(row) for row in message.forecast] or None,
         outputs=decode_tensors(message.outputs) or None,
         surprise=_decode_surprise(message, every_step=every_step),
+        drift=decode_drift(message.drift) if message.HasField("drift") else None,
     )
+
+
+def fill_drift(message: types_pb2.Drift, drift: Drift) -> None:
+    message.state, message.ewma, message.blocks = drift
+
+
+def decode_drift(message: types_pb2.Drift) -> Drift:
+    """The inverse of `fill_drift`."""
+    return Drift(message.state, message.ewma, message.blocks)
 
 
 def fill_tensors(message: MutableMapping[str, types_pb2.Tensor], tensors: Mapping[str, Tensor]) -> None:

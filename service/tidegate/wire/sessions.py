@@ -19,6 +19,7 @@ def encode_session_request(request: SessionRequest) -> sessions_pb2.OpenRequest:
         idle_seconds=request.idle_seconds or 0,
         id=request.id or "",
         seed=request.seed,
+        drift=request.drift,
     )
 
 
@@ -32,6 +33,7 @@ def decode_session_request(message: sessions_pb2.OpenRequest) -> SessionRequest:
         idle_seconds=message.idle_seconds or None,
         id=message.id or None,
         seed=message.seed if message.HasField("seed") else None,
+        drift=message.drift,
     )
 
 

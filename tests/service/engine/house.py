@@ -30,6 +30,7 @@ from tidegate.engine.device.arena import DeviceArena
 from tidegate.engine.device.memory import DeviceMemory
 from tidegate.engine.engine import Engine
 from tidegate.engine.loop import Committer, Loop
+from tidegate.engine.quality import Quality
 from tidegate.engine.scheduler import Scheduler
 from tidegate.engine.work import Generation, Work
 from tidegate.sessions.lifecycle import Event
@@ -134,10 +135,10 @@ class House:
         self.now += 1e-4
         return self.now
 
-    def open(self, seed: int = 7, *, durable: bool = False) -> Session:
+    def open(self, seed: int = 7, *, durable: bool = False, drift: bool = False) -> Session:
         name = f"s{len(self.sessions)}"
         kind = DurableSession if durable else Session
-        session = kind(name, None, SessionRequest("fake"), seed, created_at=0.0, used_at=0.0)
+        session = kind(name, None, SessionRequest("fake", drift=drift), seed, created_at=0.0, used_at=0.0)
         assert self.engine.can_hold()
         self.engine.hold(session)
         self.sessions.append(session)
@@ -211,6 +212,7 @@ async def house(
     max_queue: int = 10_000,
     slots: int = 64,
     committer: Committer | None = None,
+    quality: Quality | None = None,
 ) -> AsyncIterator[House]:
     """A house at work. When it is left, everything is answered and nothing leaked."""
     codec = Tokens(VOCABULARY, None, TokenCodec())
@@ -225,7 +227,7 @@ async def house(
         state = StateSpec(input="in", output="out", dtype="int64", axes=(1, "batch"))
         memory = DeviceMemory([state], "cpu", capacity=4)
         arena, runner = DeviceArena(memory, planes[1], budget), FakeDeviceRunner(memory=memory)
-    engine = Engine(codec, arena, 1, Scheduler(max_rows, max_steps, max_piece), max_queue)
+    engine = Engine(codec, arena, 1, Scheduler(max_rows, max_steps, max_piece), max_queue, quality=quality)
     loop = Loop(engine, runner, committer=committer, clock=lambda: it.look())  # noqa: PLW0108 - the house comes after the loop
     it = House(runner, arena, budget, engine, loop, codec)
     loop.start()

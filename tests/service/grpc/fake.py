@@ -13,6 +13,7 @@ from tidegate.core import (
     Ask,
     Candidate,
     CheckpointInfo,
+    DriftReport,
     GeneratedToken,
     GenerationDone,
     Input,
@@ -29,6 +30,7 @@ from tidegate.core import (
     SessionRequest,
     StepResult,
     Surprise,
+    SurpriseReport,
     TensorInfo,
 )
 from tidegate.errors import NotFoundError, PositionConflictError
@@ -51,6 +53,8 @@ MODEL = ModelInfo(
     batch_invariant=True,
     sha256="ab" * 32,
     provider="CPUExecutionProvider",
+    surprise=SurpriseReport(2.25, 640),
+    drift=DriftReport("drift", 3.5, 5, 128, 2.0, 0.25, (1.75, 2.25), (1.5, 2.75)),
 )
 OPENED = 1_700_000_000.25
 

@@ -15,6 +15,7 @@ from tidegate.core import (
     Ask,
     Candidate,
     CheckpointInfo,
+    Drift,
     Forecast,
     GeneratedToken,
     GenerationDone,
@@ -99,6 +100,7 @@ forecasts = st.builds(
 )
 dtypes = st.sampled_from(["float32", "float64", "int64", "int32", "uint8", "bool", "float16"])
 tensors = dtypes.flatmap(lambda dtype: hnp.arrays(dtype, hnp.array_shapes(max_dims=3, max_side=3)))
+drifts = st.builds(Drift, st.sampled_from(["normal", "warning", "drift"]), floats, positions)
 
 
 @st.composite
@@ -111,6 +113,7 @@ def predictions(draw: st.DrawFn, *, every_step: bool) -> Prediction:
         forecast=draw(st.none() | st.lists(forecasts, min_size=1, max_size=3)),
         outputs=draw(st.none() | st.dictionaries(st.text(max_size=3), tensors, min_size=1, max_size=2)),
         surprise=draw(st.none() | surprise),
+        drift=draw(st.none() | drifts),
     )
 
 
@@ -218,6 +221,7 @@ seconds = st.integers(1, 2**40).map(lambda micros: micros / 1e6)
         idle_seconds=st.none() | seconds,
         id=st.none() | st.text(min_size=1),
         seed=st.none() | st.integers(0, 2**64 - 1),
+        drift=st.booleans(),
     )
 )
 def test_session_requests(request: SessionRequest) -> None:
@@ -358,6 +362,7 @@ def lane_results(draw: st.DrawFn) -> tuple[list[StepResult | TidegateError], boo
             prediction.outputs = {"y": draw(hnp.arrays(np.float32, (entries, 2, 3), elements=floats))}
         told = draw(st.lists(floats, min_size=length, max_size=length))
         prediction.surprise = Surprise(draw(floats), "bits", told if every_step else None)
+        prediction.drift = draw(st.none() | drifts)
         results.append(StepResult(f"s{number}", draw(positions), prediction))
     return results, every_step
 
@@ -374,6 +379,7 @@ def test_columns_replies(case: tuple[list[StepResult | TidegateError], bool]) ->
         lane: OverloadedError for lane in range(len(results)) if lane not in done
     }
     assert found.positions == [result.position for result in done.values()]
+    assert found.drift == {lane: told for lane, result in done.items() if (told := result.prediction.drift)}
     entry = 0
     for result, count in zip(done.values(), found.counts, strict=True):
         prediction = result.prediction

@@ -16,6 +16,7 @@ from tidegate.core import (
     Ask,
     Candidate,
     CheckpointInfo,
+    DriftReport,
     GeneratedToken,
     GenerationDone,
     Input,
@@ -32,6 +33,7 @@ from tidegate.core import (
     SessionRequest,
     StepResult,
     Surprise,
+    SurpriseReport,
     TensorInfo,
 )
 from tidegate.ingress.http.stream import FRAMES, SessionStream
@@ -58,6 +60,8 @@ MODEL = ModelInfo(
     batch_invariant=True,
     sha256="ab" * 32,
     provider="CPUExecutionProvider",
+    surprise=SurpriseReport(2.25, 640),
+    drift=DriftReport("warning", 2.5, 5, 128, 2.0, 0.25, (1.75, 2.25), (1.5, 2.75)),
 )
 MODEL_JSON = {
     "name": "tiny",
@@ -73,6 +77,17 @@ MODEL_JSON = {
     "batch_invariant": True,
     "sha256": "ab" * 32,
     "provider": "CPUExecutionProvider",
+    "surprise": {"mean": 2.25, "steps": 640},
+    "drift": {
+        "state": "warning",
+        "ewma": 2.5,
+        "blocks": 5,
+        "block": 128,
+        "mean": 2.0,
+        "spread": 0.25,
+        "warning": [1.75, 2.25],
+        "drift": [1.5, 2.75],
+    },
 }
 SESSION = SessionInfo("s-1", "tiny", "2", 3, False, 1_700_000_000.25, None, 256, ("c-1", "c-2"), "oip")
 SESSION_JSON = {

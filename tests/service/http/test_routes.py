@@ -17,7 +17,7 @@ from tests.service.http.fake import (
     Call,
     FakeService,
 )
-from tidegate.core import Ask, Candidate, Forecast, Input, Prediction, SessionRequest, Surprise
+from tidegate.core import Ask, Candidate, Drift, Forecast, Input, Prediction, SessionRequest, Surprise
 
 Json = Any
 
@@ -142,6 +142,10 @@ SHAPES: list[tuple[Prediction, Json]] = [
     (
         Prediction(2, every_step=True, surprise=Surprise(1.5, "bits", [1.0, 2.0])),
         {"length": 2, "surprise": {"mean": 1.5, "unit": "bits", "steps": [1.0, 2.0]}},
+    ),
+    (
+        Prediction(1, drift=Drift("warning", 2.25, 7)),
+        {"length": 1, "drift": {"state": "warning", "ewma": 2.25, "blocks": 7}},
     ),
 ]
 

@@ -180,6 +180,8 @@ def prediction_json(prediction: Prediction) -> Object:
         reply["outputs"] = {name: tensor[steps].tolist() for name, tensor in prediction.outputs.items()}
     if prediction.surprise is not None:
         reply["surprise"] = _surprise_json(prediction.surprise)
+    if prediction.drift is not None:
+        reply["drift"] = prediction.drift._asdict()
     return reply
 
 

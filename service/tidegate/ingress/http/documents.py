@@ -70,6 +70,17 @@ MODEL: Object = {
     "batch_invariant": True,
     "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
     "provider": "CPUExecutionProvider",
+    "surprise": {"mean": 1.97, "steps": 412800},
+    "drift": {
+        "state": "normal",
+        "ewma": 1.98,
+        "blocks": 3225,
+        "block": 128,
+        "mean": 1.97,
+        "spread": 0.28,
+        "warning": [1.76, 2.18],
+        "drift": [1.58, 2.36],
+    },
 }
 
 EXAMPLES: dict[type[BaseModel], Object] = {

@@ -99,6 +99,7 @@ class OpenSession(Body):
     idle_seconds: Seconds | None = Field(None, description="lifetime from the last step; absent: the server's default")
     id: Id | None = Field(None, description="absent: the server chooses")
     seed: UInt64 | None = Field(None, description="for generation; absent: random")
+    drift: bool = Field(False, description="keep a control chart of the session's own; replies tell it")
 
 
 class Fork(Body):
@@ -164,6 +165,14 @@ class Surprise(Document):
     steps: list[float | None] | None = None
 
 
+class Drift(Document):
+    """Where a session's own control chart over surprise is, after so many blocks of its steps."""
+
+    state: Literal["normal", "warning", "drift"]
+    ewma: float = Field(description="moving average of the blocks' means, in the unit of surprise")
+    blocks: int
+
+
 class Prediction(Document):
     """What the model says after `length` steps, by its task: `next`, `forecast` or `outputs`.
 
@@ -177,6 +186,7 @@ class Prediction(Document):
         None, description="tensors by name, nested lists"
     )
     surprise: Surprise | None = None
+    drift: Drift | None = Field(None, description="where the session was opened with `drift` and completed a block")
 
 
 class StepReply(Document):
@@ -247,6 +257,26 @@ class Tensor(Document):
     axes: list[str]
 
 
+class SurpriseReport(Document):
+    """How surprised a model was since the server started."""
+
+    mean: float | None = Field(description="null before the first step")
+    steps: int = Field(description="of sessions and sequences; what was generated does not count")
+
+
+class DriftReport(Document):
+    """A model's control chart over surprise, and what it is held against: see docs/monitoring.md."""
+
+    state: Literal["normal", "warning", "drift"]
+    ewma: float = Field(description="moving average of the blocks' means, in the unit of surprise")
+    blocks: int = Field(description="blocks taken in since the server started")
+    block: int = Field(description="steps of a block")
+    mean: float = Field(description="of blocks where all is well")
+    spread: float = Field(description="their standard deviation")
+    warning: tuple[float, float] = Field(description="low and high limit of the average")
+    drift: tuple[float, float] = Field(description="low and high limit of the average")
+
+
 class Model(Document):
     """One loaded version of a model; `versions` are all of that name, rising."""
 
@@ -263,6 +293,8 @@ class Model(Document):
     batch_invariant: bool
     sha256: str
     provider: str = Field(description="the onnxruntime execution provider in use")
+    surprise: SurpriseReport | None = Field(None, description="null where the model tells none")
+    drift: DriftReport | None = Field(None, description="null where the model was not calibrated")
 
 
 class ModelList(Document):

@@ -1,0 +1,314 @@
+"""How well a model predicts, seen from the steps that sessions and callers committed: surprise and its control chart,
+coverage of forecast intervals, inputs that are not like those of the training.
+
+What a model generated itself does not count, nor does a prompt, nor a repeat. Pure but for the log: knows a run's
+outputs and whose rows they are; nothing of scheduling, slots, time or how figures are told.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tidegate.codecs.scores import BAND, Scores
+from tidegate.core import Drift, DriftReport, FloatArray, SurpriseReport
+from tidegate.engine.batch import Batch, Outputs, Row, Scored
+from tidegate.engine.work import PREDICT, STEP, Work
+from tidegate.observe.drift import NOT_WHOLE, STATES, Chart, Charted, State, add_steps
+from tidegate.observe.histogram import Histogram, Reading
+from tidegate.sessions.session import Session
+
+log = logging.getLogger(__name__)
+
+BOUNDS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0)
+"""Of block means: bits a character are 1 to 5, scaled errors 0.2 to 2."""
+
+_NEVER = 1 << 62
+"""The block of a model without a chart: no position comes that far."""
+
+_COUNTED = (STEP, PREDICT)
+
+
+class QualityReading(NamedTuple):
+    """Counters since the start.
+
+    Attributes:
+        unit: Of surprise; empty where the model has none.
+        num_steps: Steps whose surprise is a number.
+        surprise: The sum over them.
+        num_nan: Steps whose surprise is no number.
+        blocks: Means of blocks, by size.
+        drift: Where the model's chart is; None where it has none.
+        changes: How often the chart's state became each.
+        num_unknown: Tokens that the vocabulary lacks, and requests refused for one.
+        num_out_of_range: Values beyond those of the training.
+        num_missing: Requests refused for a value that is not finite.
+        num_inside: Inputs that the 80 % interval of the step before held.
+        num_outside: Inputs that it did not hold.
+    """
+
+    unit: str
+    num_steps: int
+    surprise: float
+    num_nan: int
+    blocks: Reading
+    drift: DriftReport | None
+    changes: dict[str, int]
+    num_unknown: int
+    num_out_of_range: int
+    num_missing: int
+    num_inside: int
+    num_outside: int
+
+
+class Quality:
+    """Of one model.
+
+    Args:
+        scores: What of it can be scored.
+        chart: The rules of its control chart; None where it was not calibrated.
+        label: What the log calls it.
+    """
+
+    def __init__(self, scores: Scores, chart: Chart | None, label: str) -> None:
+        self._scores = scores
+        self._chart = chart
+        self._label = label
+        self._charted = Charted(math.nan) if chart is None else chart.start()
+        self._block = _NEVER if chart is None else chart.block
+        self._sees_inputs = any(it is not None for it in (scores.band, scores.unknown, scores.ranges))
+        self._num_steps = self._num_nan = 0
+        self._total = 0.0
+        self._blocks = Histogram(BOUNDS)
+        self._changes: dict[str, int] = dict.fromkeys(STATES, 0)
+        self._num_unknown = self._num_out_of_range = self._num_missing = self._num_inside = self._num_outside = 0
+
+    @property
+    def has_chart(self) -> bool:
+        return self._chart is not None
+
+    @property
+    def surprise(self) -> SurpriseReport | None:
+        """The mean since the start; None where the model tells none."""
+        if self._scores.surprise is None:
+            return None
+        return SurpriseReport(self._total / self._num_steps if self._num_steps else None, self._num_steps)
+
+    @property
+    def drift(self) -> DriftReport | None:
+        return None if self._chart is None else self._chart.report(self._charted)
+
+    def reading(self) -> QualityReading:
+        return QualityReading(
+            self._scores.unit if self._scores.surprise else "",
+            self._num_steps,
+            self._total,
+            self._num_nan,
+            self._blocks.reading(),
+            self.drift,
+            dict(self._changes),
+            self._num_unknown,
+            self._num_out_of_range,
+            self._num_missing,
+            self._num_inside,
+            self._num_outside,
+        )
+
+    def refused(self, reason: str) -> None:
+        """Count an input that the codec refused."""
+        self._num_unknown += reason == "UNKNOWN_TOKEN"
+        self._num_missing += reason == "NOT_FINITE"
+
+    # ---- chunks that are committed as soon as they have run
+
+    def take(self, batch: Batch) -> None:
+        """Score the chunks that end in this run, before their sessions advance.
+
+        Single steps are most of a busy server's work, hence the loop with as little in it as can be.
+        """
+        name = self._scores.surprise
+        if name is None:
+            return
+        if batch.outputs[name].shape[1] != 1:
+            for row, work in batch.rows:
+                self._take_row(batch, row, work)
+            return
+        values: list[float] = batch.outputs[name][:, 0].tolist()
+        block, total, count = self._block, 0.0, 0
+        for row, work in batch.rows:
+            if work.length != 1 or work.kind not in _COUNTED:
+                self._take_row(batch, row, work)
+                continue
+            value = values[row]
+            total += value
+            count += 1
+            session = work.session
+            if session is not None:
+                session.block_sum = block_sum = session.block_sum + value
+                if not (session.position + 1) % block:
+                    self._end_block(batch, work, session, block_sum)
+        if not math.isfinite(total):
+            total, count = self._leave_out([values[row] for row, work in batch.rows if _is_single(work)])
+        self._total += total
+        self._num_steps += count
+        if self._sees_inputs and count:
+            self._look_at([row for row in batch.rows if _is_single(row[1])], batch.outputs)
+
+    def _leave_out(self, values: Sequence[float]) -> tuple[float, int]:
+        """Count what is no number; return the sum and the number of the others."""
+        finite = [value for value in values if math.isfinite(value)]
+        self._num_nan += len(values) - len(finite)
+        return sum(finite), len(finite)
+
+    def _end_block(self, batch: Batch, work: Work, session: Session, block_sum: float) -> None:
+        session.block_sum = 0.0
+        if math.isfinite(block_sum):
+            means = [block_sum / self._block]
+            self._add_blocks(means)
+            if session.request.drift:
+                session.chart = self._advanced(session, means)
+                batch.answers[work].drift = _told(session.chart)
+
+    def _look_at(self, rows: Sequence[Row], outputs: Outputs) -> None:
+        """Count what is unusual in the inputs of single steps, all at once."""
+        inputs = np.concatenate([work.inputs[0] for _, work in rows])
+        unknown, beyond = self._unusual(inputs)
+        self._num_unknown += unknown
+        self._num_out_of_range += beyond
+        band = self._scores.band
+        if band is None:
+            return
+        truths = inputs[:, band.column].tolist()
+        bands = band.cut(outputs[band.output][[row for row, _ in rows], -1]).tolist()
+        for (_, work), truth, (low, high) in zip(rows, truths, bands, strict=True):
+            session = work.session
+            if session is None:
+                continue
+            if session.band is not None:
+                is_inside = session.band[0] <= truth <= session.band[1]
+                self._num_inside += is_inside
+                self._num_outside += not is_inside
+            session.band = low, high
+
+    def _take_row(self, batch: Batch, row: int, work: Work) -> None:
+        if work.remaining:
+            return
+        if work.kind in _COUNTED:
+            self.commit(self.score(batch, row, work), work.session)
+        elif work.session is not None:
+            work.session.block_sum = NOT_WHOLE
+
+    # ---- chunks that are stored first
+
+    def score(self, batch: Batch, row: int, work: Work) -> Scored:
+        """Score a chunk that ends in ``row`` of a run, and change nothing yet but its answer."""
+        session = work.session
+        chart = None if session is None else session.chart
+        if work.kind not in _COUNTED or self._scores.surprise is None:
+            return Scored(NOT_WHOLE, chart)
+        values = _surprise(work, row, batch.outputs, self._scores.surprise)
+        total, position = (NOT_WHOLE, 0) if session is None else (session.block_sum, session.position)
+        block_sum, means = add_steps(total, position, values, self._block)
+        if means and session is not None and session.request.drift:
+            chart = self._advanced(session, means)
+            batch.answers[work].drift = _told(chart)
+        scored = Scored(block_sum, chart, means, values)
+        if not self._sees_inputs:
+            return scored
+        unknown, beyond = self._unusual(work.inputs[0])
+        band, inside, outside = self._covered(work, row, batch.outputs)
+        return scored._replace(band=band, inside=inside, outside=outside, unknown=unknown, beyond=beyond)
+
+    def commit(self, scored: Scored, session: Session | None) -> None:
+        """Count a scored chunk, for it is committed."""
+        total, count = float(np.sum(scored.values, dtype=np.float64)), len(scored.values)
+        if not math.isfinite(total):
+            total, count = self._leave_out(scored.values.tolist())
+        self._total += total
+        self._num_steps += count
+        self._num_unknown += scored.unknown
+        self._num_out_of_range += scored.beyond
+        self._num_inside += scored.inside
+        self._num_outside += scored.outside
+        self._add_blocks(scored.means)
+        if session is not None:
+            session.block_sum, session.band, session.chart = scored.block_sum, scored.band, scored.chart
+
+    def _advanced(self, session: Session, means: Sequence[float]) -> Charted:
+        """Return a session's own chart after more blocks."""
+        assert self._chart is not None
+        return self._chart.advance_all(session.chart or self._chart.start(), means)
+
+    def _add_blocks(self, means: Sequence[float]) -> None:
+        if self._chart is None:
+            return
+        for mean in means:
+            self._blocks.add(mean)
+            before, self._charted = self._charted, self._chart.advance(self._charted, mean)
+            if self._charted.state != before.state:
+                self._changed(before.state, self._chart.report(self._charted))
+
+    def _changed(self, before: State, now: DriftReport) -> None:
+        self._changes[self._charted.state] += 1
+        log.warning(
+            "model %s: %s, was %s: its surprise averages %.3f %s over the last blocks, %.3f ± %.3f where all is well",
+            self._label,
+            now.state,
+            before,
+            now.ewma,
+            self._scores.unit,
+            now.mean,
+            now.mean - now.drift[0],
+        )
+
+    def _unusual(self, inputs: Any) -> tuple[int, int]:
+        """Return how many tokens are unknown, and how many values beyond the training's."""
+        scores = self._scores
+        unknown = 0 if scores.unknown is None else int(np.count_nonzero(inputs == scores.unknown))
+        return unknown, 0 if scores.ranges is None else scores.ranges.num_outside(inputs)
+
+    def _covered(self, work: Work, row: int, outputs: Outputs) -> tuple[tuple[float, float] | None, int, int]:
+        """Return the band for the next step, and how many of the work's inputs were inside and outside of theirs."""
+        band = self._scores.band
+        if band is None:
+            return None, 0, 0
+        bands = _bands(work, row, outputs, self._scores)
+        truths: Any = work.inputs[0][:, band.column]
+        known = None if work.session is None else work.session.band
+        if known is None:
+            expected, truths = bands[:-1], truths[1:]
+        else:
+            expected = np.concatenate((np.array([known], bands.dtype), bands[:-1]))
+        inside = int(np.count_nonzero((truths >= expected[:, 0]) & (truths <= expected[:, 1])))
+        low, high = bands[-1].tolist()
+        return (low, high), inside, len(truths) - inside
+
+
+def _is_single(work: Work) -> bool:
+    return work.length == 1 and work.kind in _COUNTED
+
+
+def _told(charted: Charted) -> Drift:
+    return Drift(charted.state, charted.ewma, charted.blocks)
+
+
+def _surprise(work: Work, row: int, outputs: Outputs, name: str) -> FloatArray:
+    """Return the surprise of all steps of a chunk, [steps], which may have come in pieces."""
+    if not work.pieces:
+        values: FloatArray = outputs[name][row]
+        return values
+    return np.concatenate([piece[name] for piece in work.pieces])
+
+
+def _bands(work: Work, row: int, outputs: Outputs, scores: Scores) -> FloatArray:
+    """Return the bands after each step of a chunk, [steps, 2]."""
+    band = scores.band
+    assert band is not None
+    if not work.pieces:
+        return band.cut(outputs[band.output][row])
+    pieces: list[Any] = [piece[BAND] if BAND in piece else band.cut(piece[band.output]) for piece in work.pieces]
+    return np.concatenate(pieces)
