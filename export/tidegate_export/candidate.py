@@ -1,6 +1,7 @@
 """What an export works on: a stateful module with its manifest, and the one way from there to a proven bundle.
 
-Knows the order of the steps: write the graph, compare with PyTorch, find out about the batch, prove, write. Where the
+Knows the order of the steps: write the graph, compare with PyTorch, find out about the batch, prove,
+calibrate, write. Where the
 candidate comes from (`networks`, `modules`) is not known here.
 """
 
@@ -17,6 +18,7 @@ from torch import nn
 
 from tidegate.bundle import CARD, GRAPH, Json, Manifest, write_bundle
 from tidegate.proof import is_batch_invariant, prove
+from tidegate_export.calibrated import chart
 from tidegate_export.card import card
 from tidegate_export.graph import write_graph
 from tidegate_export.parity import Parity, check_parity
@@ -42,6 +44,8 @@ class Exported:
     path: Path
     manifest: Manifest
     parity: Parity
+    uncalibrated: str
+    """Why it has no control chart; empty where it has one."""
 
 
 def export_candidate(candidate: Candidate, root: Path) -> Exported:
@@ -57,11 +61,14 @@ def export_candidate(candidate: Candidate, root: Path) -> Exported:
         manifest = manifest.model_copy(update={"batch_invariant": is_batch_invariant(graph, manifest)})
     proof = prove(graph, manifest)
     parity = check_parity(candidate.module, graph, manifest)
+    drift = chart(graph, manifest, dict(candidate.files))
+    uncalibrated = drift if isinstance(drift, str) else ""
     provenance = {**manifest.provenance, "parity": parity.as_json(), "versions": _versions()}
-    manifest = manifest.model_copy(update={"proof": proof, "provenance": provenance})
+    found = {"proof": proof, "provenance": provenance, "drift": None if isinstance(drift, str) else drift}
+    manifest = manifest.model_copy(update=found)
     text = card(manifest, candidate.report, candidate.example).encode()
     path = write_bundle(root, manifest, {**candidate.files, GRAPH: graph, CARD: text})
-    return Exported(path, manifest, parity)
+    return Exported(path, manifest, parity, uncalibrated)
 
 
 def _versions() -> dict[str, str]:

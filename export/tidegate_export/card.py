@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 
-from tidegate.bundle import ForecastCodec, Json, Manifest, TokenCodec
+from tidegate.bundle import ForecastCodec, Json, Manifest, TensorCodec, TokenCodec
 
 _PURPOSE = {
     "next_token": "Predicts the next token of a sequence, step by step.",
     "forecast": "Forecasts the steps ahead in quantiles, after every step of a sequence.",
     "stream": "Tensors in, tensors out, step by step, with its state.",
 }
+
+_CHART = "Surprise, where all is well"
 
 
 def card(manifest: Manifest, report: Mapping[str, Json], example: Json) -> str:
@@ -24,7 +26,15 @@ def card(manifest: Manifest, report: Mapping[str, Json], example: Json) -> str:
         ["## Checks at export", "", *_checks(manifest)],
         ["## Call", "", *_call(manifest, example)],
     ]
-    return "\n\n".join("\n".join(section) for section in sections) + "\n"
+    return with_chart("\n\n".join("\n".join(section) for section in sections) + "\n", manifest)
+
+
+def with_chart(text: str, manifest: Manifest) -> str:
+    """Return a card with what the manifest says of its chart, in the place of what the card said."""
+    kept = [section for section in text.split("\n## ") if not section.startswith(_CHART)]
+    if manifest.drift is not None:
+        kept.insert(len(kept) - 1, "\n".join([_CHART, "", *_chart(manifest), ""]))
+    return "\n## ".join(kept)
 
 
 def _model(manifest: Manifest, report: Mapping[str, Json]) -> Iterator[str]:
@@ -96,6 +106,25 @@ def _checks(manifest: Manifest) -> Iterator[str]:
         yield f"- Parity with PyTorch: {parity['cases']} sequences, worst {parity['max_error']:.1e}"
     if not manifest.batch_invariant:
         yield "- A row's result depends on its neighbours in a batch: the server runs rows alone."
+
+
+def _chart(manifest: Manifest) -> Iterator[str]:
+    drift, codec = manifest.drift, manifest.codec
+    assert drift is not None
+    unit = "" if isinstance(codec, TensorCodec) else f" {codec.surprise_unit}"
+    yield (
+        f"- Where all is well: {drift.mean:.3f} ± {drift.spread:.3f}{unit} over blocks of {drift.block} steps "
+        f"({drift.blocks:,} blocks: {drift.data})"
+    )
+    yield f"- Correlation of neighbouring blocks: {drift.autocorrelation:.2f}, which the limits allow for"
+    warning, drifted = drift.warning, drift.drift
+    yield (
+        f"- Moving average (factor {drift.factor:g}): warning beyond {warning.width:g} of its standard deviations, "
+        f"drift beyond {drifted.width:g}"
+    )
+    yield f"- False alarms: a warning every {warning.run_length:,.0f} blocks, drift every {drifted.run_length:,.0f}"
+    for feature, (low, high) in drift.ranges.items():
+        yield f"- Range of {feature} in training: {low:,.6g} to {high:,.6g}"
 
 
 def _call(manifest: Manifest, example: Json) -> Iterator[str]:

@@ -15,7 +15,10 @@ import typer
 
 def export(  # noqa: PLR0913, PLR0917 - the command line's options
     source: Annotated[
-        str, typer.Argument(help="A run directory, or my_module:factory or FILE.py:factory of a module of your own.")
+        str,
+        typer.Argument(
+            help="A run directory; my_module:factory or FILE.py:factory of a module of your own; a bundle to calibrate."
+        ),
     ],
     weights: Annotated[Path | None, typer.Option(help="State dict of that module, read with weights_only.")] = None,
     name: Annotated[str | None, typer.Option(help="The bundle's name (default: the run's).")] = None,

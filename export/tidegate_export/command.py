@@ -19,8 +19,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from tidegate.bundle import next_version
+from tidegate.bundle import MANIFEST, Drift, next_version
 from tidegate.errors import BundleError
+from tidegate_export.calibrated import calibrate_bundle
 from tidegate_export.candidate import Candidate, Exported, export_candidate
 from tidegate_export.errors import ExportError
 from tidegate_export.modules import Description, InputShape, module_candidate
@@ -46,12 +47,21 @@ class Request:
 def run(request: Request) -> tuple[str, bool]:
     """Export; return what to tell, and whether there is a bundle."""
     try:
+        if (Path(request.source) / MANIFEST).exists():
+            return _calibrated(request), True
         return _told(export_candidate(_candidate(request), request.out)), True
     except ValidationError as error:
         first = error.errors()[0]
         return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}", False
     except (ExportError, BundleError, TrainingInputError) as error:
         return " ".join(str(error).split()), False
+
+
+def _calibrated(request: Request) -> str:
+    """Give a bundle its control chart, anew if it has one; return what to tell."""
+    _refuse_options(request)
+    found = calibrate_bundle(Path(request.source), request.out, name=request.name, version=request.version)
+    return f"{found.path}\n{_chart(found.drift)}"
 
 
 def _candidate(request: Request) -> Candidate:
@@ -91,7 +101,7 @@ def _refuse_options(request: Request) -> None:
     }
     for option, value in given.items():
         if value is not None:
-            raise ExportError(f"{option} goes with a module of your own; {request.source} is a run directory")
+            raise ExportError(f"{option} goes with a module of your own; {request.source} says for itself")
 
 
 def _input_shape(request: Request) -> InputShape:
@@ -175,9 +185,21 @@ def _told(exported: Exported) -> str:
         f"parity with PyTorch: {parity.cases} sequences, worst |Δ| - 1e-4·|x| = {parity.max_error:.1e}",
         f"streaming proof: {manifest.proof.cases} comparisons, worst {manifest.proof.max_error:.1e}",
     ]
+    if manifest.drift is not None:
+        lines.append(_chart(manifest.drift))
+    elif manifest.task in {"next_token", "forecast"}:
+        lines.append(f"no control chart: {exported.uncalibrated}")
     if not manifest.batch_invariant:
         lines.append("a row's result depends on its neighbours: the server runs its rows alone")
     return "\n".join(lines)
+
+
+def _chart(drift: Drift) -> str:
+    return (
+        f"surprise where all is well: {drift.mean:.3f} ± {drift.spread:.3f} over blocks of {drift.block} steps; "
+        f"limits at {drift.warning.width:g} and {drift.drift.width:g}, false alarms every "
+        f"{drift.warning.run_length:,.0f} and {drift.drift.run_length:,.0f} blocks"
+    )
 
 
 def _first_line(error: Exception) -> str:
