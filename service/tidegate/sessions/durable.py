@@ -148,8 +148,12 @@ class DurableDesk:
             for _, failed in self._arriving.pop(id_):
                 failed(told)
             return
-        for then, _ in self._arriving.pop(id_):
-            then(session)
+        for then, failed in self._arriving.pop(id_):
+            try:
+                then(session)
+            except Exception as error:
+                log.exception("what waited for session %s failed", id_)
+                failed(InternalError(f"the request failed: {error}"))
 
     async def _load(self, id_: str) -> DurableSession:
         entry, record = await self._open_record(id_)

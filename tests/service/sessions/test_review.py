@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle
-from tests.service.serving import collect, numbers
+from tests.service.serving import ManualClock, collect, numbers, serving
 from tests.service.sessions.replicas import MODEL, replicas, step
 from tidegate.core import Input, Sampling, SessionRequest
-from tidegate.errors import FailedPreconditionError, OverloadedError, SessionEndedError, UnavailableError
+from tidegate.errors import (
+    FailedPreconditionError,
+    InternalError,
+    OverloadedError,
+    SessionEndedError,
+    UnavailableError,
+)
 
 FORECAST = "tiny-forecast"
 VALUES = Input(values=np.array([[20.0, 3.0]], np.float32))
@@ -114,6 +120,32 @@ async def test_a_copy_of_an_id_that_is_another_models_by_now(root: Path, opener:
         assert (await a.step("s", VALUES, position=0)).position == 1
 
 
+async def test_what_breaks_one_of_those_who_wait_for_a_session_is_nothing_to_the_others(root: Path) -> None:
+    async with replicas(root) as they:
+        _, b = they
+        await they.open()
+        broken = b.step("s", Input(tokens=["no number"]))  # type: ignore[list-item]
+        sound = b.step("s", Input(text="a"))
+        assert (await sound).position == 1
+        assert isinstance(broken.exception(), InternalError)
+
+
+async def test_who_holds_a_copy_that_left_the_arena_is_told_to_ask_again(root: Path) -> None:
+    async with replicas(root, 1, arena_mb=1, evict_idle=1e9) as they:
+        (a,) = they
+        await they.open()
+        await step(a, "hel", 0)
+        held = await a.live_session("s")
+        for index in range(3000):
+            await they.open(f"other{index}")
+        inputs = held.model.codec.encode(Input(text="l"))
+        with pytest.raises(UnavailableError) as caught:
+            await a.submit_tensors(held.model, held, inputs)
+        assert (caught.value.reason, caught.value.retry_after) == ("SESSION_MOVED", 0.0)
+        told = (await step(a, "lo", 3)).prediction
+        np.testing.assert_allclose(numbers(told), numbers(await they.whole("hello")), rtol=1e-4, atol=1e-5)
+
+
 async def test_a_durable_session_under_the_id_of_an_ephemeral_one_that_ended(root: Path) -> None:
     async with replicas(root, 1) as they:
         (a,) = they
@@ -154,6 +186,20 @@ async def test_a_model_that_goes_while_a_session_is_opened_on_it(tmp_path: Path)
         with pytest.raises(FailedPreconditionError) as caught:
             await step(a, "a", 0)
         assert caught.value.reason == "MODEL_GONE"
+
+
+async def test_models_are_unloaded_once_by_whoever_comes_first(tmp_path: Path) -> None:
+    clock = ManualClock()
+    for version in ("1", "2", "3"):
+        write_tiny_bundle(tmp_path, MODEL, version)
+    async with serving(tmp_path, clock) as service:
+        for version in ("1", "2"):
+            await service.open_session(SessionRequest(MODEL, version, ttl_seconds=10))
+            shutil.rmtree(tmp_path / MODEL / version)
+        await service.reload()
+        clock.now += 11
+        await asyncio.gather(service.expire(), service.expire())
+        assert [model.version for model in service.statistics().models] == ["3"]
 
 
 async def test_a_page_is_full_also_where_some_sessions_are_overdue(root: Path) -> None:
