@@ -208,7 +208,8 @@ class Registry:
 
     async def retire(self) -> None:
         """Unload the models that are not offered any more, once the last session and the last request are over."""
-        for model in [model for model in self._models.values() if not model.is_needed]:
+        # Looked for anew each time: while one stops, others are needed again, or unloaded by somebody else.
+        while (model := next((each for each in self._models.values() if not each.is_needed), None)) is not None:
             del self._models[model.key]
             await model.stop()
 
