@@ -15,7 +15,7 @@ PROTOS := $(sort $(wildcard proto/tidegate/v1/*.proto proto/tidegate/oip/*.proto
 STUB_DIRS := $(patsubst proto/%,%,$(patsubst %/,%,$(sort $(dir $(PROTOS)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test check stubs stubs-check bench bench-curves bench-peers bench-gpu wheel clean
+.PHONY: help venv serve test check stubs stubs-check bench bench-curves bench-peers bench-stores bench-gpu wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ bench-curves: $(EVERYTHING) ## measure the growth curves: bench/CURVES.md
 
 bench-peers: $(EVERYTHING) ## measure other servers beside ours, each installed into an environment of its own
 	$(BIN)/python -m bench.peers $(BENCH_ARGS)
+
+bench-stores: $(EVERYTHING) ## measure durable sessions on SQLite and Redis, a million of them too (15 minutes, 10 GB of disk)
+	$(BIN)/python -m bench.stores $(BENCH_ARGS)
 
 bench-gpu: $(EVERYTHING) ## measure states on a GPU: bench/GPU.md (needs onnxruntime-gpu and a torch that sees the GPU)
 	$(BIN)/python -m bench.gpu $(BENCH_ARGS)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from bench import client, machine, plots, report
-from bench.measure import Plan, Row, failed
+from bench.measure import Plan
 from bench.processes import ROOT
 from bench.rows import ROWS
+from bench.table import measure
 
 QUICK = Plan(seconds=0.5, rounds=2, warmup=0.2, is_quick=True)
 
@@ -40,37 +38,15 @@ def main(
     plan = Plan(QUICK.seconds, QUICK.rounds, QUICK.warmup, True, flags) if quick else Plan(seconds, rounds, flags=flags)
     description = machine.describe()
     client.build()
-    measured = measure(asked, plan)
+    measured = measure(ROWS, asked, plan)
     if output is None and not quick and asked == list(ROWS):
         output = ROOT / "bench"
     if output is not None:
         if (earlier := report.read(output)) is not None:
-            peers = [row for row in earlier.rows if report.is_of_peers(row) and row.value is not None]
-            measured = report.merged(measured, peers)
+            others = [row for row in earlier.rows if report.is_of_others(row) and row.value is not None]
+            measured = report.merged(measured, others)
         names = [f"plots/{name}" for name in plots.draw(output / "plots", measured)]
         report.write(output, measured, description, plan, names)
-
-
-def measure(names: Sequence[str], plan: Plan) -> list[Row]:
-    """The rows of these names, each printed as it comes."""
-    console, measured = Console(), []
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("", total=len(names))
-        for name in names:
-            progress.update(task, description=name)
-            for row in _rows(name, plan):
-                console.print(report.one_line(row), highlight=False, soft_wrap=True)
-                measured.append(row)
-            progress.advance(task)
-    return measured
-
-
-def _rows(name: str, plan: Plan) -> Iterator[Row]:
-    """The lines that a row gives; its failure is one, whatever it is, and ends nothing else."""
-    try:
-        yield from ROWS[name](plan)
-    except Exception as error:  # noqa: BLE001 - told in the table
-        yield failed(name, f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ must have the position that it should, and one error voids the run.
 - **raw**: `InferenceSession.run` on the same graph, one thread, states fed back, in a process of its own.
 - **peers**: `make bench-peers`, in a run of its own: each peer and tidegate's stream in turns, the peer's steps held
   against tidegate's; the client asks for one step at a time in every session. `bench/peers` has their applications.
+- **stores**: `make bench-stores`, in a run of its own, rounds and seconds in the details: servers with one store each,
+  and one with ephemeral sessions, in turns. Files and Redis are on this machine and on the repository's disk.
 - **CPU per step**: user and system time of the server process with all its threads (/proc), over exactly the time that
   is measured. Noise disturbs it least.
 """
@@ -107,9 +109,9 @@ def number(value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
 
 
-def is_of_peers(row: Row) -> bool:
-    """Whether `make bench-peers` measures the row."""
-    return row.row.startswith("peer-") or row.row.endswith("-peers")
+def is_of_others(row: Row) -> bool:
+    """Whether not `make bench` measures the row but `make bench-peers` or `make bench-stores`."""
+    return row.row.startswith(("peer-", "store-")) or row.row.endswith("-peers")
 
 
 def merged(rows: Iterable[Row], newer: Iterable[Row]) -> list[Row]:

@@ -18,23 +18,23 @@ LANES = 1000
 
 
 @contextlib.contextmanager
-def sessions(target: Running, count: int, model: str = MODEL) -> Iterator[list[str]]:
+def sessions(target: Running, count: int, model: str = MODEL, *, durable: bool = False) -> Iterator[list[str]]:
     """The ids of ``count`` sessions that end with the block."""
-    ids = asyncio.run(_open(target, count, model))
+    ids = asyncio.run(_open(target, count, model, durable))
     try:
         yield ids
     finally:
         asyncio.run(_close(target, ids))
 
 
-def open_sessions(target: Running, count: int, model: str = MODEL) -> list[str]:
+def open_sessions(target: Running, count: int, model: str = MODEL, *, durable: bool = False) -> list[str]:
     """The ids of ``count`` sessions that stay open."""
-    return asyncio.run(_open(target, count, model))
+    return asyncio.run(_open(target, count, model, durable))
 
 
-def step_once(target: Running, ids: list[str]) -> None:
-    """Make one step of each session, in columns."""
-    asyncio.run(_step_once(target, ids))
+def step_once(target: Running, ids: list[str], position: int = 0) -> None:
+    """Make one step of each session, in columns; all are at ``position``."""
+    asyncio.run(_step_once(target, ids, position))
 
 
 def state_bytes(target: Running, model: str = MODEL) -> int:
@@ -48,14 +48,14 @@ def echoed(count: int) -> list[str]:
     return [SESSION] * count
 
 
-async def _open(target: Running, count: int, model: str) -> list[str]:
+async def _open(target: Running, count: int, model: str, durable: bool = False) -> list[str]:
     async with _channel(target) as channel:
         stub = sessions_pb2_grpc.SessionsStub(channel)
         gate = asyncio.Semaphore(AT_ONCE)
 
         async def one() -> str:
             async with gate:
-                return str((await stub.Open(sessions_pb2.OpenRequest(model=model))).id)
+                return str((await stub.Open(sessions_pb2.OpenRequest(model=model, durable=durable))).id)
 
         return list(await asyncio.gather(*(one() for _ in range(count))))
 
@@ -65,7 +65,7 @@ async def _get(target: Running, name: str) -> sessions_pb2.Session:
         return await sessions_pb2_grpc.SessionsStub(channel).Get(sessions_pb2.GetSessionRequest(session=name))
 
 
-async def _step_once(target: Running, ids: list[str]) -> None:
+async def _step_once(target: Running, ids: list[str], position: int) -> None:
     async with _channel(target) as channel:
         for start in range(0, len(ids), LANES):
             names = ids[start : start + LANES]
@@ -75,7 +75,7 @@ async def _step_once(target: Running, ids: list[str]) -> None:
                 predictor_pb2.StreamRequest(columns=columns),
             ]
             replies = [reply async for reply in predictor_pb2_grpc.PredictorStub(channel).Stream(iter(asked))]
-            assert list(replies[-1].columns.positions) == [1] * len(names), replies[-1]
+            assert list(replies[-1].columns.positions) == [position + 1] * len(names), replies[-1]
 
 
 async def _close(target: Running, ids: list[str]) -> None:

@@ -13,12 +13,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench import client, machine, plots, report
-from bench.measure import Plan, Row
+from bench import client, machine, report
+from bench.measure import Plan
 from bench.peers import triton
 from bench.peers.catalogue import PEERS
 from bench.peers.comparison import peer_rows
 from bench.processes import ROOT
+from bench.table import add
 
 NAMES = [peer.name for peer in PEERS]
 
@@ -47,15 +48,7 @@ def main(
     if output is None and asked == NAMES:
         output = ROOT / "bench"
     if output is not None:
-        _add(output, measured, description, plan)
-
-
-def _add(folder: Path, measured: list[Row], description: dict[str, str], plan: Plan) -> None:
-    """Put the rows into the report that is in ``folder``, or begin one there."""
-    earlier = report.read(folder) or report.Written([], description, plan)
-    rows = report.merged(earlier.rows, measured)
-    names = [f"plots/{name}" for name in plots.draw(folder / "plots", rows)]
-    report.write(folder, rows, earlier.machine, earlier.plan, names)
+        add(output, measured, description, plan)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def test_rows_of_peers_take_the_place_of_those_before(tmp_path: Path) -> None:
     rows = report.merged(written.rows, newer)
     assert [row.row for row in rows] == ["a", "x-peers", "peer-y"]
     assert rows[1].met
-    assert [report.is_of_peers(row) for row in rows] == [False, True, True]
+    assert [report.is_of_others(row) for row in rows] == [False, True, True]
 
 
 def test_a_folder_without_a_report_has_none(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What durable sessions cost, store by store: `python -m bench.stores`."""
