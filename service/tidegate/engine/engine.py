@@ -297,6 +297,12 @@ class Engine:
             logits = np.stack([step.logits for step in hungry if step.logits is not None])
             self._feed(logits, [step.work for step in hungry if isinstance(step.work, Generation)])
 
+    def give_up(self, steps: Sequence[Step], error: Exception) -> None:
+        """Answer those of the steps that `settle` left without an answer; their records say what became of them."""
+        for step in steps:
+            step.session.is_fresh = False
+            self._drop(step.work, InternalError(f"the step was not answered: {error}"))
+
     def fail(self, plan: Plan, error: Exception) -> None:
         """Answer a failed run's own rows with the error: nobody else's."""
         self._num_failed_runs += 1

@@ -161,7 +161,11 @@ class Loop:
             for step in steps:
                 if step.work.course is not None:
                     step.work.course.committed(began, now)
-        self._engine.settle(steps, outcomes, now)
+        try:
+            self._engine.settle(steps, outcomes, now)
+        except Exception as error:
+            log.exception("%d steps were decided on, and could not be answered", len(steps))
+            self._engine.give_up(steps, error)
         self._go_on()
 
     def _read_records(self) -> None:

@@ -8,12 +8,14 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 
 from tests.service.engine.house import House, house
-from tidegate.core import Sampling
+from tidegate.core import Ask, Sampling
 from tidegate.engine.batch import Outcome, Step
-from tidegate.errors import PositionConflictError, SessionEndedError, UnavailableError
+from tidegate.engine.work import Work
+from tidegate.errors import InternalError, PositionConflictError, SessionEndedError, UnavailableError
 from tidegate.sessions.session import DurableSession, LastReply
 
 pytestmark = pytest.mark.usefixtures("arena")
@@ -97,6 +99,34 @@ async def test_what_cannot_be_committed_fails_alone_and_its_session_is_untouched
         assert again.position == 4
         assert it.state(sessions[0])[1:] == it.state(sessions[1])[1:] == it.state(sessions[2])[1:]
         assert records.ended == [3, 3, 1]
+
+
+class Broken:
+    """A caller that cannot be answered."""
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, result: object) -> None:
+        raise RuntimeError("broken")
+
+    def set_exception(self, error: BaseException) -> None:
+        raise RuntimeError("broken")
+
+
+async def test_who_was_stored_beside_one_that_breaks_is_not_left_waiting() -> None:
+    records = Records()
+    async with house(committer=records) as it:
+        records.it = it
+        broken, sound = it.open(durable=True), it.open(durable=True)
+        inputs = (np.zeros(1, np.int64),)
+        it.loop.submit(Work(broken, inputs, Ask(), 0, None, Broken()))
+        with pytest.raises(InternalError):
+            await it.step(sound, "a", 0)
+        # It was stored all the same: the repeat finds it.
+        assert (await it.step(sound, "a", 0)).position == 1
+        assert (await it.step(broken, "b", 1)).position == 2
+        assert records.ended[0] == 2
 
 
 async def test_a_long_chunk_is_stored_once_and_refused_whole() -> None:
