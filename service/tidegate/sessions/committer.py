@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from tidegate.engine.batch import Outcome, Step
 from tidegate.engine.engine import Engine
-from tidegate.errors import InternalError, TidegateError, UnavailableError
+from tidegate.errors import InternalError, NotFoundError, TidegateError, UnavailableError
 from tidegate.sessions.cache import SessionCache
 from tidegate.sessions.ledger import Ledger
 from tidegate.sessions.lifecycle import Phase
@@ -70,9 +70,14 @@ class Committer:
     def _take_in(self, session: DurableSession, entry: Entry | None) -> None:
         """Make the copy what the record says; raises why its work cannot go on here."""
         session.check_open()
-        record = None if entry is None else decode_record(entry)
-        phase = Phase.CLOSED if record is None else phase_of(record)
-        if entry is None or record is None or phase is not Phase.OPEN:
+        if entry is None:
+            self._leave(session)
+            session.phase = Phase.CLOSED
+            # Forgotten an hour after its end, or lost with the store: nobody here can tell.
+            raise NotFoundError(f"unknown session {session.id}", reason="UNKNOWN_SESSION")
+        record = decode_record(entry)
+        phase = phase_of(record)
+        if phase is not Phase.OPEN:
             self._leave(session)
             session.phase = phase
             raise ended(session.id, phase)

@@ -16,6 +16,7 @@ from tidegate.core import Input, Sampling, SessionRequest
 from tidegate.errors import (
     FailedPreconditionError,
     InternalError,
+    NotFoundError,
     OverloadedError,
     SessionEndedError,
     UnavailableError,
@@ -186,6 +187,20 @@ async def test_a_model_that_goes_while_a_session_is_opened_on_it(tmp_path: Path)
         with pytest.raises(FailedPreconditionError) as caught:
             await step(a, "a", 0)
         assert caught.value.reason == "MODEL_GONE"
+
+
+async def test_a_session_that_its_store_lost_is_unknown_and_not_closed(root: Path) -> None:
+    async with replicas(root, 1) as they:
+        (a,) = they
+        await they.open()
+        await step(a, "ab", 0)
+        (entry,) = await they.store.read(["s"])
+        assert entry is not None
+        assert await they.store.delete("s", entry.revision)
+        for _ in range(2):
+            with pytest.raises(NotFoundError) as caught:
+                await step(a, "c", 2)
+            assert caught.value.reason == "UNKNOWN_SESSION"
 
 
 async def test_models_are_unloaded_once_by_whoever_comes_first(tmp_path: Path) -> None:
