@@ -63,6 +63,12 @@ def _known_store(text: str) -> str:
     raise ValueError(f"{text!r} is not a store: it is memory, sqlite or redis://HOST:PORT/DATABASE")
 
 
+def _checked_url(text: str | None) -> str | None:
+    if text is None or re.fullmatch(r"https?://[^\s/]+/?", text):
+        return text
+    raise ValueError(f"{text!r} is not a URL like http://127.0.0.1:4317")
+
+
 def _none_by_word(value: object) -> object:
     """TOML, flags and variables have no null: the word ``none`` lifts a limit."""
     return None if value == "none" else value
@@ -85,6 +91,7 @@ class ModelSettings(BaseModel):
     cuda_graphs: bool | None = None
     allow_batch_dependence: bool | None = None
     durable: bool | None = None
+    sequences: bool | None = None
 
 
 class Settings(BaseSettings):
@@ -109,6 +116,9 @@ class Settings(BaseSettings):
     durable: bool = Field(
         False,
         description="Make the sequences of the Open Inference Protocol, which cannot ask for it, durable sessions.",
+    )
+    sequences: bool = Field(
+        True, description="Let clients of the Open Inference Protocol keep sequences of the models."
     )
     sqlite_sync: Literal["normal", "full"] = Field(
         "normal", description="What a commit to SQLite survives: the end of the process (normal), or of power (full)."
@@ -151,6 +161,10 @@ class Settings(BaseSettings):
     )
     log_format: Literal["console", "json"] = Field(
         "console", description="console (for people) or json (an object a line)."
+    )
+    access_log: bool = Field(False, description="A line a request: what was asked for, how it ended, how long it took.")
+    otlp: Annotated[str | None, AfterValidator(_checked_url), BeforeValidator(_none_by_word)] = Field(
+        None, description="http://HOST:PORT of an OpenTelemetry collector (OTLP over gRPC) for traces (extra otel)."
     )
     models: Annotated[dict[str, ModelSettings], NoDecode] = Field(
         {}, description="Settings of single models, by name: tables of the file, neither flags nor variables."

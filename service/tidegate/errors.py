@@ -65,7 +65,9 @@ class PositionConflictError(TidegateError):
 
 
 class SessionEndedError(TidegateError):
-    """The session is over; ``reason`` is SESSION_CLOSED, SESSION_EXPIRED, SESSION_IDLE or SESSION_EVICTED."""
+    """The session is over; ``reason`` is SESSION_CLOSED, SESSION_EXPIRED, SESSION_IDLE, SESSION_EVICTED or
+    SEQUENCE_RESTARTED.
+    """
 
     default_reason = "SESSION_CLOSED"
 

@@ -59,6 +59,7 @@ from tidegate.sessions.desk import Desk
 from tidegate.sessions.durable import DurableDesk
 from tidegate.sessions.ids import SEQUENCE, check_chosen, new_durable, new_ephemeral
 from tidegate.sessions.ledger import Ledger, LedgerStatistics
+from tidegate.sessions.lifecycle import Event
 from tidegate.sessions.moment import Moment, read_snapshot, take_snapshot
 from tidegate.sessions.session import DurableSession, Session
 from tidegate.sessions.stores.making import make_store
@@ -217,6 +218,11 @@ class Service:
 
     # ---- models
 
+    @property
+    def registry(self) -> Registry:
+        """The models that are loaded, for who submits tensors to them."""
+        return self._registry
+
     def models(self, limit: int = 0, page_token: str = "") -> ModelPage:
         """Return a page of the offered models, by name, then version."""
         size = _page_size(limit)
@@ -310,9 +316,9 @@ class Service:
         has_more = bool(token) or len(found) > size
         return SessionPage(found[:size], found[size - 1].id if has_more else "")
 
-    async def close_session(self, id: str) -> None:  # noqa: A002
+    async def close_session(self, id: str, event: Event = Event.CLOSE) -> None:  # noqa: A002
         """End the session; closing twice succeeds."""
-        await self._home(id).close(id)
+        await self._home(id).close(id, event)
 
     async def fork_session(
         self,

@@ -28,6 +28,12 @@ def server() -> Iterator[RunningServer]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def stateless() -> Iterator[RunningServer]:
+    with serving(BUNDLES, "--no-sequences") as running:
+        yield running
+
+
 def run(server: RunningServer, model: str, way: str, *more: str, inputs: str = "") -> str:
     url = server.http.removeprefix("http://") if way == "http" else server.grpc
     what = ("-m", model, SHAPES[model], inputs or INPUTS[model])
@@ -54,6 +60,21 @@ def test_sequences_of_a_rate_by_ids_that_are_used_again(server: RunningServer, w
     more = ("--request-rate-range=80", "--num-of-sequences=3", "--sequence-id-range=1:4", "--sequence-length=5")
     report = run(server, "shakespeare-lstm", way, *more)
     assert measured(report, "Sequence count") > 0
+
+
+@pytest.mark.parametrize("model", SHAPES)
+@pytest.mark.parametrize("way", WAYS)
+def test_without_sequences(stateless: RunningServer, way: str, model: str) -> None:
+    report = run(stateless, model, way, "--concurrency-range=4")
+    assert measured(report, "Throughput") > 0
+    assert "Sequence count" not in report
+
+
+@pytest.mark.parametrize("way", ["http", "grpc"])
+def test_batches_without_sequences(stateless: RunningServer, way: str) -> None:
+    report = run(stateless, "load-lstm", way, "-b", "8")
+    assert measured(report, "Batch size") == 8
+    assert measured(report, "Inference count") > measured(report, "Successful request count")
 
 
 @pytest.mark.parametrize("way", ["http", "grpc"])

@@ -114,13 +114,13 @@ class Desk:
         """Return some sessions by rising id, and the next page's token."""
         return self._table.page(limit, after)
 
-    async def close(self, id_: str) -> None:
+    async def close(self, id_: str, event: Event = Event.CLOSE) -> None:
         """End the session. One that has ended already is no error; one that never was is."""
         try:
             session = self.get(id_)
         except SessionEndedError:
             return
-        self.end(session, Event.CLOSE)
+        self.end(session, event)
         await self._registry.retire()
 
     async def expire(self) -> None:

@@ -30,7 +30,7 @@ from tidegate.sessions.committer import copy_in, is_of
 from tidegate.sessions.desk import MOST_CHECKPOINTS, ClockLike, Desk, check_layout, lifetimes, unknown_checkpoint
 from tidegate.sessions.ids import check_checkpoint, new_durable
 from tidegate.sessions.ledger import Ledger
-from tidegate.sessions.lifecycle import Event, Phase
+from tidegate.sessions.lifecycle import TRANSITIONS, Event, Phase
 from tidegate.sessions.moment import Moment
 from tidegate.sessions.records import (
     REMEMBERED_SECONDS,
@@ -233,17 +233,17 @@ class DurableDesk:
         if record is not None and not record.ended and overdue(record, self._clock.wall()) is None:
             raise AlreadyExistsError(f"session {id_} was opened as durable", reason="SESSION_EXISTS")
 
-    async def close(self, id_: str) -> None:
+    async def close(self, id_: str, event: Event = Event.CLOSE) -> None:
         """End the session; closing twice succeeds."""
 
         async def end(entry: Entry, record: Record) -> Write:
-            return self._ending(entry, record, Phase.CLOSED)
+            return self._ending(entry, record, TRANSITIONS[Phase.OPEN, event])
 
         try:
             await self._change(id_, end)
         except SessionEndedError:
             return
-        self._end_copy(id_, Event.CLOSE)
+        self._end_copy(id_, event)
         await self._registry.retire()
 
     async def moment(self, id_: str) -> tuple[Moment, SessionRequest]:

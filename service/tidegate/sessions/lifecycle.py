@@ -17,6 +17,7 @@ class Phase(Enum):
     EXPIRED = "SESSION_EXPIRED"
     IDLE = "SESSION_IDLE"
     EVICTED = "SESSION_EVICTED"
+    RESTARTED = "SEQUENCE_RESTARTED"
 
 
 class Event(Enum):
@@ -26,6 +27,7 @@ class Event(Enum):
     OUTLIVE = "its time to live is over"
     IDLE = "no step came within its idle time"
     EVICT = "its place was needed and it was the least recently used"
+    RESTART = "a sequence of the same name was started"
 
 
 TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
@@ -33,10 +35,12 @@ TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
     (Phase.OPEN, Event.OUTLIVE): Phase.EXPIRED,
     (Phase.OPEN, Event.IDLE): Phase.IDLE,
     (Phase.OPEN, Event.EVICT): Phase.EVICTED,
+    (Phase.OPEN, Event.RESTART): Phase.RESTARTED,
     (Phase.CLOSED, Event.CLOSE): Phase.CLOSED,  # closing twice succeeds
     (Phase.EXPIRED, Event.CLOSE): Phase.EXPIRED,
     (Phase.IDLE, Event.CLOSE): Phase.IDLE,
     (Phase.EVICTED, Event.CLOSE): Phase.EVICTED,
+    (Phase.RESTARTED, Event.CLOSE): Phase.RESTARTED,
 }
 
 WHY: dict[Phase, str] = {
@@ -44,4 +48,5 @@ WHY: dict[Phase, str] = {
     Phase.EXPIRED: Event.OUTLIVE.value,
     Phase.IDLE: Event.IDLE.value,
     Phase.EVICTED: Event.EVICT.value,
+    Phase.RESTARTED: Event.RESTART.value,
 }

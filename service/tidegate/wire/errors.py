@@ -64,7 +64,7 @@ _CLASSES: dict[int, type[TidegateError]] = {
     code_pb2.UNAVAILABLE: UnavailableError,
     code_pb2.DEADLINE_EXCEEDED: DeadlineExceededError,
 }
-_ENDED = frozenset({"SESSION_CLOSED", "SESSION_EXPIRED", "SESSION_IDLE", "SESSION_EVICTED"})
+_ENDED = frozenset({"SESSION_CLOSED", "SESSION_EXPIRED", "SESSION_IDLE", "SESSION_EVICTED", "SEQUENCE_RESTARTED"})
 
 
 def code_of(error: TidegateError) -> int:

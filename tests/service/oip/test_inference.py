@@ -152,6 +152,12 @@ async def test_a_sequence_is_a_session_that_v1_sees_and_does_not_write(way: Way,
     assert caught.value.reason == "OIP_SEQUENCE"
 
 
+async def test_a_restart_is_counted_with_its_reason(way: Way, service: Service) -> None:
+    for _ in range(2):
+        await way.infer("tiny", [Tensor("tokens", TOKENS[:1])], sequence_id=5, sequence_start=True)
+    assert service.statistics().ended == {"SEQUENCE_RESTARTED": 1}
+
+
 async def test_sequences_share_runs_with_sessions(way: Way, service: Service) -> None:
     """Both kinds wait for the same engine, so steps that arrive together meet in one run."""
     await way.infer("tiny", [Tensor("tokens", TOKENS[:1])], sequence_id=5, sequence_start=True)

@@ -11,10 +11,14 @@ import httpx
 import numpy as np
 import pytest
 from google.protobuf.json_format import MessageToDict
+from starlette.applications import Starlette
 
 from tests.bundles import write_tiny_bundle
 from tests.service.oip.ways import HttpWay, Refusal, Tensor
-from tests.service.serving import corrupt
+from tests.service.serving import corrupt, serving
+from tidegate.ingress.oip.adapter import ServiceCore
+from tidegate.ingress.oip.http import routes
+from tidegate.ingress.oip.inference import Inference
 from tidegate.oip import service_pb2
 from tidegate.service import Service
 from tidegate.wire.errors import decode_status
@@ -81,6 +85,21 @@ async def test_the_configuration_fits_the_metadata(http: httpx.AsyncClient, stub
     assert (config.name, config.max_batch_size, list(config.input[0].dims)) == ("tiny", 32, [-1])
     assert config.WhichOneof("scheduling_choice") == "sequence_batching"
     assert config.HasField("model_transaction_policy")
+
+
+async def test_a_model_may_be_served_without_sequences(bundles: Path) -> None:
+    async with serving(bundles, store="memory", models={"tiny": {"sequences": False}}) as service:
+        inference = Inference(ServiceCore(service))
+        assert "sequence_batching" in inference.config("tiny-stream", "")
+        config = inference.config("tiny", "")
+        assert "sequence_batching" not in config
+        assert config["dynamic_batching"] == {}
+        app = Starlette(routes=[*routes(inference)])
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            inputs = [Tensor("tokens", np.zeros((1, 1), np.int64))]
+            with pytest.raises(Refusal) as caught:
+                await HttpWay(client, "json").infer("tiny", inputs, sequence_id=1, sequence_start=True)
+        assert caught.value.reason == "NO_SEQUENCES"
 
 
 @pytest.mark.parametrize("path", ["", "/config", "/stats", "/ready"])

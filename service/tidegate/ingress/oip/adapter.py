@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tidegate.core import Prediction, ReloadReport, SessionRequest, StepResult, Tensor
 from tidegate.errors import NotFoundError, SessionEndedError, TidegateError
 from tidegate.ingress.oip.core import EngineCounts, Served
-from tidegate.sessions.lifecycle import Phase
+from tidegate.sessions.lifecycle import Event, Phase
 
 if TYPE_CHECKING:
     from tidegate.config import Settings
@@ -52,7 +52,7 @@ class ServiceCore:
         return [self._served(model) for model in self._registry]
 
     def allows_sequences(self, name: str) -> bool:
-        return True
+        return self._settings_of(name).sequences
 
     def predict_rows(
         self, served: Served, rows: Sequence[tuple[Tensor, ...]], deadline: float | None
@@ -98,7 +98,7 @@ class ServiceCore:
     async def close_sequence(self, session: str, *, is_restart: bool) -> None:
         self._held.pop(session, None)
         try:
-            await self._service.close_session(session)
+            await self._service.close_session(session, Event.RESTART if is_restart else Event.CLOSE)
         except NotFoundError:
             return
 
@@ -129,7 +129,7 @@ class ServiceCore:
 
     @property
     def _registry(self) -> Registry:
-        return self._service._registry  # noqa: SLF001 - the service has no public way to a loaded model yet
+        return self._service.registry
 
     def _served(self, model: LoadedModel) -> Served:
         name = model.manifest.name
