@@ -1,0 +1,1 @@
+"""What runs tidegate with everything around it: configurations, and in `deploy.grafana` what writes the dashboards."""
