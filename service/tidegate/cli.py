@@ -25,6 +25,7 @@ VERBS = {
     "sessions": "tidegate.commands.sessions:sessions",
     "check": "tidegate.commands.check:check",
     "bench": "tidegate.commands.bench:bench",
+    "top": "tidegate.commands.top:top",
 }
 
 FAILED = 1

@@ -28,9 +28,10 @@ from tidegate.ingress.oip.adapter import ServiceCore
 from tidegate.ingress.oip.http import routes
 from tidegate.ingress.oip.inference import Inference
 from tidegate.ingress.oip.routing import RoutedInference
+from tidegate.observe.asked import make_requests, make_tracing
+from tidegate.observe.detail import DetailedRequests
 from tidegate.observe.logs import configure_logs
 from tidegate.observe.metrics import Figures
-from tidegate.observe.requests import Requests
 from tidegate.service import Service
 from tidegate.signals import Signals
 from tidegate.sockets import listen
@@ -80,13 +81,16 @@ async def serve(
         service = local if seat is None else _routed(local, seat)
         own = Inference(ServiceCore(local, service.reload))
         inference = own if seat is None else RoutedInference(ServiceCore(local, service.reload), own, seat)
-        requests = Requests()
+        tracing = make_tracing(settings)
+        requests = make_requests(settings, tracing)
         figures = Figures(local, requests)
         shared = None if seat is None else _shared(seat, figures)
         grpc = [create_server(service, settings.grpc, settings.native_grpc, inference, requests)]
         if seat is not None and shared is not None:
             # Fellows come in here. They have found the owner and counted the request: nothing is passed on twice.
-            grpc.append(create_server(local, seat.address(seat.number), inference=own, more=[shared.handler()]))
+            traced = None if tracing is None else DetailedRequests(None, tracing)
+            address = seat.address(seat.number)
+            grpc.append(create_server(local, address, inference=own, requests=traced, more=[shared.handler()]))
         await local.start()
         _settle_memory()
         try:
@@ -98,6 +102,8 @@ async def serve(
             await service.stop()
             if shared is not None:
                 await shared.stop()
+            if tracing is not None:
+                await tracing.stop()
     log.info("stopped")
 
 

@@ -27,7 +27,7 @@ def run(*arguments: str) -> Result:
 def test_help_lists_every_verb_with_its_own_help() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    for verb in ("serve", "predict", "generate", "sessions", "check", "bench"):
+    for verb in ("serve", "predict", "generate", "sessions", "check", "bench", "top"):
         assert f" {verb} " in result.output
         assert run(verb, "--help").exit_code == 0
 

@@ -8,13 +8,56 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from tidegate.observe.metrics import render
+from tidegate import __version__
+from tidegate.config import Settings, load_settings
+from tidegate.core import DriftReport
+from tidegate.engine.meter import Meter, MeterReading
+from tidegate.engine.quality import QualityReading
+from tidegate.observe.exposition import CONTENT_TYPE, render
+from tidegate.observe.histogram import SECONDS, Histogram
+from tidegate.observe.metrics import Figures
+from tidegate.observe.requests import Requests
 from tidegate.service import EngineStatistics, ServiceStatistics
+from tidegate.sessions.ledger import LedgerStatistics
 
+
+def read(*values: float) -> Histogram:
+    histogram = Histogram()
+    for value in values:
+        histogram.add(value)
+    return histogram
+
+
+METER = MeterReading(
+    steps={"step": 50, "prompt": 11, "predict": 12, "generated": 7},
+    num_repeats=3,
+    num_conflicts=2,
+    num_generated=6,
+    queue=read(0.0002, 0.0002, 0.3).reading(),
+    ticks=read(0.002).reading(),
+)
+DRIFT = DriftReport("warning", 2.2, 40, 64, 2.0, 0.1, (1.9, 2.1), (1.7, 2.3))
+QUALITY = QualityReading(
+    unit="bits",
+    num_steps=640,
+    surprise=1300.0,
+    num_nan=2,
+    blocks=read(1.9, 2.2).reading(),
+    drift=DRIFT,
+    changes={"normal": 1, "warning": 2, "drift": 0},
+    num_unknown=4,
+    num_out_of_range=5,
+    num_missing=6,
+    num_inside=0,
+    num_outside=0,
+)
+FORECAST = QUALITY._replace(unit="", drift=None, num_inside=8, num_outside=2)
 ENGINE = EngineStatistics(
     model="shakespeare-lstm",
     version="2",
     provider="CPUExecutionProvider",
+    task="next_token",
+    cell="lstm",
     num_runs=6,
     num_rows=75,
     num_steps=80,
@@ -24,7 +67,13 @@ ENGINE = EngineStatistics(
     queued=7,
     arena_slots_used=9,
     arena_bytes=36_864,
+    num_padding_steps=4,
+    meter=METER,
+    quality=QUALITY,
 )
+SETTINGS = load_settings({"store": "redis://127.0.0.1:1/0", "arena_mb": 2})
+STORE = LedgerStatistics(4, 20, 2, 1, read(0.001, 0.002, 0.003, 0.004).reading(), is_reachable=True)
+DONE = {"fork": 3, "checkpoint": 4, "rewind": 1, "restore": 2, "upgrade": 5, "loaded": 6, "refused": 1}
 
 
 @dataclass(frozen=True)
@@ -33,18 +82,21 @@ class Measured:
 
     models: tuple[EngineStatistics, ...] = (ENGINE,)
     is_ready: bool = True
+    store: LedgerStatistics | None = STORE
+    settings: Settings = SETTINGS
 
     def statistics(self) -> ServiceStatistics:
-        return ServiceStatistics(list(self.models), num_sessions=12, ended={"SESSION_CLOSED": 4, "SESSION_IDLE": 1})
+        ended = {"SESSION_CLOSED": 4, "SESSION_EVICTED": 1}
+        return ServiceStatistics(list(self.models), 12, ended, 5, 8, self.store, DONE)
 
 
-def samples(measured: Measured) -> list[Sample]:
-    body, _ = render(measured)
-    return [sample for family in text_string_to_metric_families(body.decode()) for sample in family.samples]
+def samples(measured: Measured, requests: Requests | None = None) -> list[Sample]:
+    text = render(Figures(measured, requests or Requests()).own()).decode()
+    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
 
-def value(measured: Measured, name: str, **labels: str) -> float:
-    found = [sample for sample in samples(measured) if sample.name == name and labels.items() <= sample.labels.items()]
+def value(told: list[Sample], name: str, **labels: str) -> float:
+    found = [sample for sample in told if sample.name == name and labels.items() <= sample.labels.items()]
     assert len(found) == 1, (name, labels, found)
     return float(found[0].value)
 
@@ -54,55 +106,141 @@ def value(measured: Measured, name: str, **labels: str) -> float:
     [
         ("tidegate_runs_total", 6),
         ("tidegate_rows_total", 75),
-        ("tidegate_steps_total", 80),
         ("tidegate_run_seconds_total", 0.25),
         ("tidegate_failed_runs_total", 1),
+        ("tidegate_padding_steps_total", 4),
+        ("tidegate_repeats_total", 3),
+        ("tidegate_conflicts_total", 2),
+        ("tidegate_generated_tokens_total", 6),
         ("tidegate_queued_chunks", 7),
         ("tidegate_arena_slots", 9),
         ("tidegate_arena_bytes", 36_864),
+        ("tidegate_queue_seconds_count", 3),
+        ("tidegate_tick_seconds_sum", 0.002),
+        ("tidegate_surprise_count", 2),
+        ("tidegate_surprise_steps_total", 640),
+        ("tidegate_surprise_sum_total", 1300),
+        ("tidegate_surprise_nan_total", 2),
+        ("tidegate_drift_ewma", 2.2),
+        ("tidegate_input_unknown_total", 4),
+        ("tidegate_input_out_of_range_total", 5),
+        ("tidegate_input_missing_total", 6),
     ],
 )
 def test_every_figure_of_a_model_is_told(name: str, expected: float) -> None:
-    assert value(Measured(), name, model="shakespeare-lstm", version="2") == expected
+    assert value(samples(Measured()), name, model="shakespeare-lstm", version="2") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "expected"),
+    [
+        ("tidegate_build_info", {"version": __version__}, 1),
+        ("tidegate_workers", {}, 1),
+        ("tidegate_models_loaded", {}, 1),
+        ("tidegate_model_info", {"provider": "CPUExecutionProvider", "task": "next_token", "cell": "lstm"}, 1),
+        ("tidegate_steps_total", {"kind": "step"}, 50),
+        ("tidegate_steps_total", {"kind": "prompt"}, 11),
+        ("tidegate_steps_total", {"kind": "predict"}, 12),
+        ("tidegate_steps_total", {"kind": "generated"}, 7),
+        ("tidegate_surprise_bucket", {"unit": "bits", "le": "2.5"}, 2),
+        ("tidegate_drift_state", {"state": "normal"}, 0),
+        ("tidegate_drift_state", {"state": "warning"}, 1),
+        ("tidegate_drift_state", {"state": "drift"}, 0),
+        ("tidegate_drift_limit", {"limit": "warning", "side": "high"}, 2.1),
+        ("tidegate_drift_limit", {"limit": "drift", "side": "low"}, 1.7),
+        ("tidegate_drift_changes_total", {"state": "warning"}, 2),
+        ("tidegate_sessions", {"tier": "ephemeral"}, 7),
+        ("tidegate_sessions", {"tier": "durable"}, 5),
+        ("tidegate_sessions_ended_total", {"reason": "SESSION_CLOSED"}, 4),
+        ("tidegate_evictions_total", {"tier": "ephemeral", "reason": "arena_full"}, 1),
+        ("tidegate_evictions_total", {"tier": "durable", "reason": "arena_full"}, 8),
+        ("tidegate_forks_total", {}, 3),
+        ("tidegate_checkpoints_total", {}, 4),
+        ("tidegate_rewinds_total", {}, 1),
+        ("tidegate_restores_total", {}, 2),
+        ("tidegate_upgrades_total", {}, 5),
+        ("tidegate_model_loads_total", {"outcome": "ok"}, 6),
+        ("tidegate_model_loads_total", {"outcome": "refused"}, 1),
+        ("tidegate_arena_limit_bytes", {}, 2 << 20),
+        ("tidegate_store_up", {"store": "redis"}, 1),
+        ("tidegate_store_commit_seconds_count", {"store": "redis"}, 4),
+        ("tidegate_store_writes_total", {"store": "redis"}, 20),
+        ("tidegate_store_conflicts_total", {"store": "redis"}, 2),
+        ("tidegate_store_failures_total", {"store": "redis"}, 1),
+    ],
+)
+def test_every_figure_of_the_service_is_told(name: str, labels: dict[str, str], expected: float) -> None:
+    assert value(samples(Measured()), name, **labels) == expected
+
+
+def test_a_forecast_is_told_by_its_coverage() -> None:
+    told = samples(Measured((ENGINE._replace(task="forecast", quality=FORECAST),)))
+    assert value(told, "tidegate_forecast_coverage_total", inside="true") == 8
+    assert value(told, "tidegate_forecast_coverage_total", inside="false") == 2
+    assert not [sample for sample in told if sample.name.startswith(("tidegate_surprise", "tidegate_drift"))]
+
+
+def test_requests_are_told_by_interface_method_and_outcome() -> None:
+    requests = Requests()
+    step = requests.method("grpc", "Step")
+    step.count(0.0004, "ok")
+    step.count(0.02, "ok")
+    step.count(0.2, "aborted")
+    told = samples(Measured(), requests)
+    assert value(told, "tidegate_requests_total", interface="grpc", method="Step", outcome="ok") == 2
+    assert value(told, "tidegate_requests_total", interface="grpc", method="Step", outcome="aborted") == 1
+    assert value(told, "tidegate_request_seconds_bucket", interface="grpc", method="Step", le="0.025") == 2
+    assert value(told, "tidegate_request_seconds_sum", interface="grpc", method="Step") == pytest.approx(0.2204)
+
+
+def test_histograms_of_durations_have_every_bucket() -> None:
+    bounds = [
+        float(sample.labels["le"]) for sample in samples(Measured()) if sample.name == "tidegate_queue_seconds_bucket"
+    ]
+    assert bounds == [*SECONDS, float("inf")]
 
 
 def test_rows_per_run_are_a_histogram() -> None:
+    told = samples(Measured())
+
     def bucket(bound: str) -> float:
-        return value(Measured(), "tidegate_run_rows_bucket", le=bound)
+        return value(told, "tidegate_run_rows_bucket", le=bound)
 
     assert [bucket(bound) for bound in ("1.0", "2.0", "4.0", "8.0", "32.0", "64.0", "+Inf")] == [3, 3, 3, 5, 5, 6, 6]
-    assert value(Measured(), "tidegate_run_rows_count") == 6
-    assert value(Measured(), "tidegate_run_rows_sum") == 75
+    assert value(told, "tidegate_run_rows_count") == 6
+    assert value(told, "tidegate_run_rows_sum") == 75
 
 
 def test_more_rows_than_the_largest_bucket_are_not_lost() -> None:
-    measured = Measured((ENGINE._replace(rows_per_run={2**14: 5}),))
-    assert value(measured, "tidegate_run_rows_bucket", le="4096.0") == 0
-    assert value(measured, "tidegate_run_rows_bucket", le="+Inf") == 5
+    told = samples(Measured((ENGINE._replace(rows_per_run={2**14: 5}),)))
+    assert value(told, "tidegate_run_rows_bucket", le="4096.0") == 0
+    assert value(told, "tidegate_run_rows_bucket", le="+Inf") == 5
 
 
-def test_sessions_and_how_they_ended() -> None:
-    assert value(Measured(), "tidegate_sessions") == 12
-    assert value(Measured(), "tidegate_sessions_ended_total", reason="SESSION_CLOSED") == 4
-    assert value(Measured(), "tidegate_sessions_ended_total", reason="SESSION_IDLE") == 1
+def test_without_a_store_nothing_is_told_of_one() -> None:
+    assert not [sample for sample in samples(Measured(store=None)) if sample.name.startswith("tidegate_store")]
 
 
-def test_models_and_their_providers() -> None:
-    measured = Measured((ENGINE, ENGINE._replace(version="3")))
-    assert value(measured, "tidegate_models") == 2
-    assert value(measured, "tidegate_model_info", version="3", provider="CPUExecutionProvider") == 1
+def test_a_store_that_is_away_is_down() -> None:
+    assert value(samples(Measured(store=STORE._replace(is_reachable=False))), "tidegate_store_up") == 0
 
 
 @pytest.mark.parametrize("is_ready", [True, False])
 def test_readiness(is_ready: bool) -> None:
-    assert value(Measured(is_ready=is_ready), "tidegate_ready") == is_ready
+    assert value(samples(Measured(is_ready=is_ready)), "tidegate_ready") == is_ready
 
 
 def test_a_server_without_models_has_metrics_of_its_process() -> None:
-    assert value(Measured(models=()), "process_resident_memory_bytes") > 0
-    assert value(Measured(models=()), "tidegate_models") == 0
+    told = samples(Measured(models=()))
+    assert value(told, "process_resident_memory_bytes") > 0
+    assert value(told, "tidegate_models_loaded") == 0
+
+
+def test_an_idle_meter_tells_zeros() -> None:
+    told = samples(Measured((ENGINE._replace(meter=Meter().reading()),)))
+    assert value(told, "tidegate_steps_total", kind="generated") == 0
+    assert value(told, "tidegate_queue_seconds_count") == 0
 
 
 def test_the_text_says_what_format_it_has() -> None:
-    _, content_type = render(Measured())
-    assert content_type.startswith("text/plain; version=")
+    assert CONTENT_TYPE.startswith("text/plain; version=")

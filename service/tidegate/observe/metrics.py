@@ -7,16 +7,20 @@ of metrics.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, Protocol
-
-from prometheus_client import ProcessCollector
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from tidegate import __version__
+from tidegate.core import DriftReport
+from tidegate.engine.quality import QualityReading
 from tidegate.observe.families import Family, Labels, Snapshot, Value
 from tidegate.observe.histogram import Reading
 from tidegate.observe.requests import MethodReading, Requests
 from tidegate.service import EngineStatistics, ServiceStatistics
 from tidegate.sessions.ledger import LedgerStatistics
+
+if TYPE_CHECKING:
+    from prometheus_client import ProcessCollector
 
 MODEL = ("model", "version")
 ROW_BOUNDS = tuple(float(2**power) for power in range(13))
@@ -53,6 +57,20 @@ _HISTOGRAMS: tuple[Told, ...] = (
     ("tidegate_queue_seconds", "From arrival in the engine to the first run.", lambda engine: engine.meter.queue),
     ("tidegate_tick_seconds", "A tick, from its plan to its replies.", lambda engine: engine.meter.ticks),
 )
+_SURPRISE: tuple[Told, ...] = (
+    ("tidegate_surprise_steps", "Steps whose surprise is a number.", lambda engine: engine.quality.num_steps),
+    ("tidegate_surprise_sum", "Surprise of these steps.", lambda engine: engine.quality.surprise),
+    ("tidegate_surprise_nan", "Steps whose surprise is no number.", lambda engine: engine.quality.num_nan),
+)
+_INPUTS: tuple[Told, ...] = (
+    ("tidegate_input_unknown", "Tokens that the vocabulary lacks.", lambda engine: engine.quality.num_unknown),
+    (
+        "tidegate_input_out_of_range",
+        "Values beyond those of the training.",
+        lambda engine: engine.quality.num_out_of_range,
+    ),
+    ("tidegate_input_missing", "Requests with a value that is no number.", lambda engine: engine.quality.num_missing),
+)
 _DONE = (
     ("tidegate_forks", "Sessions forked.", "fork"),
     ("tidegate_checkpoints", "Checkpoints made.", "checkpoint"),
@@ -88,7 +106,6 @@ class Figures:
     def __init__(self, service: Measured, requests: Requests) -> None:
         self._service = service
         self._requests = requests
-        self._process = ProcessCollector(registry=None)
 
     async def all(self) -> Snapshot:
         """Return the figures of the server, which is this process."""
@@ -103,11 +120,19 @@ class Figures:
             _gauge("tidegate_workers", "Processes that serve.", {(): 1.0}),
             *_of_requests(list(self._requests.readings())),
             *_of_models(statistics.models),
+            *_of_quality(statistics.models),
             *_of_sessions(statistics),
             _gauge("tidegate_arena_limit_bytes", "Bytes that arenas may take.", {(): float(settings.arena_mb << 20)}),
             *_of_store(settings.store, statistics.store),
             *self._of_process(),
         ]
+
+    @cached_property
+    def _process(self) -> ProcessCollector:
+        # A server starts without what the first reader of metrics needs.
+        from prometheus_client import ProcessCollector
+
+        return ProcessCollector(registry=None)
 
     def _of_process(self) -> Iterator[Family]:
         for metric in self._process.collect():
@@ -144,6 +169,47 @@ def _of_models(engines: Sequence[EngineStatistics]) -> Iterator[Family]:
         yield _gauge(name, text, _values(engines, value), MODEL)
     for name, text, value in _HISTOGRAMS:
         yield Family(name, "histogram", text, MODEL, _values(engines, value))
+
+
+def _of_quality(engines: Sequence[EngineStatistics]) -> Iterator[Family]:
+    surprised = [engine for engine in engines if engine.quality.unit]
+    blocks: Values = {(*_key(engine), engine.quality.unit): engine.quality.blocks for engine in surprised}
+    yield Family("tidegate_surprise", "histogram", "Mean surprise of a block of steps.", (*MODEL, "unit"), blocks)
+    for name, text, value in _SURPRISE:
+        yield _counter(name, text, _values(surprised, value), MODEL)
+    for name, text, value in _INPUTS:
+        yield _counter(name, text, _values(engines, value), MODEL)
+    coverage: Values = {}
+    for engine in engines:
+        if engine.task == "forecast":
+            coverage[(*_key(engine), "true")] = float(engine.quality.num_inside)
+            coverage[(*_key(engine), "false")] = float(engine.quality.num_outside)
+    text = "Inputs that the forecast's 80 % interval of the step before held, or did not."
+    yield _counter("tidegate_forecast_coverage", text, coverage, (*MODEL, "inside"))
+    yield from _of_drift([(_key(engine), engine.quality, engine.quality.drift) for engine in engines])
+
+
+def _of_drift(charts: Sequence[tuple[Labels, QualityReading, DriftReport | None]]) -> Iterator[Family]:
+    state: Values = {}
+    ewma: Values = {}
+    limits: Values = {}
+    changes: Values = {}
+    for key, quality, drift in charts:
+        if drift is None:
+            continue
+        ewma[key] = drift.ewma
+        for name, (low, high) in (("warning", drift.warning), ("drift", drift.drift)):
+            limits[(*key, name, "low")], limits[(*key, name, "high")] = low, high
+        for each, count in quality.changes.items():
+            state[(*key, each)], changes[(*key, each)] = float(drift.state == each), float(count)
+    text = "1 for the state that the chart is in; of several workers, for each state that one is in."
+    yield _gauge("tidegate_drift_state", text, state, (*MODEL, "state"), "max")
+    text = "Moving average of surprise; of several workers, the largest."
+    yield _gauge("tidegate_drift_ewma", text, ewma, MODEL, "max")
+    text = "What the moving average is held against."
+    yield _gauge("tidegate_drift_limit", text, limits, (*MODEL, "limit", "side"), "max")
+    text = "How often the chart came into a state."
+    yield _counter("tidegate_drift_changes", text, changes, (*MODEL, "state"))
 
 
 def _of_sessions(statistics: ServiceStatistics) -> Iterator[Family]:

@@ -48,7 +48,7 @@ class Method:
 
     def end(self, begun: Begun, outcome: str = OK, session: str = "") -> None:
         """A request is answered, or over; ``session`` is the one that it was about, if any."""
-        self.count(time.perf_counter() - begun, outcome)
+        self.count(time.monotonic() - begun, outcome)
 
     def count(self, seconds: float, outcome: str) -> None:
         outcomes = self._outcomes
@@ -65,9 +65,9 @@ class Requests:
     def __init__(self) -> None:
         self._methods: dict[tuple[str, str], Method] = {}
 
-    def begin(self, headers: Headers = ()) -> Begun:
-        """A request comes in; ``headers`` are its own, or what returns them."""
-        return time.perf_counter()
+    def begin(self, headers: Headers = (), session: str = "") -> Begun:
+        """A request comes in; ``headers`` are its own, or what returns them, ``session`` that it is about, if known."""
+        return time.monotonic()
 
     def method(self, interface: str, name: str) -> Method:
         """Return the method's counters; look them up once where that can be."""

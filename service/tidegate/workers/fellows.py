@@ -10,11 +10,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+from grpc import aio
+
 from tidegate.client.aio_connection import AsyncConnection
 from tidegate.client.retry import Retry
 from tidegate.config import Settings
 from tidegate.core import GeneratedToken, GenerationDone
 from tidegate.errors import DeadlineExceededError, NotFoundError, UnavailableError
+from tidegate.observe.logs import REQUEST
 from tidegate.sessions.ids import DURABLE, EPHEMERAL
 from tidegate.v1 import sessions_pb2
 from tidegate.workers.seat import Seat
@@ -37,7 +40,7 @@ class Fellow:
     async def ask(self, method: Any, request: Any, deadline: float | None = None) -> Any:
         """Call once; ``deadline`` is in the event loop's time, None is the server's time for a request."""
         try:
-            return await self._connection.call(method, request, timeout=_seconds(deadline))
+            return await self._connection.call(_traced(method), request, timeout=_seconds(deadline))
         except UnavailableError as error:
             raise _away(error) from error
 
@@ -46,7 +49,7 @@ class Fellow:
     ) -> Events:
         """The events of a generation; its tokens come in any case, and are told where they are wanted."""
         try:
-            call = self._connection.events(self.sessions.Generate, request, timeout=_seconds(deadline))
+            call = self._connection.events(_traced(self.sessions.Generate), request, timeout=_seconds(deadline))
             async with aclosing(call) as events:
                 async for event in events:
                     if is_streamed or isinstance(event, GenerationDone):
@@ -120,6 +123,17 @@ class Fellows:
 
     async def close(self) -> None:
         await asyncio.gather(*(fellow.close() for fellow in self))
+
+
+def _traced(method: Any) -> Any:
+    """The method, telling the fellow of the trace that the request is in, if it is in one."""
+    seen = REQUEST.get()
+    if seen is None or seen.span is None:
+        return method
+    headers = seen.span.headers()
+    return lambda request, *, timeout, metadata: method(
+        request, timeout=timeout, metadata=aio.Metadata(*metadata, *headers)
+    )
 
 
 def _away(error: UnavailableError) -> UnavailableError:

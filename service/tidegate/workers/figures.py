@@ -19,13 +19,13 @@ from typing import Any
 import grpc
 from grpc import aio
 
-from tidegate.client.asking import OPTIONS
 from tidegate.observe.families import Kept, Snapshot, counted, decode, encode, merged
 from tidegate.workers.seat import Seat
 
 log = logging.getLogger(__name__)
 
 _SERVICE, _METHOD = "tidegate.workers.Figures", "Tell"
+_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1))
 _ASK_SECONDS = 1.0
 _WRITE_SECONDS = 1.0
 
@@ -82,16 +82,23 @@ class _Fellow:
 
     def __init__(self, seat: Seat, number: int) -> None:
         self._file = _file(seat, number)
-        self._channel = aio.insecure_channel(seat.address(number), options=OPTIONS)
-        self._tell = self._channel.unary_unary(f"/{_SERVICE}/{_METHOD}", bytes, bytes)
+        self._address = seat.address(number)
+        self._channel = self._connect()
 
     async def ask(self) -> Snapshot:
         """Return what it says, or, where it is away, what it had counted."""
         try:
-            answer = await self._tell(b"", timeout=_ASK_SECONDS)
+            tell = self._channel.unary_unary(f"/{_SERVICE}/{_METHOD}", bytes, bytes)
+            answer: bytes = await tell(b"", timeout=_ASK_SECONDS)
             return decode(zlib.decompress(answer))
         except grpc.RpcError:
+            # A channel that has failed waits before it tries again; a new one finds the next worker at once.
+            failed, self._channel = self._channel, self._connect()
+            await failed.close(None)
             return _read(self._file)
+
+    def _connect(self) -> aio.Channel:
+        return aio.insecure_channel(self._address, options=_OPTIONS)
 
     async def close(self) -> None:
         await self._channel.close(None)

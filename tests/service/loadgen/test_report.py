@@ -7,6 +7,10 @@ import json
 import pytest
 
 from tests.service.loadgen.models import model
+from tidegate.codecs.scores import Scores
+from tidegate.config import load_settings
+from tidegate.engine.meter import Meter
+from tidegate.engine.quality import Quality
 from tidegate.loadgen.counts import Counts, parse_counts
 from tidegate.loadgen.load import Interface, Load
 from tidegate.loadgen.measure import Measurement
@@ -14,7 +18,9 @@ from tidegate.loadgen.mix import Mix
 from tidegate.loadgen.record import Record
 from tidegate.loadgen.report import as_json, as_text, latency_rows, warnings
 from tidegate.loadgen.usage import Usage, read_usage
-from tidegate.observe.metrics import render
+from tidegate.observe.exposition import render
+from tidegate.observe.metrics import Figures
+from tidegate.observe.requests import Requests
 from tidegate.service import EngineStatistics, ServiceStatistics
 
 IDLE = Usage(0.3, 0.05)
@@ -106,6 +112,7 @@ def test_callers_and_messages_are_named() -> None:
 class Server:
     """What /metrics is made from."""
 
+    settings = load_settings({})
     is_ready = True
 
     def statistics(self) -> ServiceStatistics:
@@ -123,6 +130,11 @@ class Server:
                 queued=0,
                 arena_slots_used=0,
                 arena_bytes=0,
+                task="next_token",
+                cell="lstm",
+                num_padding_steps=0,
+                quality=Quality(Scores(), None, "tiny").reading(),
+                meter=Meter().reading()._replace(steps={"step": 40, "predict": 5}),
             )
             for version, runs in (("1", 7), ("2", 10))
         ]
@@ -130,7 +142,7 @@ class Server:
 
 
 def test_counts_are_those_of_the_model_and_version() -> None:
-    counts = parse_counts(render(Server())[0].decode(), model())
+    counts = parse_counts(render(Figures(Server(), Requests()).own()).decode(), model())
     assert (counts.runs, counts.rows, counts.steps, counts.rows_per_run) == (10, 30, 45, 3)
     assert counts.cpu_seconds > 0
     assert counts.since(counts) == Counts()

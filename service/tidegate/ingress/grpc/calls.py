@@ -85,9 +85,9 @@ def uncounted(method: Call[Servicer, Request, Reply]) -> Call[Servicer, Request,
 def _ended(method: Call[Servicer, Request, Reply], name: str | None) -> Call[Servicer, Request, Reply]:
     @functools.wraps(method)
     async def call(self: Servicer, request: Request, context: Context) -> Reply:
-        calls, outcome = self.calls, CANCELLED
+        calls, outcome, session = self.calls, CANCELLED, getattr(request, "session", "")
         calls.begin()
-        begun = None if name is None else calls.requests.begin(context.invocation_metadata)
+        begun = None if name is None else calls.requests.begin(context.invocation_metadata, session)
         try:
             reply = await method(self, request, context)
             outcome = OK
@@ -99,7 +99,7 @@ def _ended(method: Call[Servicer, Request, Reply], name: str | None) -> Call[Ser
         finally:
             calls.end()
             if name is not None:
-                calls.requests.method(self.interface, name).end(begun, outcome, getattr(request, "session", ""))
+                calls.requests.method(self.interface, name).end(begun, outcome, session)
 
     return call
 

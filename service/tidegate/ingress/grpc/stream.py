@@ -136,7 +136,7 @@ class StepStream:
                 return Ready("Attach", predictor_pb2.StreamReply(attached=attached))
             raise InvalidInputError("the message is empty: set one of step, attach and columns")
         except Exception as error:  # noqa: BLE001 - it is this message's answer
-            return Ready((kind or "unknown").capitalize(), refusal(error), outcome_of(error))
+            return Ready("unknown" if kind is None else kind.capitalize(), refusal(error), outcome_of(error))
 
     def _submit_step(self, message: sessions_pb2.StepRequest) -> Pending:
         self._session = message.session or self._session

@@ -19,7 +19,6 @@ from tidegate.ingress.http.documents import problems
 from tidegate.ingress.http.exchange import RawRoute, json_reply, service_of
 from tidegate.ingress.http.stream import Streams
 from tidegate.ingress.http.watch import Watch
-from tidegate.observe.exposition import CONTENT_TYPE, render
 from tidegate.observe.families import Snapshot
 from tidegate.observe.metrics import Figures
 from tidegate.observe.requests import Requests
@@ -93,5 +92,7 @@ async def readyz(request: Request) -> Response:
 )
 async def metrics(request: Request) -> Response:
     """Figures of the whole server, for Prometheus."""
+    from tidegate.observe.exposition import CONTENT_TYPE, render
+
     figures: FiguresLike = request.app.state.figures
     return Response(render(await figures.all()), media_type=CONTENT_TYPE)

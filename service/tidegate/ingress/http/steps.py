@@ -136,7 +136,7 @@ class StepProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _submit(self, session: str) -> None:
-        self._begun, self._stepped = self._requests.begin(self._fields), session
+        self._begun, self._stepped = self._requests.begin(self._fields, session), session
         try:
             chunk, ask, position = convert.parse_step(parse(self._body))
             until = self.loop.time() + seconds(self._timeout, self._service.settings)

@@ -176,7 +176,7 @@ class SessionStream:
 
     def take(self, data: str | bytes) -> None:
         """Submit a frame; its answer is written in turn."""
-        begun = self._requests.begin(self._headers)
+        begun = self._requests.begin(self._headers, self._session)
         try:
             answer = self._submit(data)
         except Exception as error:  # noqa: BLE001 - a frame's error is its answer

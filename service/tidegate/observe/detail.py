@@ -1,0 +1,123 @@
+"""Requests one by one: for the access log, for traces, and for the ids that log lines carry.
+
+Made only where one of these is asked for: then a request costs an object and some microseconds more than counting it.
+While a request is in hand, `logs.REQUEST` holds it for whoever logs or passes on.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Iterable
+from itertools import count
+from typing import Any, NamedTuple, Protocol
+
+from tidegate.engine.course import COURSES, Course
+from tidegate.observe.logs import REQUEST, Traced
+from tidegate.observe.requests import OK, Headers, Method, Requests
+
+REQUEST_ID = "x-request-id"
+_ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
+
+
+class Ended(NamedTuple):
+    """What is told of a request when it is over; times are monotonic seconds."""
+
+    interface: str
+    method: str
+    outcome: str
+    session: str
+    began: float
+    ended: float
+
+
+class Tracing(Protocol):
+    """Where spans go."""
+
+    def begin(self, headers: dict[str, str]) -> Traced | None:
+        """Return the span of a request, None where its trace is not sampled."""
+
+    def end(self, seen: Seen, ended: Ended) -> None: ...
+
+
+class Access(Protocol):
+    """Where a line a request goes."""
+
+    def write(self, seen: Seen, ended: Ended) -> None: ...
+
+
+class Seen:
+    """A request that is under way.
+
+    Attributes:
+        id: The client's ``x-request-id``, or one made here.
+        session: That it is about, where that was known at its beginning.
+        courses: What its work went through in the engine; noted only where it is traced.
+    """
+
+    __slots__ = ("began", "courses", "id", "session", "span")
+
+    def __init__(self, id_: str, session: str, span: Traced | None) -> None:
+        self.began = time.monotonic()
+        self.id = id_
+        self.session = session
+        self.span = span
+        self.courses: list[Course] = []
+
+
+class DetailedRequests(Requests):
+    """Counts, and tells of each request.
+
+    Args:
+        access: Where a line a request goes; None: nowhere.
+        tracing: Where spans go; None: nowhere.
+    """
+
+    def __init__(self, access: Access | None, tracing: Tracing | None) -> None:
+        super().__init__()
+        self.access = access
+        self.tracing = tracing
+        self._prefix = secrets.token_hex(4)
+        self._numbers = count(1)
+
+    def begin(self, headers: Headers = (), session: str = "") -> Seen:
+        fields = _texts(headers() or () if callable(headers) else headers)
+        span = None if self.tracing is None else self.tracing.begin(fields)
+        given = fields.get(REQUEST_ID, "")
+        id_ = given if _ID.fullmatch(given) else f"{self._prefix}-{next(self._numbers)}"
+        seen = Seen(id_, session, span)
+        REQUEST.set(seen)
+        COURSES.set(None if span is None else seen.courses)
+        return seen
+
+    def _make(self, interface: str, name: str) -> Method:
+        return DetailedMethod(interface, name, self)
+
+
+class DetailedMethod(Method):
+    """Counts its requests, and tells of each."""
+
+    def __init__(self, interface: str, name: str, requests: DetailedRequests) -> None:
+        super().__init__(interface, name)
+        self._requests = requests
+
+    def end(self, begun: Seen, outcome: str = OK, session: str = "") -> None:
+        ended = Ended(self.interface, self.name, outcome, session, begun.began, time.monotonic())
+        self.count(ended.ended - ended.began, outcome)
+        if self._requests.access is not None:
+            self._requests.access.write(begun, ended)
+        if self._requests.tracing is not None and begun.span is not None:
+            self._requests.tracing.end(begun, ended)
+
+
+def _texts(headers: Iterable[tuple[Any, Any]]) -> dict[str, str]:
+    """Header fields by their names in lower case; of equal names the first counts."""
+    fields: dict[str, str] = {}
+    for name, value in headers:
+        fields.setdefault(_text(name).lower(), _text(value))
+    return fields
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else value

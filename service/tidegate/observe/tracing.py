@@ -1,0 +1,127 @@
+"""Traces by OpenTelemetry: a span a request, and below it what its work went through: queue, run, commit.
+
+The only module that knows OpenTelemetry, imported only where traces are asked for. Spans are handed to a thread by a
+bounded queue: a collector that is slow or away costs spans, never a request. Times are the monotonic clock's, put on
+the wall clock once a request, so that a step of that clock bends no duration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Mapping
+
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_VERSION, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.trace import Span as OtelSpan
+from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from tidegate import __version__
+from tidegate.engine.course import Course
+from tidegate.observe.detail import Ended, Seen
+from tidegate.observe.requests import OK
+
+_STOP_SECONDS = 2.0
+_PROPAGATOR = TraceContextTextMapPropagator()
+
+
+class RequestSpan:
+    """The span of a request that is sampled; ``ahead`` is what the wall clock was ahead of the monotonic one, in ns."""
+
+    __slots__ = ("ahead", "span", "trace_id")
+
+    def __init__(self, span: OtelSpan, ahead: int) -> None:
+        self.span = span
+        self.ahead = ahead
+        self.trace_id = format_trace_id(span.get_span_context().trace_id)
+
+    def headers(self) -> list[tuple[str, str]]:
+        carrier: dict[str, str] = {}
+        _PROPAGATOR.inject(carrier, set_span_in_context(self.span))
+        return list(carrier.items())
+
+
+class OtelTracing:
+    """Makes spans and exports them.
+
+    Args:
+        exporter: Where they go.
+        replica: This process's name.
+    """
+
+    def __init__(self, exporter: SpanExporter, replica: str) -> None:
+        self._exporter = exporter
+        attributes = {SERVICE_VERSION: __version__, SERVICE_INSTANCE_ID: replica}
+        # Resource.create lets OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME go before.
+        if "OTEL_SERVICE_NAME" not in os.environ:
+            attributes[SERVICE_NAME] = "tidegate"
+        self._provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._tracer = self._provider.get_tracer("tidegate", __version__)
+
+    def begin(self, headers: Mapping[str, str]) -> RequestSpan | None:
+        """Return the span of a request, below the client's where ``traceparent`` names it; None: not sampled."""
+        context = _PROPAGATOR.extract(headers) if "traceparent" in headers else None
+        now = time.time_ns()
+        span = self._tracer.start_span("request", context, SpanKind.SERVER, start_time=now)
+        return RequestSpan(span, now - time.monotonic_ns()) if span.is_recording() else None
+
+    def end(self, seen: Seen, ended: Ended) -> None:
+        """End the request's span and make those below it."""
+        assert isinstance(seen.span, RequestSpan)
+        span, ahead = seen.span.span, seen.span.ahead
+        for course in seen.courses:
+            self._tell(course, span, ahead)
+        span.update_name(f"{ended.interface} {ended.method}")
+        span.set_attributes(
+            {
+                "tidegate.interface": ended.interface,
+                "tidegate.method": ended.method,
+                "tidegate.outcome": ended.outcome,
+                "tidegate.request": seen.id,
+            }
+        )
+        if ended.session:
+            span.set_attribute("tidegate.session", ended.session)
+        if ended.outcome != OK:
+            span.set_status(Status(StatusCode.ERROR, ended.outcome))
+        span.end(round(ended.ended * 1e9) + ahead)
+
+    async def stop(self) -> None:
+        """Export what is left, for a moment at most."""
+        stopping = threading.Thread(target=self._provider.shutdown, daemon=True)
+        stopping.start()
+        await asyncio.to_thread(stopping.join, _STOP_SECONDS)
+        if stopping.is_alive():
+            self._exporter.shutdown()
+
+    def _tell(self, course: Course, above: OtelSpan, ahead: int) -> None:
+        if course.first_run is None:
+            return
+        self._span("queue", above, (course.arrived, course.first_run), ahead, {})
+        figures = {
+            "tidegate.runs": course.num_runs,
+            "tidegate.rows": course.num_rows,
+            "tidegate.steps": course.num_steps,
+            "tidegate.run_seconds": course.run_seconds,
+        }
+        self._span("run", above, (course.first_run, course.last_run), ahead, figures)
+        if course.stored is not None:
+            self._span("commit", above, course.stored, ahead, {"tidegate.commits": course.num_commits})
+
+    def _span(
+        self, name: str, above: OtelSpan, times: tuple[float, float], ahead: int, figures: Mapping[str, float]
+    ) -> None:
+        began, ended = (round(seconds * 1e9) + ahead for seconds in times)
+        span = self._tracer.start_span(name, set_span_in_context(above), attributes=figures, start_time=began)
+        span.end(ended)
+
+
+def open_tracing(url: str | None, replica: str) -> OtelTracing:
+    """Return traces to the collector at ``url``, None: where OTEL_EXPORTER_OTLP_… says."""
+    return OtelTracing(OTLPSpanExporter(endpoint=url), replica)

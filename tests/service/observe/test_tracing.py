@@ -1,0 +1,129 @@
+"""Spans of a request and of what its work went through, as an exporter gets them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from tests.service.engine.house import house
+from tidegate.observe.detail import DetailedRequests
+from tidegate.observe.tracing import OtelTracing
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+class Traced:
+    """Requests whose spans are kept."""
+
+    def __init__(self) -> None:
+        self.exporter = InMemorySpanExporter()
+        self.tracing = OtelTracing(self.exporter, "here")
+        self.requests = DetailedRequests(None, self.tracing)
+
+    async def spans(self) -> dict[str, ReadableSpan]:
+        await self.tracing.stop()
+        return {span.name: span for span in self.exporter.get_finished_spans()}
+
+
+async def test_a_request_is_a_span_below_its_client_s() -> None:
+    traced = Traced()
+    begun = traced.requests.begin([("traceparent", f"00-{TRACE}-{PARENT}-01"), ("x-request-id", "seven")])
+    assert begun.span is not None
+    assert begun.span.trace_id == TRACE
+    assert dict(begun.span.headers())["traceparent"].startswith(f"00-{TRACE}-")
+    traced.requests.method("http", "Step").end(begun, "aborted", "s-1")
+    span = (await traced.spans())["http Step"]
+    assert span.parent is not None
+    assert (f"{span.context.trace_id:032x}", f"{span.parent.span_id:016x}") == (TRACE, PARENT)
+    assert span.kind is SpanKind.SERVER
+    assert span.status.status_code is StatusCode.ERROR
+    assert dict(span.attributes or {}) == {
+        "tidegate.interface": "http",
+        "tidegate.method": "Step",
+        "tidegate.outcome": "aborted",
+        "tidegate.request": "seven",
+        "tidegate.session": "s-1",
+    }
+    assert span.resource.attributes["service.name"] == "tidegate"
+    assert span.resource.attributes["service.instance.id"] == "here"
+
+
+async def test_a_trace_that_is_not_sampled_costs_no_span() -> None:
+    traced = Traced()
+    begun = traced.requests.begin([("traceparent", f"00-{TRACE}-{PARENT}-00")])
+    assert begun.span is None
+    traced.requests.method("http", "Step").end(begun)
+    assert await traced.spans() == {}
+
+
+async def test_a_malformed_context_begins_a_trace_of_its_own() -> None:
+    traced = Traced()
+    begun = traced.requests.begin([("traceparent", "what?")])
+    traced.requests.method("grpc", "Step").end(begun)
+    assert (await traced.spans())["grpc Step"].parent is None
+
+
+async def test_work_is_traced_through_queue_and_run() -> None:
+    traced = Traced()
+    async with house() as it:
+        session = it.open()
+        begun = traced.requests.begin()
+        await it.step(session, "abc")
+        traced.requests.method("grpc", "Step").end(begun)
+    spans = await traced.spans()
+    request, queue, run = (spans[name] for name in ("grpc Step", "queue", "run"))
+    assert queue.parent is not None
+    assert run.parent is not None
+    assert queue.parent.span_id == run.parent.span_id == request.context.span_id
+    assert run.attributes is not None
+    assert (run.attributes["tidegate.steps"], run.attributes["tidegate.runs"], run.attributes["tidegate.rows"]) == (
+        3, 1, 1,
+    )  # fmt: skip
+    assert "commit" not in spans
+
+
+class Away:
+    """A collector that never answers."""
+
+    def __init__(self) -> None:
+        self.is_shut_down = False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        return SpanExportResult.FAILURE
+
+    def shutdown(self) -> None:
+        self.is_shut_down = True
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return False
+
+
+async def test_spans_that_nobody_takes_are_dropped() -> None:
+    """More than the queue holds: what is over is lost, and nobody waits."""
+    exporter = Away()
+    tracing = OtelTracing(exporter, "here")  # type: ignore[arg-type]
+    requests = DetailedRequests(None, tracing)
+    method = requests.method("grpc", "Step")
+    for _ in range(5_000):
+        method.end(requests.begin())
+    assert method.reading().outcomes == {"ok": 5_000}
+    await tracing.stop()
+    assert exporter.is_shut_down
+
+
+async def test_spans_lie_within_each_other_on_the_wall_clock() -> None:
+    traced = Traced()
+    before = time.time_ns()
+    begun = traced.requests.begin()
+    traced.requests.method("grpc", "Step").end(begun)
+    after = time.time_ns()
+    span = (await traced.spans())["grpc Step"]
+    assert span.start_time is not None
+    assert span.end_time is not None
+    # The two clocks are read one after the other: a millisecond is more than that takes.
+    assert before - 1_000_000 <= span.start_time <= span.end_time <= after + 1_000_000
