@@ -152,7 +152,7 @@ async def _drive(plan: Plan, storm: Storm) -> list[str]:
             working = [tasks.create_task(writer.run(stop)) for writer in writers]
             raging = tasks.create_task(_rage(plan, storm))
             # Writers end early only where their sessions fail: a storm would wait for them in vain.
-            ends: list[asyncio.Future[Any]] = [raging, asyncio.gather(*working)]
+            ends: list[asyncio.Future[Any]] = [raging, asyncio.gather(*working, return_exceptions=True)]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             raging.cancel()
             stop.set()
