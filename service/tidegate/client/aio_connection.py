@@ -17,7 +17,6 @@ from tidegate.client.retry import Retry, Tries
 from tidegate.core import GeneratedToken, GenerationDone
 from tidegate.errors import TidegateError, UnavailableError
 from tidegate.v1 import models_pb2_grpc, predictor_pb2, predictor_pb2_grpc, sessions_pb2_grpc, types_pb2
-from tidegate.wire.errors import decode_status
 from tidegate.wire.predictions import decode_event
 
 Request = TypeVar("Request")
@@ -49,7 +48,7 @@ class AsyncConnection:
         try:
             return await method(request, timeout=timeout or self._timeout, metadata=_metadata(session))
         except grpc.RpcError as error:
-            raise decode_status(error) from error
+            raise why_ended(error) from error
 
     async def call_repeatedly(
         self,

@@ -15,17 +15,19 @@ from tidegate.wire.errors import decode_error, decode_status
 PASSING = (UnavailableError, DeadlineExceededError)
 """Ends of a stream after which another may serve."""
 
+STREAM_BROKEN = "STREAM_BROKEN"
+
 # Statuses that gRPC makes up where a stream is reset, or its end and a write cross; a server of ours says more.
 _BREAKS = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL})
 
 
 def why_ended(error: grpc.RpcError) -> TidegateError:
-    """Why a stream has ended: the server's word, or, where gRPC lost it, that the stream broke."""
+    """Why a call or a stream has ended: the server's word, or, where gRPC lost it, that it broke off."""
     told = decode_status(error)
     # Errors of grpc and of grpc.aio have a code; RpcError does not say so.
     call = cast("grpc.Call", error)
     if call.code() in _BREAKS and rpc_status.from_call(call) is None:
-        return UnavailableError(f"the stream broke: {told.message}", reason="STREAM_BROKEN")
+        return UnavailableError(f"the stream broke: {told.message}", reason=STREAM_BROKEN)
     return told
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from grpc import aio
 
 from tidegate.client.aio_connection import AsyncConnection
+from tidegate.client.passing import STREAM_BROKEN
 from tidegate.client.retry import Retry
 from tidegate.config import Settings
 from tidegate.core import GeneratedToken, GenerationDone
@@ -138,7 +139,7 @@ def _traced(method: Any) -> Any:
 
 def _away(error: UnavailableError) -> UnavailableError:
     """What a caller is told: the fellow's own words, or, where gRPC found nobody, that there is nobody."""
-    if error.reason != UnavailableError.default_reason:
+    if error.reason not in {UnavailableError.default_reason, STREAM_BROKEN}:
         return error
     message = "the worker that holds the session is away: it is being started again"
     return UnavailableError(message, reason=AWAY, retry_after=1.0)

@@ -8,7 +8,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import grpc
 import pytest
+from grpc import aio
 
 from tests.service.grpc.fake import FakeService
 from tidegate.config import load_settings
@@ -168,3 +170,32 @@ async def test_a_generation_here_is_closed_with_its_caller(alone: Alone) -> None
     await alone.core.submitted.get()
     await_next.cancel()
     assert await alone.core.cancelled.get() == SESSION
+
+
+class Breaking(grpc.GenericRpcHandler):  # type: ignore[type-arg]
+    """Ends each call as gRPC does where a process stops in the middle of it: INTERNAL, and no word of the server's."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        async def end(_: bytes, context: Any) -> None:
+            await context.abort(grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2")
+
+        return grpc.unary_unary_rpc_method_handler(end)
+
+
+async def test_a_fellow_that_went_in_the_middle_of_a_call_is_away(tmp_path: Path) -> None:
+    seat = Seat("test", 0, 2, tmp_path)
+    server = aio.server()
+    server.add_generic_rpc_handlers((Breaking(),))
+    server.add_insecure_port(seat.address(1))
+    await server.start()
+    core = FakeService(load_settings({}).model_copy(update={"store": "sqlite"}))
+    routed = RoutedService(core.as_service(), seat)
+    try:
+        await core.open_session(SessionRequest("echo", id=SESSION, durable=True))
+        assert (await routed.step(SESSION, Input(text="x"), Ask(), 0)).session == SESSION
+        with pytest.raises(UnavailableError) as caught:
+            await routed.step(SESSION, Input(text="x"))
+        assert caught.value.reason == "WORKER_AWAY"
+    finally:
+        await routed.disconnect()
+        await server.stop(None)
