@@ -26,7 +26,7 @@ class Replica:
 
     Attributes:
         http: Its URL; ``grpc``: HOST:PORT.
-        said: The last lines of its log.
+        said: The last lines of its log since it was started.
         workers: Its processes' ids by their names, where it has several.
     """
 
@@ -52,6 +52,7 @@ class Replica:
             AssertionError: It ended before.
         """
         http, grpc = self.http.removeprefix("http://") or "127.0.0.1:0", self.grpc or "127.0.0.1:0"
+        self.said.clear()
         command = [*COMMAND, "serve", "--http", http, "--grpc", grpc, *self._flags]
         self._process = await asyncio.create_subprocess_exec(
             *command, stdout=PIPE, stderr=asyncio.subprocess.STDOUT, env=self._environment, limit=LONGEST_LINE

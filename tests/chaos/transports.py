@@ -31,6 +31,9 @@ from tidegate.wire.errors import decode_error, decode_status
 SECONDS = 2.0
 """What one request may take: a paused replica answers nothing."""
 
+PATIENT_SECONDS = 60.0
+"""The same before there are any faults, on a machine that may be busy."""
+
 # A channel whose server died would wait up to two minutes before it looks again.
 CHANNEL = (("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200))
 
@@ -60,7 +63,7 @@ class Calls:
     async def open(self, session: str, model: str) -> None:
         """Open a durable session, or find it open."""
         request = sessions_pb2.OpenRequest(model=model, id=session, durable=True)
-        await self._call(self._sessions.Open, request, session)
+        await self._call(self._sessions.Open, request, session, PATIENT_SECONDS)
 
     async def close(self) -> None:
         await self._channel.close(None)
@@ -80,8 +83,8 @@ class Calls:
                 return At((await self._call(self._sessions.Rewind, back, session)).position)
         assert_never(asked)
 
-    async def _call(self, method: Any, request: Any, session: str) -> Any:
-        return await method(request, timeout=SECONDS, metadata=((SESSION_KEY, session),))
+    async def _call(self, method: Any, request: Any, session: str, seconds: float = SECONDS) -> Any:
+        return await method(request, timeout=seconds, metadata=((SESSION_KEY, session),))
 
 
 class Streams(Calls):

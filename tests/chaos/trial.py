@@ -98,7 +98,7 @@ async def run(plan: Plan, folder: Path) -> Report:
         acknowledged=sum(verdict.num_acknowledged for verdict in verdicts),
         lost=sum(verdict.num_lost for verdict in verdicts),
         twice=sum(verdict.num_twice for verdict in verdicts),
-        problems=[*stuck, *(verdict.problem for verdict in verdicts if verdict.problem)],
+        problems=[*storm.problems, *stuck, *(verdict.problem for verdict in verdicts if verdict.problem)],
         seconds=round(time.monotonic() - began, 1),
     )
 
