@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+CHAOS_ARGS ?=
 
 # Stamps live inside the environment, so removing it forgets them too.
 SERVING := $(VENV)/.serving-installed
@@ -15,7 +16,7 @@ PROTOS := $(sort $(wildcard proto/tidegate/v1/*.proto proto/tidegate/oip/*.proto
 STUB_DIRS := $(patsubst proto/%,%,$(patsubst %/,%,$(sort $(dir $(PROTOS)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test check stubs stubs-check bench bench-curves bench-peers bench-stores bench-gpu wheel clean
+.PHONY: help venv serve test check chaos stubs stubs-check bench bench-curves bench-peers bench-stores bench-gpu wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +43,9 @@ serve: $(SERVING) ## serve bundles/ on 127.0.0.1:8080 (HTTP) and :8081 (gRPC)
 
 test: $(EVERYTHING) ## all tests; PYTEST_ARGS="-k name" narrows them
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+chaos: $(EVERYTHING) ## a hundred killed replicas and all other faults (half an hour, as root): CHAOS_ARGS="--seed 1"
+	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 check: $(EVERYTHING) stubs-check ## lint, format, types, and that generated stubs are up to date
 	$(BIN)/ruff check
