@@ -73,7 +73,7 @@ def surprises(graph: bytes, manifest: Manifest, sequences: Sequence[Array]) -> l
 def learn(values: Sequence[Array], block: int) -> Learned | str:
     """Return the means of blocks of ``block`` steps, of shorter blocks where the data would be too few of them."""
     while block >= _LEAST_BLOCK:
-        sequences = tuple(np.array(add_steps(0.0, 0, each, block)[1][1:]) for each in values)
+        sequences = tuple(np.array(add_steps(0.0, 0, each.tolist(), block)[1][1:]) for each in values)
         if sum(map(len, sequences)) >= _LEAST_BLOCKS:
             return Learned(tuple(each for each in sequences if len(each)), block)
         block //= 2

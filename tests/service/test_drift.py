@@ -122,7 +122,7 @@ def test_any_split_gives_the_same_blocks(values: NDArray[np.float32], block: int
     cuts = sorted(data.draw(st.lists(st.integers(0, len(values)), max_size=6)))
     total, found = NOT_WHOLE, []
     for start, end in pairwise([0, *cuts, len(values)]):
-        total, means = add_steps(total, start, values[start:end], block)
+        total, means = add_steps(total, start, values[start:end].tolist(), block)
         found += means
     assert found == pytest.approx(means_of(values, block), rel=1e-12)
 
@@ -131,6 +131,6 @@ def test_any_split_gives_the_same_blocks(values: NDArray[np.float32], block: int
 def test_a_block_with_a_step_that_is_no_number_is_left_out(bad: float) -> None:
     values = np.arange(16, dtype=np.float32)
     values[9] = bad
-    total, means = add_steps(0.0, 0, values, 4)
+    total, means = add_steps(0.0, 0, values.tolist(), 4)
     assert means == [1.5, 5.5, 13.5]
     assert total == 0.0

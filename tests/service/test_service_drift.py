@@ -59,7 +59,7 @@ async def surprise_of(service: Service, text: str, version: str = "2") -> NDArra
 
 def assert_chart(told: Told | DriftReport | None, values: NDArray[np.float32]) -> None:
     """It is where the chart of one sequence is after steps of this surprise."""
-    _, means = add_steps(float("nan"), 0, values, BLOCK)
+    _, means = add_steps(float("nan"), 0, values.tolist(), BLOCK)
     chart = Chart(DRIFT)
     charted = chart.advance_all(chart.start(), means)
     assert told is not None

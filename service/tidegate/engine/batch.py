@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
-from tidegate.core import FloatArray, Prediction, Tensor
+from tidegate.core import Prediction, Tensor
 from tidegate.engine.work import Work
 from tidegate.errors import TidegateError
 from tidegate.observe.drift import Charted
 from tidegate.sessions.session import DurableSession, LastReply
 
 Outputs = dict[str, Tensor]
-NOTHING: FloatArray = np.empty(0, np.float32)
 Row = tuple[int, Work]
 """A row of a run: its index in the run's arrays, and whose it is."""
 
@@ -38,7 +35,7 @@ class Scored(NamedTuple):
     Attributes:
         block_sum, chart, band: The session's, after the chunk.
         means: Of the blocks that ended.
-        values: Surprise of each step, [steps].
+        num_steps, total, num_nan: Steps whose surprise is a number, the sum over them, and the steps where it is none.
         inside, outside: Inputs that the band before them held, or did not.
         unknown, beyond: Tokens that the vocabulary lacks, values beyond those of the training.
     """
@@ -46,7 +43,9 @@ class Scored(NamedTuple):
     block_sum: float
     chart: Charted | None
     means: Sequence[float] = ()
-    values: FloatArray = NOTHING
+    num_steps: int = 0
+    total: float = 0.0
+    num_nan: int = 0
     band: tuple[float, float] | None = None
     inside: int = 0
     outside: int = 0

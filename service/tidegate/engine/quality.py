@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,17 +153,12 @@ class Quality:
                 if not (session.position + 1) % block:
                     self._end_block(batch, work, session, block_sum)
         if not math.isfinite(total):
-            total, count = self._leave_out([values[row] for row, work in batch.rows if _is_single(work)])
+            total, count, num_nan = _numbers([values[row] for row, work in batch.rows if _is_single(work)])
+            self._num_nan += num_nan
         self._total += total
         self._num_steps += count
         if self._sees_inputs and count:
             self._look_at([row for row in batch.rows if _is_single(row[1])], batch.outputs)
-
-    def _leave_out(self, values: Sequence[float]) -> tuple[float, int]:
-        """Count what is no number; return the sum and the number of the others."""
-        finite = [value for value in values if math.isfinite(value)]
-        self._num_nan += len(values) - len(finite)
-        return sum(finite), len(finite)
 
     def _end_block(self, batch: Batch, work: Work, session: Session, block_sum: float) -> None:
         session.block_sum = 0.0
@@ -211,12 +207,16 @@ class Quality:
         if work.kind not in _COUNTED or self._scores.surprise is None:
             return Scored(NOT_WHOLE, chart)
         values = _surprise(work, row, batch.outputs, self._scores.surprise)
-        total, position = (NOT_WHOLE, 0) if session is None else (session.block_sum, session.position)
-        block_sum, means = add_steps(total, position, values, self._block)
+        block_sum, position = (NOT_WHOLE, 0) if session is None else (session.block_sum, session.position)
+        block_sum, means = add_steps(block_sum, position, values, self._block)
+        numbers = sum(values), len(values), 0
+        if not math.isfinite(numbers[0]):
+            numbers = _numbers(values)
         if means and session is not None and session.request.drift:
             chart = self._advanced(session, means)
             batch.answers[work].drift = _told(chart)
-        scored = Scored(block_sum, chart, means, values)
+        total, count, num_nan = numbers
+        scored = Scored(block_sum, chart, means, count, total, num_nan)
         if not self._sees_inputs:
             return scored
         unknown, beyond = self._unusual(work.inputs[0])
@@ -225,11 +225,9 @@ class Quality:
 
     def commit(self, scored: Scored, session: Session | None) -> None:
         """Count a scored chunk, for it is committed."""
-        total, count = float(np.sum(scored.values, dtype=np.float64)), len(scored.values)
-        if not math.isfinite(total):
-            total, count = self._leave_out(scored.values.tolist())
-        self._total += total
-        self._num_steps += count
+        self._total += scored.total
+        self._num_steps += scored.num_steps
+        self._num_nan += scored.num_nan
         self._num_unknown += scored.unknown
         self._num_out_of_range += scored.beyond
         self._num_inside += scored.inside
@@ -288,6 +286,12 @@ class Quality:
         return (low, high), inside, len(truths) - inside
 
 
+def _numbers(values: Sequence[float]) -> tuple[float, int, int]:
+    """Return the sum of the numbers among ``values``, how many they are, and how many are none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite), len(finite), len(values) - len(finite)
+
+
 def _is_single(work: Work) -> bool:
     return work.length == 1 and work.kind in _COUNTED
 
@@ -296,12 +300,10 @@ def _told(charted: Charted) -> Drift:
     return Drift(charted.state, charted.ewma, charted.blocks)
 
 
-def _surprise(work: Work, row: int, outputs: Outputs, name: str) -> FloatArray:
-    """Return the surprise of all steps of a chunk, [steps], which may have come in pieces."""
-    if not work.pieces:
-        values: FloatArray = outputs[name][row]
-        return values
-    return np.concatenate([piece[name] for piece in work.pieces])
+def _surprise(work: Work, row: int, outputs: Outputs, name: str) -> list[float]:
+    """Return the surprise of all steps of a chunk, which may have come in pieces."""
+    pieces: list[Any] = [piece[name] for piece in work.pieces] if work.pieces else [outputs[name][row]]
+    return list(chain.from_iterable(piece.tolist() for piece in pieces))
 
 
 def _bands(work: Work, row: int, outputs: Outputs, scores: Scores) -> FloatArray:

@@ -11,10 +11,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import numpy as np
-
 from tidegate.bundle import Drift
-from tidegate.core import DriftReport, FloatArray
+from tidegate.core import DriftReport
 
 State = Literal["normal", "warning", "drift"]
 STATES: tuple[State, ...] = ("normal", "warning", "drift")
@@ -117,13 +115,13 @@ class Chart:
         return "warning" if before != "normal" and distance > warning / 2 else "normal"
 
 
-def add_steps(total: float, position: int, values: FloatArray, block: int) -> tuple[float, list[float]]:
+def add_steps(total: float, position: int, values: Sequence[float], block: int) -> tuple[float, list[float]]:
     """Add the surprise of consecutive steps to the blocks of a sequence, which lie at multiples of ``block``.
 
     Args:
         total: The sum of the block that ``position`` is in, so far; `NOT_WHOLE` where something of it is missing.
         position: Of the first step, counted from the sequence's beginning.
-        values: [steps]
+        values: Surprise of each step.
         block: Steps of a block.
 
     Returns:
@@ -133,7 +131,7 @@ def add_steps(total: float, position: int, values: FloatArray, block: int) -> tu
     means, start = [], 0
     while start < len(values):
         end = min(len(values), start + block - (position + start) % block)
-        total += float(np.sum(values[start:end], dtype=np.float64))
+        total += sum(values[start:end])
         if (position + end) % block == 0:
             if math.isfinite(total):
                 means.append(total / block)
