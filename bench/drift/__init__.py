@@ -1,0 +1,1 @@
+"""How well the control charts of the ready-made bundles work: see ``__main__``."""
