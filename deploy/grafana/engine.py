@@ -124,11 +124,18 @@ def _time() -> list[Panel]:
 
 
 def _arena() -> list[Panel]:
+    used = f"sum by (instance) (tidegate_arena_bytes{{{INSTANCE}}})"
     return [
         lines(
-            About("Arena", "Memory for states, and what it may take at most (--arena-mb). Full, it evicts.", BYTES),
-            Query(f"sum by (instance) (tidegate_arena_bytes{{{INSTANCE}}})", "{{instance}}"),
-            Query(f"tidegate_arena_limit_bytes{{{INSTANCE}}}", "limit {{instance}}"),
+            About("Arena", "Memory for states, taken as it is needed.", BYTES),
+            Query(used, "{{instance}}"),
+            width=6,
+        ),
+        lines(
+            About("Arena of its limit", "What is taken of --arena-mb. Full, it evicts.", SHARE),
+            Query(f"{used} / sum by (instance) (tidegate_arena_limit_bytes{{{INSTANCE}}})", "{{instance}}"),
+            width=6,
+            limit=1,
         ),
         lines(
             About("Slots in use", "Sessions and unfinished chunks whose state is in memory.", COUNT),

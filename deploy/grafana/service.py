@@ -171,9 +171,12 @@ def _processes() -> list[Panel]:
             width=8,
         ),
         lines(
-            About("Open files", "Sockets mostly. At the limit no connection is accepted any more.", COUNT),
-            Query(f"process_open_fds{{{INSTANCE}}}", "{{instance}}"),
-            Query(f"min by (job) (process_max_fds{{{INSTANCE}}})", "limit"),
+            About(
+                "Open files",
+                "Of those allowed; sockets mostly. At the limit no connection is accepted any more.",
+                SHARE,
+            ),
+            Query(f"process_open_fds{{{INSTANCE}}} / process_max_fds{{{INSTANCE}}}", "{{instance}}"),
             width=8,
         ),
         lines(

@@ -163,13 +163,14 @@ def _started(command: Sequence[str], sign: str) -> Iterator[str]:
 
 def _where(process: subprocess.Popen[str], sign: str) -> str:
     assert process.stderr is not None
-    said, address = [], ""
+    said = []
     for line in process.stderr:
         said.append(line)
-        listening = re.search(r'msg="Listening on" address=(\S+)', line)
-        address = listening[1] if listening else address
-        if sign in line and address:
-            return address
+        # The two lines come in either order.
+        log = "".join(said)
+        listening = re.search(r'msg="Listening on" address=(\S+)', log)
+        if listening and sign in log:
+            return listening[1]
     raise AssertionError(f"it did not start: {''.join(said)}")
 
 
