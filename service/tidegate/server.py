@@ -62,6 +62,9 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
+_LAST_SECONDS = 0.25
+"""For the last answers of a server that was told to hurry."""
+
 Facts = dict[str, Any]
 """Where a server answers (``http``, ``grpc``), and its ``models``."""
 
@@ -96,7 +99,7 @@ async def serve(
         try:
             app = create_app(service, requests, shared or figures)
             app.router.routes.extend(routes(inference))
-            await _serve_until_told(local, app, grpc, listener, signals, announce)
+            await _serve_until_told(local, app, grpc, listener, signals, announce, service.abort)
         finally:
             await inference.stop()
             await service.stop()
@@ -138,6 +141,7 @@ async def _serve_until_told(
     listener: socket.socket,
     signals: Signals,
     announce: Callable[[Facts], None],
+    abort: Callable[[], Awaitable[None]],
 ) -> None:
     http = HttpServer(app, service.settings)
     async with asyncio.TaskGroup() as tasks:
@@ -155,8 +159,20 @@ async def _serve_until_told(
         parts = [service.drain(), app.state.streams.drain(), *(server.drain() for server in grpc)]
         if not await _is_done(_drain(parts, http, serving), service.settings.drain_timeout, signals.hurry):
             log.warning("drain cut short: what still ran is cancelled")
-            serving.cancel()
+            await _tell_last(abort, http, serving, grpc)
         await asyncio.gather(*(server.stop() for server in grpc))
+
+
+async def _tell_last(
+    abort: Callable[[], Awaitable[None]], http: HttpServer, serving: asyncio.Task[None], grpc: Sequence[GrpcServer]
+) -> None:
+    """Answer what still runs, with UNAVAILABLE, rather than let connections break; whoever does not listen is left."""
+    await abort()
+    http.should_exit = True
+    await asyncio.gather(
+        *(server.stop(_LAST_SECONDS) for server in grpc), asyncio.wait([serving], timeout=_LAST_SECONDS)
+    )
+    serving.cancel()
 
 
 async def _tell_readiness(service: Service, grpc: Sequence[GrpcServer]) -> None:

@@ -191,6 +191,11 @@ class Service:
             await self._durable.wait_idle()
         await asyncio.gather(*(model.loop.wait_idle() for model in self._registry.loaded()))
 
+    async def abort(self) -> None:
+        """Answer everything that runs or waits with UNAVAILABLE, now; `stop` is still to come."""
+        self._is_draining = True
+        await self._registry.stop()
+
     async def stop(self) -> None:
         """Stop at once; what is not answered yet is answered with UNAVAILABLE."""
         self._is_draining = True

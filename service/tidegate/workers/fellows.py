@@ -37,18 +37,24 @@ class Fellow:
         self._connection = AsyncConnection(address, timeout, Retry(attempts=1), asyncio.sleep)
         self.models = self._connection.models
         self.sessions = self._connection.sessions
+        self._is_closed = False
 
     async def ask(self, method: Any, request: Any, deadline: float | None = None) -> Any:
         """Call once; ``deadline`` is in the event loop's time, None is the server's time for a request."""
+        self._check_open()
         try:
             return await self._connection.call(_traced(method), request, timeout=_seconds(deadline))
         except UnavailableError as error:
             raise _away(error) from error
+        except asyncio.CancelledError:
+            _raise_if_closed()
+            raise
 
     async def generate(
         self, request: sessions_pb2.SessionGenerateRequest, deadline: float | None, *, is_streamed: bool
     ) -> Events:
         """The events of a generation; its tokens come in any case, and are told where they are wanted."""
+        self._check_open()
         try:
             call = self._connection.events(_traced(self.sessions.Generate), request, timeout=_seconds(deadline))
             async with aclosing(call) as events:
@@ -57,9 +63,17 @@ class Fellow:
                         yield event
         except UnavailableError as error:
             raise _away(error) from error
+        except asyncio.CancelledError:
+            _raise_if_closed()
+            raise
 
     async def close(self) -> None:
+        self._is_closed = True
         await self._connection.close()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise _stopping()
 
 
 class Fellows:
@@ -135,6 +149,17 @@ def _traced(method: Any) -> Any:
     return lambda request, *, timeout, metadata: method(
         request, timeout=timeout, metadata=aio.Metadata(*metadata, *headers)
     )
+
+
+def _raise_if_closed() -> None:
+    """A call whose channel is closed is cancelled by gRPC: nobody who waits for it was told to go."""
+    task = asyncio.current_task()
+    if task is not None and not task.cancelling():
+        raise _stopping()
+
+
+def _stopping() -> UnavailableError:
+    return UnavailableError("the server is stopping", reason="DRAINING", retry_after=1.0)
 
 
 def _away(error: UnavailableError) -> UnavailableError:

@@ -68,6 +68,11 @@ class RoutedService:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._local, name)
 
+    async def abort(self) -> None:
+        """Answer everything with UNAVAILABLE, now: what was passed on, too."""
+        await self.disconnect()
+        await self._local.abort()
+
     async def stop(self) -> None:
         """Stop at once; what was passed on ends with the connections."""
         await self.disconnect()
