@@ -16,7 +16,7 @@ PROTOS := $(sort $(wildcard proto/tidegate/v1/*.proto proto/tidegate/oip/*.proto
 STUB_DIRS := $(patsubst proto/%,%,$(patsubst %/,%,$(sort $(dir $(PROTOS)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test check chaos stubs stubs-check bench bench-curves bench-peers bench-stores bench-gpu wheel clean
+.PHONY: help venv serve test check chaos stubs stubs-check bench bench-curves bench-peers bench-stores bench-drift bench-gpu wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ bench-peers: $(EVERYTHING) ## measure other servers beside ours, each installed 
 
 bench-stores: $(EVERYTHING) ## measure durable sessions on SQLite and Redis, a million of them too (15 minutes, 10 GB of disk)
 	$(BIN)/python -m bench.stores $(BENCH_ARGS)
+
+bench-drift: $(EVERYTHING) ## measure false alarms and delays of the control charts: docs/monitoring.md (needs Debian's bible-kjv)
+	$(BIN)/python -m bench.drift
 
 bench-gpu: $(EVERYTHING) ## measure states on a GPU: bench/GPU.md (needs onnxruntime-gpu and a torch that sees the GPU)
 	$(BIN)/python -m bench.gpu $(BENCH_ARGS)
