@@ -17,7 +17,7 @@ from bench.processes import Running
 from bench.raw import bundle_of
 from tidegate.bundle import read_bundle
 
-CHECK_SECONDS = 0.3
+CHECK_SECONDS = 1.0
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
 
 Answer = dict[str, Any]

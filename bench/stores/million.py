@@ -6,6 +6,7 @@ least. How long the same took stands in the details.
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -115,6 +116,7 @@ def row_of(name: str, count: int, costs: Rounds[Cost], plan: Plan) -> Row:
         few_wall_us=costs.median("few", lambda cost: cost.wall),
         wall_ratio=costs.ratio("many", "few", lambda cost: cost.wall).median,
         num_rounds=plan.rounds,
+        load_average=os.getloadavg()[0],
     )
 
 
@@ -124,7 +126,8 @@ def _start_row(name: str, filled: Filled, starts: Rounds[Start], plan: Plan) -> 
         "filled_in_s": filled.seconds,
         "many_read_mb": starts.median("many", lambda start: start.read_bytes / 1e6),
         "few_read_mb": starts.median("few", lambda start: start.read_bytes / 1e6),
-        "num_rounds": plan.rounds,
+        "num_rounds": 2 * plan.rounds,
+        "load_average": os.getloadavg()[0],
     }
     row_name, names = f"store-million-{name}-start", ("many", "few")
     return against(row_name, "s to ready", GOAL, starts, names, lambda start: start.seconds, **details)

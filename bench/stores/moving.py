@@ -7,6 +7,7 @@ second took less than the first one is what moving added.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -71,6 +72,7 @@ def row_of(name: str, rounds: Rounds[Moves]) -> Row:
         moved_p99_ms=rounds.median("moves", lambda moves: quantiles(moves.moved, n=100)[98]),
         added_back_at_an_old_copy_ms=rounds.median("moves", lambda moves: moves.added_back),
         sessions_a_round=SESSIONS,
+        load_average=os.getloadavg()[0],
     )
 
 

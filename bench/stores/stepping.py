@@ -60,6 +60,7 @@ def _rows(load: Load, goals: dict[str, Goal], plan: Plan) -> Iterator[Row]:
         counts = {name: read_counts(running) for name, running in servers.items()}
         steps = {name: partial(_step, load, name, servers[name], places[name].pids, plan) for name in servers}
         rounds = interleaved(plan.rounds, steps)
+        load_average = os.getloadavg()[0]
         rows = {name: read_counts(servers[name]).since(before).rows_per_run for name, before in counts.items()}
     sync = sync_seconds(64) * 1e6
     for name in PLACES:
@@ -73,6 +74,7 @@ def _rows(load: Load, goals: dict[str, Goal], plan: Plan) -> Iterator[Row]:
         if name in {"sqlite-full", "redis-always"}:
             details["group_sync_us"] = sync
         details |= {"answers_checked": num_checked[name], "num_rounds": plan.rounds, "seconds_a_round": plan.seconds}
+        details["load_average"] = load_average
         yield row_of(name, load, goal, rounds, details)
 
 
