@@ -16,7 +16,7 @@ from typing import Protocol
 
 from tidegate.core import Tensor
 from tidegate.engine.batch import Outcome, Step
-from tidegate.engine.course import begin_course
+from tidegate.engine.course import COURSES, begin_course
 from tidegate.engine.engine import Engine
 from tidegate.engine.pace import Patience
 from tidegate.engine.scheduler import Plan
@@ -106,8 +106,8 @@ class Loop:
         if self._is_stopped:
             raise _stopping()
         work.arrived = now = self._clock()
-        if (course := begin_course(now)) is not None:
-            work.course = course
+        if COURSES.get() is not None:
+            work.course = begin_course(now)
             self._is_traced = True
         self._engine.submit(work)
         self._idle.clear()

@@ -40,11 +40,13 @@ class Meter:
 
     def planned(self, works: Iterable[Work], now: float) -> None:
         """Count how long each waited, of those whose first run this is."""
-        add = self._queue.add
+        waits = []
         for work in works:
-            if work.arrived is not None:
-                add(now - work.arrived)
+            arrived = work.arrived
+            if arrived is not None:
+                waits.append(now - arrived)
                 work.arrived = None
+        self._queue.add_all(waits)
 
     def reading(self) -> MeterReading:
         steps = dict(zip(KINDS, self.steps, strict=True))

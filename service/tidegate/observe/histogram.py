@@ -9,6 +9,7 @@ experimental in prometheus_client (OpenMetrics 2.0), and Prometheus takes them b
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from typing import NamedTuple
 
 SECONDS = (
@@ -47,6 +48,13 @@ class Histogram:
         """Count a value, which must be a number: NaN is the caller's to count elsewhere."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self._total += value
+
+    def add_all(self, values: Sequence[float]) -> None:
+        """Count values, likewise."""
+        counts, bounds = self._counts, self._bounds
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+        self._total += sum(values)
 
     def reading(self) -> Reading:
         return Reading(self._bounds, tuple(self._counts), self._total)
