@@ -66,7 +66,7 @@ def _told(alarms: FalseAlarms) -> str:
 def _delay_table(cases: dict[str, list[Case]]) -> Iterator[str]:
     yield (
         "| model | change | warning | drift | nine of ten | steps | seen | one chart for "
-        f"{TOGETHER} sessions, blocks of each |"
+        f"{TOGETHER} sessions, blocks of all |"
     )
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     for name, some in cases.items():
@@ -83,7 +83,7 @@ def _row(found: Delays, case: Case) -> str:
         _blocks(_quantile(found.drift, 0.9)),
         "–" if drift is None else f"{drift * case.drift.block:,}",
         f"{seen:.0%}",
-        "–" if found.together is None else f"{found.together / TOGETHER:.1f}",
+        "–" if found.together is None else f"{found.together}",
     ]
     return " | ".join(columns)
 
