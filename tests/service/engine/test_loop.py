@@ -10,7 +10,7 @@ import pytest
 from tests.service.engine.house import house
 from tidegate.core import Sampling
 from tidegate.engine.loop import Loop
-from tidegate.errors import TidegateError, UnavailableError
+from tidegate.errors import UnavailableError
 
 pytestmark = pytest.mark.usefixtures("arena")
 
