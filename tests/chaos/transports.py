@@ -7,12 +7,13 @@ Each sends one request and tells one answer; none but tidegate's client repeats 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol, assert_never
+from typing import Any, Protocol, assert_never, cast
 
 import grpc
 import httpx
 import numpy as np
 from grpc import aio
+from grpc_status import rpc_status
 
 from tests.chaos.history import Asked, At, Keep, Read, Reply, Rewind, Step, Told
 from tidegate.client import AsyncClient, AsyncSession, AsyncSessionStream
@@ -58,7 +59,7 @@ class Calls:
         try:
             return await self._ask(session, asked)
         except grpc.RpcError as error:
-            raise decode_status(error) from error
+            raise _meaning(error) from error
 
     async def open(self, session: str, model: str) -> None:
         """Open a durable session, or find it open."""
@@ -85,6 +86,20 @@ class Calls:
 
     async def _call(self, method: Any, request: Any, session: str, seconds: float = SECONDS) -> Any:
         return await method(request, timeout=seconds, metadata=((SESSION_KEY, session),))
+
+
+_BROKEN = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN})
+
+
+def _meaning(error: grpc.RpcError) -> TidegateError:
+    """What ended a call. tidegate says more than a code; gRPC itself says these where a server ends while it answers,
+    and the outcome is unknown.
+    """
+    ended = cast("grpc.Call", error)  # errors of grpc.aio have its methods
+    code = ended.code()
+    if code in _BROKEN and rpc_status.from_call(ended) is None:
+        return UnavailableError(f"gRPC itself says {code.name}", reason=f"GRPC_{code.name}")
+    return decode_status(error)
 
 
 class Streams(Calls):
