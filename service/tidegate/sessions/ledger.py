@@ -225,6 +225,8 @@ class Ledger:
                 log.error("the store cannot be used: %s", error.message)  # noqa: TRY400 - an error of theirs
             except (UnavailableError, TimeoutError):
                 continue
+            except Exception:
+                log.exception("the store could not be asked")
             else:
                 log.warning("the store answers again")
 

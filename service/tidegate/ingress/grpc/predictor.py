@@ -26,6 +26,7 @@ class Predictor(predictor_pb2_grpc.PredictorServicer):
         self.calls = calls
         self._service = service
         self._streams: set[StepStream] = set()
+        self._is_draining = False
 
     @answered
     async def Predict(self, request: predictor_pb2.PredictRequest, context: Context) -> predictor_pb2.PredictReply:
@@ -48,6 +49,8 @@ class Predictor(predictor_pb2_grpc.PredictorServicer):
         self, request_iterator: AsyncIterator[predictor_pb2.StreamRequest], context: Context
     ) -> None:
         stream = StepStream(self._service, context, self.calls.requests)
+        if self._is_draining:
+            stream.drain()
         self._streams.add(stream)
         try:
             await stream.run()
@@ -55,7 +58,8 @@ class Predictor(predictor_pb2_grpc.PredictorServicer):
             self._streams.discard(stream)
 
     def drain(self) -> None:
-        """Let every open stream answer what it has read, then end."""
+        """Let every open stream answer what it has read, then end; one that is opened from now on ends at once."""
+        self._is_draining = True
         for stream in self._streams:
             stream.drain()
 

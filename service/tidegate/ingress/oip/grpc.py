@@ -36,6 +36,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.calls = calls
         self._inference = inference
         self._streams: set[InferStream] = set()
+        self._is_draining = False
 
     @uncounted
     async def ServerLive(
@@ -118,6 +119,8 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):
         self, request_iterator: AsyncIterator[service_pb2.ModelInferRequest], context: Context
     ) -> None:
         stream = InferStream(self._inference, context, self.calls.requests)
+        if self._is_draining:
+            stream.drain()
         self._streams.add(stream)
         try:
             await stream.run()
@@ -134,6 +137,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):
     LogSettings = _unsupported("settings of the log are")
 
     def drain(self) -> None:
-        """Let every open stream answer what it has read, then end."""
+        """Let every open stream answer what it has read, then end; one that is opened from now on ends at once."""
+        self._is_draining = True
         for stream in self._streams:
             stream.drain()

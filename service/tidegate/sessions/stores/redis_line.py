@@ -126,7 +126,11 @@ class _Live:
         answered: asyncio.Future[list[Reply] | Exception] = asyncio.get_running_loop().create_future()
         self._waiting.append((answered, len(packed)))
         # Hands everything to the transport before it first waits, so calls keep the order of `_waiting`.
-        await self._connection.send_packed_command(packed)
+        try:
+            await self._connection.send_packed_command(packed)
+        except RuntimeError as error:
+            # uvloop's word for a transport that was reset and is closed by now.
+            raise theirs.ConnectionError(str(error)) from error
         result = await answered
         if isinstance(result, Exception):
             raise result
