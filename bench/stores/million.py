@@ -159,12 +159,8 @@ def _step(stored: Stored, plan: Plan) -> Cost:
 
 def _expire(stored: Stored, template: Record) -> Cost:
     """From when they are stored, overdue, until the server has ended them all, which it looks for once a second."""
-
-    def expire() -> None:
-        put_overdue(stored.place, template, EXPIRED)
-        wait_expired(stored.place)
-
-    return _cost(stored.pids, EXPIRED, expire)
+    put_overdue(stored.place, template, EXPIRED)
+    return _cost(stored.pids, EXPIRED, lambda: wait_expired(stored.place))
 
 
 def _cost(pids: Sequence[int], count: int, job: Callable[[], object]) -> Cost:
