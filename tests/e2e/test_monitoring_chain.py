@@ -102,6 +102,11 @@ def step(house: House, session: str, level: float, steps: int) -> httpx.Response
     return httpx.post(url, json={"values": loads(level, steps)}, headers=headers)
 
 
+def applied(house: House, session: str, level: float, steps: int) -> None:
+    response = step(house, session, level, steps)
+    assert response.is_success, response.text
+
+
 def opened(house: House) -> str:
     session: str = post(f"{house.url}/sessions", {"model": MODEL, "durable": True})["id"]
     return session
@@ -113,11 +118,11 @@ def names(house: House) -> set[str]:
 
 def test_somebody_hears_of_inputs_that_a_model_does_not_predict(house: House) -> None:
     session = opened(house)
-    step(house, session, ORDINARY, 20 * BLOCK).raise_for_status()
+    applied(house, session, ORDINARY, 20 * BLOCK)
     until(lambda: house.prometheus.query("sum(tidegate_surprise_steps_total) >= 80"))
     assert "TidegateDrift" not in names(house)
 
-    step(house, session, EXTRAORDINARY, 20 * BLOCK).raise_for_status()
+    applied(house, session, EXTRAORDINARY, 20 * BLOCK)
     message = house.told_of("TidegateDrift")
     assert (message.receiver, message.status) == ("somebody-today", "firing")
     told = message.alerts[0]
@@ -147,7 +152,7 @@ def test_somebody_hears_of_a_store_that_is_away_and_only_of_that(house: House) -
     house.redis.start()
     while house.told_of("TidegateStoreDown").status != "resolved":
         pass
-    step(house, session, ORDINARY, 1).raise_for_status()
+    applied(house, session, ORDINARY, 1)
 
 
 def test_somebody_hears_of_a_replica_that_is_gone(house: House) -> None:
@@ -157,4 +162,4 @@ def test_somebody_hears_of_a_replica_that_is_gone(house: House) -> None:
     assert message.receiver == "somebody-now"
     assert [alert["labels"]["instance"] for alert in message.alerts] == [gone.http.removeprefix("http://")]
     assert httpx.get(f"{left.http}/readyz").is_success
-    step(house, opened(house), ORDINARY, 1).raise_for_status()
+    applied(house, opened(house), ORDINARY, 1)
