@@ -16,7 +16,7 @@ PROTOS := $(sort $(wildcard proto/tidegate/v1/*.proto proto/tidegate/oip/*.proto
 STUB_DIRS := $(patsubst proto/%,%,$(patsubst %/,%,$(sort $(dir $(PROTOS)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test check chaos stubs stubs-check bench bench-curves bench-peers bench-stores bench-drift bench-gpu wheel clean
+.PHONY: help venv serve test check chaos stubs stubs-check bench bench-curves bench-peers bench-stores bench-drift bench-gpu dashboards wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ bench-drift: $(EVERYTHING) ## measure false alarms and delays of the control cha
 
 bench-gpu: $(EVERYTHING) ## measure states on a GPU: bench/GPU.md (needs onnxruntime-gpu and a torch that sees the GPU)
 	$(BIN)/python -m bench.gpu $(BENCH_ARGS)
+
+dashboards: $(EVERYTHING) ## regenerate deploy/grafana/dashboards (a test holds them against deploy/grafana/*.py)
+	$(BIN)/python -m deploy.grafana
 
 wheel: $(BIN)/python ## build dist/tidegate-*.whl
 	rm -rf dist

@@ -28,7 +28,7 @@ def read(file: Path) -> dict[str, Any]:
 
 def test_the_files_are_what_the_generator_writes() -> None:
     written = {file.name: file.read_text() for file in FOLDER.iterdir()}
-    assert written == texts(), "run python -m deploy.grafana"
+    assert written == texts(), "run make dashboards"
 
 
 @each_dashboard

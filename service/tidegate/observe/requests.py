@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from tidegate.errors import TidegateError
+from tidegate.errors import TidegateError, TooLargeError
 from tidegate.observe.histogram import Histogram, Reading
 from tidegate.wire.errors import code_name
 
@@ -20,6 +20,9 @@ CANCELLED = "cancelled"
 
 INTERNAL = "internal"
 """A fault of ours."""
+
+TOO_LARGE = "too_large"
+"""The client's fault, though its gRPC code, RESOURCE_EXHAUSTED, is that of an overload."""
 
 Headers = Iterable[tuple[Any, Any]] | Callable[[], Iterable[tuple[Any, Any]] | None]
 """Pairs of text or bytes: HTTP's header fields, gRPC's metadata."""
@@ -89,5 +92,7 @@ class Requests:
 
 
 def outcome_of(error: BaseException) -> str:
-    """Return the label of an error: its gRPC code in lower case; of one that is not ours, that of a fault of ours."""
+    """Return the label of an error: its gRPC code in lower case, or `TOO_LARGE`; of one not ours, `INTERNAL`."""
+    if isinstance(error, TooLargeError):
+        return TOO_LARGE
     return code_name(error) if isinstance(error, TidegateError) else INTERNAL

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from tests.service.http.fake import Call, FakeService, Socket
 from tests.service.http.running import Wire, request, running
 from tidegate.core import GeneratedToken
-from tidegate.errors import OverloadedError, PositionConflictError
+from tidegate.errors import OverloadedError, PositionConflictError, TooLargeError
 from tidegate.observe.requests import Requests
 
 STEP = "/v1/sessions/s-1:step"
@@ -81,6 +81,7 @@ async def test_what_is_nowhere_is_unknown_and_makes_no_labels(client: httpx.Asyn
     [
         (PositionConflictError("conflict", position=4), "aborted"),
         (OverloadedError("full"), "resource_exhausted"),
+        (TooLargeError("a reply of a gigabyte"), "too_large"),
         (ZeroDivisionError("ours"), "internal"),
     ],
 )

@@ -25,7 +25,7 @@ OUTCOMES = {
     "AlreadyExistsError": "already_exists",
     "SessionEndedError": "not_found",
     "FailedPreconditionError": "failed_precondition",
-    "TooLargeError": "resource_exhausted",
+    "TooLargeError": "too_large",
     "OverloadedError": "resource_exhausted",
     "NotSupportedError": "unimplemented",
     "UnavailableError": "unavailable",
@@ -36,7 +36,7 @@ OUTCOMES = {
 
 
 @pytest.mark.parametrize("name", OUTCOMES)
-def test_an_error_s_outcome_is_its_code(name: str) -> None:
+def test_an_error_s_outcome_tells_overload_from_what_is_too_large(name: str) -> None:
     kind: type[TidegateError] = getattr(errors, name)
     assert outcome_of(kind("message")) == OUTCOMES[name]
 
