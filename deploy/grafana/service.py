@@ -93,7 +93,7 @@ def _requests() -> list[Panel]:
             is_stacked=True,
         ),
         lines(
-            About("Requests by outcome", "ok, cancelled by the client, too_large, or the gRPC code of the error.", REQUESTS),
+            About("Requests by outcome", "ok, cancelled by the client, too_large, or the error's gRPC code.", REQUESTS),
             Query(by("outcome"), "{{outcome}}"),
         ),
         lines(
