@@ -13,7 +13,7 @@ import argparse
 import contextlib
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from typing import NamedTuple
 from bench.client import Figures, Mode, build, drive
 from bench.measure import interleaved
 from bench.processes import Running, server
-from bench.sessions import sessions
+from bench.sessions import MODEL, numbered, sessions
 
 
 class Load(NamedTuple):
@@ -34,10 +34,18 @@ class Load(NamedTuple):
     @property
     def options(self) -> dict[str, float | str]:
         lanes = {"lanes": self.lanes} if self.lanes > 1 else {}
-        return {"connections": self.connections, **lanes}
+        return {"connections": self.connections, "model": MODEL, **lanes}
+
+    def named(self, target: Running) -> AbstractContextManager[list[str]]:
+        """What is stepped: sequences where it is the Open Inference Protocol that is spoken."""
+        count = self.connections * self.lanes
+        return nullcontext(numbered(count)) if self.mode.startswith("infer") else sessions(target, count)
 
 
-LOADS = (Load("unary", 64), Load("stream", 64), Load("http", 64), Load("websocket", 64), Load("columnar", 2, 256))
+LOADS = (
+    Load("unary", 64), Load("stream", 64), Load("http", 64), Load("websocket", 64), Load("columnar", 2, 256),
+    Load("infer", 64), Load("infer-stream", 64),
+)  # fmt: skip
 
 
 def main() -> None:
@@ -68,7 +76,7 @@ def _row(load: Load, trees: dict[str, Running], rounds: int, seconds: float) -> 
 
 
 def _drive(load: Load, running: Running, seconds: float) -> Figures:
-    with sessions(running, load.connections * load.lanes) as ids:
+    with load.named(running) as ids:
         return drive(load.mode, running, {"warmup": 0.3, "seconds": seconds, **load.options}, ids)
 
 

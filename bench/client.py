@@ -18,8 +18,11 @@ PROGRAM = ROOT / "bench" / "build" / "loadclient"
 Options = Mapping[str, float | str | Sequence[float | str]]
 """The client's options by name, some of them given several times; bench/client/options.h lists them."""
 
-Mode = Literal["http", "websocket", "unary", "stream", "columnar", "post", "generate", "json", "inference"]
-"""`json` and `inference` are what peers speak: a POST of their own form, and streams of the Open Inference Protocol."""
+Mode = Literal[
+    "http", "websocket", "unary", "stream", "columnar", "post", "generate", "infer", "infer-stream", "json", "inference"
+]
+"""`infer` and `infer-stream` step sequences by the Open Inference Protocol, as stock clients do. `json` and `inference`
+are what peers speak: a POST of their own form, and streams of the Open Inference Protocol with outputs of their own."""
 
 PROTOCOL = {"http": "http", "websocket": "http", "post": "http", "json": "http"}
 """Which port a mode goes to; grpc for the others."""

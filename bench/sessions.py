@@ -48,6 +48,11 @@ def echoed(count: int) -> list[str]:
     return [SESSION] * count
 
 
+def numbered(count: int) -> list[str]:
+    """Ids of ``count`` sequences of the Open Inference Protocol: a start ends what runs under them."""
+    return [str(number) for number in range(1, count + 1)]
+
+
 async def _open(target: Running, count: int, model: str, durable: bool = False) -> list[str]:
     async with _channel(target) as channel:
         stub = sessions_pb2_grpc.SessionsStub(channel)

@@ -53,7 +53,10 @@ std::unique_ptr<Transport> make_transport(const Options& options, int connection
     case Mode::post:
     case Mode::json:
       return make_http1(endpoint);
+    case Mode::infer:
+      return make_grpc(at("/inference.GRPCInferenceService/ModelInfer"), Call::per_request);
     case Mode::inference:
+    case Mode::infer_stream:
       return make_grpc(at("/inference.GRPCInferenceService/ModelStreamInfer"), Call::one_for_all);
     case Mode::unary:
       return make_grpc(at("/tidegate.v1.Sessions/Step"), Call::per_request);

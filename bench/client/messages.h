@@ -37,6 +37,8 @@ std::string json_step(const Step& step);
 std::string json_form(std::string form, const Step& step);
 // A ModelInferRequest of the Open Inference Protocol, with the parameters by which servers tell sequences apart.
 std::string inference_request(std::string_view model, const Step& step, bool is_first);
+// The same as stock clients write it, for tidegate: the sequence is a number, each token raw bytes of the input `tokens`.
+std::string sequence_request(std::string_view model, const Step& step, bool is_first);
 
 // Nothing where the reply is no such message; a refusal is told in `error`.
 std::optional<Answer> step_reply(std::string_view reply);
@@ -49,6 +51,8 @@ bool is_attached(std::string_view reply, std::string& error);
 std::optional<Answer> json_reply(std::string_view reply);
 // Outputs called position, id, probability and surprise; from a ModelInferResponse, or wrapped as Triton's streams do.
 std::optional<Answer> inference_reply(std::string_view reply, std::string& error);
+// Raw outputs called logits and surprise, of which the last step is read; there is no position. Bare or wrapped as above.
+std::optional<Answer> sequence_reply(std::string_view reply, std::string& error);
 
 enum class Event { token, done, unknown };
 Event generate_reply(std::string_view reply);

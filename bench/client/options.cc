@@ -11,7 +11,7 @@ namespace {
 const std::map<std::string, Mode> kModes = {
     {"http", Mode::http},         {"websocket", Mode::websocket}, {"unary", Mode::unary},       {"stream", Mode::stream},
     {"columnar", Mode::columnar}, {"post", Mode::post},           {"generate", Mode::generate}, {"json", Mode::json},
-    {"inference", Mode::inference},
+    {"inference", Mode::inference}, {"infer", Mode::infer},       {"infer-stream", Mode::infer_stream},
 };
 
 std::string read_file(const std::string& path) {
@@ -98,7 +98,7 @@ void check(const Options& options) {
   }
   if (options.lanes > 1 && options.mode != Mode::columnar) throw UsageError("--lanes are for --mode columnar");
   if (options.in_flight > 1 && options.mode != Mode::columnar && options.mode != Mode::stream &&
-      options.mode != Mode::websocket) {
+      options.mode != Mode::websocket && options.mode != Mode::infer_stream) {
     throw UsageError("--in-flight is for streams");
   }
 }

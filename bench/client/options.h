@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-enum class Mode { http, websocket, unary, stream, columnar, post, generate, json, inference };
+enum class Mode { http, websocket, unary, stream, columnar, post, generate, json, inference, infer, infer_stream };
 
 struct Options {
   Mode mode = Mode::stream;
@@ -27,7 +27,7 @@ struct Options {
   std::vector<std::string> bodies;  // mode post: what; connections take them in turn
   std::vector<long> steps;          // mode post: of each body, the steps that it stands for
   std::string json;  // mode json: the body, with SESSION and TOKEN where the step's are to stand
-  std::string model, prompt = "\n";  // modes generate (both) and inference (model)
+  std::string model, prompt = "\n";  // modes generate (both); inference, infer and infer-stream (model)
   int max_tokens = 100;
   std::string dump;            // file for the answers of the first and the last session
   std::vector<int> watched;    // processes whose CPU time is taken over the measurement

@@ -11,12 +11,15 @@ using messages::Answer;
 
 constexpr long kMostDumped = 2000;
 
+// Whether steps go to tidegate's sequences, whose replies tell no position.
+bool is_sequence(Mode mode) { return mode == Mode::infer || mode == Mode::infer_stream; }
+
 // One session's way: which tokens come next, and at which position it must be after them.
 class Course {
  public:
   Course(const Options& options, long index, Dump& dump)
       : session_(options.sessions[index]), index_(index), chunk_(options.chunk), vocabulary_(options.vocabulary),
-        is_echo_(options.is_echo), with_position_(options.with_position),
+        is_echo_(options.is_echo), with_position_(options.with_position), has_positions_(!is_sequence(options.mode)),
         is_dumped_(dump.is_wanted() && (index == 0 || index + 1 == long{options.connections} * options.lanes)),
         dump_(dump) {}
 
@@ -37,17 +40,20 @@ class Course {
   // Whether the session is where it must be. It may have come from elsewhere: the first answer tells its start.
   bool arrive(const Answer& answer) {
     answered_ += chunk_;
-    if (is_echo_) return answer.position > 0;
-    if (answered_ == chunk_) start_ = answer.position - answered_;
+    if (answered_ == chunk_ && has_positions_) start_ = answer.position - answered_;
     if (is_dumped_) dump_.write(index_, answered_ - 1, answer.id, answer.probability, answer.surprise);
-    return answer.position == static_cast<uint64_t>(start_ + answered_) && answer.probability > 0;
+    return answer.probability > 0 && (!has_positions_ || is_placed(answer.position));
   }
 
  private:
+  bool is_placed(uint64_t position) const {
+    return is_echo_ ? position > 0 : position == static_cast<uint64_t>(start_ + answered_);
+  }
+
   std::string session_;
   long index_, sent_ = 0, answered_ = 0, start_ = 0;
   int chunk_, vocabulary_;
-  bool is_echo_, with_position_, is_dumped_;
+  bool is_echo_, with_position_, has_positions_, is_dumped_;
   Dump& dump_;
 };
 
@@ -63,6 +69,7 @@ class SessionWork : public Work {
     if (mode_ == Mode::json) return messages::json_form(options_.json, step);
     const bool is_first = std::exchange(is_first_, false);
     if (mode_ == Mode::inference) return messages::inference_request(options_.model, step, is_first);
+    if (is_sequence(mode_)) return messages::sequence_request(options_.model, step, is_first);
     if (mode_ != Mode::stream) return messages::json_step(step);
     // A stream's session is named by its first message.
     if (!is_first) step.session = {};
@@ -81,6 +88,7 @@ class SessionWork : public Work {
   std::optional<Answer> decode(std::string_view message, std::string& error) const {
     if (mode_ == Mode::unary) return messages::step_reply(message);
     if (mode_ == Mode::inference) return messages::inference_reply(message, error);
+    if (is_sequence(mode_)) return messages::sequence_reply(message, error);
     return mode_ == Mode::stream ? messages::stream_reply(message, error) : messages::json_reply(message);
   }
 

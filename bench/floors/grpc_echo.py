@@ -1,7 +1,7 @@
 """grpc.aio alone: reads each request as protobuf, answers at once with a reply of a step's size. No model, no session.
 
-The same channel options, event loop and (de)serializers as the server; unary `Sessions.Step` and bidirectional
-`Predictor.Stream`.
+The same channel options, event loop and (de)serializers as the server; unary `Sessions.Step` and `ModelInfer`,
+bidirectional `Predictor.Stream` and `ModelStreamInfer`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from grpc import aio
 
-from bench.floors.replies import step_reply, stream_reply
+from bench.floors.replies import infer_reply, infer_stream_reply, step_reply, stream_reply
 from bench.floors.running import run, say_ready
 from tidegate.config import load_settings
 from tidegate.ingress.grpc.server import server_options
+from tidegate.oip import service_pb2
 from tidegate.v1 import predictor_pb2, sessions_pb2
 
 if TYPE_CHECKING:
@@ -22,10 +23,21 @@ if TYPE_CHECKING:
 
 STEP_REPLY = step_reply()
 STREAM_REPLY = stream_reply()
+INFER_REPLY = infer_reply()
+INFER_STREAM_REPLY = infer_stream_reply()
 
 
 async def step(request: sessions_pb2.StepRequest, context: Context) -> sessions_pb2.StepReply:
     return STEP_REPLY
+
+
+async def infer(request: service_pb2.ModelInferRequest, context: Context) -> service_pb2.ModelInferResponse:
+    return INFER_REPLY
+
+
+async def infer_stream(requests: object, context: Context) -> None:
+    while await context.read() is not aio.EOF:  # type: ignore[attr-defined]
+        await context.write(INFER_STREAM_REPLY)
 
 
 async def stream(requests: object, context: Context) -> None:
@@ -48,6 +60,18 @@ HANDLERS: dict[str, dict[str, Any]] = {
             predictor_pb2.StreamRequest.FromString,
             predictor_pb2.StreamReply.SerializeToString,
         )
+    },
+    "inference.GRPCInferenceService": {
+        "ModelInfer": grpc.unary_unary_rpc_method_handler(
+            infer,
+            service_pb2.ModelInferRequest.FromString,
+            service_pb2.ModelInferResponse.SerializeToString,
+        ),
+        "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(
+            infer_stream,
+            service_pb2.ModelInferRequest.FromString,
+            service_pb2.ModelStreamInferResponse.SerializeToString,
+        ),
     },
 }
 

@@ -1,13 +1,18 @@
-"""The answers that echoes give: of the size and shape that a session's step has, with top 1 and surprise."""
+"""The answers that echoes give: of the size and shape of a step's, with top 1 and surprise, or as tensors."""
 
 from __future__ import annotations
 
+import struct
+
+from tidegate.oip import service_pb2
 from tidegate.v1 import predictor_pb2, sessions_pb2, types_pb2
 
 # As long as the ids that a server makes.
 SESSION = "e~1cc213~a_aVk0m5wedUCMCo0T6GqA"
 POSITION = 1000
 UNIT = "bits"
+MODEL = "shakespeare-lstm"
+VOCABULARY = 65
 CANDIDATE = {"token": "t", "id": 75, "probability": 0.020174054428935051}
 # With the digits that a float of 32 bits has in JSON.
 SURPRISE = 6.4803147315979
@@ -28,3 +33,16 @@ def step_json() -> dict[str, object]:
     """The same in the shape of HTTP's ``:step``."""
     prediction = {"length": 1, "next": [CANDIDATE], "surprise": {"mean": SURPRISE, "unit": UNIT}}
     return {"session": SESSION, "position": POSITION, "prediction": prediction}
+
+
+def infer_reply() -> service_pb2.ModelInferResponse:
+    """The Open Inference Protocol's reply to a step: the graph's outputs, raw."""
+    reply = service_pb2.ModelInferResponse(model_name=MODEL, model_version="1")
+    for name, *shape in (("logits", 1, 1, VOCABULARY), ("surprise", 1, 1)):
+        reply.outputs.add(name=name, datatype="FP32", shape=shape)
+        reply.raw_output_contents.append(struct.pack("<f", SURPRISE) * shape[-1])
+    return reply
+
+
+def infer_stream_reply() -> service_pb2.ModelStreamInferResponse:
+    return service_pb2.ModelStreamInferResponse(infer_response=infer_reply())

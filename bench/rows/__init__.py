@@ -13,6 +13,7 @@ from bench.rows.grpc_unary import grpc_unary_64
 from bench.rows.http_step import http_step_64
 from bench.rows.int8 import int8
 from bench.rows.many_sessions import sessions_100k
+from bench.rows.oip import oip_infer_64, oip_stream_64
 from bench.rows.predict import predict_64_ragged
 from bench.rows.single import single_session
 from bench.rows.start import start
@@ -21,6 +22,8 @@ from bench.rows.websocket import websocket_64
 ROWS: dict[str, Callable[[Plan], Iterator[Row]]] = {
     "grpc-stream-64": grpc_stream_64,
     "grpc-unary-64": grpc_unary_64,
+    "oip-infer-64": oip_infer_64,
+    "oip-stream-64": oip_stream_64,
     "columnar-256": columnar_256,
     "http-step-64": http_step_64,
     "websocket-64": websocket_64,

@@ -1,12 +1,13 @@
-"""What the four rows of single steps have in common: 64 sessions, a step a message, held against a bare echo."""
+"""What the rows of single steps have in common: 64 sessions, a step a message, held against a bare echo."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from bench.answers import check_answers
 from bench.client import Figures, Mode, Options, drive
@@ -14,43 +15,73 @@ from bench.measure import Goal, Plan, Rounds, Row, against, interleaved
 from bench.metrics import read_counts
 from bench.processes import Running, floor, server
 from bench.raw import raw_steps
-from bench.sessions import echoed, sessions
+from bench.sessions import echoed, numbered, sessions
 
 SESSIONS = 64
 ALLOWANCE = 10
 """Microseconds that a step may cost beyond the echo's and the raw run's CPU time, by the rule of CPU time."""
 
 Echo = tuple[str, ...]
+Sessions = Callable[[Running], AbstractContextManager[list[str]]]
+"""Makes sessions to step on a server, or on an echo, and says what they are called."""
+
+
+def v1(target: Running) -> AbstractContextManager[list[str]]:
+    """Sessions that end with the block; an echo keeps none."""
+    return sessions(target, SESSIONS) if "grpc" in target.event else nullcontext(echoed(SESSIONS))
+
+
+def oip(_: Running) -> AbstractContextManager[list[str]]:
+    """Sequences, which a start begins."""
+    return nullcontext(numbered(SESSIONS))
+
+
+class Way(NamedTuple):
+    """How steps are sent: the client's mode and further options, and what is stepped in each round."""
+
+    mode: Mode
+    named: Sessions = v1
+    options: Options = MappingProxyType({})
 
 
 def against_echo(
     row: str,
     plan: Plan,
-    mode: Mode,
+    way: Way,
     goal: Goal,
     echo: Echo,
     others: Mapping[str, Echo] | None = None,
     *,
     flags: Sequence[str] = (),
+    beside: Callable[[Running], Mapping[str, Any]] = lambda _: {},
 ) -> Row:
     """Measure server, ``echo`` and, for comparison, ``others`` in turns; each is a floor's name and arguments.
 
-    ``flags`` are the server's for this row.
+    Args:
+        row: The row's name.
+        plan: How long and how often.
+        way: How steps are sent.
+        goal: What is to be reached.
+        echo: What the row is held against.
+        others: Further floors by name, for comparison.
+        flags: The server's for this row.
+        beside: Measured on the server after the rounds: further details of the row.
     """
     echoes = {"floor": echo, **(others or {})}
-    load = plan.load | {"connections": SESSIONS}
+    load = plan.load | {"connections": SESSIONS, **way.options}
     with ExitStack() as stack:
         serving = stack.enter_context(server(*flags, *plan.flags_of(row)))
         floors = {name: stack.enter_context(floor(*command)) for name, command in echoes.items()}
-        with sessions(serving, SESSIONS) as ids:
-            num_checked = check_answers(mode, serving, ids, load)
+        with way.named(serving) as ids:
+            num_checked = check_answers(way.mode, serving, ids, load)
         before = read_counts(serving)
-        drives = {"server": partial(_step_server, mode, serving, load)}
+        drives = {"server": partial(_drive, way, serving, load)}
         for name, running in floors.items():
-            drives[name] = partial(drive, mode, running, load | {"echo": "yes"}, echoed(SESSIONS))
+            drives[name] = partial(_drive, way, running, load | {"echo": "yes"})
         rounds = interleaved(plan.rounds, drives)
         rows_per_run = read_counts(serving).since(before).rows_per_run
-    details = _details(rounds, list(echoes)) | {"rows_per_run": rows_per_run, "answers_checked": num_checked}
+        more = beside(serving)
+    details = _details(rounds, list(echoes)) | {"rows_per_run": rows_per_run, "answers_checked": num_checked, **more}
     return against(row, "steps/s", goal, rounds, ("server", "floor"), lambda figures: figures.steps_per_s, **details)
 
 
@@ -68,9 +99,9 @@ def or_by_cpu(row: Row, seconds: float) -> Row:
     return replace(row, met=bool(row.met) or is_within, details=details, note=note)
 
 
-def _step_server(mode: Mode, serving: Running, load: Options) -> Figures:
-    with sessions(serving, SESSIONS) as ids:
-        return drive(mode, serving, load, ids)
+def _drive(way: Way, target: Running, load: Options) -> Figures:
+    with way.named(target) as ids:
+        return drive(way.mode, target, load, ids)
 
 
 def _details(rounds: Rounds[Figures], floors: list[str]) -> dict[str, Any]:

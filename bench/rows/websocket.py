@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bench.measure import Goal, Plan, Row
-from bench.rows.stepping import against_echo, or_by_cpu
+from bench.rows.stepping import Way, against_echo, or_by_cpu
 
 NAME = "websocket-64"
 GOAL = Goal(
@@ -15,4 +15,4 @@ GOAL = Goal(
 
 
 def websocket_64(plan: Plan) -> Iterator[Row]:
-    yield or_by_cpu(against_echo(NAME, plan, "websocket", GOAL, ("http_echo", "asgi")), plan.seconds)
+    yield or_by_cpu(against_echo(NAME, plan, Way("websocket"), GOAL, ("http_echo", "asgi")), plan.seconds)

@@ -9,7 +9,7 @@ import pytest
 from bench.answers import compare, expected, scheduled_token
 from bench.client import LoadError, parse
 from bench.floors.raw import Graph, in_lockstep, in_padded_groups, one_by_one
-from bench.floors.replies import step_reply, stream_reply
+from bench.floors.replies import infer_reply, infer_stream_reply, step_reply, stream_reply
 from bench.processes import Running
 from tests.bundles import write_tiny_bundle
 from tidegate.core import Tensor
@@ -57,6 +57,13 @@ def test_ports_are_read_from_what_a_process_says() -> None:
 def test_an_echos_reply_is_as_large_as_a_steps() -> None:
     assert 60 <= step_reply().ByteSize() <= 75
     assert stream_reply().step == step_reply()
+
+
+def test_an_echos_tensors_are_a_steps() -> None:
+    reply = infer_reply()
+    assert [(each.name, list(each.shape)) for each in reply.outputs] == [("logits", [1, 1, 65]), ("surprise", [1, 1])]
+    assert [len(raw) for raw in reply.raw_output_contents] == [4 * 65, 4]
+    assert infer_stream_reply().infer_response == reply
 
 
 def answers_of(bundle: Path, session: int, steps: int) -> list[dict[str, Any]]:
