@@ -15,10 +15,14 @@ METHOD = """
 compiled, single-threaded client (`bench/client`), whose own CPU time is on the same cores. What is compared runs in
 turns (A B A B …); a ratio is taken in each round, and the table has the median of the ratios with the least and the
 greatest. Before the rounds the client's first answers are compared with onnxruntime run here; in all rounds every reply
-must have the position that it should, and one error voids the run.
+must have the position that it should (the Open Inference Protocol tells none: there it must have its tensors), and one
+error voids the run.
 
 - **gRPC echo**: grpc.aio with the server's channel options and event loop (uvloop); the request is deserialized, a
-  ready protobuf of a step's reply (top 1, surprise) serialized for each message.
+  ready protobuf of a step's reply (top 1, surprise; of the Open Inference Protocol the tensors) serialized for each
+  message.
+- **perf_analyzer**: Triton's load generator with 64 sequences of 2,000 steps, on the same cores, after the rounds; its
+  figures are in the details.
 - **ASGI and WebSocket echo**: a bare ASGI function on uvicorn with the server's settings (httptools,
   websockets-sansio); the body is read and dropped, a ready one of the same size answered. Starlette and FastAPI echoes,
   which parse and write JSON, stand beside it.
