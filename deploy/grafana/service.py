@@ -95,11 +95,12 @@ def _requests() -> list[Panel]:
         lines(
             About("Requests by outcome", "ok, cancelled by the client, too_large, or the error's gRPC code.", REQUESTS),
             Query(by("outcome"), "{{outcome}}"),
+            Query(f"sum by (outcome) (rate(tidegate_lane_failures_total{{{INSTANCE}}}[{RATE}]))", "lanes: {{outcome}}"),
         ),
         lines(
             About(
                 "Refused for want of room",
-                "A queue or the arena was full, or the request too large; over five minutes. Above 1 % an alert.",
+                "A queue or the arena was full; over five minutes. Above 1 % an alert.",
                 SHARE,
             ),
             Query(f"job_instance:tidegate_refused_requests:ratio_rate5m{{{INSTANCE}}}", "{{instance}}"),

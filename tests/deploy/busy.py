@@ -18,6 +18,7 @@ from tidegate.bundle import MANIFEST, Drift, Limit
 from tidegate.client import Client
 
 TEXT = "Hello World, how are you"
+NO_TOKEN = 9999
 ORDINARY = 100.0
 EXTRAORDINARY = 900.0
 BLOCK = 4
@@ -93,6 +94,9 @@ class Day:
                 for letter in TEXT:
                     stream.step(letter)
             opened.rewind("before")
+            with client.stream() as lanes:
+                lanes.attach([opened])
+                assert lanes.step([0], tokens=[NO_TOKEN], lengths=[1]).errors
             list(opened.generate(max_tokens=4))
             opened.close()
 

@@ -118,7 +118,7 @@ class Figures:
             _gauge("tidegate_build_info", "The running program.", {(__version__,): 1.0}, ("version",), "max"),
             _gauge("tidegate_ready", "1 while requests are welcome.", {(): float(self._service.is_ready)}, (), "min"),
             _gauge("tidegate_workers", "Processes that serve.", {(): 1.0}),
-            *_of_requests(list(self._requests.readings())),
+            *_of_requests(list(self._requests.readings()), self._requests.failed_lanes),
             *_of_models(statistics.models),
             *_of_quality(statistics.models),
             *_of_sessions(statistics),
@@ -142,16 +142,19 @@ class Figures:
             yield Family(metric.name, kind, metric.documentation, (), values, over)
 
 
-def _of_requests(readings: Sequence[MethodReading]) -> Iterator[Family]:
+def _of_requests(readings: Sequence[MethodReading], failed_lanes: Mapping[str, int]) -> Iterator[Family]:
     outcomes: Values = {
         (each.interface, each.method, outcome): float(count)
         for each in readings
         for outcome, count in each.outcomes.items()
     }
     seconds: Values = {(each.interface, each.method): each.seconds for each in readings}
+    lanes: Values = {(outcome,): float(count) for outcome, count in failed_lanes.items()}
     yield _counter("tidegate_requests", "Requests answered.", outcomes, ("interface", "method", "outcome"))
     text = "From a request's arrival to its answer; of streams, a message's."
     yield Family("tidegate_request_seconds", "histogram", text, ("interface", "method"), seconds)
+    text = "Lanes that failed, of messages of many; such a message fails with all of its lanes only."
+    yield _counter("tidegate_lane_failures", text, lanes, ("outcome",))
 
 
 def _of_models(engines: Sequence[EngineStatistics]) -> Iterator[Family]:

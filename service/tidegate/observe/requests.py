@@ -7,6 +7,7 @@ nothing that a client sends becomes a label.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -66,10 +67,11 @@ class Method:
 
 
 class Requests:
-    """All methods that were asked for."""
+    """All methods that were asked for; ``failed_lanes`` counts lanes of columns that failed, by outcome."""
 
     def __init__(self) -> None:
         self._methods: dict[tuple[str, str], Method] = {}
+        self.failed_lanes: Counter[str] = Counter()
 
     def begin(self, headers: Headers = (), session: str = "") -> Begun:
         """A request comes in; ``headers`` are its own, or what returns them, ``session`` that it is about, if known."""
@@ -82,6 +84,10 @@ class Requests:
         if found is None:
             found = self._methods[key] = self._make(interface, name)
         return found
+
+    def lanes_failed(self, outcomes: Iterable[str]) -> None:
+        """Count lanes of a message of columns, which itself fails only with all of them."""
+        self.failed_lanes.update(outcomes)
 
     def readings(self) -> Iterator[MethodReading]:
         """What was counted of each method, by name."""

@@ -112,6 +112,24 @@ async def test_each_message_of_a_stream_is_a_request_and_the_stream_is_none(
     }
 
 
+async def test_a_message_of_lanes_fails_with_all_of_them_and_each_that_fails_is_counted(
+    channel: aio.Channel, service: FakeService, requests: Requests
+) -> None:
+    service.add_sessions("s", "t")
+    service.late_failures["s"] = [OverloadedError("full")]
+    service.late_failures["t"] = [OverloadedError("full"), OverloadedError("full")]
+    stream: Any = predictor_pb2_grpc.PredictorStub(channel).Stream()  # type: ignore[call-arg]
+    await stream.write(predictor_pb2.StreamRequest(attach=predictor_pb2.Attach(sessions=["s", "t"])))
+    await stream.read()
+    for _ in range(3):
+        await stream.write(predictor_pb2.StreamRequest(columns=predictor_pb2.Columns(lanes=[0, 1], tokens=[1, 2])))
+        await stream.read()
+    await stream.done_writing()
+    assert await stream.read() is EOF
+    assert counted(requests)["grpc_stream", "Columns"] == {"ok": 2, "resource_exhausted": 1}
+    assert requests.failed_lanes == {"resource_exhausted": 3}
+
+
 async def test_messages_in_flight_are_cancelled_with_their_stream(
     channel: aio.Channel, service: FakeService, requests: Requests
 ) -> None:

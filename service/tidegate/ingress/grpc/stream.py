@@ -72,17 +72,25 @@ class PendingColumns:
 
     method = "Columns"
     session = ""
-    outcome = OK
 
-    def __init__(self, lanes: list[int], submitted: list[asyncio.Future[StepResult] | TidegateError]) -> None:
+    def __init__(
+        self, lanes: list[int], submitted: list[asyncio.Future[StepResult] | TidegateError], requests: Requests
+    ) -> None:
         self._lanes = lanes
+        self._requests = requests
+        self.outcome = OK
         self._submitted = submitted
         last = submitted[-1]
         self.awaited = last if isinstance(last, asyncio.Future) else None
 
     async def reply(self) -> predictor_pb2.StreamReply:
         reply = predictor_pb2.StreamReply()
-        fill_columns(reply.columns, self._lanes, await self._results())
+        results = await self._results()
+        failed = [outcome_of(result) for result in results if isinstance(result, TidegateError)]
+        if failed:
+            self._requests.lanes_failed(failed)
+            self.outcome = failed[0] if len(failed) == len(results) else OK
+        fill_columns(reply.columns, self._lanes, results)
         return reply
 
     def cancel(self) -> None:
@@ -109,6 +117,7 @@ class StepStream:
 
     def __init__(self, service: Service, context: Context, requests: Requests) -> None:
         self._service = service
+        self._requests = requests
         self._stream = OrderedStream(context, self._submit, MAX_IN_FLIGHT, (requests, "grpc_stream"))
         self._loop = asyncio.get_running_loop()
         self._lanes = Lanes(service)
@@ -156,7 +165,7 @@ class StepStream:
                 submitted.append(failure or step(session, steps, ask, position, deadline))
             except Exception as error:  # noqa: BLE001 - it is this lane's answer
                 submitted.append(conceal(error))
-        return PendingColumns(numbers, submitted)
+        return PendingColumns(numbers, submitted, self._requests)
 
     def _time_limit(self) -> float:
         """The deadline of a message read now: the stream's, where its client set one."""
