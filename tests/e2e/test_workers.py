@@ -193,6 +193,7 @@ def test_sums_never_fall_though_a_worker_is_killed_again_and_again(server: Runni
         killed["r-0"] = server.wait_for("worker ready")["pid"]
         before = _no_less(metrics(server), before)
     assert before["tidegate_steps_total", "step"] == 6 * len(TEXT)
+    assert before["tidegate_starts_total", ""] == 2 + 3
 
 
 def metrics(server: RunningServer) -> dict[tuple[str, str], float]:

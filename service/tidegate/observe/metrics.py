@@ -118,6 +118,8 @@ class Figures:
             _gauge("tidegate_build_info", "The running program.", {(__version__,): 1.0}, ("version",), "max"),
             _gauge("tidegate_ready", "1 while requests are welcome.", {(): float(self._service.is_ready)}, (), "min"),
             _gauge("tidegate_workers", "Processes that serve.", {(): 1.0}),
+            # Workers that come back count on from their seats' earlier lives: `workers.figures`.
+            _counter("tidegate_starts", "Processes started, those of workers that died and came back too.", {(): 1.0}),
             *_of_requests(list(self._requests.readings()), self._requests.failed_lanes),
             *_of_models(statistics.models),
             *_of_quality(statistics.models),
