@@ -27,15 +27,22 @@ LINGER_SECONDS = 60.0
 """How long a sequence that was ended with a position stays, so that a repeat of its last request is answered again."""
 
 _SWEEP_SLACK = 1024
+_NO_REPEAT = PositionConflictError | SessionEndedError | NotFoundError
 
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """A running sequence: its sessions, one a row, and of each the result that is due last."""
+    """A running sequence: its sessions, one a row, and the results that are due, in the order of the requests."""
 
     version: str
     sessions: list[str]
-    due: list[Result] = field(default_factory=list)
+    due: deque[Result] = field(default_factory=deque)
+
+    def expect(self, results: list[Result]) -> None:
+        """Remember what is due; what was abandoned says nothing of what came before it."""
+        while self.due and self.due[0].done():
+            self.due.popleft()
+        self.due.extend(results)
 
 
 @dataclass(slots=True, eq=False)
@@ -43,11 +50,13 @@ class _Line:
     """What is known of a key.
 
     ``run`` is its running sequence. ``ended`` is one that was ended with a position, at ``ended_at``: it stays until
-    the timer's end, for its last request may be repeated. ``waiting`` are requests that the worker will admit.
+    the timer's end, for its last request may be repeated. ``over`` are those that ended by themselves, in a row of
+    theirs at least: the worker will close what is left. ``waiting`` are requests that the worker will admit.
     """
 
     run: _Run | None = None
     ended: _Run | None = None
+    over: list[_Run] = field(default_factory=list)
     ended_at: int = 0
     timer: asyncio.TimerHandle | None = None
     waiting: deque[tuple[SequenceStep, list[Result]]] = field(default_factory=deque)
@@ -86,7 +95,10 @@ class Sequences:
             line = self._add(step.key)
         run = line.run
         if run is not None and line.worker is None and not step.start and not step.end and len(run.sessions) == 1:
-            return self._step(step, line, run)
+            try:
+                return self._step(step, line, run)
+            except (SessionEndedError, NotFoundError) as error:
+                raise _over(step.key, error) from error
         create = asyncio.get_running_loop().create_future
         results: list[Result] = [create() for _ in step.rows]
         line.waiting.append((step, results))
@@ -94,13 +106,15 @@ class Sequences:
         return results
 
     def explain(self, key: Key, error: TidegateError) -> TidegateError:
-        """What a request is told that met ``error``; a sequence that has ended by itself is forgotten."""
+        """What a request is told that met ``error``; a sequence that has ended by itself is forgotten.
+
+        The error may be an old one, of a sequence in whose place another has begun: that one goes on.
+        """
         if not isinstance(error, SessionEndedError | NotFoundError):
             return error
         line = self._lines.get(key)
-        if line is not None:
-            line.run = None
-            self._forget_empty(key, line)
+        if line is not None and line.run is not None and not self._is_whole(line.run):
+            self._drop(key, line, line.run)
         return _over(key, error)
 
     async def stop(self) -> None:
@@ -124,15 +138,19 @@ class Sequences:
         try:
             if line.ended is not None and line.timer is None:
                 await self._forget_ended(line)
+            await self._close_over(line)
             while line.waiting:
                 step, results = line.waiting.popleft()
                 try:
                     await self._admit(step, line, results)
+                except (SessionEndedError, NotFoundError) as error:
+                    fail(results, _over(step.key, error))
                 except Exception as error:  # noqa: BLE001 - it is this request's answer
                     fail(results, error)
                 except BaseException:
                     cancel(results)
                     raise
+                await self._close_over(line)
         finally:
             line.worker = None
             for _, results in line.waiting:
@@ -177,9 +195,14 @@ class Sequences:
         run = line.run or line.ended
         if run is None or len(run.sessions) != len(step.rows) or not (step.start or self._is_past_end(step, line)):
             return False
-        inner = self._step(step, line, run)
+        try:
+            inner = self._step(step, line, run)
+        except (SessionEndedError, NotFoundError):
+            if step.start:
+                return False
+            raise
         await asyncio.wait(inner)
-        if step.start and any(isinstance(error_of(one), PositionConflictError | SessionEndedError) for one in inner):
+        if step.start and any(isinstance(error_of(one), _NO_REPEAT) for one in inner):
             return False
         link(inner, results)
         return True
@@ -192,10 +215,11 @@ class Sequences:
     async def _begin(self, step: SequenceStep, line: _Line) -> None:
         """Open a session for each row, when what runs under the same name has come to its end."""
         if line.run is not None:
-            await wait(line.run.due)
+            await wait(list(line.run.due))
             old, line.run = line.run, None
             await self._close(old, is_restart=True)
         await self._forget_ended(line)
+        await self._close_over(line)
         run = _Run(step.version, [])
         try:
             for name, _ in zip(session_ids(step.key), step.rows, strict=False):
@@ -238,6 +262,10 @@ class Sequences:
             old, line.ended = line.ended, None
             await self._close(old)
 
+    async def _close_over(self, line: _Line) -> None:
+        while line.over:
+            await self._close(line.over.pop())
+
     async def _close(self, run: _Run, *, is_restart: bool = False) -> None:
         for session in run.sessions:
             try:
@@ -254,13 +282,12 @@ class Sequences:
         try:
             for session, row in zip(run.sessions, step.rows, strict=True):
                 results.append(self._core.step_sequence(session, row, step.position, step.deadline))
-        except (SessionEndedError, NotFoundError) as error:
+        except BaseException as error:
             cancel(results)
-            raise self.explain(step.key, error) from error
-        except BaseException:
-            cancel(results)
+            if isinstance(error, SessionEndedError | NotFoundError):
+                self._drop(step.key, line, run)
             raise
-        run.due = results
+        run.expect(results)
         return results
 
     # ---- the table
@@ -273,14 +300,27 @@ class Sequences:
 
     def _sweep(self) -> None:
         """Forget the sequences whose sessions ended by themselves; done as often as the table doubles."""
-        for key, line in list(self._lines.items()):
-            if line.worker is None and line.run is not None and not any(map(self._core.is_open, line.run.sessions)):
-                line.run = None
-                self._forget_empty(key, line)
-        self._sweep_at = 2 * len(self._lines) + _SWEEP_SLACK
+        num_known = len(self._lines)
+        for key, line in self._lines.items():
+            if line.worker is None and line.run is not None and not self._is_whole(line.run):
+                self._drop(key, line, line.run)
+                num_known -= 1
+        self._sweep_at = 2 * num_known + _SWEEP_SLACK
+
+    def _is_whole(self, run: _Run) -> bool:
+        return all(map(self._core.is_open, run.sessions))
+
+    def _drop(self, key: Key, line: _Line, run: _Run) -> None:
+        """Let the worker close what is left of a sequence that has ended by itself."""
+        if line.run is run:
+            line.run = None
+        elif line.ended is run:
+            line.ended = None
+        line.over.append(run)
+        self._wake(key, line)
 
     def _forget_empty(self, key: Key, line: _Line) -> None:
-        is_empty = line.run is None and line.ended is None and line.worker is None
+        is_empty = line.run is None and line.ended is None and line.worker is None and not line.over
         if is_empty and self._lines.get(key) is line:
             del self._lines[key]
 
@@ -305,6 +345,8 @@ def _over(key: Key, error: TidegateError) -> TidegateError:
     """What a request is told whose sequence has ended by itself."""
     if not isinstance(error, SessionEndedError):
         return _not_started(key)
+    if error.message.startswith(f"{key} has ended: "):
+        return error
     why = error.message.partition(": ")[2]
     return SessionEndedError(
         f"{key} has ended: {why}; to begin it anew a request must specify the START flag", reason=error.reason

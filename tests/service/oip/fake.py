@@ -45,6 +45,7 @@ class FakeCore:
         if self.open_failure is not None:
             raise self.open_failure
         assert session not in self.live
+        self.ended.discard(session)
         self.live[session] = FakeSession(version or "1")
         return self.live[session].version
 
