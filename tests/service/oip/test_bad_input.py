@@ -26,8 +26,9 @@ INPUTS = {
     "no steps": ([values(np.zeros((1, 0, 2), np.float32))], "is empty", "EMPTY_SEQUENCE"),
     "no rows": ([values(np.zeros((0, 1, 2), np.float32))], "is empty", "EMPTY_SEQUENCE"),
     "negative size": ([values(shape=[1, -2, 2])], "sizes of at least 0", "WRONG_SHAPE"),
-    "huge shape": ([values(shape=[2**40, 2**20, 2])], "has", "WRONG_SIZE"),
+    "huge shape": ([values(shape=[2**40, 2**10, 2])], "has", "WRONG_SIZE"),
     "many axes": ([values(shape=[1] * 9)], "at most 8 sizes", "WRONG_SHAPE"),
+    "empty and huge": ([values(np.zeros(0, np.float32), shape=[0, 2**62, 2**62])], "no tensors as large", "WRONG_SHAPE"),
     "shape and values differ": ([values(shape=[1, 3, 2])], "has", "WRONG_SIZE"),
     "unknown name": ([values(name="other")], "unknown input 'other': the model has values", "UNKNOWN_TENSOR"),
     "a state": (
@@ -66,6 +67,7 @@ PARAMETERS: dict[str, tuple[dict[str, Any], str, str]] = {
     "flag as number": ({"sequence_id": 1, "sequence_end": 1}, "'sequence_end' must be true or false", "BAD_PARAMETER"),
     "id as flag": ({"sequence_id": True}, "'sequence_id' must be an unsigned integer .* or a string", "BAD_PARAMETER"),
     "id as fraction": ({"sequence_id": 1.5}, "'sequence_id' must be", "BAD_PARAMETER"),
+    "id too long": ({"sequence_id": "x" * 1025}, "a string of at most 1024 characters", "BAD_PARAMETER"),
     "flag without id": ({"sequence_start": True}, "need a sequence_id", "NO_SEQUENCE_ID"),
     "position without id": ({"tidegate_position": 3}, "need a sequence_id", "NO_SEQUENCE_ID"),
     "negative position": ({"sequence_id": 1, "tidegate_position": -1}, "'tidegate_position' must be", "BAD_PARAMETER"),

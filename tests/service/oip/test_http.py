@@ -234,3 +234,12 @@ async def test_an_unknown_path_has_the_protocol_s_error(http: httpx.AsyncClient,
 async def test_what_is_not_served_says_so(http: httpx.AsyncClient, method: str, path: str) -> None:
     response = await http.request(method, path)
     assert (response.status_code, response.headers[REASON]) == (501, "NOT_SUPPORTED")
+
+
+@pytest.mark.parametrize("method", ["GET", "PATCH", "OPTIONS", "DELETE"])
+async def test_what_is_nowhere_is_told_in_the_protocol_s_manner_whatever_the_method(
+    http: httpx.AsyncClient, method: str
+) -> None:
+    response = await http.request(method, "/v2/nowhere")
+    assert response.status_code == httpx.codes.NOT_FOUND
+    assert set(response.json()) == {"error"}

@@ -33,6 +33,8 @@ REASON = "tidegate-reason"
 
 _UNSUPPORTED = re.compile(r"(systemsharedmemory|cudasharedmemory|trace|logging|models/[^/]+/trace)(/|$)")
 
+_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
 OCTETS = "application/octet-stream"
 
 
@@ -60,7 +62,7 @@ def routes(inference: Inference) -> list[Route]:
     # The most frequent first: they are tried in order.
     paths.sort(key=lambda path: not path[0].endswith("/infer"))
     found = [Route(f"/v2{path}", end, methods=methods) for path, methods, end in paths]
-    return [*found, Route("/v2/{rest:path}", ends.nothing, methods=["GET", "POST", "PUT", "DELETE"])]
+    return [*found, Route("/v2/{rest:path}", ends.nothing, methods=_METHODS)]
 
 
 def answered(endpoint: Endpoint) -> Endpoint:

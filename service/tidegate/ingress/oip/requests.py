@@ -15,6 +15,7 @@ from tidegate.ingress.oip.tensors import NamedTensor
 SequenceId = int | str
 
 _UINT64 = 1 << 64
+_LONGEST_ID = 1024
 _LONGEST_TIMEOUT = 10**15  # µs; longer ones are none
 
 
@@ -106,11 +107,11 @@ def _wrong(name: str, wanted: str, value: Any) -> InvalidInputError:
 
 
 def _sequence(name: str, value: Any) -> SequenceId | None:
-    if type(value) is str:
+    if type(value) is str and len(value) <= _LONGEST_ID:
         return value or None
     if type(value) is int and 0 <= value < _UINT64:
         return value or None
-    raise _wrong(name, "an unsigned integer of 64 bits or a string", value)
+    raise _wrong(name, f"an unsigned integer of 64 bits or a string of at most {_LONGEST_ID} characters", value)
 
 
 def _flag(name: str, value: Any) -> bool:

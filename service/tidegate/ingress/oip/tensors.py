@@ -51,6 +51,7 @@ _JSON_KINDS: dict[str, frozenset[type]] = {"b": frozenset({bool}), "f": frozense
 _WHOLE = frozenset({int})
 
 _MOST_AXES = 8
+_MOST_VALUES = 1 << 59
 
 
 class NamedTensor(NamedTuple):
@@ -77,6 +78,11 @@ def check_shape(name: str, shape: Sequence[Any]) -> tuple[int, ...]:
         raise InvalidInputError(
             f"tensor {name!r}: a shape has at most {_MOST_AXES} sizes of at least 0, not {_shown(shape)}",
             reason="WRONG_SHAPE",
+        )
+    # Also of an empty one, whose zero hides how large the other sizes are: numpy does not take them.
+    if math.prod(size for size in shape if size) > _MOST_VALUES:
+        raise InvalidInputError(
+            f"tensor {name!r}: there are no tensors as large as {_shown(shape)}", reason="WRONG_SHAPE"
         )
     return tuple(shape)
 
@@ -153,7 +159,8 @@ def _filled(name: str, datatype: str, shape: tuple[int, ...], dtype: np.dtype[An
             f"tensor {name!r}: shape {list(shape)} has {expected} values, not {len(values)}", reason="WRONG_SIZE"
         )
     try:
-        return np.array(values, dtype).reshape(shape)
+        with np.errstate(over="ignore"):  # it is infinite then, and refused as that
+            return np.array(values, dtype).reshape(shape)
     except OverflowError as error:
         raise InvalidInputError(f"tensor {name!r}: a value is out of {datatype}'s range: {error}") from None
 
