@@ -169,6 +169,7 @@ class Sequences:
         if line.run is None:
             raise _not_started(step.key)
         run = line.run
+        step = step.on(run.version)
         inner = self._step(step, line, run)
         link(inner, results)
         if step.start or step.end or len(inner) > 1:
@@ -196,7 +197,7 @@ class Sequences:
         if run is None or len(run.sessions) != len(step.rows) or not (step.start or self._is_past_end(step, line)):
             return False
         try:
-            inner = self._step(step, line, run)
+            inner = self._step(step.on(run.version), line, run)
         except (SessionEndedError, NotFoundError):
             if step.start:
                 return False

@@ -28,7 +28,11 @@ INPUTS = {
     "negative size": ([values(shape=[1, -2, 2])], "sizes of at least 0", "WRONG_SHAPE"),
     "huge shape": ([values(shape=[2**40, 2**10, 2])], "has", "WRONG_SIZE"),
     "many axes": ([values(shape=[1] * 9)], "at most 8 sizes", "WRONG_SHAPE"),
-    "empty and huge": ([values(np.zeros(0, np.float32), shape=[0, 2**62, 2**62])], "no tensors as large", "WRONG_SHAPE"),
+    "empty and huge": (
+        [values(np.zeros(0, np.float32), shape=[0, 2**62, 2**62])],
+        "no tensors as large",
+        "WRONG_SHAPE",
+    ),
     "shape and values differ": ([values(shape=[1, 3, 2])], "has", "WRONG_SIZE"),
     "unknown name": ([values(name="other")], "unknown input 'other': the model has values", "UNKNOWN_TENSOR"),
     "a state": (

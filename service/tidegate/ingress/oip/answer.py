@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from tidegate.core import Prediction, StepResult
 from tidegate.errors import TidegateError
 from tidegate.ingress.oip.requests import InferReply, InferRequest
-from tidegate.ingress.oip.signature import Port, Signature
+from tidegate.ingress.oip.signature import Signature
 from tidegate.ingress.oip.statistics import Statistics, Timing
 
 Encoded = TypeVar("Encoded")
@@ -24,6 +24,31 @@ class Model(NamedTuple):
     version: str
     signature: Signature
     sha256: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.name, self.version
+
+
+class Fitted:
+    """A request as the model takes it that answers it: the rows, and the outputs that are wanted.
+
+    Which version that is, a request may only find out when the one before it has begun the sequence, or when a store
+    was asked for it: then it is fitted again.
+    """
+
+    __slots__ = ("model", "request", "rows", "wanted")
+
+    def __init__(self, request: InferRequest, model: Model) -> None:
+        self.request = request
+        self.fit(model)
+
+    def fit(self, model: Model) -> None:
+        """Take the request as this model does; InvalidInputError or TooLargeError where it does not fit."""
+        request, signature = self.request, model.signature
+        wanted, rows = signature.wanted(request.outputs), signature.rows(request.inputs)
+        signature.check_reply(wanted, rows)
+        self.model, self.wanted, self.rows = model, wanted, rows
 
 
 class Answer(Protocol):
@@ -43,22 +68,18 @@ class Answer(Protocol):
 class LocalAnswer:
     """The reply that one request is due."""
 
-    __slots__ = ("_arrived", "_due", "_explain", "_model", "_request", "_statistics", "_submitted", "_wanted")
+    __slots__ = ("_arrived", "_due", "_explain", "_fitted", "_statistics", "_submitted")
 
     def __init__(
         self,
         statistics: Statistics,
-        request: InferRequest,
-        model: Model,
-        wanted: Sequence[Port],
+        fitted: Fitted,
         due: Sequence[Due],
         arrived: int,
         explain: Callable[[TidegateError], TidegateError],
     ) -> None:
         self._statistics = statistics
-        self._request = request
-        self._model = model
-        self._wanted = wanted
+        self._fitted = fitted
         self._due = due
         self._arrived = arrived
         self._explain = explain
@@ -72,17 +93,16 @@ class LocalAnswer:
     async def reply(self, encode: Callable[[InferReply], Encoded]) -> Encoded:
         """Wait for the reply, and return it as ``encode`` writes it; cancelling this abandons the request."""
         statistics = self._statistics
-        key = self._model.name, self._model.version
         try:
             reply, answered = await self._wait(), time.perf_counter_ns()
             encoded = encode(reply)
         except Exception as error:
-            statistics.failed(key, time.perf_counter_ns() - self._arrived)
+            statistics.failed(self._fitted.model.key, time.perf_counter_ns() - self._arrived)
             if isinstance(error, TidegateError):
                 raise self._explain(error) from error
             raise
         timing = Timing(self._arrived, self._submitted, answered, time.perf_counter_ns())
-        statistics.succeeded(key, len(self._due), timing)
+        statistics.succeeded(self._fitted.model.key, len(self._due), timing)
         return encoded
 
     def cancel(self) -> None:
@@ -98,9 +118,10 @@ class LocalAnswer:
         except asyncio.CancelledError:
             self.cancel()
             raise
-        first, position = results[0], None
-        if isinstance(first, StepResult) and self._request.options.position is not None:
+        fitted, first, position = self._fitted, results[0], None
+        request, model = fitted.request, fitted.model
+        if isinstance(first, StepResult) and request.options.position is not None:
             position = first.position
         predictions = [result.prediction if isinstance(result, StepResult) else result for result in results]
-        outputs = self._model.signature.collect(self._wanted, [prediction.outputs or {} for prediction in predictions])
-        return InferReply(self._model.name, self._model.version, self._request.id, outputs, position)
+        outputs = model.signature.collect(fitted.wanted, [prediction.outputs or {} for prediction in predictions])
+        return InferReply(model.name, model.version, request.id, outputs, position)

@@ -15,11 +15,11 @@ from typing import Any
 
 from tidegate.errors import FailedPreconditionError, NotFoundError, TidegateError
 from tidegate.ingress.oip import documents
-from tidegate.ingress.oip.answer import Answer, Due, LocalAnswer, Model
+from tidegate.ingress.oip.answer import Answer, Due, Fitted, LocalAnswer, Model
 from tidegate.ingress.oip.core import InferenceCore, Served
 from tidegate.ingress.oip.repository import Repository
 from tidegate.ingress.oip.requests import InferRequest, SequenceId, unique
-from tidegate.ingress.oip.signature import Port, Row, Signature
+from tidegate.ingress.oip.signature import Row, Signature
 from tidegate.ingress.oip.statistics import Statistics
 from tidegate.sequences.core import SequenceStep
 from tidegate.sequences.ids import Key
@@ -34,7 +34,7 @@ class Inference:
     def __init__(self, core: InferenceCore) -> None:
         self._core = core
         self._max_reply = int(core.settings.max_message_mb * (1 << 20))
-        self._models: dict[tuple[str, str], Model] = {}
+        self.models: dict[tuple[str, str], Model] = {}
         self.sequences = Sequences(core)
         self.repository = Repository(core)
         self.statistics = Statistics(core.engine_counts)
@@ -64,45 +64,59 @@ class Inference:
         arrived = time.perf_counter_ns() if arrived is None else arrived
         model = self._find(request)
         try:
-            wanted, rows = self._check(request, model.signature)
-            due = self._hand_over(request, model, rows, self._deadline(request, seconds))
+            unique([tensor.name for tensor in request.inputs], "the input")
+            unique(list(request.outputs), "the output")
+            fitted = Fitted(request, model)
+            due = self._hand_over(fitted, self._deadline(request, seconds))
         except TidegateError:
-            self.statistics.failed((model.name, model.version), time.perf_counter_ns() - arrived)
+            self.statistics.failed(model.key, time.perf_counter_ns() - arrived)
             raise
-        return LocalAnswer(self.statistics, request, model, wanted, due, arrived, partial(self._explain, request))
+        return LocalAnswer(self.statistics, fitted, due, arrived, partial(self._explain, request))
 
     def _find(self, request: InferRequest) -> Model:
         """The model of a request: a running sequence stays on its version, also where that is not offered any more."""
         sequence = request.options.sequence
         if sequence is not None and not request.options.start:
             version = self.sequences.version(Key(request.model, sequence))
-            known = None if version is None else self._models.get((request.model, version))
+            known = None if version is None else self._known(request.model, version)
             if known is not None:
                 return known
         return self._model(self._core.served(request.model, request.version))
 
-    @staticmethod
-    def _check(request: InferRequest, signature: Signature) -> tuple[Sequence[Port], list[Row]]:
-        unique([tensor.name for tensor in request.inputs], "the input")
-        unique(list(request.outputs), "the output")
-        wanted, rows = signature.wanted(request.outputs), signature.rows(request.inputs)
-        signature.check_reply(wanted, rows)
-        return wanted, rows
+    def _known(self, name: str, version: str) -> Model | None:
+        """A version that was asked for before or is offered, else None."""
+        known = self.models.get((name, version))
+        if known is not None:
+            return known
+        try:
+            return self._model(self._core.served(name, version))
+        except NotFoundError:
+            return None
 
-    def _hand_over(self, request: InferRequest, model: Model, rows: list[Row], deadline: float) -> Sequence[Due]:
-        options = request.options
-        if options.sequence is not None:
-            if not self._core.allows_sequences(model.name):
-                raise FailedPreconditionError(
-                    f"model {model.name} is served without sequences: see its settings", reason="NO_SEQUENCES"
-                )
-            return self._step(request, options.sequence, rows, deadline)
-        return self._core.predict_rows(self._core.served(model.name, model.version), rows, deadline)
+    def _hand_over(self, fitted: Fitted, deadline: float) -> Sequence[Due]:
+        model, sequence = fitted.model, fitted.request.options.sequence
+        if sequence is None:
+            return self._core.predict_rows(self._core.served(model.name, model.version), fitted.rows, deadline)
+        if not self._core.allows_sequences(model.name):
+            raise FailedPreconditionError(
+                f"model {model.name} is served without sequences: see its settings", reason="NO_SEQUENCES"
+            )
+        return self._step(fitted, sequence, deadline)
 
-    def _step(self, request: InferRequest, sequence: SequenceId, rows: list[Row], deadline: float) -> Sequence[Due]:
+    def _step(self, fitted: Fitted, sequence: SequenceId, deadline: float) -> Sequence[Due]:
+        request = fitted.request
         _, start, end, _, _, position, _ = request.options
-        key = Key(request.model, sequence)
-        return self.sequences.submit(SequenceStep(key, request.version, rows, start, end, position, deadline))
+        key, refit = Key(request.model, sequence), partial(self._refit, fitted)
+        return self.sequences.submit(
+            SequenceStep(key, request.version, fitted.rows, start, end, position, deadline, refit)
+        )
+
+    def _refit(self, fitted: Fitted, version: str) -> Sequence[Row]:
+        """The rows of a request whose sequence turns out to run on this version."""
+        model = fitted.model if fitted.model.version == version else self._known(fitted.model.name, version)
+        if model is not None and model is not fitted.model:
+            fitted.fit(model)
+        return fitted.rows
 
     def _explain(self, request: InferRequest, error: TidegateError) -> TidegateError:
         sequence = request.options.sequence
@@ -113,10 +127,10 @@ class Inference:
         return asyncio.get_running_loop().time() + min(limits, default=self.settings.request_timeout)
 
     def _model(self, served: Served) -> Model:
-        known = self._models.get(served.key)
+        known = self.models.get(served.key)
         if known is None or known.sha256 != served.sha256:
             signature = Signature(served.manifest, served.settings.max_rows, self._max_reply)
-            known = self._models[served.key] = Model(*served.key, signature, served.sha256)
+            known = self.models[served.key] = Model(*served.key, signature, served.sha256)
         return known
 
     # ---- what is told

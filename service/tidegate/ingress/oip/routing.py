@@ -38,6 +38,7 @@ class RoutedInference(Inference):
     def __init__(self, core: InferenceCore, local: Inference, seat: Seat) -> None:
         super().__init__(core)
         self.sequences, self.statistics, self.repository = local.sequences, local.statistics, local.repository
+        self.models = local.models  # a sequence that began there goes on here
         self._seat = seat
         self._channels = {each: aio.insecure_channel(seat.address(each), options=_UNLIMITED) for each in seat.others}
         # The last request under way of each fellow's sequence. Calls may overtake each other, these may not.
