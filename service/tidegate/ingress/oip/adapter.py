@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
-from tidegate.core import Prediction, ReloadReport, SessionRequest, StepResult, Tensor
-from tidegate.errors import NotFoundError, SessionEndedError, TidegateError
+from tidegate.core import Prediction, ReloadReport, SessionInfo, SessionRequest, StepResult, Tensor
+from tidegate.errors import AlreadyExistsError, NotFoundError, SessionEndedError, TidegateError
 from tidegate.ingress.oip.core import EngineCounts, Served
+from tidegate.sequences.turns import Turns
 from tidegate.sessions.lifecycle import Event, Phase
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ class ServiceCore:
         self._reload = reload or service.reload
         # Ephemeral sessions, which are nowhere else; a durable one comes and goes, and is asked for at each step.
         self._held: dict[str, Session] = {}
+        # Durable sessions of which a step was told that they are over, until they are opened or closed.
+        self._missed: set[str] = set()
+        self._turns: Turns[str] = Turns()
         self._settings: dict[str, Settings] = {}
 
     @property
@@ -81,11 +85,23 @@ class ServiceCore:
 
     async def open_sequence(self, model: str, version: str, session: str) -> str:
         durable = self._is_durable(model)
-        request = SessionRequest(model, version or None, durable=durable, id=session, origin=ORIGIN)
-        info = await self._service.open_session(request)
+        info = await self._open_new(SessionRequest(model, version or None, durable=durable, id=session, origin=ORIGIN))
+        self._missed.discard(session)
         if not durable:
             self._held[session] = await self._service.live_session(session)
         return info.version
+
+    async def _open_new(self, request: SessionRequest) -> SessionInfo:
+        """Open a session, in the place of one that a server left behind which was killed, or had other settings."""
+        try:
+            info = await self._service.open_session(request)
+            if not info.position:
+                return info
+        except AlreadyExistsError:
+            pass
+        assert request.id is not None
+        await self._service.close_session(request.id, Event.RESTART)
+        return await self._service.open_session(request)
 
     async def find_sequence(self, model: str, session: str) -> str | None:
         if not self._is_durable(model):
@@ -97,6 +113,7 @@ class ServiceCore:
 
     async def close_sequence(self, session: str, *, is_restart: bool) -> None:
         self._held.pop(session, None)
+        self._missed.discard(session)
         try:
             await self._service.close_session(session, Event.RESTART if is_restart else Event.CLOSE)
         except NotFoundError:
@@ -104,7 +121,7 @@ class ServiceCore:
 
     def is_open(self, session: str) -> bool:
         held = self._held.get(session)
-        return held is None or held.phase is Phase.OPEN
+        return session not in self._missed if held is None else held.phase is Phase.OPEN
 
     def step_sequence(
         self, session: str, inputs: tuple[Tensor, ...], position: int | None, deadline: float | None
@@ -121,8 +138,14 @@ class ServiceCore:
         self, session: str, inputs: tuple[Tensor, ...], position: int | None, deadline: float | None
     ) -> StepResult:
         """Step a session that may have to be brought here; calls come to it in their order."""
-        live = await self._service.live_session(session)
-        result: StepResult = await self._service.submit_tensors(live.model, live, inputs, position, deadline)
+        try:
+            async with self._turns.of(session):
+                live = await self._service.live_session(session)
+                due = self._service.submit_tensors(live.model, live, inputs, position, deadline)
+            result: StepResult = await due
+        except (NotFoundError, SessionEndedError):
+            self._missed.add(session)
+            raise
         return result
 
     # ---- inside

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
@@ -22,6 +21,7 @@ from tidegate.ingress.oip.messages import decode_reply, encode_request
 from tidegate.ingress.oip.requests import InferReply, InferRequest
 from tidegate.oip import service_pb2, service_pb2_grpc
 from tidegate.sequences.ids import Key, session_ids
+from tidegate.sequences.turns import Turns
 from tidegate.wire.errors import decode_status
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class RoutedInference(Inference):
         self.models = local.models  # a sequence that began there goes on here
         self._seat = seat
         self._channels = {each: aio.insecure_channel(seat.address(each), options=_UNLIMITED) for each in seat.others}
-        # The last request under way of each fellow's sequence. Calls may overtake each other, these may not.
-        self._last: dict[Key, asyncio.Future[service_pb2.ModelInferResponse]] = {}
+        # Calls may overtake each other, those of a sequence may not.
+        self._turns: Turns[Key] = Turns()
 
     async def stop(self) -> None:
         await super().stop()
@@ -56,19 +56,13 @@ class RoutedInference(Inference):
         channel = self._channels.get(self._seat.owner(next(session_ids(key))))
         if channel is None:
             return super().submit(request, seconds, arrived)
-        return _PassedOn(self._pass_on(key, channel, request, self._deadline(request, seconds)))
+        return _PassedOn(asyncio.create_task(self._pass_on(key, channel, request, self._deadline(request, seconds))))
 
-    def _pass_on(
+    async def _pass_on(
         self, key: Key, channel: aio.Channel, request: InferRequest, deadline: float
-    ) -> asyncio.Task[service_pb2.ModelInferResponse]:
-        task = asyncio.create_task(_ask(channel, request, deadline, self._last.get(key)))
-        self._last[key] = task
-        task.add_done_callback(partial(self._forget, key))
-        return task
-
-    def _forget(self, key: Key, task: asyncio.Future[service_pb2.ModelInferResponse]) -> None:
-        if self._last.get(key) is task:
-            del self._last[key]
+    ) -> service_pb2.ModelInferResponse:
+        async with self._turns.of(key):
+            return await _ask(channel, request, deadline)
 
 
 class _PassedOn:
@@ -84,14 +78,7 @@ class _PassedOn:
         self.awaited.cancel()
 
 
-async def _ask(
-    channel: aio.Channel,
-    request: InferRequest,
-    deadline: float,
-    before: asyncio.Future[service_pb2.ModelInferResponse] | None,
-) -> service_pb2.ModelInferResponse:
-    if before is not None:
-        await asyncio.wait([before])
+async def _ask(channel: aio.Channel, request: InferRequest, deadline: float) -> service_pb2.ModelInferResponse:
     stub: service_pb2_grpc.GRPCInferenceServiceAsyncStub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
     seconds = deadline - asyncio.get_running_loop().time()
     try:
