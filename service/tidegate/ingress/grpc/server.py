@@ -21,9 +21,9 @@ from tidegate.ingress.grpc.calls import Calls
 from tidegate.ingress.grpc.models import Models
 from tidegate.ingress.grpc.predictor import Predictor
 from tidegate.ingress.grpc.sessions import Sessions
-from tidegate.ingress.oip.grpc import InferenceService
+from tidegate.ingress.oip.grpc import NAME as INFERENCE
+from tidegate.ingress.oip.grpc import InferenceService, add_to_server
 from tidegate.observe.requests import Requests
-from tidegate.oip import service_pb2, service_pb2_grpc
 from tidegate.v1 import models_pb2, models_pb2_grpc, predictor_pb2, predictor_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ SERVICES = tuple(
     for module in (models_pb2, predictor_pb2, sessions_pb2)
     for descriptor in module.DESCRIPTOR.services_by_name.values()
 )
-INFERENCE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
 class Bound(NamedTuple):
@@ -75,7 +74,7 @@ class GrpcServer:
             predictor_pb2_grpc.add_PredictorServicer_to_server(self._predictor, server)
             sessions_pb2_grpc.add_SessionsServicer_to_server(Sessions(service, self._calls), server)
             if self._inference is not None:
-                service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._inference, server)
+                add_to_server(self._inference, server)
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
             server.add_generic_rpc_handlers(tuple(more))
             reflection.enable_server_reflection((*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

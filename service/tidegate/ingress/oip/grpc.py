@@ -6,18 +6,20 @@ Shared memory, traces and settings of the log are not served: those calls end wi
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 from google.protobuf.json_format import ParseDict
 
 from tidegate.errors import NotSupportedError
 from tidegate.ingress.grpc.calls import Calls, Context, answered, answered_as, client_seconds, uncounted
 from tidegate.ingress.oip import documents
 from tidegate.ingress.oip.inference import Inference
-from tidegate.ingress.oip.messages import decode_request, encode_reply
 from tidegate.ingress.oip.stream import InferStream
+from tidegate.ingress.oip.wire import Requests, write_reply
 from tidegate.oip import service_pb2, service_pb2_grpc
+
+NAME = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
 def _unsupported(what: str) -> Any:
@@ -25,6 +27,31 @@ def _unsupported(what: str) -> Any:
         raise NotSupportedError(f"{what} not supported by this server")
 
     return answered_as("unknown")(call)
+
+
+class _Handlers:
+    """Stands where the generated code wants a server, and takes what that is given."""
+
+    def __init__(self) -> None:
+        self.methods: dict[str, Any] = {}
+
+    def add_registered_method_handlers(self, _: str, methods: dict[str, Any]) -> None:
+        self.methods = methods
+
+    def add_generic_rpc_handlers(self, _: object) -> None:
+        """They are the same methods."""
+
+
+def add_to_server(service: InferenceService, server: Any) -> None:
+    """Let the server answer; the messages of inference are read and written as bytes, see ``wire.py``."""
+    generated: Any = _Handlers()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, generated)
+    methods = generated.methods | {
+        "ModelInfer": grpc.unary_unary_rpc_method_handler(service.ModelInfer),
+        "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(service.ModelStreamInfer),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, methods),))
+    server.add_registered_method_handlers(NAME, methods)
 
 
 class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -35,6 +62,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self, inference: Inference, calls: Calls) -> None:
         self.calls = calls
         self._inference = inference
+        self._requests = Requests()
         self._streams: set[InferStream] = set()
         self._is_draining = False
 
@@ -106,19 +134,15 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.RepositoryModelUnloadResponse()
 
     @answered
-    async def ModelInfer(
-        self, request: service_pb2.ModelInferRequest, context: Context
-    ) -> service_pb2.ModelInferResponse:
+    async def ModelInfer(self, request: bytes, context: Context) -> bytes:  # type: ignore[override]
         arrived = time.perf_counter_ns()
-        answer = self._inference.submit(decode_request(request), client_seconds(context), arrived)
-        return await answer.reply(encode_reply)
+        answer = self._inference.submit(self._requests.read(request), client_seconds(context), arrived)
+        return await answer.reply(write_reply)
 
     # A coroutine that writes its replies itself: see Predictor.Generate.
     @uncounted
-    async def ModelStreamInfer(  # type: ignore[override]
-        self, request_iterator: AsyncIterator[service_pb2.ModelInferRequest], context: Context
-    ) -> None:
-        stream = InferStream(self._inference, context, self.calls.requests)
+    async def ModelStreamInfer(self, request_iterator: object, context: Context) -> None:  # type: ignore[override]
+        stream = InferStream(self._inference, self._requests, context, self.calls.requests)
         if self._is_draining:
             stream.drain()
         self._streams.add(stream)

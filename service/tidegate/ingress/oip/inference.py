@@ -123,8 +123,12 @@ class Inference:
         return error if sequence is None else self.sequences.explain(Key(request.model, sequence), error)
 
     def _deadline(self, request: InferRequest, seconds: float | None) -> float:
-        limits = [limit for limit in (seconds, request.options.timeout) if limit is not None]
-        return asyncio.get_running_loop().time() + min(limits, default=self.settings.request_timeout)
+        timeout = request.options.timeout
+        if seconds is None:
+            seconds = self.settings.request_timeout if timeout is None else timeout
+        elif timeout is not None and timeout < seconds:
+            seconds = timeout
+        return asyncio.get_running_loop().time() + seconds
 
     def _model(self, served: Served) -> Model:
         known = self.models.get(served.key)

@@ -93,7 +93,7 @@ def check_tensor_parameters(tensor: str, parameters: Mapping[str, Any], known: S
 
 def unique(names: Sequence[str], what: str) -> None:
     """Raise InvalidInputError where a tensor is named twice."""
-    if len(set(names)) != len(names):
+    if len(names) > 1 and len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InvalidInputError(f"{what} {twice!r} is there twice", reason="DUPLICATE_TENSOR")
 

@@ -44,16 +44,17 @@ class Port(NamedTuple):
         if array.dtype != self.dtype:
             given = NAMES.get(array.dtype, array.dtype.name)
             raise InvalidInputError(f"input {self.name!r} is {self.datatype}, not {given}", reason="WRONG_DATATYPE")
-        fits = array.ndim == len(self.shape) and all(
-            size in (-1, given) for size, given in zip(self.shape, array.shape, strict=True)
-        )
-        if not fits:
+        if not self.fits(array.shape):
             raise InvalidInputError(
                 f"input {self.name!r} has the shape {list(self.shape)} (-1 varies), which {list(array.shape)} is not",
                 reason="WRONG_SHAPE",
             )
         if array.size == 0:
             raise InvalidInputError(f"input {self.name!r} is empty: it needs a step at least", reason="EMPTY_SEQUENCE")
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of this shape is one of the port's."""
+        return len(shape) == len(self.shape) and all(map(_fits, self.shape, shape))
 
     def canonical(self, array: Tensor) -> Tensor:
         """The array as [batch, steps, …]; one without a batch, or without time, has one row, or one step."""
@@ -106,7 +107,7 @@ class Signature:
             port.check(array)
             self._check_values(port, array)
             arrays.append(port.canonical(array))
-        if len({array.shape[:2] for array in arrays}) > 1:
+        if len(arrays) > 1 and len({array.shape[:2] for array in arrays}) > 1:
             found = ", ".join(f"{port.name} {list(given[port.name].shape)}" for port in self.inputs)
             raise InvalidInputError(f"the inputs differ in batch or time: {found}", reason="WRONG_SHAPE")
         num_rows = len(arrays[0])
@@ -141,7 +142,8 @@ class Signature:
     def collect(self, wanted: Sequence[Port], outputs: Sequence[Mapping[str, Tensor]]) -> list[NamedTensor]:
         """The outputs of a request from those of its rows, [steps, …] each."""
         if len(outputs) == 1:
-            return [NamedTensor(port.name, port.graphic(outputs[0][port.name][None])) for port in wanted]
+            (row,) = outputs
+            return [NamedTensor(port.name, port.graphic(row[port.name][None])) for port in wanted]
         return [NamedTensor(port.name, port.graphic(np.stack([row[port.name] for row in outputs]))) for port in wanted]
 
     def _check_names(self, given: Mapping[str, Tensor]) -> None:
@@ -157,13 +159,24 @@ class Signature:
 
     def _check_values(self, port: Port, array: Tensor) -> None:
         """What no graph computes with: an id outside the vocabulary, a number that is none."""
-        # A negative id, looked at without its sign, is above every vocabulary.
-        if self._vocabulary is not None and array.view(f"u{array.itemsize}").max() >= self._vocabulary:
+        if self._vocabulary is not None and not _are_below(array, self._vocabulary):
             raise InvalidInputError(
                 f"input {port.name!r}: token ids go from 0 to {self._vocabulary - 1}", reason="TOKEN_OUT_OF_RANGE"
             )
         if port.dtype.kind == "f" and not np.isfinite(array).all():
             raise InvalidInputError(f"input {port.name!r}: a value is not finite", reason="NOT_FINITE")
+
+
+def _fits(size: int, given: int) -> bool:
+    return size in (-1, given)
+
+
+def _are_below(ids: Tensor, limit: int) -> bool:
+    """Whether all ids are from 0 to below ``limit``."""
+    if ids.size == 1:
+        return bool(0 <= ids.item() < limit)
+    # A negative id, looked at without its sign, is above every vocabulary.
+    return bool(ids.view(f"u{ids.itemsize}").max() < limit)
 
 
 def _port(spec: TensorSpec) -> Port:

@@ -10,13 +10,15 @@ import asyncio
 import time
 from typing import Any
 
+from tidegate.errors import InvalidInputError
 from tidegate.ingress.grpc.calls import Context, client_seconds, conceal
 from tidegate.ingress.grpc.line import Pending
 from tidegate.ingress.grpc.ordered import OrderedStream
 from tidegate.ingress.oip.answer import Answer
 from tidegate.ingress.oip.inference import Inference
-from tidegate.ingress.oip.messages import decode_request, encode_reply
-from tidegate.observe.requests import OK, Requests, outcome_of
+from tidegate.ingress.oip.wire import Requests, parse, write_stream_reply
+from tidegate.observe import requests as counting
+from tidegate.observe.requests import OK, outcome_of
 from tidegate.oip import service_pb2
 
 MAX_IN_FLIGHT = 256
@@ -33,11 +35,11 @@ class _Failed:
     method = METHOD
     session = ""
 
-    def __init__(self, reply: service_pb2.ModelStreamInferResponse, outcome: str) -> None:
+    def __init__(self, reply: bytes, outcome: str) -> None:
         self._reply = reply
         self.outcome = outcome
 
-    async def reply(self) -> service_pb2.ModelStreamInferResponse:
+    async def reply(self) -> bytes:
         return self._reply
 
     def cancel(self) -> None:
@@ -47,18 +49,20 @@ class _Failed:
 class _Due:
     """A request that the engine has."""
 
+    __slots__ = ("_answer", "_request", "awaited", "outcome")
+
     method = METHOD
     session = ""
-    outcome = OK
 
-    def __init__(self, request: service_pb2.ModelInferRequest, answer: Answer) -> None:
+    def __init__(self, request: bytes, answer: Answer) -> None:
         self._request = request
         self._answer = answer
         self.awaited: asyncio.Future[Any] = answer.awaited
+        self.outcome = OK
 
-    async def reply(self) -> service_pb2.ModelStreamInferResponse:
+    async def reply(self) -> bytes:
         try:
-            return service_pb2.ModelStreamInferResponse(infer_response=await self._answer.reply(encode_reply))
+            return await self._answer.reply(write_stream_reply)
         except Exception as error:  # noqa: BLE001 - it is this request's answer
             self.outcome = outcome_of(error)
             return refusal(self._request, error)
@@ -70,9 +74,10 @@ class _Due:
 class InferStream:
     """One client's stream."""
 
-    def __init__(self, inference: Inference, context: Context, requests: Requests) -> None:
+    def __init__(self, inference: Inference, requests: Requests, context: Context, counted: counting.Requests) -> None:
         self._inference = inference
-        self._stream = OrderedStream(context, self._submit, MAX_IN_FLIGHT, (requests, "oip_grpc_stream"))
+        self._requests = requests
+        self._stream = OrderedStream(context, self._submit, MAX_IN_FLIGHT, (counted, "oip_grpc_stream"))
         self._loop = asyncio.get_running_loop()
         seconds = client_seconds(context)
         self._ends_at = None if seconds is None else self._loop.time() + seconds
@@ -85,20 +90,28 @@ class InferStream:
         """Read no further message. One that was read is answered, whatever stage it is in."""
         self._stream.drain()
 
-    async def _submit(self, message: service_pb2.ModelInferRequest) -> Pending:
+    async def _submit(self, message: bytes) -> Pending:
         arrived = time.perf_counter_ns()
         seconds = None if self._ends_at is None else self._ends_at - self._loop.time()
         try:
-            return _Due(message, self._inference.submit(decode_request(message), seconds, arrived))
+            return _Due(message, self._inference.submit(self._requests.read(message), seconds, arrived))
         except Exception as error:  # noqa: BLE001 - it is this request's answer
             return _Failed(refusal(message, error), outcome_of(error))
 
 
-def refusal(request: service_pb2.ModelInferRequest, error: Exception) -> service_pb2.ModelStreamInferResponse:
+def refusal(request: bytes, error: Exception) -> bytes:
     """The reply to a request that failed."""
-    told = conceal(error)
+    told, asked = conceal(error), _parsed(request)
     reply = service_pb2.ModelStreamInferResponse(error_message=told.message)
     response = reply.infer_response
-    response.model_name, response.model_version, response.id = request.model_name, request.model_version, request.id
+    response.model_name, response.model_version, response.id = asked.model_name, asked.model_version, asked.id
     response.parameters["tidegate_reason"].string_param = told.reason
-    return reply
+    return reply.SerializeToString()
+
+
+def _parsed(request: bytes) -> service_pb2.ModelInferRequest:
+    """The request, an empty one where it is no message."""
+    try:
+        return parse(request)
+    except InvalidInputError:
+        return service_pb2.ModelInferRequest()
