@@ -13,6 +13,8 @@ from grpc import aio
 
 from bench.floors.replies import infer_reply, infer_stream_reply, step_reply, stream_reply
 from bench.floors.running import run, say_ready
+from bench.raw import bundle_of
+from tidegate.bundle import read_bundle
 from tidegate.config import load_settings
 from tidegate.ingress.grpc.server import server_options
 from tidegate.oip import service_pb2
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
 
 STEP_REPLY = step_reply()
 STREAM_REPLY = stream_reply()
-INFER_REPLY = infer_reply()
-INFER_STREAM_REPLY = infer_stream_reply()
+MANIFEST = read_bundle(bundle_of()).manifest
+INFER_REPLY = infer_reply(MANIFEST)
+INFER_STREAM_REPLY = infer_stream_reply(MANIFEST)
 
 
 async def step(request: sessions_pb2.StepRequest, context: Context) -> sessions_pb2.StepReply:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import struct
 
+from tidegate.bundle import BATCH, TIME, Manifest
 from tidegate.oip import service_pb2
 from tidegate.v1 import predictor_pb2, sessions_pb2, types_pb2
 
@@ -11,8 +13,6 @@ from tidegate.v1 import predictor_pb2, sessions_pb2, types_pb2
 SESSION = "e~1cc213~a_aVk0m5wedUCMCo0T6GqA"
 POSITION = 1000
 UNIT = "bits"
-MODEL = "shakespeare-lstm"
-VOCABULARY = 65
 CANDIDATE = {"token": "t", "id": 75, "probability": 0.020174054428935051}
 # With the digits that a float of 32 bits has in JSON.
 SURPRISE = 6.4803147315979
@@ -35,14 +35,15 @@ def step_json() -> dict[str, object]:
     return {"session": SESSION, "position": POSITION, "prediction": prediction}
 
 
-def infer_reply() -> service_pb2.ModelInferResponse:
-    """The Open Inference Protocol's reply to a step: the graph's outputs, raw."""
-    reply = service_pb2.ModelInferResponse(model_name=MODEL, model_version="1")
-    for name, *shape in (("logits", 1, 1, VOCABULARY), ("surprise", 1, 1)):
-        reply.outputs.add(name=name, datatype="FP32", shape=shape)
-        reply.raw_output_contents.append(struct.pack("<f", SURPRISE) * shape[-1])
+def infer_reply(manifest: Manifest) -> service_pb2.ModelInferResponse:
+    """The Open Inference Protocol's reply to a step of this model: the graph's outputs, of fp32, as raw bytes."""
+    reply = service_pb2.ModelInferResponse(model_name=manifest.name, model_version=manifest.version)
+    for output in manifest.outputs:
+        shape = [1 if axis in {BATCH, TIME} else int(axis) for axis in output.axes]
+        reply.outputs.add(name=output.name, datatype="FP32", shape=shape)
+        reply.raw_output_contents.append(struct.pack("<f", SURPRISE) * math.prod(shape))
     return reply
 
 
-def infer_stream_reply() -> service_pb2.ModelStreamInferResponse:
-    return service_pb2.ModelStreamInferResponse(infer_response=infer_reply())
+def infer_stream_reply(manifest: Manifest) -> service_pb2.ModelStreamInferResponse:
+    return service_pb2.ModelStreamInferResponse(infer_response=infer_reply(manifest))

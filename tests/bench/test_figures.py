@@ -11,7 +11,9 @@ from bench.client import LoadError, parse
 from bench.floors.raw import Graph, in_lockstep, in_padded_groups, one_by_one
 from bench.floors.replies import infer_reply, infer_stream_reply, step_reply, stream_reply
 from bench.processes import Running
+from bench.raw import bundle_of
 from tests.bundles import write_tiny_bundle
+from tidegate.bundle import read_bundle
 from tidegate.core import Tensor
 
 LINE: dict[str, Any] = {
@@ -60,10 +62,12 @@ def test_an_echos_reply_is_as_large_as_a_steps() -> None:
 
 
 def test_an_echos_tensors_are_a_steps() -> None:
-    reply = infer_reply()
-    assert [(each.name, list(each.shape)) for each in reply.outputs] == [("logits", [1, 1, 65]), ("surprise", [1, 1])]
-    assert [len(raw) for raw in reply.raw_output_contents] == [4 * 65, 4]
-    assert infer_stream_reply().infer_response == reply
+    manifest = read_bundle(bundle_of()).manifest
+    reply = infer_reply(manifest)
+    size = int(manifest.output("logits").axes[-1])
+    assert [(each.name, list(each.shape)) for each in reply.outputs] == [("logits", [1, 1, size]), ("surprise", [1, 1])]
+    assert [len(raw) for raw in reply.raw_output_contents] == [4 * size, 4]
+    assert infer_stream_reply(manifest).infer_response == reply
 
 
 def answers_of(bundle: Path, session: int, steps: int) -> list[dict[str, Any]]:
