@@ -173,7 +173,10 @@ class SessionRequest:
 
 
 class SessionInfo(NamedTuple):
-    """What a caller may know of a session. Times are seconds since the epoch; ``expires_at`` None means never."""
+    """What a caller may know of a session. Times are seconds since the epoch; ``expires_at`` None means never.
+
+    ``drift`` is there where the session has a chart of its own, and has completed a block.
+    """
 
     id: str
     model: str
@@ -185,6 +188,7 @@ class SessionInfo(NamedTuple):
     state_bytes: int
     checkpoints: tuple[str, ...] = ()
     origin: str = "v1"
+    drift: Drift | None = None
 
 
 class CheckpointInfo(NamedTuple):

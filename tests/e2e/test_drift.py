@@ -54,6 +54,10 @@ def test_every_interface_tells_the_same(server: RunningServer) -> None:
             assert all(set(drift) <= {0} for drift in columns)
             told.append([drift[0]._asdict() if drift else None for drift in columns])
         model = client.model(MODEL)
+        last = client.session("http").info.drift
+    assert last is not None
+    assert last._asdict() == told[0][-1]
+    assert httpx.get(f"{server.http}/v1/sessions/http").json()["drift"] == told[0][-1]
     assert told[0][0] is None
     assert [each and each["blocks"] for each in told[0]] == [None, 1, 2, 3, 4]
     for other_told in told[1:]:

@@ -13,7 +13,7 @@ from tests.bundles import LOAD_MEAN, LOAD_SCALE, write_tiny_bundle, write_tiny_f
 from tests.service.serving import change_bundle, collect, serving
 from tests.service.sessions.replicas import MODEL, replicas, step
 from tidegate.bundle import Drift, Limit, read_bundle, write_bundle
-from tidegate.core import Ask, DriftReport, Input, Sampling, SessionRequest, SurpriseReport
+from tidegate.core import Ask, DriftReport, Input, RestoreRequest, Sampling, SessionRequest, SurpriseReport
 from tidegate.core import Drift as Told
 from tidegate.errors import FailedPreconditionError, InvalidInputError
 from tidegate.observe.drift import Chart, add_steps
@@ -97,6 +97,8 @@ async def test_a_session_may_have_a_chart_of_its_own(service: Service) -> None:
         if watched.prediction.drift is not None:
             last = watched.prediction.drift
     assert_chart(last, await surprise_of(service, TEXT))
+    assert (await service.get_session("watched")).drift == last
+    assert (await service.get_session("other")).drift is None
 
 
 async def test_a_model_without_a_chart_gives_none(service: Service) -> None:
@@ -117,9 +119,10 @@ async def test_forks_and_what_was_rewound_or_upgraded_begin_anew(root: Path, dur
         blocks = (await step(service, TEXT[20:40])).prediction.drift
         assert blocks is not None
         assert blocks.blocks == 4
-        await service.fork_session("s", ["child"])
+        assert (await service.get_session("s")).drift == blocks
+        assert [info.drift for info in await service.fork_session("s", ["child"])] == [None]
         forked = (await step(service, TEXT[40:57], id_="child")).prediction.drift
-        await service.rewind_session("s", "here")
+        assert (await service.rewind_session("s", "here")).drift is None
         rewound = (await step(service, TEXT[20:40])).prediction.drift
         await service.upgrade_session("s", "3")
         upgraded = (await step(service, TEXT[40:57])).prediction.drift
@@ -138,9 +141,26 @@ async def test_a_durable_sessions_chart_goes_with_it(root: Path) -> None:
             told.append(result.prediction.drift)
         assert told[-2:] == [None, None]
         assert_chart([it for it in told if it is not None][-1], await surprise_of(they.services[0], TEXT))
+        (info,) = (await they.services[2].list_sessions()).sessions
+        assert info == await they.services[1].get_session("s")
+        assert info.drift == [it for it in told if it is not None][-1]
         # Each replica has a chart of what it served itself, and no repeat is in it.
         served = sum(it.quality.num_steps for service in they for it in service.statistics().models)
         assert served == 2 * len(TEXT)
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_a_restored_session_has_a_chart_where_the_one_before_had(root: Path, durable: bool) -> None:
+    async with replicas(root) as they:
+        await they.open(version="2", drift=True)
+        await they.services[0].open_session(SessionRequest(MODEL, "2", id="other"))
+        await step(they.services[0], TEXT[:20])
+        for id_, expected in (("s", 2), ("other", None)):
+            snapshot = await they.services[0].snapshot_session(id_)
+            restored = await they.services[1].restore_session(snapshot, RestoreRequest(f"{id_}-2", durable))
+            assert restored.drift is None
+            told = (await step(they.services[1], TEXT[20:41], id_=f"{id_}-2")).prediction.drift
+            assert (told and told.blocks) == expected
 
 
 async def test_what_was_generated_leaves_a_durable_sessions_chart_where_it_was(root: Path) -> None:

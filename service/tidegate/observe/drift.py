@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from tidegate.bundle import Drift
+from tidegate.core import Drift as Told
 from tidegate.core import DriftReport
 
 State = Literal["normal", "warning", "drift"]
@@ -34,6 +35,10 @@ class Charted(NamedTuple):
     ewma: float
     blocks: int = 0
     state: State = "normal"
+
+    def told(self) -> Told:
+        """Return it as callers are told of a session's own chart."""
+        return Told(self.state, self.ewma, self.blocks)
 
 
 class Limits(NamedTuple):

@@ -146,6 +146,7 @@ class Desk:
             state_bytes=manifest.state_bytes,
             checkpoints=tuple(self._checkpoints.get(session.id, ())),
             origin=session.request.origin,
+            drift=None if session.chart is None else session.chart.told(),
         )
 
     # ---- branching

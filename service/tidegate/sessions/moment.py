@@ -41,6 +41,7 @@ def take_snapshot(moment: Moment, request: SessionRequest, created_at: float) ->
         created_at=created_at,
         ttl_seconds=request.ttl_seconds,
         idle_seconds=request.idle_seconds,
+        drift=request.drift,
     )
     planes = moment.model.planes
     fill_parts(body, list(planes), list(planes.values()), moment.state)
@@ -78,6 +79,7 @@ def read_snapshot(snapshot: bytes, registry: Registry) -> tuple[Moment, SessionR
         body.version,
         ttl_seconds=body.ttl_seconds if body.HasField("ttl_seconds") else None,
         idle_seconds=body.idle_seconds if body.HasField("idle_seconds") else None,
+        drift=body.drift,
     )
 
 

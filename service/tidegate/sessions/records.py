@@ -171,6 +171,7 @@ def last_reply(record: Record) -> LastReply | None:
 
 def info_of(record: Record, state_bytes: int) -> SessionInfo:
     """Return what callers may know."""
+    kept = kept_chart(record)
     return SessionInfo(
         id=record.id,
         model=record.model,
@@ -182,6 +183,7 @@ def info_of(record: Record, state_bytes: int) -> SessionInfo:
         state_bytes=state_bytes,
         checkpoints=tuple(kept.name for kept in record.checkpoints),
         origin=record.origin,
+        drift=None if kept is None or kept.chart is None else kept.chart.told(),
     )
 
 

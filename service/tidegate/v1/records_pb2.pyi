@@ -318,6 +318,7 @@ class SnapshotBody(_message.Message):
     TTL_SECONDS_FIELD_NUMBER: _builtins.int
     IDLE_SECONDS_FIELD_NUMBER: _builtins.int
     FORKED_FROM_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     version: _builtins.str
@@ -330,6 +331,8 @@ class SnapshotBody(_message.Message):
     idle_seconds: _builtins.float
     forked_from: _builtins.str
     """Where it is on its way to be a fork: of which session."""
+    drift: _builtins.bool
+    """Whether it has a chart of its own: then so has one restored from here, and begins it anew."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___SnapshotBody.Part]:
         """One a state, then one for the kept output, if any; none at position 0."""
@@ -346,11 +349,12 @@ class SnapshotBody(_message.Message):
         ttl_seconds: _builtins.float | None = ...,
         idle_seconds: _builtins.float | None = ...,
         forked_from: _builtins.str = ...,
+        drift: _builtins.bool = ...,
         parts: _abc.Iterable[Global___SnapshotBody.Part] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds", "_ttl_seconds", b"_ttl_seconds", "idle_seconds", b"idle_seconds", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds", "_ttl_seconds", b"_ttl_seconds", "created_at", b"created_at", "forked_from", b"forked_from", "idle_seconds", b"idle_seconds", "model", b"model", "model_sha256", b"model_sha256", "parts", b"parts", "position", b"position", "seed", b"seed", "ttl_seconds", b"ttl_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds", "_ttl_seconds", b"_ttl_seconds", "created_at", b"created_at", "drift", b"drift", "forked_from", b"forked_from", "idle_seconds", b"idle_seconds", "model", b"model", "model_sha256", b"model_sha256", "parts", b"parts", "position", b"position", "seed", b"seed", "ttl_seconds", b"ttl_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__idle_seconds: _TypeAlias = _typing.Literal["idle_seconds"]  # noqa: Y015
     _WhichOneofArgType__idle_seconds: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds"]  # noqa: Y015

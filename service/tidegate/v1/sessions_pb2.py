@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from tidegate.v1 import types_pb2 as tidegate_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atidegate/v1/sessions.proto\x12\x0btidegate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17tidegate/v1/types.proto\"\xf2\x01\n\x07Session\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x10\n\x08position\x18\x04 \x01(\x04\x12\x0f\n\x07\x64urable\x18\x05 \x01(\x08\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bstate_bytes\x18\x08 \x01(\x04\x12\x13\n\x0b\x63heckpoints\x18\t \x03(\t\x12\x0e\n\x06origin\x18\n \x01(\t\"\xa0\x01\n\x0bOpenRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07\x64urable\x18\x03 \x01(\x08\x12\x13\n\x0bttl_seconds\x18\x04 \x01(\x01\x12\x14\n\x0cidle_seconds\x18\x05 \x01(\x01\x12\n\n\x02id\x18\x06 \x01(\t\x12\x11\n\x04seed\x18\x07 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05\x64rift\x18\x08 \x01(\x08\x42\x07\n\x05_seed\"$\n\x11GetSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"8\n\x13ListSessionsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x11ListSessionsReply\x12&\n\x08sessions\x18\x01 \x03(\x0b\x32\x14.tidegate.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0c\x43loseRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x0c\n\nCloseReply\"\xc1\x01\n\x0bStepRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\x08position\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x11\n\x04text\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x0e\n\x06tokens\x18\x04 \x03(\x03\x12#\n\x06values\x18\x05 \x01(\x0b\x32\x13.tidegate.v1.Values\x12\x10\n\x03top\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x12\n\nevery_step\x18\x07 \x01(\x08\x42\x0b\n\t_positionB\x07\n\x05_textB\x06\n\x04_top\"[\n\tStepReply\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x04\x12+\n\nprediction\x18\x03 \x01(\x0b\x32\x17.tidegate.v1.Prediction\"\xb1\x02\n\x16SessionGenerateRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\x08position\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x11\n\x04text\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x0e\n\x06tokens\x18\x04 \x03(\x03\x12\x17\n\nmax_tokens\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x18\n\x0btemperature\x18\x06 \x01(\x02H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\rH\x04\x88\x01\x01\x12\x12\n\x05top_p\x18\x08 \x01(\x02H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\tB\x0b\n\t_positionB\x07\n\x05_textB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x07\n\x05_seed\":\n\x0b\x46orkRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"3\n\tForkReply\x12&\n\x08sessions\x18\x01 \x03(\x0b\x32\x14.tidegate.v1.Session\"2\n\x11\x43heckpointRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"7\n\x0f\x43heckpointReply\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x04\"4\n\rRewindRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\"2\n\x0eUpgradeRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\"\n\x0fSnapshotRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"!\n\rSnapshotReply\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\"j\n\x0eRestoreRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07\x64urable\x18\x03 \x01(\x08\x12\x13\n\x0bttl_seconds\x18\x04 \x01(\x01\x12\x14\n\x0cidle_seconds\x18\x05 \x01(\x01\x32\x93\x06\n\x08Sessions\x12\x36\n\x04Open\x12\x18.tidegate.v1.OpenRequest\x1a\x14.tidegate.v1.Session\x12;\n\x03Get\x12\x1e.tidegate.v1.GetSessionRequest\x1a\x14.tidegate.v1.Session\x12H\n\x04List\x12 .tidegate.v1.ListSessionsRequest\x1a\x1e.tidegate.v1.ListSessionsReply\x12;\n\x05\x43lose\x12\x19.tidegate.v1.CloseRequest\x1a\x17.tidegate.v1.CloseReply\x12\x38\n\x04Step\x12\x18.tidegate.v1.StepRequest\x1a\x16.tidegate.v1.StepReply\x12M\n\x08Generate\x12#.tidegate.v1.SessionGenerateRequest\x1a\x1a.tidegate.v1.GenerateReply0\x01\x12\x38\n\x04\x46ork\x12\x18.tidegate.v1.ForkRequest\x1a\x16.tidegate.v1.ForkReply\x12J\n\nCheckpoint\x12\x1e.tidegate.v1.CheckpointRequest\x1a\x1c.tidegate.v1.CheckpointReply\x12:\n\x06Rewind\x12\x1a.tidegate.v1.RewindRequest\x1a\x14.tidegate.v1.Session\x12<\n\x07Upgrade\x12\x1b.tidegate.v1.UpgradeRequest\x1a\x14.tidegate.v1.Session\x12\x44\n\x08Snapshot\x12\x1c.tidegate.v1.SnapshotRequest\x1a\x1a.tidegate.v1.SnapshotReply\x12<\n\x07Restore\x12\x1b.tidegate.v1.RestoreRequest\x1a\x14.tidegate.v1.Sessionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atidegate/v1/sessions.proto\x12\x0btidegate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17tidegate/v1/types.proto\"\x95\x02\n\x07Session\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x10\n\x08position\x18\x04 \x01(\x04\x12\x0f\n\x07\x64urable\x18\x05 \x01(\x08\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bstate_bytes\x18\x08 \x01(\x04\x12\x13\n\x0b\x63heckpoints\x18\t \x03(\t\x12\x0e\n\x06origin\x18\n \x01(\t\x12!\n\x05\x64rift\x18\x0b \x01(\x0b\x32\x12.tidegate.v1.Drift\"\xa0\x01\n\x0bOpenRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07\x64urable\x18\x03 \x01(\x08\x12\x13\n\x0bttl_seconds\x18\x04 \x01(\x01\x12\x14\n\x0cidle_seconds\x18\x05 \x01(\x01\x12\n\n\x02id\x18\x06 \x01(\t\x12\x11\n\x04seed\x18\x07 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05\x64rift\x18\x08 \x01(\x08\x42\x07\n\x05_seed\"$\n\x11GetSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"8\n\x13ListSessionsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x11ListSessionsReply\x12&\n\x08sessions\x18\x01 \x03(\x0b\x32\x14.tidegate.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0c\x43loseRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x0c\n\nCloseReply\"\xc1\x01\n\x0bStepRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\x08position\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x11\n\x04text\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x0e\n\x06tokens\x18\x04 \x03(\x03\x12#\n\x06values\x18\x05 \x01(\x0b\x32\x13.tidegate.v1.Values\x12\x10\n\x03top\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x12\n\nevery_step\x18\x07 \x01(\x08\x42\x0b\n\t_positionB\x07\n\x05_textB\x06\n\x04_top\"[\n\tStepReply\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x04\x12+\n\nprediction\x18\x03 \x01(\x0b\x32\x17.tidegate.v1.Prediction\"\xb1\x02\n\x16SessionGenerateRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\x08position\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x11\n\x04text\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x0e\n\x06tokens\x18\x04 \x03(\x03\x12\x17\n\nmax_tokens\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x18\n\x0btemperature\x18\x06 \x01(\x02H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\rH\x04\x88\x01\x01\x12\x12\n\x05top_p\x18\x08 \x01(\x02H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\tB\x0b\n\t_positionB\x07\n\x05_textB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x07\n\x05_seed\":\n\x0b\x46orkRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"3\n\tForkReply\x12&\n\x08sessions\x18\x01 \x03(\x0b\x32\x14.tidegate.v1.Session\"2\n\x11\x43heckpointRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"7\n\x0f\x43heckpointReply\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x04\"4\n\rRewindRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\"2\n\x0eUpgradeRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\"\n\x0fSnapshotRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"!\n\rSnapshotReply\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\"j\n\x0eRestoreRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07\x64urable\x18\x03 \x01(\x08\x12\x13\n\x0bttl_seconds\x18\x04 \x01(\x01\x12\x14\n\x0cidle_seconds\x18\x05 \x01(\x01\x32\x93\x06\n\x08Sessions\x12\x36\n\x04Open\x12\x18.tidegate.v1.OpenRequest\x1a\x14.tidegate.v1.Session\x12;\n\x03Get\x12\x1e.tidegate.v1.GetSessionRequest\x1a\x14.tidegate.v1.Session\x12H\n\x04List\x12 .tidegate.v1.ListSessionsRequest\x1a\x1e.tidegate.v1.ListSessionsReply\x12;\n\x05\x43lose\x12\x19.tidegate.v1.CloseRequest\x1a\x17.tidegate.v1.CloseReply\x12\x38\n\x04Step\x12\x18.tidegate.v1.StepRequest\x1a\x16.tidegate.v1.StepReply\x12M\n\x08Generate\x12#.tidegate.v1.SessionGenerateRequest\x1a\x1a.tidegate.v1.GenerateReply0\x01\x12\x38\n\x04\x46ork\x12\x18.tidegate.v1.ForkRequest\x1a\x16.tidegate.v1.ForkReply\x12J\n\nCheckpoint\x12\x1e.tidegate.v1.CheckpointRequest\x1a\x1c.tidegate.v1.CheckpointReply\x12:\n\x06Rewind\x12\x1a.tidegate.v1.RewindRequest\x1a\x14.tidegate.v1.Session\x12<\n\x07Upgrade\x12\x1b.tidegate.v1.UpgradeRequest\x1a\x14.tidegate.v1.Session\x12\x44\n\x08Snapshot\x12\x1c.tidegate.v1.SnapshotRequest\x1a\x1a.tidegate.v1.SnapshotReply\x12<\n\x07Restore\x12\x1b.tidegate.v1.RestoreRequest\x1a\x14.tidegate.v1.Sessionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,43 +34,43 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tidegate.v1.sessions_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SESSION']._serialized_start=102
-  _globals['_SESSION']._serialized_end=344
-  _globals['_OPENREQUEST']._serialized_start=347
-  _globals['_OPENREQUEST']._serialized_end=507
-  _globals['_GETSESSIONREQUEST']._serialized_start=509
-  _globals['_GETSESSIONREQUEST']._serialized_end=545
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=547
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=603
-  _globals['_LISTSESSIONSREPLY']._serialized_start=605
-  _globals['_LISTSESSIONSREPLY']._serialized_end=689
-  _globals['_CLOSEREQUEST']._serialized_start=691
-  _globals['_CLOSEREQUEST']._serialized_end=722
-  _globals['_CLOSEREPLY']._serialized_start=724
-  _globals['_CLOSEREPLY']._serialized_end=736
-  _globals['_STEPREQUEST']._serialized_start=739
-  _globals['_STEPREQUEST']._serialized_end=932
-  _globals['_STEPREPLY']._serialized_start=934
-  _globals['_STEPREPLY']._serialized_end=1025
-  _globals['_SESSIONGENERATEREQUEST']._serialized_start=1028
-  _globals['_SESSIONGENERATEREQUEST']._serialized_end=1333
-  _globals['_FORKREQUEST']._serialized_start=1335
-  _globals['_FORKREQUEST']._serialized_end=1393
-  _globals['_FORKREPLY']._serialized_start=1395
-  _globals['_FORKREPLY']._serialized_end=1446
-  _globals['_CHECKPOINTREQUEST']._serialized_start=1448
-  _globals['_CHECKPOINTREQUEST']._serialized_end=1498
-  _globals['_CHECKPOINTREPLY']._serialized_start=1500
-  _globals['_CHECKPOINTREPLY']._serialized_end=1555
-  _globals['_REWINDREQUEST']._serialized_start=1557
-  _globals['_REWINDREQUEST']._serialized_end=1609
-  _globals['_UPGRADEREQUEST']._serialized_start=1611
-  _globals['_UPGRADEREQUEST']._serialized_end=1661
-  _globals['_SNAPSHOTREQUEST']._serialized_start=1663
-  _globals['_SNAPSHOTREQUEST']._serialized_end=1697
-  _globals['_SNAPSHOTREPLY']._serialized_start=1699
-  _globals['_SNAPSHOTREPLY']._serialized_end=1732
-  _globals['_RESTOREREQUEST']._serialized_start=1734
-  _globals['_RESTOREREQUEST']._serialized_end=1840
-  _globals['_SESSIONS']._serialized_start=1843
-  _globals['_SESSIONS']._serialized_end=2630
+  _globals['_SESSION']._serialized_end=379
+  _globals['_OPENREQUEST']._serialized_start=382
+  _globals['_OPENREQUEST']._serialized_end=542
+  _globals['_GETSESSIONREQUEST']._serialized_start=544
+  _globals['_GETSESSIONREQUEST']._serialized_end=580
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=582
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=638
+  _globals['_LISTSESSIONSREPLY']._serialized_start=640
+  _globals['_LISTSESSIONSREPLY']._serialized_end=724
+  _globals['_CLOSEREQUEST']._serialized_start=726
+  _globals['_CLOSEREQUEST']._serialized_end=757
+  _globals['_CLOSEREPLY']._serialized_start=759
+  _globals['_CLOSEREPLY']._serialized_end=771
+  _globals['_STEPREQUEST']._serialized_start=774
+  _globals['_STEPREQUEST']._serialized_end=967
+  _globals['_STEPREPLY']._serialized_start=969
+  _globals['_STEPREPLY']._serialized_end=1060
+  _globals['_SESSIONGENERATEREQUEST']._serialized_start=1063
+  _globals['_SESSIONGENERATEREQUEST']._serialized_end=1368
+  _globals['_FORKREQUEST']._serialized_start=1370
+  _globals['_FORKREQUEST']._serialized_end=1428
+  _globals['_FORKREPLY']._serialized_start=1430
+  _globals['_FORKREPLY']._serialized_end=1481
+  _globals['_CHECKPOINTREQUEST']._serialized_start=1483
+  _globals['_CHECKPOINTREQUEST']._serialized_end=1533
+  _globals['_CHECKPOINTREPLY']._serialized_start=1535
+  _globals['_CHECKPOINTREPLY']._serialized_end=1590
+  _globals['_REWINDREQUEST']._serialized_start=1592
+  _globals['_REWINDREQUEST']._serialized_end=1644
+  _globals['_UPGRADEREQUEST']._serialized_start=1646
+  _globals['_UPGRADEREQUEST']._serialized_end=1696
+  _globals['_SNAPSHOTREQUEST']._serialized_start=1698
+  _globals['_SNAPSHOTREQUEST']._serialized_end=1732
+  _globals['_SNAPSHOTREPLY']._serialized_start=1734
+  _globals['_SNAPSHOTREPLY']._serialized_end=1767
+  _globals['_RESTOREREQUEST']._serialized_start=1769
+  _globals['_RESTOREREQUEST']._serialized_end=1875
+  _globals['_SESSIONS']._serialized_start=1878
+  _globals['_SESSIONS']._serialized_end=2665
 # @@protoc_insertion_point(module_scope)

@@ -34,6 +34,7 @@ class Session(_message.Message):
     STATE_BYTES_FIELD_NUMBER: _builtins.int
     CHECKPOINTS_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     model: _builtins.str
     version: _builtins.str
@@ -53,6 +54,10 @@ class Session(_message.Message):
     def checkpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names, oldest first."""
 
+    @_builtins.property
+    def drift(self) -> _types_pb2.Drift:
+        """Of a session that was opened with a chart of its own: where that is, from its first block on."""
+
     def __init__(
         self,
         *,
@@ -66,10 +71,11 @@ class Session(_message.Message):
         state_bytes: _builtins.int = ...,
         checkpoints: _abc.Iterable[_builtins.str] | None = ...,
         origin: _builtins.str = ...,
+        drift: _types_pb2.Drift | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "drift", b"drift", "expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "created_at", b"created_at", "durable", b"durable", "expires_at", b"expires_at", "id", b"id", "model", b"model", "origin", b"origin", "position", b"position", "state_bytes", b"state_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "created_at", b"created_at", "drift", b"drift", "durable", b"durable", "expires_at", b"expires_at", "id", b"id", "model", b"model", "origin", b"origin", "position", b"position", "state_bytes", b"state_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -81,8 +81,12 @@ def fill_drift(message: types_pb2.Drift, drift: Drift) -> None:
     message.state, message.ewma, message.blocks = drift
 
 
+def encode_drift(drift: Drift) -> types_pb2.Drift:
+    return types_pb2.Drift(state=drift.state, ewma=drift.ewma, blocks=drift.blocks)
+
+
 def decode_drift(message: types_pb2.Drift) -> Drift:
-    """The inverse of `fill_drift`."""
+    """The inverse of `fill_drift` and `encode_drift`."""
     return Drift(message.state, message.ewma, message.blocks)
 
 

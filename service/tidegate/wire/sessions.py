@@ -8,6 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tidegate.core import CheckpointInfo, RestoreRequest, SessionInfo, SessionPage, SessionRequest
 from tidegate.v1 import sessions_pb2
+from tidegate.wire.predictions import decode_drift, encode_drift
 
 
 def encode_session_request(request: SessionRequest) -> sessions_pb2.OpenRequest:
@@ -49,6 +50,7 @@ def encode_session(info: SessionInfo) -> sessions_pb2.Session:
         state_bytes=info.state_bytes,
         checkpoints=info.checkpoints,
         origin=info.origin,
+        drift=None if info.drift is None else encode_drift(info.drift),
     )
 
 
@@ -65,6 +67,7 @@ def decode_session(message: sessions_pb2.Session) -> SessionInfo:
         state_bytes=message.state_bytes,
         checkpoints=tuple(message.checkpoints),
         origin=message.origin,
+        drift=decode_drift(message.drift) if message.HasField("drift") else None,
     )
 
 

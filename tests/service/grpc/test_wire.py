@@ -242,6 +242,7 @@ def test_session_requests(request: SessionRequest) -> None:
             positions,
             st.lists(st.text(), max_size=8).map(tuple),
             st.text(),
+            st.none() | drifts,
         ),
         max_size=3,
     ),

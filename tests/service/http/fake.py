@@ -16,6 +16,7 @@ from tidegate.core import (
     Ask,
     Candidate,
     CheckpointInfo,
+    Drift,
     DriftReport,
     GeneratedToken,
     GenerationDone,
@@ -89,7 +90,8 @@ MODEL_JSON = {
         "drift": [1.5, 2.75],
     },
 }
-SESSION = SessionInfo("s-1", "tiny", "2", 3, False, 1_700_000_000.25, None, 256, ("c-1", "c-2"), "oip")
+CHARTED = Drift("warning", 2.25, 7)
+SESSION = SessionInfo("s-1", "tiny", "2", 3, False, 1_700_000_000.25, None, 256, ("c-1", "c-2"), "oip", CHARTED)
 SESSION_JSON = {
     "id": "s-1",
     "model": "tiny",
@@ -101,6 +103,7 @@ SESSION_JSON = {
     "state_bytes": 256,
     "checkpoints": ["c-1", "c-2"],
     "origin": "oip",
+    "drift": {"state": "warning", "ewma": 2.25, "blocks": 7},
 }
 SNAPSHOT = b"\x00state\xff\r\n"
 PREDICTION = Prediction(1, next=[[Candidate("R", 5, 0.5)]], surprise=Surprise(1.5, "bits"))

@@ -227,6 +227,7 @@ class Session(Document):
     state_bytes: int
     checkpoints: list[str] = Field(description="names, oldest first")
     origin: str = Field(description="the protocol through which it was opened: `v1` or `oip`")
+    drift: Drift | None = Field(None, description="its own chart, from its first block on, where it asked for one")
 
 
 class Forks(Document):
