@@ -113,7 +113,7 @@ class LocalAnswer:
     async def _wait(self) -> InferReply:
         try:
             if len(self._due) > 1:
-                await asyncio.wait(self._due)
+                await asyncio.gather(*self._due, return_exceptions=True)  # which takes note of every row's error
             results = [await due for due in self._due]
         except asyncio.CancelledError:
             self.cancel()
