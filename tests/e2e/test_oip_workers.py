@@ -68,3 +68,17 @@ def test_positions_travel_too(server: RunningServer) -> None:
         again = infer(server, [1, 2], sequence_id=number, sequence_start=True, tidegate_position=0)
         assert first.json()["parameters"] == {"tidegate_position": 2}
         assert surprise(first) == surprise(again)
+
+
+def test_statistics_are_those_of_all_workers_whichever_is_asked(server: RunningServer) -> None:
+    def told() -> dict[str, Any]:
+        entry: dict[str, Any] = httpx.get(f"{server.http}/v2/models/tiny/stats").json()["model_stats"][0]
+        return entry
+
+    before = told()
+    for number in range(40, 52):
+        surprise(infer(server, [1, 2], sequence_id=number, sequence_start=True, sequence_end=True))
+    after = [told() for _ in range(6)]
+    assert {each["inference_count"] - before["inference_count"] for each in after} == {12}
+    grown = {each["inference_stats"]["queue"]["count"] - before["inference_stats"]["queue"]["count"] for each in after}
+    assert grown == {12}

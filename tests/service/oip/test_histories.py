@@ -10,7 +10,7 @@ import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -26,6 +26,9 @@ from tidegate.ingress.grpc.server import create_server
 from tidegate.ingress.oip.adapter import ServiceCore
 from tidegate.ingress.oip.inference import Inference
 from tidegate.oip import service_pb2, service_pb2_grpc
+
+if TYPE_CHECKING:
+    Stub = service_pb2_grpc.GRPCInferenceServiceAsyncStub
 
 Array = NDArray[Any]
 IDS: list[int | str] = [5, "5", 2**63 + 1, "five"]
@@ -82,9 +85,7 @@ def expected(bundle: Path, fed: list[Array]) -> Array:
 
 
 @pytest.fixture(params=["ephemeral", "durable"])
-async def served(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> AsyncIterator[tuple[Path, service_pb2_grpc.GRPCInferenceServiceAsyncStub]]:
+async def served(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Path, Stub]]:
     bundle = write_tiny_stream_bundle(tmp_path / "bundles")
     kept = {"store": "sqlite", "data_dir": tmp_path / "data", "durable": request.param == "durable"}
     async with serving(tmp_path / "bundles", **kept) as service:
@@ -98,9 +99,7 @@ async def served(
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_every_request_is_answered_as_if_it_had_come_alone(
-    served: tuple[Path, service_pb2_grpc.GRPCInferenceServiceAsyncStub], seed: int
-) -> None:
+async def test_every_request_is_answered_as_if_it_had_come_alone(served: tuple[Path, Stub], seed: int) -> None:
     bundle, stub = served
     asked, oracle = history(seed), Oracle()
     due = [oracle.answer(each) for each in asked]

@@ -61,4 +61,5 @@ async def test_a_stored_sequence_is_told_by_its_version_though_a_newer_one_came(
     async with inferring(bundles, **durable) as (_, inference):
         assert [(await infer(inference, request())).version for _ in range(3)] == ["1"] * 3
         assert (await infer(inference, request(start=True))).version == "2"
-        assert inference.model_statistics("tiny", "1")["model_stats"][0]["inference_count"] == 3
+        told = await inference.model_statistics("tiny", "1")
+        assert told["model_stats"][0]["inference_count"] == 3

@@ -109,7 +109,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelStatistics(
         self, request: service_pb2.ModelStatisticsRequest, context: Context
     ) -> service_pb2.ModelStatisticsResponse:
-        document = self._inference.model_statistics(request.name, request.version)
+        document = await self._inference.model_statistics(request.name, request.version)
         return ParseDict(document, service_pb2.ModelStatisticsResponse())
 
     @answered

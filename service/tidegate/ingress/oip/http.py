@@ -131,7 +131,7 @@ class Endpoints:
 
     @answered
     async def statistics(self, request: Request) -> Response:
-        return json_reply(self._inference.model_statistics(*_named(request)))
+        return json_reply(await self._inference.model_statistics(*_named(request)))
 
     @answered
     async def index(self, request: Request) -> Response:

@@ -159,7 +159,7 @@ class Inference:
         signature, idle = self._model(served).signature, served.settings.idle_seconds
         return documents.model_config(*served.key, signature, idle, has_sequences=allows)
 
-    def model_statistics(self, name: str = "", version: str = "") -> Json:
+    async def model_statistics(self, name: str = "", version: str = "") -> Json:
         """Counts of one version, of all of one model, or of all models; NotFoundError."""
         if name and version:
             keys = [self._core.served(name, version).key]

@@ -73,6 +73,25 @@ def decode_reply(message: service_pb2.ModelInferResponse) -> InferReply:
     return InferReply(message.model_name, message.model_version, message.id, outputs, position)
 
 
+def decode_statistics(message: service_pb2.ModelStatisticsResponse) -> list[dict[str, Any]]:
+    """The entries of another worker's statistics, as `Statistics.document` has them."""
+    return [
+        {
+            "name": each.name,
+            "version": each.version,
+            "last_inference": each.last_inference,
+            "inference_count": each.inference_count,
+            "execution_count": each.execution_count,
+            "inference_stats": {
+                field.name: {"count": duration.count, "ns": duration.ns}
+                for field in each.inference_stats.DESCRIPTOR.fields
+                for duration in [getattr(each.inference_stats, field.name)]
+            },
+        }
+        for each in message.model_stats
+    ]
+
+
 def _fill_options(message: service_pb2.ModelInferRequest, options: Options) -> None:
     parameters = message.parameters
     if isinstance(options.sequence, str):

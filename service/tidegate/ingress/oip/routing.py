@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 from grpc import aio
@@ -17,8 +17,9 @@ from grpc import aio
 from tidegate.errors import UnavailableError
 from tidegate.ingress.oip.answer import Answer
 from tidegate.ingress.oip.inference import Inference
-from tidegate.ingress.oip.messages import decode_reply, encode_request
+from tidegate.ingress.oip.messages import decode_reply, decode_statistics, encode_request
 from tidegate.ingress.oip.requests import InferReply, InferRequest
+from tidegate.ingress.oip.statistics import summed
 from tidegate.oip import service_pb2, service_pb2_grpc
 from tidegate.sequences.ids import Key, session_ids
 from tidegate.sequences.turns import Turns
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from tidegate.ingress.oip.core import InferenceCore
     from tidegate.workers.seat import Seat
 
+Json = dict[str, Any]
 Encoded = TypeVar("Encoded")
+_STATISTICS_SECONDS = 1.0
 _UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
@@ -58,6 +61,12 @@ class RoutedInference(Inference):
             return super().submit(request, seconds, arrived)
         return _PassedOn(asyncio.create_task(self._pass_on(key, channel, request, self._deadline(request, seconds))))
 
+    async def model_statistics(self, name: str = "", version: str = "") -> Json:
+        """The counts of all workers together; one that is away has none."""
+        told = await super().model_statistics(name, version)
+        asked = await asyncio.gather(*(_statistics(channel, name, version) for channel in self._channels.values()))
+        return {"model_stats": summed([told["model_stats"], *asked])}
+
     async def _pass_on(
         self, key: Key, channel: aio.Channel, request: InferRequest, deadline: float
     ) -> service_pb2.ModelInferResponse:
@@ -76,6 +85,18 @@ class _PassedOn:
 
     def cancel(self) -> None:
         self.awaited.cancel()
+
+
+async def _statistics(channel: aio.Channel, name: str, version: str) -> list[Json]:
+    stub: service_pb2_grpc.GRPCInferenceServiceAsyncStub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    try:
+        return decode_statistics(
+            await stub.ModelStatistics(
+                service_pb2.ModelStatisticsRequest(name=name, version=version), timeout=_STATISTICS_SECONDS
+            )
+        )
+    except grpc.RpcError:
+        return []
 
 
 async def _ask(channel: aio.Channel, request: InferRequest, deadline: float) -> service_pb2.ModelInferResponse:

@@ -8,8 +8,9 @@ queue. All sums only grow, for clients subtract one reading from the next.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 from tidegate.ingress.oip.core import EngineCounts
@@ -118,6 +119,29 @@ class Statistics:
         if counters is None:
             counters = self._counters[model] = _Counters(engine=self._engine_counts(*model))
         return counters
+
+
+def summed(told: Sequence[Sequence[Json]]) -> list[Json]:
+    """The entries of several workers as one's: those of the first, with what the others count of the same versions."""
+    entries = {(each["name"], each["version"]): each for each in told[0]}
+    for each in chain(*told[1:]):
+        key = each["name"], each["version"]
+        if key in entries:
+            entries[key] = _added(entries[key], each)
+    return list(entries.values())
+
+
+def _added(one: Json, other: Json) -> Json:
+    stats, others = one["inference_stats"], other["inference_stats"]
+    return one | {
+        "last_inference": max(one["last_inference"], other["last_inference"]),
+        "inference_count": one["inference_count"] + other["inference_count"],
+        "execution_count": one["execution_count"] + other["execution_count"],
+        "inference_stats": {
+            name: _duration(stats[name]["count"] + others[name]["count"], stats[name]["ns"] + others[name]["ns"])
+            for name in stats
+        },
+    }
 
 
 def _duration(count: int, ns: int) -> Json:
