@@ -5,7 +5,7 @@ Knows shapes and units. Knows nothing of JSON, protobuf, onnxruntime or asyncio.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -120,6 +120,32 @@ class Prediction:
     outputs: dict[str, Tensor] | None = None
     surprise: Surprise | None = None
     drift: Drift | None = None
+
+
+class Predictions(NamedTuple):
+    """What the model says after the last step of many rows of a run: as `Prediction`, but in arrays, row by row.
+
+    ``ids`` and ``probabilities`` are [row, top], ``forecast`` [row, horizon, quantile], each of ``outputs`` [row, …],
+    ``surprise`` [row], the mean over the row's steps; None and empty where the task has none.
+    """
+
+    length: int
+    ids: Tensor | None = None
+    probabilities: Tensor | None = None
+    quantiles: tuple[float, ...] = ()
+    forecast: Tensor | None = None
+    outputs: Mapping[str, Tensor] | None = None
+    surprise: Tensor | None = None
+
+    def row(self, index: int) -> Predictions:
+        """Return one row alone."""
+        some = slice(index, index + 1)
+        outputs = None if self.outputs is None else {name: array[some] for name, array in self.outputs.items()}
+        ids, probabilities, forecast, surprise = (
+            None if array is None else array[some]
+            for array in (self.ids, self.probabilities, self.forecast, self.surprise)
+        )
+        return Predictions(self.length, ids, probabilities, self.quantiles, forecast, outputs, surprise)
 
 
 class StepResult(NamedTuple):

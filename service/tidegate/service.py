@@ -40,6 +40,7 @@ from tidegate.core import (
     StepResult,
     Tensor,
 )
+from tidegate.engine.cohort import Cohort, CohortReply
 from tidegate.engine.meter import MeterReading
 from tidegate.engine.quality import QualityReading
 from tidegate.engine.work import Generation, Work
@@ -61,6 +62,7 @@ from tidegate.sessions.ids import SEQUENCE, check_chosen, new_durable, new_ephem
 from tidegate.sessions.ledger import Ledger, LedgerStatistics
 from tidegate.sessions.lifecycle import Event
 from tidegate.sessions.moment import Moment, read_snapshot, take_snapshot
+from tidegate.sessions.party import Party
 from tidegate.sessions.session import DurableSession, Session
 from tidegate.sessions.stores.making import make_store
 from tidegate.sessions.stores.store import Store
@@ -71,6 +73,7 @@ PAGE_DEFAULT, PAGE_MOST = 100, 1000
 MAX_TOKENS_MOST = 100_000
 FORKS_MOST = 1000
 _EXPIRY_SECONDS = 1.0
+_AS_IT_IS = Ask(0, every_step=True, is_raw=True)
 
 
 class Clock(NamedTuple):
@@ -453,6 +456,35 @@ class Service:
         model.loop.submit(Work(live, inputs, ask, position, deadline, future))
         self._touch(live)
 
+    def step_together(
+        self, party: Party, source: Input, ask: Ask, positions: Sequence[int], deadline: float | None
+    ) -> asyncio.Future[CohortReply] | None:
+        """Let one step of each session of a party wait as one piece of work, and return at once; None where that cannot
+        be, and each is to be stepped by itself: then nothing was done.
+
+        Args:
+            party: At least two sessions.
+            source: A step of each, one after the other.
+            ask: What each reply shall hold.
+            positions: Of each session, where they are given; else empty.
+            deadline: As of `step`.
+        """
+        if self._is_draining or ask.every_step or ask.is_raw or ask.top < 0 or not self._desk.find_together(party):
+            return None
+        model: LoadedModel | None = party.model
+        if model is None or model.codec.reply_bytes(1, ask) > self._max_reply:
+            return None
+        try:
+            inputs = model.codec.encode(source)
+        except InvalidInputError:  # which the lane that it is of will be told
+            return None
+        future: asyncio.Future[CohortReply] = self._create_future()
+        together = tuple(array[:, None] for array in inputs)
+        if not model.loop.submit_together(Cohort(party, together, ask, positions, deadline, future)):
+            return None
+        self._desk.touch_together(party)
+        return future
+
     def submit_tensors(
         self,
         model: LoadedModel,
@@ -467,8 +499,7 @@ class Service:
         """
         self._check_open()
         future: asyncio.Future[Any] = self._create_future()
-        ask = Ask(0, every_step=True, is_raw=True)
-        model.loop.submit(Work(session, inputs, ask, position, deadline, future))
+        model.loop.submit(Work(session, inputs, _AS_IT_IS, position, deadline, future))
         if session is not None:
             self._touch(session)
         return future

@@ -12,7 +12,7 @@ from tidegate.bundle import Bundle, ForecastCodec, TokenCodec
 from tidegate.codecs.forecast import Forecasts
 from tidegate.codecs.tensors import Tensors
 from tidegate.codecs.tokens import Tokens
-from tidegate.core import Ask, Input, Prediction, Tensor
+from tidegate.core import Ask, Input, Prediction, Predictions, Tensor
 
 Outputs = Mapping[str, Tensor]
 Piece = Mapping[str, Tensor]
@@ -43,6 +43,12 @@ class Codec(Protocol):
         """Read the last step of whole chunks: ``rows`` of outputs [batch, time, …] that started and ended in this
         run of ``length`` steps.
         """
+
+    def predict_together(self, outputs: Outputs, rows: slice, length: int, top: int) -> Predictions:
+        """Read the same of neighbouring rows, and make nothing of a row's own."""
+
+    def part(self, together: Predictions) -> list[Prediction]:
+        """Return what `predict` would have returned of these rows."""
 
     def cut(self, outputs: Outputs, row: int, ask: Ask, *, is_last: bool) -> Piece:
         """Reduce one row of a run to what the chunk's prediction will need of it."""

@@ -9,7 +9,7 @@ import numpy as np
 from tidegate.bundle import Bundle, ForecastCodec, Json
 from tidegate.codecs.rows import check_rows, kind_of, mean_surprise
 from tidegate.codecs.scores import BAND, find_band
-from tidegate.core import Ask, FloatArray, Forecast, Input, Prediction, Surprise, Tensor
+from tidegate.core import Ask, FloatArray, Forecast, Input, Prediction, Predictions, Surprise, Tensor
 from tidegate.errors import BundleError, InvalidInputError
 
 _VALUE_BYTES = 20
@@ -53,15 +53,27 @@ class Forecasts:
         return steps * (64 + self._spec.horizon * len(self._spec.quantiles) * _VALUE_BYTES)
 
     def predict(self, outputs: Mapping[str, Tensor], rows: Sequence[int], length: int, top: int) -> list[Prediction]:
-        quantiles = outputs[self._spec.output]
-        forecasts = self._forecasts(quantiles[rows, -1])
-        if self._spec.surprise is None:
+        return self.part(self._read(outputs, rows, length))
+
+    def predict_together(self, outputs: Mapping[str, Tensor], rows: slice, length: int, top: int) -> Predictions:
+        return self._read(outputs, rows, length)
+
+    def part(self, together: Predictions) -> list[Prediction]:
+        assert together.forecast is not None
+        length, unit, quantiles = together.length, self.surprise_unit, together.quantiles
+        forecasts = [Forecast(quantiles, values) for values in together.forecast.tolist()]
+        if together.surprise is None:
             return [Prediction(length, forecast=[forecast]) for forecast in forecasts]
-        means = outputs[self._spec.surprise].mean(axis=1)[rows].tolist()
         return [
-            Prediction(length, forecast=[forecast], surprise=Surprise(mean, self.surprise_unit))
-            for forecast, mean in zip(forecasts, means, strict=True)
+            Prediction(length, forecast=[forecast], surprise=Surprise(mean, unit))
+            for forecast, mean in zip(forecasts, together.surprise.tolist(), strict=True)
         ]
+
+    def _read(self, outputs: Mapping[str, Tensor], rows: slice | Sequence[int], length: int) -> Predictions:
+        spec = self._spec
+        forecast = self._scaled(outputs[spec.output][rows, -1])
+        means = None if spec.surprise is None else outputs[spec.surprise].mean(axis=1)[rows]
+        return Predictions(length, quantiles=spec.quantiles, forecast=forecast, surprise=means)
 
     def cut(self, outputs: Mapping[str, Tensor], row: int, ask: Ask, *, is_last: bool) -> dict[str, Tensor]:
         quantiles = outputs[self._spec.output][row]
@@ -80,8 +92,12 @@ class Forecasts:
 
     def _forecasts(self, scaled: Tensor) -> list[Forecast]:
         """Return a forecast for each step of ``scaled`` [steps, horizon, quantile]."""
-        values = (scaled.astype(np.float32, copy=False) * self._scale + self._mean).tolist()
-        return [Forecast(self._spec.quantiles, rows) for rows in values]
+        return [Forecast(self._spec.quantiles, rows) for rows in self._scaled(scaled).tolist()]
+
+    def _scaled(self, quantiles: Tensor) -> FloatArray:
+        """Return quantiles in data units."""
+        values: FloatArray = quantiles.astype(np.float32, copy=False) * self._scale + self._mean
+        return values
 
 
 def _encode(column: FloatArray, transform: Mapping[str, Json]) -> tuple[FloatArray, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tidegate.bundle import BATCH, TIME, Bundle, TensorCodec, TensorSpec
 from tidegate.codecs.rows import check_rows, check_tokens, kind_of
-from tidegate.core import Ask, Input, Prediction, Tensor
+from tidegate.core import Ask, Input, Prediction, Predictions, Tensor
 from tidegate.errors import BundleError, InvalidInputError
 
 _VALUE_BYTES = 20
@@ -66,6 +66,21 @@ class Tensors:
     def predict(self, outputs: Mapping[str, Tensor], rows: Sequence[int], length: int, top: int) -> list[Prediction]:
         ask = Ask(top)
         return [self.join([self.cut(outputs, row, ask, is_last=True)], length, ask) for row in rows]
+
+    def predict_together(self, outputs: Mapping[str, Tensor], rows: slice, length: int, top: int) -> Predictions:
+        last = {
+            spec.name: (outputs[spec.name][rows] if spec.time_axis is None else outputs[spec.name][rows, -1]).copy()
+            for spec in self._outputs
+        }
+        return Predictions(length, outputs=last)
+
+    def part(self, together: Predictions) -> list[Prediction]:
+        outputs = together.outputs or {}
+        num_rows = len(next(iter(outputs.values())))
+        return [
+            Prediction(together.length, outputs={name: array[row : row + 1] for name, array in outputs.items()})
+            for row in range(num_rows)
+        ]
 
     def cut(self, outputs: Mapping[str, Tensor], row: int, ask: Ask, *, is_last: bool) -> dict[str, Tensor]:
         piece = {}

@@ -8,7 +8,7 @@ import numpy as np
 
 from tidegate.bundle import Axis, Bundle, TokenCodec
 from tidegate.codecs.rows import check_tokens, kind_of, mean_surprise
-from tidegate.core import Ask, Candidate, FloatArray, Input, Prediction, Surprise, Tensor
+from tidegate.core import Ask, Candidate, FloatArray, Input, Prediction, Predictions, Surprise, Tensor
 from tidegate.errors import BundleError, InvalidInputError
 
 _CANDIDATE_BYTES = 80  # one candidate as JSON: keys, token, id and a probability of 20 digits
@@ -76,18 +76,31 @@ class Tokens:
         return steps * (_STEP_BYTES + min(ask.top, len(self.tokens)) * _CANDIDATE_BYTES)
 
     def predict(self, outputs: Mapping[str, Tensor], rows: Sequence[int], length: int, top: int) -> list[Prediction]:
-        logits = outputs[self._logits]
-        last = logits[:, -1] if len(rows) == len(logits) else logits[rows, -1]
-        steps = self._candidates(*top_candidates(last, top))
-        if self._surprise is None:
+        is_all = len(rows) == len(outputs[self._logits])
+        return self.part(self._read(outputs, slice(None) if is_all else rows, length, top))
+
+    def predict_together(self, outputs: Mapping[str, Tensor], rows: slice, length: int, top: int) -> Predictions:
+        return self._read(outputs, rows, length, top)
+
+    def part(self, together: Predictions) -> list[Prediction]:
+        assert together.ids is not None
+        assert together.probabilities is not None
+        steps = self._candidates(together.ids, together.probabilities)
+        length, unit = together.length, self.surprise_unit
+        if together.surprise is None:
             return [Prediction(length, next=[step]) for step in steps]
-        surprises = outputs[self._surprise]
-        means = (surprises[:, 0] if length == 1 else surprises.mean(axis=1))[rows].tolist()
-        unit = self.surprise_unit
         return [
             Prediction(length, next=[step], surprise=Surprise(mean, unit))
-            for step, mean in zip(steps, means, strict=True)
+            for step, mean in zip(steps, together.surprise.tolist(), strict=True)
         ]
+
+    def _read(self, outputs: Mapping[str, Tensor], rows: slice | Sequence[int], length: int, top: int) -> Predictions:
+        ids, probabilities = top_candidates(outputs[self._logits][rows, -1], top)
+        means = None
+        if self._surprise is not None:
+            surprises = outputs[self._surprise]
+            means = (surprises[:, 0] if length == 1 else surprises.mean(axis=1))[rows]
+        return Predictions(length, ids, probabilities, surprise=means)
 
     def cut(self, outputs: Mapping[str, Tensor], row: int, ask: Ask, *, is_last: bool) -> dict[str, Tensor]:
         logits = outputs[self._logits][row]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tidegate.core import Prediction, Tensor
+from tidegate.engine.cohort import Cohort, Told
 from tidegate.engine.work import Work
 from tidegate.errors import TidegateError
 from tidegate.observe.drift import Charted
@@ -20,13 +21,15 @@ Row = tuple[int, Work]
 @dataclass(slots=True)
 class Batch:
     """A run's results on their way to the callers: the rows still wanted, and the predictions of the chunks that end
-    here.
+    here; of ``num_rows`` in all, those of a cohort begin at the row that stands before it.
     """
 
     rows: list[Row]
     outputs: Outputs
     states: list[Tensor]
     answers: dict[Work, Prediction]
+    num_rows: int = 0
+    cohorts: list[tuple[int, Cohort, Told]] = field(default_factory=list)
 
 
 class Scored(NamedTuple):

@@ -20,13 +20,14 @@ from tidegate.codecs import Codec
 from tidegate.core import Prediction, StepResult, Tensor
 from tidegate.engine.arena import INITIAL, ArenaLike, Slots
 from tidegate.engine.batch import Batch, Counts, Outcome, Outputs, Step
+from tidegate.engine.cohort import Cohort, Told, stack
 from tidegate.engine.meter import Meter
 from tidegate.engine.pace import Pace
 from tidegate.engine.quality import Quality
 from tidegate.engine.reading import Reading
 from tidegate.engine.sampler import sample, uniform
 from tidegate.engine.scheduler import Plan, Scheduler
-from tidegate.engine.work import GENERATED, Generation, Transcript, Turn, Work
+from tidegate.engine.work import GENERATED, STEP, Generation, Transcript, Turn, Work
 from tidegate.errors import (
     DeadlineExceededError,
     InternalError,
@@ -75,7 +76,9 @@ class Engine:
         self._max_queue = max_queue
         self._pace = Pace(_HORIZON_SECONDS)
         self._waiting: set[Work] = set()  # everything that is not answered yet
-        self._running: set[Work] = set()  # what is in a run, or being stored
+        self._cohorts: set[Cohort] = set()  # likewise; their lanes are
+        self._num_together = 0
+        self._running: set[Work | Cohort] = set()  # what is in a run, or being stored
         self._unread: list[DurableSession] = []
         self._make_room = make_room
         self._num_runs = self._num_rows = self._num_steps = self._num_failed_runs = 0
@@ -85,8 +88,8 @@ class Engine:
 
     @property
     def num_waiting(self) -> int:
-        """Work that is not answered yet."""
-        return len(self._waiting)
+        """Work that is not answered yet, each lane of a cohort counted."""
+        return len(self._waiting) + self._num_together
 
     @property
     def num_runnable(self) -> int:
@@ -154,7 +157,7 @@ class Engine:
         Raises:
             OverloadedError: The queue is full.
         """
-        if len(self._waiting) >= self._max_queue:
+        if self.num_waiting >= self._max_queue:
             raise OverloadedError(f"{self._max_queue} chunks are waiting already", reason="QUEUE_FULL", retry_after=1.0)
         self._waiting.add(work)
         self._pace.arrived(work.session)
@@ -165,6 +168,18 @@ class Engine:
         if len(work.session.queue) == 1:
             self._admit_head(work.session)
 
+    def submit_together(self, cohort: Cohort) -> bool:
+        """Let a cohort wait its turn, where it can go as one; return whether it does."""
+        size = cohort.num_rows
+        if size > self._scheduler.max_rows or self.num_waiting + size > self._max_queue or not cohort.can_start():
+            return False
+        cohort.start()
+        self._cohorts.add(cohort)
+        self._num_together += size
+        self._pace.arrived(cohort.party)
+        self._scheduler.add(cohort)
+        return True
+
     def release(self, session: Session) -> None:
         """Let go of a session that has ended: its waiting work fails with the reason, its slot is freed.
 
@@ -172,6 +187,9 @@ class Engine:
         """
         for work in [work for work in session.queue if work not in self._running]:
             session.queue.remove(work)
+            if isinstance(work, Cohort):
+                work.set_aside(session, ended(session.id, session.phase))
+                continue
             self._waiting.discard(work)
             self._scheduler.discard(work)
             self._free_scratch(work, is_over=True)
@@ -182,6 +200,12 @@ class Engine:
 
     def abort(self, error: TidegateError) -> None:
         """Answer everything that waits with ``error``."""
+        for cohort in list(self._cohorts):
+            self._scheduler.discard(cohort)
+            self._forget_together(cohort)
+            for session in cohort.sessions:
+                session.queue.clear()
+            cohort.fail(error)
         for work in list(self._waiting):
             self._waiting.discard(work)
             self._scheduler.discard(work)
@@ -198,10 +222,29 @@ class Engine:
         if plan is None:
             return None
         for work in plan.dropped:
-            self._drop(work, _too_late())
+            self._drop_any(work, _too_late())
         self._running.update(plan.works)
+        self._running.update(plan.cohorts)
         self.meter.planned(plan.works, now)
+        for cohort in plan.cohorts:
+            self.meter.planned_together(cohort, now)
         return plan
+
+    def split(self, plan: Plan) -> list[Work]:
+        """Return the rows of a run that failed, to be tried alone: its cohorts disband."""
+        works = list(plan.works)
+        for cohort in plan.cohorts:
+            self._forget_together(cohort)
+            self._running.discard(cohort)
+            cohort.set_aside_ended(ended)
+            lanes = cohort.disband()
+            self._waiting.update(lanes)
+            self._running.update(lanes)
+            self._leave(cohort)
+            if not lanes:
+                cohort.answer(None)
+            works += lanes
+        return works
 
     def retry(self, work: Work, length: int) -> Plan | None:
         """Return a run of one row of a run that failed, or None where the row is over in the meantime."""
@@ -212,19 +255,29 @@ class Engine:
     def gather(self, plan: Plan) -> tuple[list[Tensor], list[Tensor]]:
         """Return the run's inputs, each [rows, steps, …], and states."""
         works, length = plan.works, plan.length
-        inputs = [
-            np.stack([work.inputs[index][work.offset : work.offset + length] for work in works])
-            for index in range(len(works[0].inputs))
-        ]
-        return inputs, self._arena.gather(_slots([_source(work) for work in works]), self._num_states)
+        sources = [_source(work) for work in works]
+        parts = [cohort.inputs for cohort in plan.cohorts]
+        if works:
+            parts.insert(
+                0,
+                tuple(
+                    np.stack([work.inputs[index][work.offset : work.offset + length] for work in works])
+                    for index in range(len(works[0].inputs))
+                ),
+            )
+        for cohort in plan.cohorts:
+            sources += [(session.slot or INITIAL) if session.position else INITIAL for session in cohort.sessions]
+        inputs = [stack(arrays) for arrays in zip(*parts, strict=True)]
+        return inputs, self._arena.gather(_slots(sources), self._num_states)
 
     def read(self, plan: Plan, outputs: Outputs, states: list[Tensor], now: float) -> Batch:
         """Take the run's results in: who goes on, who has ended, and what the latter are told."""
         works = plan.works
         self._num_runs += 1
-        self._num_rows += len(works)
-        self._num_steps += len(works) * plan.length
-        self._rows_per_run[1 << (len(works) - 1).bit_length()] += 1
+        num_rows = plan.num_rows
+        self._num_rows += num_rows
+        self._num_steps += num_rows * plan.length
+        self._rows_per_run[1 << (num_rows - 1).bit_length()] += 1
         rows = []
         steps = self.meter.steps
         for index, work in enumerate(works):
@@ -237,16 +290,24 @@ class Engine:
             if self._needs_scratch(work):
                 work.scratch = self._arena.allocate()
             rows.append((index, work))
-        return Batch(rows, outputs, states, self._reading.predict(rows, outputs))
+        batch = Batch(rows, outputs, states, self._reading.predict(rows, outputs), num_rows)
+        first = len(works)
+        for cohort in plan.cohorts:
+            steps[STEP] += cohort.num_rows
+            self._read_together(batch, first, cohort, now)
+            first += cohort.num_rows
+        return batch
 
     def scatter(self, batch: Batch) -> None:
         """Write the new states to where each row's next run, or its session's next chunk, will look for them."""
         kept = [(row, slot) for row, work in batch.rows if (slot := _target(work)) is not None]
+        for first, cohort, _ in batch.cohorts:
+            kept += [(first + lane, _slot(cohort.sessions[lane])) for lane in cohort.lanes]
         if not kept:
             return
         planes = self._reading.planes(batch)
         rows = _slots([row for row, _ in kept])
-        if len(kept) < len(batch.outputs[next(iter(batch.outputs))]):
+        if len(kept) < batch.num_rows:
             planes = self._arena.select(rows, planes)
         self._arena.scatter(_slots([slot for _, slot in kept]), planes)
 
@@ -276,6 +337,8 @@ class Engine:
                 self._answer(work, batch.answers[work], now)
         if hungry:
             self._feed(self._reading.logits(batch, [row for row, _ in hungry]), [work for _, work in hungry])
+        for first, cohort, told in batch.cohorts:
+            self._answer_together(batch, first, cohort, told, now)
 
     def settle(self, steps: Sequence[Step], outcomes: Sequence[Outcome], now: float) -> None:
         """Answer the steps that were stored; those that others overtook are decided again, from the record."""
@@ -308,6 +371,8 @@ class Engine:
         self._num_failed_runs += 1
         for work in plan.works:
             self._drop(work, InternalError(f"the run failed: {error}"))
+        for cohort in plan.cohorts:
+            self._drop_together(cohort, InternalError(f"the run failed: {error}"))
 
     # ---- durable sessions, read again
 
@@ -399,6 +464,58 @@ class Engine:
             _commit(work, result, now)
         self._tell(work, result, now)
 
+    # ---- cohorts
+
+    def _read_together(self, batch: Batch, first: int, cohort: Cohort, now: float) -> None:
+        if cohort.is_abandoned or cohort.is_late(now):
+            self._drop_together(cohort, _too_late())
+            return
+        cohort.set_aside_ended(ended)
+        rows = slice(first, first + cohort.num_rows)
+        predictions = self._reading.predict_together(batch.outputs, rows, cohort.ask.top)
+        told = Told(cohort.party.ids, cohort.starts, cohort.inputs, cohort.ask, predictions, {}, self._reading.part)
+        batch.cohorts.append((first, cohort, told))
+
+    def _answer_together(self, batch: Batch, first: int, cohort: Cohort, told: Told, now: float) -> None:
+        if self._quality is not None:
+            self._quality.take_together(cohort, batch.outputs, first, told.drift)
+        cohort.commit(told, now)
+        self._running.discard(cohort)
+        self._forget_together(cohort)
+        self._leave(cohort)
+        self._pace.answered(cohort.party, now)
+        cohort.answer(told)
+
+    def _drop_together(self, cohort: Cohort, error: TidegateError) -> None:
+        """Answer all lanes with an error; the sessions stay as they were."""
+        self._running.discard(cohort)
+        if cohort in self._cohorts:
+            self._forget_together(cohort)
+            self._scheduler.discard(cohort)
+            self._leave(cohort)
+            cohort.fail(error)
+
+    def _forget_together(self, cohort: Cohort) -> None:
+        self._cohorts.remove(cohort)
+        self._num_together -= cohort.num_rows
+
+    def _leave(self, cohort: Cohort) -> None:
+        """Let the sessions' next work come, and give back the slots of sessions that ended."""
+        for session in cohort.sessions:
+            queue = session.queue
+            if queue and queue[0] is cohort:
+                del queue[0]
+                if queue and session.phase is Phase.OPEN:
+                    self._admit_head(session)
+            if session.phase is not Phase.OPEN and not queue:
+                self._free_slot(session)
+
+    def _drop_any(self, work: Work | Cohort, error: TidegateError) -> None:
+        if isinstance(work, Cohort):
+            self._drop_together(work, error)
+        else:
+            self._drop(work, error)
+
     def _tell(self, work: Work, result: StepResult | Prediction, now: float) -> None:
         self._pace.answered(work.session, now)
         self._forget(work)
@@ -428,6 +545,7 @@ class Engine:
         """Decide what the head of the session's queue means at its position, until one is to be run or none is left."""
         while session.queue:
             work = session.queue[0]
+            assert isinstance(work, Work)  # a cohort finds its sessions idle
             try:
                 if self._start(work, session):
                     return
@@ -454,11 +572,12 @@ class Engine:
             work.seed = session.seed  # the record's, which may have been read after the work was made
         if session.decide(work.position, work.fingerprint) is Verdict.REPEAT:
             self.meter.num_repeats += 1
-            assert session.last is not None
+            last = session.recall()
+            assert last is not None
             if not isinstance(work, Generation):
-                work.repeat(session.last)
+                work.repeat(last)
                 return False
-            if work.resume(session.last):
+            if work.resume(last):
                 return False
         else:
             work.start = session.position
@@ -525,6 +644,12 @@ def _target(work: Work) -> int | None:
     if work.is_stored or work.session is None or work.remaining:
         return work.scratch
     return work.session.slot
+
+
+def _slot(session: Session) -> int:
+    """Return the slot of an open ephemeral session, which always has one."""
+    assert session.slot is not None
+    return session.slot
 
 
 def _position(work: Generation) -> int:

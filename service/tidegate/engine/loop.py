@@ -16,6 +16,7 @@ from typing import Protocol
 
 from tidegate.core import Tensor
 from tidegate.engine.batch import Outcome, Step
+from tidegate.engine.cohort import Cohort
 from tidegate.engine.course import COURSES, begin_course
 from tidegate.engine.engine import Engine
 from tidegate.engine.pace import Patience
@@ -113,6 +114,18 @@ class Loop:
         self._idle.clear()
         self._go_on()
 
+    def submit_together(self, cohort: Cohort) -> bool:
+        """Let a cohort wait its turn, where it can go as one; return whether it does.
+
+        Lanes whose request is traced go one by one, so that each has its course.
+        """
+        cohort.arrived = self._clock()
+        if self._is_stopped or COURSES.get() is not None or not self._engine.submit_together(cohort):
+            return False
+        self._idle.clear()
+        self._go_on()
+        return True
+
     async def wait_idle(self) -> None:
         """Return when nothing waits for an answer."""
         while self._engine.num_waiting:
@@ -123,7 +136,7 @@ class Loop:
             await self._drain()
             now = self._clock()
             plan = self._engine.plan(now)
-            if plan is not None and plan.works:
+            if plan is not None and plan.num_rows:
                 await self._tick(plan)
                 self._engine.meter.ticks.add(self._clock() - now)
 
@@ -143,7 +156,7 @@ class Loop:
             engine.reply(batch, self._clock())
             self._read_records()
         except Exception as error:
-            log.exception("the results of %d rows could not be read", len(plan.works))
+            log.exception("the results of %d rows could not be read", plan.num_rows)
             engine.fail(plan, error)
 
     async def _store(self, steps: Sequence[Step]) -> None:
@@ -187,11 +200,11 @@ class Loop:
         task.add_done_callback(self._beside.discard)
 
     async def _fail(self, plan: Plan, error: Exception) -> None:
-        log.error("a run of %d rows failed: %s", len(plan.works), error)
-        if len(plan.works) == 1:
+        log.error("a run of %d rows failed: %s", plan.num_rows, error)
+        if plan.num_rows == 1:
             self._engine.fail(plan, error)
             return
-        for work in plan.works:
+        for work in self._engine.split(plan):
             if (alone := self._engine.retry(work, plan.length)) is not None:
                 await self._tick(alone)
 
@@ -238,7 +251,7 @@ class Loop:
         if self._is_traced:
             for work in plan.works:
                 if work.course is not None:
-                    work.course.ran(began, ended, len(plan.works), plan.length)
+                    work.course.ran(began, ended, plan.num_rows, plan.length)
         return result
 
 

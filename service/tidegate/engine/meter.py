@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from tidegate.engine.cohort import Cohort
 from tidegate.engine.work import KINDS, Work
 from tidegate.observe.histogram import Histogram, Reading
 
@@ -47,6 +48,12 @@ class Meter:
                 waits.append(now - arrived)
                 work.arrived = None
         self._queue.add_all(waits)
+
+    def planned_together(self, cohort: Cohort, now: float) -> None:
+        """Likewise of a cohort, whose lanes waited together."""
+        if cohort.arrived is not None:
+            self._queue.add_equal(now - cohort.arrived, cohort.num_rows)
+            cohort.arrived = None
 
     def reading(self) -> MeterReading:
         steps = dict(zip(KINDS, self.steps, strict=True))

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 
-from tidegate.sessions.session import Session
-
 _MEMORY = 1 / 8
 _WORTH = 0.25
 _TRY_EVERY = 32
@@ -37,27 +35,28 @@ class Patience:
 class Pace:
     """Sessions answered within the last ``horizon`` seconds that are not back yet, and callers without a session too.
 
-    A caller without a session has no name: whoever comes next counts as the one who was answered first.
+    A caller is known by its session, or by the party of sessions that it steps together. One without has no name:
+    whoever comes next counts as the one who was answered first.
     """
 
     def __init__(self, horizon: float) -> None:
         self._horizon = horizon
         # Oldest first: a session is put at the end whenever it is answered.
-        self._away: dict[Session, float] = {}
+        self._away: dict[object, float] = {}
         self._nameless: deque[float] = deque()
 
-    def answered(self, session: Session | None, now: float) -> None:
+    def answered(self, caller: object | None, now: float) -> None:
         """The caller got a reply and may come back soon."""
-        if session is None:
+        if caller is None:
             self._nameless.append(now)
             return
-        self._away.pop(session, None)
-        self._away[session] = now
+        self._away.pop(caller, None)
+        self._away[caller] = now
 
-    def arrived(self, session: Session | None) -> None:
+    def arrived(self, caller: object | None) -> None:
         """The caller is back, or its session is over."""
-        if session is not None:
-            self._away.pop(session, None)
+        if caller is not None:
+            self._away.pop(caller, None)
         elif self._nameless:
             self._nameless.popleft()
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from tidegate.codecs.scores import BAND, Scores
 from tidegate.core import Drift, DriftReport, FloatArray, SurpriseReport
-from tidegate.engine.batch import Batch, Outputs, Row, Scored
+from tidegate.engine.batch import Batch, Outputs, Scored
+from tidegate.engine.cohort import Cohort
 from tidegate.engine.work import PREDICT, STEP, Work
 from tidegate.observe.drift import NOT_WHOLE, STATES, Chart, Charted, State, add_steps
 from tidegate.observe.histogram import Histogram, Reading
@@ -150,28 +151,62 @@ class Quality:
             session = work.session
             if session is not None:
                 session.block_sum = block_sum = session.block_sum + value
-                if not (session.position + 1) % block:
-                    self._end_block(batch, work, session, block_sum)
+                if not (session.position + 1) % block and (told := self._end_block(session, block_sum)) is not None:
+                    batch.answers[work].drift = told
         if not math.isfinite(total):
             total, count, num_nan = _numbers([values[row] for row, work in batch.rows if _is_single(work)])
             self._num_nan += num_nan
         self._total += total
         self._num_steps += count
         if self._sees_inputs and count:
-            self._look_at([row for row in batch.rows if _is_single(row[1])], batch.outputs)
+            singles = [(row, work) for row, work in batch.rows if _is_single(work)]
+            inputs = np.concatenate([work.inputs[0] for _, work in singles])
+            self._look_at([work.session for _, work in singles], inputs, [row for row, _ in singles], batch.outputs)
 
-    def _end_block(self, batch: Batch, work: Work, session: Session, block_sum: float) -> None:
+    def take_together(self, cohort: Cohort, outputs: Outputs, first: int, drift: dict[int, Drift]) -> None:
+        """Score the lanes of a cohort that go together, likewise; its rows begin at ``first``.
+
+        What sessions' own charts say of a block is put into ``drift``, by lane.
+        """
+        name = self._scores.surprise
+        if name is None:
+            return
+        lanes, sessions = cohort.lanes, cohort.sessions
+        values: list[float] = outputs[name][first : first + len(sessions), 0].tolist()
+        block, starts = self._block, cohort.starts
+        for lane in lanes:
+            session = sessions[lane]
+            session.block_sum = block_sum = session.block_sum + values[lane]
+            if not (starts[lane] + 1) % block and (told := self._end_block(session, block_sum)) is not None:
+                drift[lane] = told
+        self._count([values[lane] for lane in lanes])
+        if self._sees_inputs and lanes:
+            chosen = list(lanes)
+            rows = [first + lane for lane in chosen]
+            self._look_at([sessions[lane] for lane in chosen], cohort.inputs[0][chosen, 0], rows, outputs)
+
+    def _count(self, values: Sequence[float]) -> None:
+        total, count, num_nan = sum(values), len(values), 0
+        if not math.isfinite(total):
+            total, count, num_nan = _numbers(values)
+        self._total += total
+        self._num_steps += count
+        self._num_nan += num_nan
+
+    def _end_block(self, session: Session, block_sum: float) -> Drift | None:
+        """End the block of a session; return where that brings the session's own chart."""
         session.block_sum = 0.0
-        if math.isfinite(block_sum):
-            means = [block_sum / self._block]
-            self._add_blocks(means)
-            if session.request.drift:
-                session.chart = self._advanced(session, means)
-                batch.answers[work].drift = _told(session.chart)
+        if not math.isfinite(block_sum):
+            return None
+        means = [block_sum / self._block]
+        self._add_blocks(means)
+        if not session.request.drift:
+            return None
+        session.chart = self._advanced(session, means)
+        return _told(session.chart)
 
-    def _look_at(self, rows: Sequence[Row], outputs: Outputs) -> None:
-        """Count what is unusual in the inputs of single steps, all at once."""
-        inputs = np.concatenate([work.inputs[0] for _, work in rows])
+    def _look_at(self, sessions: Sequence[Session | None], inputs: Any, rows: Sequence[int], outputs: Outputs) -> None:
+        """Count what is unusual in the inputs [row, …] of single steps, all at once."""
         unknown, beyond = self._unusual(inputs)
         self._num_unknown += unknown
         self._num_out_of_range += beyond
@@ -179,9 +214,8 @@ class Quality:
         if band is None:
             return
         truths = inputs[:, band.column].tolist()
-        bands = band.cut(outputs[band.output][[row for row, _ in rows], -1]).tolist()
-        for (_, work), truth, (low, high) in zip(rows, truths, bands, strict=True):
-            session = work.session
+        bands = band.cut(outputs[band.output][rows, -1]).tolist()
+        for session, truth, (low, high) in zip(sessions, truths, bands, strict=True):
             if session is None:
                 continue
             if session.band is not None:

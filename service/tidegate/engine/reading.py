@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tidegate.codecs import Codec
-from tidegate.core import Prediction, Tensor
+from tidegate.core import Prediction, Predictions, Tensor
 from tidegate.engine.batch import Batch, Outputs, Row
 from tidegate.engine.work import Generation, Work
 
@@ -53,6 +53,14 @@ class Reading:
             predictions = self._codec.predict(outputs, [row for row, _ in group], length, top)
             answers.update(zip((work for _, work in group), predictions, strict=True))
         return answers
+
+    def predict_together(self, outputs: Outputs, rows: slice, top: int) -> Predictions:
+        """Return what single steps in neighbouring rows are told."""
+        return self._codec.predict_together(outputs, rows, 1, top)
+
+    def part(self, together: Predictions) -> list[Prediction]:
+        """Return the prediction of each row."""
+        return self._codec.part(together)
 
     def _kept(self, batch: Batch) -> Tensor:
         assert self._codec.kept_output is not None

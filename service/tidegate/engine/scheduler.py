@@ -8,8 +8,10 @@ many steps as the shortest has left, then who is done leaves and the others come
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from tidegate.engine.cohort import Cohort
 from tidegate.engine.work import Work
 
 SHORT = 2
@@ -18,13 +20,18 @@ _CALM = 8
 
 
 class Plan(NamedTuple):
-    """The next run: ``length`` steps of each of ``works``; and the work that fell out because its time or its caller
-    is gone.
+    """The next run: ``length`` steps of each of ``works``, one of each lane of ``cohorts``, whose rows come behind; and
+    the work that fell out because its time or its caller is gone.
     """
 
     works: list[Work]
     length: int
-    dropped: list[Work]
+    dropped: list[Work | Cohort]
+    cohorts: Sequence[Cohort] = ()
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.works) + sum(cohort.num_rows for cohort in self.cohorts)
 
 
 class Scheduler:
@@ -41,19 +48,24 @@ class Scheduler:
         self._max_steps = max_steps
         self._max_piece = max_piece
         # Insertion-ordered sets: first come, first served, and removal anywhere costs nothing.
-        self._queues: tuple[dict[Work, None], ...] = ({}, {}, {})
+        self._queues: tuple[dict[Work | Cohort, None], ...] = ({}, {}, {})
         self._turn = 0
         self._calm = _CALM
+
+    @property
+    def max_rows(self) -> int:
+        """Rows of one run."""
+        return self._max_rows
 
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._queues)
 
-    def add(self, work: Work) -> None:
+    def add(self, work: Work | Cohort) -> None:
         """Let work wait behind its like."""
         remaining = work.remaining
         self._queues[0 if remaining < SHORT else 1 if remaining < LONG else 2][work] = None
 
-    def discard(self, work: Work) -> None:
+    def discard(self, work: Work | Cohort) -> None:
         """Take waiting work out; work that does not wait is left alone."""
         for queue in self._queues:
             queue.pop(work, None)
@@ -67,21 +79,30 @@ class Scheduler:
                 return self._take(self._queues[kind], now)
         return None
 
-    def _take(self, queue: dict[Work, None], now: float) -> Plan:
+    def _take(self, queue: dict[Work | Cohort, None], now: float) -> Plan:
         works: list[Work] = []
-        dropped: list[Work] = []
-        length = self._piece
+        cohorts: list[Cohort] = []
+        dropped: list[Work | Cohort] = []
+        length, room = self._piece, self._max_rows
         for work in queue:
             if work.is_abandoned or work.is_late(now):
                 dropped.append(work)
                 continue
+            if isinstance(work, Cohort):
+                if work.num_rows > room:  # first come, first served: nobody behind it overtakes it
+                    break
+                cohorts.append(work)
+                room -= work.num_rows
+            else:
+                works.append(work)
+                room -= 1
             length = min(length, work.remaining)
-            works.append(work)
-            if len(works) == self._max_rows:
+            if not room:
                 break
-        for work in (*works, *dropped):
+        for work in (*works, *cohorts, *dropped):
             del queue[work]
-        return Plan(works, max(1, min(length, self._max_steps // max(1, len(works)))), dropped)
+        num_rows = self._max_rows - room
+        return Plan(works, max(1, min(length, self._max_steps // max(1, num_rows))), dropped, cohorts)
 
     @property
     def _piece(self) -> int:

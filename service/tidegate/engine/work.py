@@ -104,7 +104,7 @@ class Work:
         return self._name(self.inputs, self.ask)
 
     def _name(self, inputs: Sequence[Tensor], options: Ask | Sampling) -> Hashable:
-        return (digest if self.is_stored else _fingerprint)(inputs, options)
+        return (digest if self.is_stored else name_of)(inputs, options)
 
     @property
     def can_start_over(self) -> bool:
@@ -300,7 +300,7 @@ def _canonical(options: Ask | Sampling) -> bytes:
     return f"sampling {json.dumps(parts)}\n".encode()
 
 
-def _fingerprint(inputs: Sequence[Tensor], options: Ask | Sampling) -> Hashable:
+def name_of(inputs: Sequence[Tensor], options: Ask | Sampling) -> Hashable:
     """Return the options and the canonical input; of input longer than its SHA-256, the SHA-256."""
     parts = [tensor.tobytes() for tensor in inputs]
     return options, *[part if len(part) <= _DIGEST_BYTES else hashlib.sha256(part).digest() for part in parts]

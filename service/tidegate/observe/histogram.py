@@ -56,5 +56,10 @@ class Histogram:
             counts[bisect_left(bounds, value)] += 1
         self._total += sum(values)
 
+    def add_equal(self, value: float, count: int) -> None:
+        """Count one value so many times."""
+        self._counts[bisect_left(self._bounds, value)] += count
+        self._total += value * count
+
     def reading(self) -> Reading:
         return Reading(self._bounds, tuple(self._counts), self._total)

@@ -22,9 +22,10 @@ from tidegate.errors import (
     SessionEndedError,
 )
 from tidegate.registry import LoadedModel, Registry
-from tidegate.sessions.ids import check_checkpoint, new_ephemeral, replica_of
+from tidegate.sessions.ids import SEQUENCE, check_checkpoint, new_ephemeral, replica_of
 from tidegate.sessions.lifecycle import Event, Phase
 from tidegate.sessions.moment import Moment
+from tidegate.sessions.party import Party
 from tidegate.sessions.session import Session
 from tidegate.sessions.table import SessionTable
 
@@ -109,6 +110,20 @@ class Desk:
         """A step of the session was taken in: it is the most recently used now."""
         if session.phase is Phase.OPEN:
             self._table.touch(session, self._clock.monotonic())
+
+    def find_together(self, party: Party) -> bool:
+        """Whether all of the party live here; its ``sessions`` are they then."""
+        if party.is_found(self._clock.monotonic()):
+            return True
+        found = [session for id_ in party.ids if not id_.startswith(SEQUENCE) and (session := self.find(id_))]
+        if len(found) < len(party.ids):
+            return False
+        party.put(found)
+        return True
+
+    def touch_together(self, party: Party) -> None:
+        """A step of each was taken in."""
+        self._table.touch_all(party.sessions, self._clock.monotonic())
 
     def page(self, limit: int, after: str) -> tuple[list[Session], str]:
         """Return some sessions by rising id, and the next page's token."""

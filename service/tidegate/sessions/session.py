@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from tidegate.core import SessionRequest
 from tidegate.errors import PositionConflictError, SessionEndedError
@@ -16,6 +16,7 @@ from tidegate.observe.drift import NOT_WHOLE, Charted
 from tidegate.sessions.lifecycle import TRANSITIONS, WHY, Event, Phase
 
 if TYPE_CHECKING:
+    from tidegate.engine.cohort import Cohort
     from tidegate.engine.work import Work
 
 
@@ -28,6 +29,12 @@ class LastReply(NamedTuple):
     start: int
     fingerprint: Hashable
     result: Any
+
+
+class Recollection(Protocol):
+    """A last reply that many sessions share, each of which finds its own in it when it is asked."""
+
+    def recall(self, session: Session) -> LastReply: ...
 
 
 class Verdict(Enum):
@@ -62,8 +69,8 @@ class Session:
     slot: int | None = None
     position: int = 0
     phase: Phase = Phase.OPEN
-    last: LastReply | None = None
-    queue: list[Work] = field(default_factory=list)  # a deque would take 600 bytes of every idle session
+    last: LastReply | Recollection | None = None
+    queue: list[Work | Cohort] = field(default_factory=list)  # a deque would take 600 bytes of every idle session
     block_sum: float = NOT_WHOLE
     band: tuple[float, float] | None = None
     chart: Charted | None = None
@@ -110,7 +117,7 @@ class Session:
         """
         if position is None or position == self.position:
             return Verdict.APPLY
-        last = self.last
+        last = self.recall()
         if last is None or position != last.start:
             raise PositionConflictError(
                 f"session {self.id} is at position {self.position}, not {position}", position=self.position
@@ -122,6 +129,10 @@ class Session:
                 position=self.position,
             )
         return Verdict.REPEAT
+
+    def recall(self) -> LastReply | None:
+        """Return the last reply, or None where there is none to be repeated."""
+        return self.last if self.last is None or isinstance(self.last, LastReply) else self.last.recall(self)
 
     def advance(self, steps: int, reply: LastReply, now: float) -> None:
         """Record a committed chunk of ``steps`` steps and its reply."""

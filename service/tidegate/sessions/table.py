@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tidegate.errors import NotFoundError
 from tidegate.sessions.lifecycle import Event, Phase
@@ -70,6 +70,13 @@ class SessionTable:
         """Make the session the most recently used."""
         session.used_at = now
         self._sessions.move_to_end(session.id)
+
+    def touch_all(self, sessions: Iterable[Session], now: float) -> None:
+        """Make them the most recently used, the last of them most."""
+        move = self._sessions.move_to_end
+        for session in sessions:
+            session.used_at = now
+            move(session.id)
 
     def end(self, session: Session, event: Event, now: float) -> None:
         """End the session and remember why."""

@@ -1,20 +1,20 @@
 """Columns: steps of many sessions packed into one message, and their answers.
 
 This is the path of most steps per second, so repeated fields are read and written once a message, and nothing is built
-per lane but its `Input`. Knows no sessions: which lane is whose is the stream's business.
+per lane where the lanes go together. Knows no sessions: which lane is whose is the stream's business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tidegate.core import Ask, Drift, FloatArray, Input, Prediction, StepResult, Tensor
+from tidegate.core import Ask, Drift, FloatArray, Input, Prediction, Predictions, StepResult, Tensor
 from tidegate.errors import InvalidInputError, TidegateError
 from tidegate.v1 import predictor_pb2
 from tidegate.wire.errors import decode_error, encode_error
@@ -23,12 +23,28 @@ from tidegate.wire.predictions import decode_drift, decode_tensors, fill_drift, 
 
 
 class LaneSteps(NamedTuple):
-    """A request taken apart: ``inputs[i]``, at ``positions[i]`` where positions are given, goes to ``lanes[i]``."""
+    """A request read: of ``source``, the steps of all lanes, one lane's after the other's, ``lengths[i]`` go to
+    ``lanes[i]``, or one each where ``lengths`` is empty; at ``positions[i]``, where ``positions`` is not empty.
+    """
 
     lanes: list[int]
-    inputs: list[Input]
-    positions: Sequence[int | None]
+    source: Input
+    lengths: list[int]
+    positions: list[int]
     ask: Ask
+
+    def part(self, start: int, stop: int) -> Input:
+        """Return some steps of all."""
+        tokens, values = self.source.tokens, self.source.values
+        if tokens is not None:
+            return Input(None, tokens[start:stop])
+        return Input(None, None, None if values is None else values[start:stop])
+
+    def each(self, start: int, stop: int) -> list[tuple[Input, int | None]]:
+        """Return the steps and the position of each of the lanes from ``start`` to ``stop``."""
+        bounds = list(accumulate(self.lengths, initial=0)) if self.lengths else range(len(self.lanes) + 1)
+        places: Sequence[int | None] = self.positions or [None] * len(self.lanes)
+        return [(self.part(bounds[lane], bounds[lane + 1]), places[lane]) for lane in range(start, stop)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +106,7 @@ def encode_columns(
 
 
 def decode_columns(message: predictor_pb2.Columns) -> LaneSteps:
-    """Take a request apart, the inverse of `encode_columns`.
+    """Read a request, the inverse of `encode_columns`.
 
     Raises:
         InvalidInputError: No lanes, a lane twice, a length of 0, or columns that do not fit each other.
@@ -100,8 +116,8 @@ def decode_columns(message: predictor_pb2.Columns) -> LaneSteps:
         raise InvalidInputError("lanes must be given, each once")
     _check_column("lengths", lengths, lanes)
     _check_column("positions", positions, lanes)
-    inputs = _decode_inputs(message, lengths or [1] * len(lanes))
-    return LaneSteps(lanes, inputs, positions or [None] * len(lanes), decode_ask(message))
+    source = _decode_source(message, lengths, len(lanes))
+    return LaneSteps(lanes, source, lengths, positions, decode_ask(message))
 
 
 def fill_columns(
@@ -124,6 +140,36 @@ def fill_columns(
         for lane, prediction in zip(done, predictions, strict=True):
             if prediction.drift is not None:
                 fill_drift(message.drift.add(lane=lane).drift, prediction.drift)
+
+
+def fill_together(
+    message: predictor_pb2.ColumnsReply,
+    lanes: Sequence[int],
+    positions: Iterable[int],
+    parts: Sequence[Predictions],
+    drift: Mapping[int, Drift],
+) -> None:
+    """Pack the answers to single steps that are arrays already: ``parts``' rows, one part after the other, are of
+    ``lanes``; ``drift`` is by lane.
+    """
+    message.lanes.extend(lanes)
+    message.positions.extend(positions)
+    message.counts.extend([1] * len(lanes))
+    message.quantiles.extend(parts[0].quantiles)
+    for part in parts:
+        for column, array in (
+            (message.ids, part.ids),
+            (message.probabilities, part.probabilities),
+            (message.forecast, part.forecast),
+            (message.surprise, part.surprise),
+        ):
+            if array is not None:
+                column.extend(array.ravel().tolist())
+    if (names := parts[0].outputs) is not None:
+        outputs = {name: np.concatenate([part.outputs[name] for part in parts if part.outputs]) for name in names}
+        fill_tensors(message.outputs, outputs)
+    for lane, told in drift.items():
+        fill_drift(message.drift.add(lane=lane).drift, told)
 
 
 def decode_columns_reply(message: predictor_pb2.ColumnsReply) -> ColumnsResult:
@@ -169,7 +215,7 @@ def _check_column(name: str, column: list[int], lanes: list[int]) -> None:
         raise InvalidInputError(f"{len(column)} {name} for {len(lanes)} lanes")
 
 
-def _decode_inputs(message: predictor_pb2.Columns, lengths: list[int]) -> list[Input]:
+def _decode_source(message: predictor_pb2.Columns, lengths: list[int], num_lanes: int) -> Input:
     if 0 in lengths:
         raise InvalidInputError(f"the length of lane {message.lanes[lengths.index(0)]} is 0")
     tokens = message.tokens[:]
@@ -177,12 +223,10 @@ def _decode_inputs(message: predictor_pb2.Columns, lengths: list[int]) -> list[I
         raise InvalidInputError("exactly one of tokens and values must be set and not be empty")
     values = None if tokens else decode_values(message.values)
     num_steps = len(tokens) if values is None else len(values)
-    if num_steps != sum(lengths):
-        raise InvalidInputError(f"{num_steps} steps for lengths that sum to {sum(lengths)}")
-    cuts = pairwise(accumulate(lengths, initial=0))
-    if values is None:
-        return [Input(None, tokens[start:end]) for start, end in cuts]
-    return [Input(None, None, values[start:end]) for start, end in cuts]
+    num_wanted = sum(lengths) if lengths else num_lanes
+    if num_steps != num_wanted:
+        raise InvalidInputError(f"{num_steps} steps for lengths that sum to {num_wanted}")
+    return Input(None, tokens) if values is None else Input(None, None, values)
 
 
 def _fill_predictions(message: predictor_pb2.ColumnsReply, predictions: list[Prediction]) -> None:

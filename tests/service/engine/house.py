@@ -26,6 +26,7 @@ from tidegate.core import (
     Tensor,
 )
 from tidegate.engine.arena import Arena, ArenaLike, Budget, Plane
+from tidegate.engine.cohort import Cohort, CohortReply
 from tidegate.engine.device.arena import DeviceArena
 from tidegate.engine.device.memory import DeviceMemory
 from tidegate.engine.engine import Engine
@@ -34,6 +35,7 @@ from tidegate.engine.quality import Quality
 from tidegate.engine.scheduler import Scheduler
 from tidegate.engine.work import Generation, Work
 from tidegate.sessions.lifecycle import Event
+from tidegate.sessions.party import Party
 from tidegate.sessions.session import DurableSession, Session
 
 VOCABULARY = "abcdefgh"
@@ -159,6 +161,23 @@ class House:
         future: asyncio.Future[StepResult] = asyncio.get_running_loop().create_future()
         self.loop.submit(Work(session, self.codec.encode(Input(text=text)), ask, position, deadline, future))
         return future
+
+    def step_together(
+        self,
+        sessions: Sequence[Session],
+        text: str,
+        positions: Sequence[int] = (),
+        deadline: float | None = None,
+        party: Party | None = None,
+    ) -> asyncio.Future[CohortReply] | None:
+        """Step each session by its character of ``text``, as one piece of work; None where that cannot be."""
+        future: asyncio.Future[CohortReply] = asyncio.get_running_loop().create_future()
+        if party is None:
+            party = Party([session.id for session in sessions])
+            party.put(sessions)
+        inputs = tuple(array[:, None] for array in self.codec.encode(Input(text=text)))
+        is_taken = self.loop.submit_together(Cohort(party, inputs, Ask(), list(positions), deadline, future))
+        return future if is_taken else None
 
     def predict(self, text: str, ask: Ask = Ask()) -> asyncio.Future[Prediction]:  # noqa: B008
         future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()

@@ -48,8 +48,8 @@ def test_single_steps_share_a_run_first_come_first_served() -> None:
     works = [work(1) for _ in range(5)]
     for one in works:
         scheduler.add(one)
-    assert run(scheduler) == (works[:3], 1, [])
-    assert run(scheduler) == (works[3:], 1, [])
+    assert run(scheduler)[:3] == (works[:3], 1, [])
+    assert run(scheduler)[:3] == (works[3:], 1, [])
     assert len(scheduler) == 0
 
 
@@ -58,7 +58,7 @@ def test_rows_of_a_run_advance_as_far_as_the_shortest() -> None:
     works = [work(5), work(3), work(9)]
     for one in works:
         scheduler.add(one)
-    assert run(scheduler) == (works, 3, [])
+    assert run(scheduler)[:3] == (works, 3, [])
     assert [one.remaining for one in works] == [2, 0, 6]
 
 

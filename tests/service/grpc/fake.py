@@ -242,6 +242,9 @@ class FakeService:
         self.submitted.put_nowait(session)
         return future
 
+    def step_together(self, *_: object) -> None:
+        """Nothing goes together here: what does is tested over the core itself."""
+
     async def generate_on_session(
         self,
         session: str,

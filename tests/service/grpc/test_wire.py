@@ -302,9 +302,11 @@ def test_columns(data: st.DataObject) -> None:
     message = encode_columns(lanes, tokens=tokens, values=values, lengths=lengths, positions=where, ask=ask)
     steps = decode_columns(message)
     assert (steps.lanes, steps.ask) == (list(lanes), ask)
-    assert list(steps.positions) == (where if where is not None else [None for _ in lanes])
+    assert steps.positions == (where or [])
     ends = np.cumsum(lengths)
-    for given_input, start, end in zip(steps.inputs, ends - lengths, ends, strict=True):
+    each = steps.each(0, len(lengths))
+    assert [position for _, position in each] == (where if where is not None else [None for _ in lanes])
+    for (given_input, _), start, end in zip(each, ends - lengths, ends, strict=True):
         expected = (
             Input(None, tokens[start:end]) if tokens else Input(values=None if values is None else values[start:end])
         )
@@ -313,8 +315,8 @@ def test_columns(data: st.DataObject) -> None:
 
 def test_columns_without_lengths_are_one_step_each() -> None:
     steps = decode_columns(predictor_pb2.Columns(lanes=[3, 1], tokens=[10, 20]))
-    assert steps.inputs == [Input(None, [10]), Input(None, [20])]
-    assert steps.positions == [None, None]
+    assert steps.each(0, 2) == [(Input(None, [10]), None), (Input(None, [20]), None)]
+    assert steps.each(1, 2) == [(Input(None, [20]), None)]
 
 
 BAD_COLUMNS = {

@@ -131,6 +131,15 @@ def test_the_least_recently_used_goes_first_and_the_recently_used_not_at_all() -
     assert table().find_evictable(0.0, 0.0) is None
 
 
+def test_sessions_that_step_together_are_the_most_recently_used() -> None:
+    one, other, idle = session("one", 0.0), session("other", 0.0), session("idle", 10.0)
+    full = table(one, other, idle)
+    full.touch_all([one, other], 55.0)
+    assert list(full) == [idle, one, other]
+    assert full.find_evictable(60.0, 20.0) is idle
+    assert (one.used_at, other.used_at) == (55.0, 55.0)
+
+
 async def test_a_session_with_work_in_hand_is_not_evicted() -> None:
     async with house() as it:
         busy, free = it.open(), it.open()

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from tidegate.core import StepResult
+from tidegate.core import Ask, Input, StepResult
 from tidegate.errors import InvalidInputError, TidegateError
 from tidegate.ingress.grpc.calls import Context, client_seconds, conceal, session_in_metadata
-from tidegate.ingress.grpc.lanes import Lanes
+from tidegate.ingress.grpc.columns import Part, PendingColumns
+from tidegate.ingress.grpc.lanes import Group, Lane, Lanes
 from tidegate.ingress.grpc.line import Pending
 from tidegate.ingress.grpc.ordered import OrderedStream
 from tidegate.observe.requests import OK, Requests, outcome_of
 from tidegate.v1 import predictor_pb2, sessions_pb2
-from tidegate.wire.columns import decode_columns, fill_columns
+from tidegate.wire.columns import LaneSteps, decode_columns
 from tidegate.wire.errors import encode_error
 from tidegate.wire.inputs import decode_ask, decode_input
 from tidegate.wire.predictions import fill_step
@@ -67,51 +68,6 @@ class PendingStep:
         self.awaited.cancel()
 
 
-class PendingColumns:
-    """Steps of many lanes: of each the future of its result, or the error that it met at once."""
-
-    method = "Columns"
-    session = ""
-
-    def __init__(
-        self, lanes: list[int], submitted: list[asyncio.Future[StepResult] | TidegateError], requests: Requests
-    ) -> None:
-        self._lanes = lanes
-        self._requests = requests
-        self.outcome = OK
-        self._submitted = submitted
-        last = submitted[-1]
-        self.awaited = last if isinstance(last, asyncio.Future) else None
-
-    async def reply(self) -> predictor_pb2.StreamReply:
-        reply = predictor_pb2.StreamReply()
-        results = await self._results()
-        failed = [outcome_of(result) for result in results if isinstance(result, TidegateError)]
-        if failed:
-            self._requests.lanes_failed(failed)
-            self.outcome = failed[0] if len(failed) == len(results) else OK
-        fill_columns(reply.columns, self._lanes, results)
-        return reply
-
-    def cancel(self) -> None:
-        for future in self._submitted:
-            if isinstance(future, asyncio.Future):
-                future.cancel()
-
-    async def _results(self) -> list[StepResult | TidegateError]:
-        # Lanes end in the same tick, mostly: awaiting them in turn suspends once, a finished future costs nothing.
-        results: list[StepResult | TidegateError] = []
-        for future in self._submitted:
-            if isinstance(future, TidegateError):
-                results.append(future)
-                continue
-            try:
-                results.append(await future)
-            except Exception as error:  # noqa: BLE001 - it is this lane's answer
-                results.append(conceal(error))
-        return results
-
-
 class StepStream:
     """One client's stream."""
 
@@ -157,15 +113,32 @@ class StepStream:
         return PendingStep(self._session, future)
 
     def _submit_columns(self, message: predictor_pb2.Columns) -> Pending:
-        numbers, inputs, positions, ask = decode_columns(message)
-        lanes, step, deadline = self._lanes.take(numbers), self._service.step, self._time_limit()
-        submitted: list[asyncio.Future[StepResult] | TidegateError] = []
-        for (session, _, failure), steps, position in zip(lanes, inputs, positions, strict=True):
-            try:
-                submitted.append(failure or step(session, steps, ask, position, deadline))
-            except Exception as error:  # noqa: BLE001 - it is this lane's answer
-                submitted.append(conceal(error))
-        return PendingColumns(numbers, submitted, self._requests)
+        steps = decode_columns(message)
+        lanes, groups = self._lanes.take(steps.lanes)
+        deadline = self._time_limit()
+        parts = [self._submit_group(steps, group, lanes[group.start : group.stop], deadline) for group in groups]
+        return PendingColumns(steps.lanes, parts, [stop - start for start, stop, _ in groups], self._requests)
+
+    def _submit_group(self, steps: LaneSteps, group: Group, lanes: list[Lane], deadline: float) -> Part:
+        """Hand lanes over as one piece of work where they can go together, and else each as its own."""
+        start, stop, party = group
+        if party is not None and not steps.lengths:
+            source, positions = steps.part(start, stop), steps.positions[start:stop]
+            together = self._service.step_together(party, source, steps.ask, positions, deadline)
+            if together is not None:
+                return together
+        return [
+            self._submit_lane(lane, source, steps.ask, position, deadline)
+            for lane, (source, position) in zip(lanes, steps.each(start, stop), strict=True)
+        ]
+
+    def _submit_lane(
+        self, lane: Lane, source: Input, ask: Ask, position: int | None, deadline: float
+    ) -> asyncio.Future[StepResult] | TidegateError:
+        try:
+            return lane.failure or self._service.step(lane.session, source, ask, position, deadline)
+        except Exception as error:  # noqa: BLE001 - it is this lane's answer
+            return conceal(error)
 
     def _time_limit(self) -> float:
         """The deadline of a message read now: the stream's, where its client set one."""

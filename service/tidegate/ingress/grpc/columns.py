@@ -1,0 +1,104 @@
+"""A columnar message whose lanes are being stepped, and the reply that its parts make."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from tidegate.core import StepResult
+from tidegate.errors import TidegateError
+from tidegate.ingress.grpc.calls import conceal
+from tidegate.observe.requests import OK, Requests, outcome_of
+from tidegate.v1 import predictor_pb2
+from tidegate.wire.columns import fill_columns, fill_together
+
+if TYPE_CHECKING:
+    from tidegate.engine.cohort import CohortReply, Told
+
+LaneAnswer: TypeAlias = StepResult | TidegateError
+LanePart: TypeAlias = "list[asyncio.Future[StepResult] | TidegateError]"
+"""Lanes that go one by one: of each the future of its result, or the error that it met at once."""
+Part: TypeAlias = "asyncio.Future[CohortReply] | LanePart"
+"""Neighbouring lanes of a message, together or one by one."""
+
+
+class PendingColumns:
+    """Steps of many lanes.
+
+    Args:
+        lanes: The message's.
+        parts: Of these lanes, in order.
+        sizes: Lanes of each part.
+        requests: Where lanes that fail are counted.
+    """
+
+    method = "Columns"
+    session = ""
+
+    def __init__(self, lanes: list[int], parts: Sequence[Part], sizes: Sequence[int], requests: Requests) -> None:
+        self._lanes = lanes
+        self._parts = parts
+        self._sizes = sizes
+        self._requests = requests
+        self.outcome = OK
+        last = parts[-1][-1] if isinstance(parts[-1], list) else parts[-1]
+        self.awaited = last if isinstance(last, asyncio.Future) else None
+
+    async def reply(self) -> predictor_pb2.StreamReply:
+        reply = predictor_pb2.StreamReply()
+        answers = [await _answer(part, size) for part, size in zip(self._parts, self._sizes, strict=True)]
+        whole = [told for answer in answers if (told := _whole(answer)) is not None]
+        if len(whole) == len(answers):
+            self._fill_together(reply.columns, whole)
+        else:
+            self._fill_each(reply.columns, answers)
+        return reply
+
+    def cancel(self) -> None:
+        for part in self._parts:
+            for future in part if isinstance(part, list) else [part]:
+                if isinstance(future, asyncio.Future):
+                    future.cancel()
+
+    def _fill_together(self, message: predictor_pb2.ColumnsReply, whole: Sequence[Told]) -> None:
+        positions = [start + 1 for told in whole for start in told.starts]
+        drift, first = {}, 0
+        for told, size in zip(whole, self._sizes, strict=True):
+            drift.update({self._lanes[first + lane]: each for lane, each in told.drift.items()})
+            first += size
+        fill_together(message, self._lanes, positions, [told.predictions for told in whole], drift)
+
+    def _fill_each(
+        self, message: predictor_pb2.ColumnsReply, answers: Sequence[CohortReply | list[LaneAnswer]]
+    ) -> None:
+        results: list[LaneAnswer] = []
+        for answer, size in zip(answers, self._sizes, strict=True):
+            results += answer if isinstance(answer, list) else answer.results(size)
+        failed = [outcome_of(result) for result in results if isinstance(result, TidegateError)]
+        if failed:
+            self._requests.lanes_failed(failed)
+            self.outcome = failed[0] if len(failed) == len(results) else OK
+        fill_columns(message, self._lanes, results)
+
+
+def _whole(answer: CohortReply | list[LaneAnswer]) -> Told | None:
+    """The arrays of a part that went together to the end, every lane of it."""
+    return None if isinstance(answer, list) or answer.aside else answer.told
+
+
+async def _answer(part: Part, size: int) -> CohortReply | list[LaneAnswer]:
+    if isinstance(part, list):
+        # Lanes end in the same tick, mostly: awaiting them in turn suspends once, a finished future costs nothing.
+        return [each if isinstance(each, TidegateError) else await _lane_answer(each) for each in part]
+    try:
+        return await part
+    except Exception as error:  # noqa: BLE001 - it is these lanes' answer
+        return [conceal(error)] * size
+
+
+async def _lane_answer(future: asyncio.Future[StepResult]) -> LaneAnswer:
+    try:
+        return await future
+    except Exception as error:  # noqa: BLE001 - it is this lane's answer
+        return conceal(error)

@@ -1,0 +1,375 @@
+"""Columnar messages over the core: whatever happens to sessions, together or one by one they are told the same."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.bundles import VOCABULARY, write_tiny_bundle, write_tiny_forecast_bundle, write_tiny_stream_bundle
+from tests.service.serving import ManualClock, change_bundle, check_integrity
+from tidegate.bundle import Drift, Limit
+from tidegate.config import load_settings
+from tidegate.core import Ask, Input, SessionRequest
+from tidegate.engine.cohort import CohortReply
+from tidegate.errors import TidegateError
+from tidegate.ingress.grpc.calls import Context
+from tidegate.ingress.grpc.stream import StepStream
+from tidegate.observe.requests import Requests
+from tidegate.service import Service
+from tidegate.sessions.party import Party
+from tidegate.v1 import predictor_pb2
+from tidegate.wire.columns import ColumnsResult, decode_columns_reply
+from tidegate.wire.inputs import fill_values
+
+MODELS = ("tiny-lstm", "tiny-forecast", "tiny-stream")
+"""One of each task; their sessions have charts of their own where they may."""
+
+
+DRIFT = Drift(
+    block=3,
+    factor=0.3,
+    mean=4.0,
+    spread=0.5,
+    warning=Limit(width=0.2, run_length=1),
+    drift=Limit(width=1.0, run_length=1),
+    autocorrelation=0.0,
+    blocks=10,
+    data="none",
+)
+
+
+class OneByOne(Service):
+    """The core without the short way."""
+
+    def step_together(self, *_: object, **__: object) -> None:
+        return None
+
+
+class Counting(Service):
+    """The core; counts the messages, or parts of them, that went the short way."""
+
+    num_together = 0
+
+    def step_together(
+        self, party: Party, source: Input, ask: Ask, positions: Sequence[int], deadline: float | None
+    ) -> asyncio.Future[CohortReply] | None:
+        reply = super().step_together(party, source, ask, positions, deadline)
+        self.num_together += reply is not None
+        return reply
+
+
+class Line:
+    """A client's stream in memory."""
+
+    def __init__(self) -> None:
+        self._asked: asyncio.Queue[predictor_pb2.StreamRequest] = asyncio.Queue()
+        self._told: asyncio.Queue[predictor_pb2.StreamReply] = asyncio.Queue()
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    def time_remaining(self) -> None:
+        return None
+
+    async def read(self) -> predictor_pb2.StreamRequest:
+        return await self._asked.get()
+
+    async def write(self, reply: predictor_pb2.StreamReply) -> None:
+        self._told.put_nowait(predictor_pb2.StreamReply.FromString(reply.SerializeToString()))
+
+    def send(self, **message: Any) -> None:
+        self._asked.put_nowait(predictor_pb2.StreamRequest(**message))
+
+    async def told(self) -> predictor_pb2.StreamReply:
+        return await self._told.get()
+
+
+@asynccontextmanager
+async def streaming(service: Service) -> AsyncIterator[Line]:
+    line = Line()
+    running = asyncio.create_task(StepStream(service, cast("Context", line), Requests()).run())
+    try:
+        yield line
+    finally:
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+
+
+@asynccontextmanager
+async def started(service: Service) -> AsyncIterator[Service]:
+    await service.start()
+    try:
+        yield service
+        await service.drain()
+        check_integrity(service)
+    finally:
+        await service.stop()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of bundles a model; those that tell surprise are calibrated: short blocks, near limits."""
+    root = tmp_path_factory.mktemp("bundles")
+    change_bundle(write_tiny_bundle(root / "tiny-lstm", "tiny-lstm"), "2", drift=DRIFT)
+    change_bundle(root / "tiny-lstm" / "tiny-lstm" / "1", "3", drift=DRIFT)
+    change_bundle(write_tiny_forecast_bundle(root / "tiny-forecast"), "2", drift=DRIFT)
+    write_tiny_stream_bundle(root / "tiny-stream")
+    return root
+
+
+class Step(NamedTuple):
+    """Something that a client does. ``lanes`` of a message are drawn from those there are, in any order."""
+
+    what: str
+    lanes: tuple[int, ...]
+    seed: int
+    where: str = "none"
+    top: int = 1
+
+
+NUM_LANES = 6
+some_lanes = st.lists(st.integers(0, NUM_LANES - 1), min_size=1, max_size=NUM_LANES, unique=True).map(tuple)
+messages = st.builds(
+    Step,
+    st.just("columns"),
+    st.just(tuple(range(NUM_LANES))) | some_lanes,
+    st.integers(0, 3),
+    st.sampled_from(["none", "right", "right", "last", "wrong", "mixed"]),
+    st.sampled_from([1, 1, 2]),
+)
+deeds = st.builds(
+    Step,
+    st.sampled_from(["step", "close", "rewind", "checkpoint", "bad input", "long", "wait", "upgrade"]),
+    some_lanes,
+    st.integers(0, 3),
+    st.sampled_from(["none", "right"]),
+    st.just(1),
+)
+histories = st.lists(messages | messages | deeds, min_size=3, max_size=25)
+
+
+class Client:
+    """Does the same to any service that is handed to it, and notes all that it is told."""
+
+    def __init__(self, service: Service, line: Line, model: str, clock: ManualClock) -> None:
+        self.service, self.line, self.model, self.clock = service, line, model, clock
+        self.ids = [f"s{lane}" for lane in range(NUM_LANES)]
+        self.positions = [0] * NUM_LANES
+        self.notes: list[object] = []
+
+    async def begin(self) -> None:
+        version = "1" if self.model == "tiny-stream" else "2"
+        has_chart = self.service.model(self.model, version).drift is not None
+        for id_ in self.ids:
+            await self.service.open_session(
+                SessionRequest(self.model, version, id=id_, drift=has_chart, idle_seconds=50.0)
+            )
+        self.line.send(attach=predictor_pb2.Attach(sessions=self.ids))
+        await self.line.told()
+
+    async def do(self, step: Step) -> None:
+        if step.what in {"columns", "bad input", "long"}:
+            await self._columns(step)
+            return
+        if step.what == "wait":
+            self.clock.now += 20.0
+            return
+        for lane in step.lanes[:2]:
+            self.notes.append(await self._deed(step, self.ids[lane]))
+
+    async def end(self) -> None:
+        for id_ in self.ids:
+            try:
+                info = await self.service.get_session(id_)
+                self.notes.append((info.version, info.position, await self.service.snapshot_session(id_) and None))
+            except TidegateError as error:
+                self.notes.append(type(error))
+        self.notes += [counted(self.service, self.model)]
+
+    async def _deed(self, step: Step, id_: str) -> object:
+        try:
+            if step.what == "step":
+                return (await self.service.step(id_, self._input(Random(step.seed), 1))).position
+            if step.what == "close":
+                await self.service.close_session(id_)
+                return "closed"
+            if step.what == "checkpoint":
+                return (await self.service.checkpoint_session(id_, "here")).position
+            if step.what == "upgrade":
+                return (await self.service.upgrade_session(id_, None)).version
+            return (await self.service.rewind_session(id_, "here")).position
+        except TidegateError as error:
+            return type(error), error.reason, error.message
+
+    async def _columns(self, step: Step) -> None:
+        rng = Random(step.seed)
+        lengths = [rng.choice([1, 2]) for _ in step.lanes] if step.what == "long" else [1] * len(step.lanes)
+        source = self._input(rng, sum(lengths), is_bad=step.what == "bad input")
+        message = predictor_pb2.Columns(lanes=step.lanes, top=step.top, positions=await self._places(step, rng))
+        if step.what == "long":
+            message.lengths.extend(lengths)
+        if source.values is not None:
+            fill_values(message.values, np.asarray(source.values))
+        else:
+            message.tokens.extend(source.tokens or ())
+        self.line.send(columns=message)
+        reply = await self.line.told()
+        self.notes.append(decode_columns_reply(reply.columns) if reply.HasField("columns") else reply.error.reason)
+
+    async def _places(self, step: Step, rng: Random) -> list[int]:
+        if step.where == "none":
+            return []
+        found = []
+        for lane in step.lanes:
+            with suppress(TidegateError):
+                self.positions[lane] = (await self.service.get_session(self.ids[lane])).position
+            off = {"right": 0, "last": -1, "wrong": 7, "mixed": rng.choice([0, -1])}[step.where]
+            found.append(max(0, self.positions[lane] + off))
+        return found
+
+    def _input(self, rng: Random, steps: int, *, is_bad: bool = False) -> Input:
+        if self.model == "tiny-lstm":
+            tokens = [rng.randrange(len(VOCABULARY)) for _ in range(steps)]
+            return Input(tokens=[*tokens[:-1], 9999 if is_bad else tokens[-1]])
+        rows = np.array([[rng.gauss(100, 20), float(rng.randrange(24))] for _ in range(steps)], np.float32)
+        if is_bad:
+            rows[-1, 0] = np.nan
+        return Input(values=rows)
+
+
+def counted(service: Service, model: str) -> object:
+    """What the metrics say that does not depend on how work was packed, nor on time."""
+    found = [each for each in service.statistics().models if each.model == model]
+    return [
+        (
+            each.version,
+            each.num_rows,
+            each.num_steps,
+            each.meter.steps,
+            each.meter.num_repeats,
+            each.meter.num_conflicts,
+            each.meter.queue.num_values,
+            each.quality.num_steps,
+            round(each.quality.surprise, 3),
+            each.quality.num_nan,
+            each.quality.blocks.counts,
+            each.quality.changes,
+            each.quality.num_unknown,
+            each.quality.num_missing,
+            each.quality.num_out_of_range,
+            each.quality.num_inside,
+            each.quality.num_outside,
+        )
+        for each in found
+    ]
+
+
+def check_same(one: object, other: object) -> None:
+    if not isinstance(one, ColumnsResult):
+        assert one == other
+        return
+    assert isinstance(other, ColumnsResult)
+    assert (one.lanes, one.positions, one.counts, one.quantiles) == (
+        other.lanes, other.positions, other.counts, other.quantiles
+    )  # fmt: skip
+    told = [(lane, type(error), error.reason, error.message, error.details) for lane, error in one.errors.items()]
+    assert told == [
+        (lane, type(error), error.reason, error.message, error.details) for lane, error in other.errors.items()
+    ]
+    for mine, theirs in (
+        (one.ids, other.ids),
+        (one.probabilities, other.probabilities),
+        (one.forecast, other.forecast),
+        (one.surprise, other.surprise),
+        *((one.outputs[name], other.outputs[name]) for name in one.outputs),
+    ):
+        assert (mine is None) == (theirs is None)
+        if mine is not None and theirs is not None:
+            assert mine.shape == theirs.shape
+            assert np.allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+    assert {lane: drift[::2] for lane, drift in one.drift.items()} == {
+        lane: drift[::2] for lane, drift in other.drift.items()
+    }
+
+
+async def notes_of(service: Service, clock: ManualClock, model: str, history: Sequence[Step]) -> list[object]:
+    async with started(service), streaming(service) as line:
+        client = Client(service, line, model, clock)
+        await client.begin()
+        for step in history:
+            await client.do(step)
+        await client.end()
+        return client.notes
+
+
+@settings(max_examples=60, deadline=None)
+@given(history=histories, model=st.sampled_from(MODELS), max_rows=st.sampled_from([256, 256, 4]))
+def test_any_history_is_told_the_same_together_and_one_by_one(
+    root: Path, history: list[Step], model: str, max_rows: int
+) -> None:
+    async def check() -> None:
+        told = []
+        for kind in (Service, OneByOne):
+            clock = ManualClock()
+            service = kind(load_settings({"bundles": root / model, "max_rows": max_rows}), clock.clock())
+            told.append(await notes_of(service, clock, model, history))
+        for one, other in zip(*told, strict=True):
+            check_same(one, other)
+
+    asyncio.run(check())
+
+
+async def test_what_fits_goes_together(root: Path) -> None:
+    clock = ManualClock()
+    service = Counting(load_settings({"bundles": root / "tiny-lstm"}), clock.clock())
+    every = Step("columns", tuple(range(NUM_LANES)), 1)
+    history = [
+        every,
+        every._replace(where="right"),
+        every._replace(where="last"),  # a repeat: one by one
+        every._replace(lanes=(3, 1)),
+        every._replace(lanes=(3,)),  # one lane
+        every._replace(what="bad input"),
+        every._replace(what="long"),
+        every,
+    ]
+    notes = await notes_of(service, clock, "tiny-lstm", history)
+    assert service.num_together == 4
+    bad = notes[5]
+    assert isinstance(bad, ColumnsResult)
+    assert bad.positions == [3, 4, 3, 5, 3]
+    assert bad.errors[5].reason == "TOKEN_OUT_OF_RANGE"
+
+
+async def test_a_message_larger_than_a_run_goes_in_parts(root: Path) -> None:
+    clock = ManualClock()
+    service = Counting(load_settings({"bundles": root / "tiny-stream", "max_rows": 4}), clock.clock())
+    notes = await notes_of(service, clock, "tiny-stream", [Step("columns", tuple(range(NUM_LANES)), 1)] * 2)
+    assert service.num_together == 4
+    last = notes[1]
+    assert isinstance(last, ColumnsResult)
+    assert last.positions == [2] * NUM_LANES
+    assert all(len(array) == NUM_LANES for array in last.outputs.values())
+
+
+async def test_an_idle_session_expires_and_a_stepped_one_does_not(root: Path) -> None:
+    clock = ManualClock()
+    every, wait = Step("columns", tuple(range(NUM_LANES)), 1), Step("wait", (), 0)
+    some = every._replace(lanes=(0, 1))
+    service = Counting(load_settings({"bundles": root / "tiny-lstm"}), clock.clock())
+    notes = await notes_of(service, clock, "tiny-lstm", [every, wait, some, wait, some, wait, some, every])
+    last = notes[-NUM_LANES - 2]
+    assert isinstance(last, ColumnsResult)
+    assert last.positions == [5, 5]
+    assert {error.reason for error in last.errors.values()} == {"SESSION_IDLE"}
+    assert service.num_together == 4
