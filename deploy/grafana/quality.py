@@ -57,7 +57,8 @@ def _drift() -> list[Panel]:
     return [
         states(
             About("State", "By the control chart of each model on each server: see docs/monitoring.md.", COUNT),
-            Query(f"{of('warning')} + 2 * {of('drift')}", f"{NAME} {{{{instance}}}}"),
+            # Of several workers one may be in each: the worse counts.
+            Query(f"clamp_max({of('warning')} + 2 * {of('drift')}, 2)", f"{NAME} {{{{instance}}}}"),
             STATES,
         ),
         _chart(),
