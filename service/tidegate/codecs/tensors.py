@@ -28,6 +28,7 @@ class Tensors:
         self._sources = tuple(sources)
         self._features = tuple(features)
         self._outputs = tuple(outputs)
+        self._told = [(spec.name, spec.time_axis is not None) for spec in outputs]
         self._widths = [_width(source) for source in sources]
         self._takes_tokens = self._widths == [1] and sources[0].dtype.startswith("int")
         if None in self._widths and len(sources) > 1:
@@ -84,14 +85,16 @@ class Tensors:
 
     def cut(self, outputs: Mapping[str, Tensor], row: int, ask: Ask, *, is_last: bool) -> dict[str, Tensor]:
         piece = {}
-        for spec in self._outputs:
-            is_per_step = spec.time_axis is not None
-            steps = outputs[spec.name][row] if is_per_step else outputs[spec.name][row][None]
-            told = steps if ask.every_step and is_per_step else steps[-1:] if is_last else steps[:0]
-            piece[spec.name] = told.copy()
+        for name, is_per_step in self._told:
+            steps = outputs[name][row] if is_per_step else outputs[name][row : row + 1]
+            if not (ask.every_step and is_per_step):
+                steps = steps[-1:] if is_last else steps[:0]
+            piece[name] = steps.copy()
         return piece
 
     def join(self, pieces: Sequence[Mapping[str, Tensor]], length: int, ask: Ask) -> Prediction:
+        if len(pieces) == 1:
+            return Prediction(length, ask.every_step, outputs=dict(pieces[0]))
         outputs = {spec.name: np.concatenate([piece[spec.name] for piece in pieces]) for spec in self._outputs}
         return Prediction(length, ask.every_step, outputs=outputs)
 

@@ -65,7 +65,7 @@ class Inference:
         model = self._find(request)
         try:
             unique([tensor.name for tensor in request.inputs], "the input")
-            unique(list(request.outputs), "the output")
+            unique(request.outputs, "the output")
             fitted = Fitted(request, model)
             due = self._hand_over(fitted, self._deadline(request, seconds))
         except TidegateError:

@@ -87,6 +87,7 @@ class Signature:
         specs = (*manifest.inputs, *manifest.outputs)
         self.max_batch = max_rows if all(spec.batch_axis == 0 for spec in specs) else 0
         self._all = tuple(self.outputs.values())
+        self._all_sizes = _sizes(self._all)
         self._by_name = {port.name: port for port in self.inputs}
         self._max_rows = max_rows
         self._max_reply = max_reply
@@ -115,7 +116,7 @@ class Signature:
             raise InvalidInputError(
                 f"a batch has at most {self._max_rows} rows, not {num_rows}", reason="BATCH_TOO_LARGE"
             )
-        return [tuple(array[row] for array in arrays) for row in range(num_rows)]
+        return list(zip(*arrays, strict=True))
 
     def wanted(self, names: Sequence[str]) -> Sequence[Port]:
         """The outputs of these names, all where there are none; InvalidInputError where one is unknown."""
@@ -130,8 +131,8 @@ class Signature:
 
     def check_reply(self, wanted: Sequence[Port], rows: Sequence[Row]) -> None:
         """Raise TooLargeError where the reply would be too large, before anything is run for it."""
-        num_rows, num_steps = len(rows), len(rows[0][0])
-        size = sum(port.unit_bytes * num_rows * (num_steps if port.has_time else 1) for port in wanted)
+        per_row, per_step = self._all_sizes if wanted is self._all else _sizes(wanted)
+        size = len(rows) * (per_row + len(rows[0][0]) * per_step)
         if size > self._max_reply:
             raise TooLargeError(
                 f"the reply would have about {size} bytes, over the limit of {self._max_reply}: send fewer steps, or "
@@ -165,6 +166,14 @@ class Signature:
             )
         if port.dtype.kind == "f" and not np.isfinite(array).all():
             raise InvalidInputError(f"input {port.name!r}: a value is not finite", reason="NOT_FINITE")
+
+
+def _sizes(ports: Sequence[Port]) -> tuple[int, int]:
+    """The bytes of a row, and of each of its steps."""
+    return (
+        sum(port.unit_bytes for port in ports if not port.has_time),
+        sum(port.unit_bytes for port in ports if port.has_time),
+    )
 
 
 def _fits(size: int, given: int) -> bool:
