@@ -45,6 +45,11 @@ class SequenceCore(Protocol):
     async def close_sequence(self, session: str, *, is_restart: bool) -> None:
         """End the session; one that has ended already is no error."""
 
+    async def stamp(self, session: str) -> float | None:
+        """What tells a session from another of the same id, which another server may have opened; None: nobody else
+        can have.
+        """
+
     def is_open(self, session: str) -> bool:
         """Whether the session has not ended. It never waits."""
 

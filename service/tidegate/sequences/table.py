@@ -49,7 +49,8 @@ class _Run:
 class _Line:
     """What is known of a key.
 
-    ``run`` is its running sequence. ``ended`` is one that was ended with a position, at ``ended_at``: it stays until
+    ``run`` is its running sequence. ``ended`` is one that was ended with a position, at ``ended_at``, its first session
+    being the one of that ``stamp``: it stays until
     the timer's end, for its last request may be repeated. ``over`` are those that ended by themselves, in a row of
     theirs at least: the worker will close what is left. ``waiting`` are requests that the worker will admit.
     """
@@ -58,6 +59,7 @@ class _Line:
     ended: _Run | None = None
     over: list[_Run] = field(default_factory=list)
     ended_at: int = 0
+    stamp: float | None = None
     timer: asyncio.TimerHandle | None = None
     waiting: deque[tuple[SequenceStep, list[Result]]] = field(default_factory=deque)
     worker: asyncio.Task[None] | None = None
@@ -137,7 +139,7 @@ class Sequences:
     async def _work(self, key: Key, line: _Line) -> None:
         try:
             if line.ended is not None and line.timer is None:
-                await self._forget_ended(line)
+                await self._let_go(line, line.ended)
             await self._close_over(line)
             while line.waiting:
                 step, results = line.waiting.popleft()
@@ -247,13 +249,19 @@ class Sequences:
         if step.position is None:
             await self._close(run)
             return
-        line.ended, line.ended_at = run, position
+        line.ended, line.ended_at, line.stamp = run, position, await self._core.stamp(run.sessions[0])
         loop = asyncio.get_running_loop()
         line.timer = loop.call_later(self._linger_seconds, self._linger_is_over, step.key, line)
 
     def _linger_is_over(self, key: Key, line: _Line) -> None:
         line.timer = None
         self._wake(key, line)  # a worker that runs already closes it, or begins the sequence anew
+
+    async def _let_go(self, line: _Line, ended: _Run) -> None:
+        """Close what has lingered long enough, unless it was begun anew meanwhile, by another server."""
+        if await self._core.stamp(ended.sessions[0]) == line.stamp:
+            await self._close(ended)
+        line.ended = None
 
     async def _forget_ended(self, line: _Line) -> None:
         if line.timer is not None:

@@ -61,6 +61,9 @@ class FakeCore:
         self.closed.append((session, is_restart))
         self.live.pop(session, None)
 
+    async def stamp(self, session: str) -> float | None:
+        return id(self.live.get(session))
+
     def is_open(self, session: str) -> bool:
         return session not in self.ended
 

@@ -109,3 +109,18 @@ async def test_steps_of_a_durable_sequence_do_not_overtake_one_that_fetches_it()
     service.fetched.set()
     await asyncio.gather(*due)
     assert service.applied == [0, 1, 2]
+
+
+async def test_two_durable_sequences_of_one_name_have_different_stamps(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path)
+    clock = ManualClock()
+    async with serving(tmp_path, clock, store="sqlite", data_dir=tmp_path / "data", durable=True) as service:
+        core, stamps = ServiceCore(service), []
+        for _ in range(2):
+            await core.open_sequence("tiny", "", "q~i~tiny~5")
+            stamps.append(await core.stamp("q~i~tiny~5"))
+            clock.now += 1
+            await core.close_sequence("q~i~tiny~5", is_restart=False)
+        assert None not in stamps
+        assert stamps[0] != stamps[1]
+        assert await core.stamp("q~i~tiny~5") is None

@@ -119,6 +119,14 @@ class ServiceCore:
         except NotFoundError:
             return
 
+    async def stamp(self, session: str) -> float | None:
+        if session in self._held:
+            return None
+        try:
+            return (await self._service.get_session(session)).created_at
+        except TidegateError:  # over, or nobody knows: then its idle time will end it
+            return None
+
     def is_open(self, session: str) -> bool:
         held = self._held.get(session)
         return session not in self._missed if held is None else held.phase is Phase.OPEN
