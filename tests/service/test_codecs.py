@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from tests.bundles import (
 from tidegate.bundle import Bundle, ForecastCodec, Manifest, TensorSpec, TokenCodec, read_bundle, write_bundle
 from tidegate.codecs import Codec, make_codec
 from tidegate.codecs.forecast import Forecasts
+from tidegate.codecs.scores import Band, Ranges
 from tidegate.codecs.tensors import Tensors
 from tidegate.codecs.tokens import Tokens, top_candidates
 from tidegate.core import Ask, Input, Prediction, Tensor
@@ -246,3 +249,21 @@ def test_the_tiny_forecast_bundle_is_scaled_as_it_says(tmp_path: Path) -> None:
     codec = make_codec(read_bundle(write_tiny_forecast_bundle(tmp_path)))
     (columns,) = codec.encode(Input(values=np.array([[LOAD_MEAN + LOAD_SCALE, 0.0]])))
     assert excess(np.array([[1.0, 0.0, 1.0]]), columns) <= ABSOLUTE
+
+
+@pytest.mark.parametrize(("low", "high"), [*permutations(range(5), 2)])
+def test_a_band_is_two_quantiles_one_step_ahead(low: int, high: int) -> None:
+    """In whatever order a model tells its quantiles, and nothing more is kept of them."""
+    quantiles = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
+    band = Band("quantiles", column=0, low=low, high=high).cut(quantiles)
+    assert band.tolist() == quantiles[:, :, 0][..., [low, high]].tolist()
+    assert band.base is None
+
+
+@given(st.integers(1, 3), st.data())
+def test_values_outside_are_counted_the_same_in_one_row_and_in_many(columns: int, data: st.DataObject) -> None:
+    values = st.floats(-2, 2, width=32) | st.just(math.nan)
+    rows = np.array(data.draw(st.lists(st.lists(values, min_size=columns, max_size=columns), min_size=2)), np.float32)
+    low = np.array([-1, 0.25, -np.inf], np.float32)[:columns]
+    ranges = Ranges(low, np.ones(columns, np.float32))
+    assert ranges.num_outside(rows) == sum(ranges.num_outside(row[None]) for row in rows)
