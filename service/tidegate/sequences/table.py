@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from dataclasses import dataclass, field
 
 from tidegate.errors import InvalidInputError, NotFoundError, PositionConflictError, SessionEndedError, TidegateError
 from tidegate.sequences.core import Result, SequenceCore, SequenceStep
 from tidegate.sequences.ids import Key, session_ids
+from tidegate.sequences.line import Line, Run
+from tidegate.sequences.refusals import check_fit, not_started, over
 from tidegate.sequences.results import cancel, error_of, fail, link, wait
 
 log = logging.getLogger(__name__)
@@ -30,48 +30,13 @@ _SWEEP_SLACK = 1024
 _NO_REPEAT = PositionConflictError | SessionEndedError | NotFoundError
 
 
-@dataclass(slots=True, eq=False)
-class _Run:
-    """A running sequence: its sessions, one a row, and the results that are due, in the order of the requests."""
-
-    version: str
-    sessions: list[str]
-    due: deque[Result] = field(default_factory=deque)
-
-    def expect(self, results: list[Result]) -> None:
-        """Remember what is due; what was abandoned says nothing of what came before it."""
-        while self.due and self.due[0].done():
-            self.due.popleft()
-        self.due.extend(results)
-
-
-@dataclass(slots=True, eq=False)
-class _Line:
-    """What is known of a key.
-
-    ``run`` is its running sequence. ``ended`` is one that was ended with a position, at ``ended_at``, its first session
-    being the one of that ``stamp``: it stays until
-    the timer's end, for its last request may be repeated. ``over`` are those that ended by themselves, in a row of
-    theirs at least: the worker will close what is left. ``waiting`` are requests that the worker will admit.
-    """
-
-    run: _Run | None = None
-    ended: _Run | None = None
-    over: list[_Run] = field(default_factory=list)
-    ended_at: int = 0
-    stamp: float | None = None
-    timer: asyncio.TimerHandle | None = None
-    waiting: deque[tuple[SequenceStep, list[Result]]] = field(default_factory=deque)
-    worker: asyncio.Task[None] | None = None
-
-
 class Sequences:
     """All sequences of one process."""
 
     def __init__(self, core: SequenceCore, linger_seconds: float = LINGER_SECONDS) -> None:
         self._core = core
         self._linger_seconds = linger_seconds
-        self._lines: dict[Key, _Line] = {}
+        self._lines: dict[Key, Line] = {}
         self._sweep_at = _SWEEP_SLACK
 
     def __len__(self) -> int:
@@ -100,7 +65,7 @@ class Sequences:
             try:
                 return self._step(step, line, run)
             except (SessionEndedError, NotFoundError) as error:
-                raise _over(step.key, error) from error
+                raise over(step.key, error) from error
         create = asyncio.get_running_loop().create_future
         results: list[Result] = [create() for _ in step.rows]
         line.waiting.append((step, results))
@@ -117,7 +82,7 @@ class Sequences:
         line = self._lines.get(key)
         if line is not None and line.run is not None and not self._is_whole(line.run):
             self._drop(key, line, line.run)
-        return _over(key, error)
+        return over(key, error)
 
     async def stop(self) -> None:
         """Drop what waits to be admitted; the sessions are the core's to keep."""
@@ -132,11 +97,11 @@ class Sequences:
 
     # ---- admission: one request of a key after the other
 
-    def _wake(self, key: Key, line: _Line) -> None:
+    def _wake(self, key: Key, line: Line) -> None:
         if line.worker is None:
             line.worker = asyncio.create_task(self._work(key, line), name="tidegate-sequence")
 
-    async def _work(self, key: Key, line: _Line) -> None:
+    async def _work(self, key: Key, line: Line) -> None:
         try:
             if line.ended is not None and line.timer is None:
                 await self._let_go(line, line.ended)
@@ -146,7 +111,7 @@ class Sequences:
                 try:
                     await self._admit(step, line, results)
                 except (SessionEndedError, NotFoundError) as error:
-                    fail(results, _over(step.key, error))
+                    fail(results, over(step.key, error))
                 except Exception as error:  # noqa: BLE001 - it is this request's answer
                     fail(results, error)
                 except BaseException:
@@ -159,7 +124,7 @@ class Sequences:
                 cancel(results)
             self._forget_empty(key, line)
 
-    async def _admit(self, step: SequenceStep, line: _Line, results: list[Result]) -> None:
+    async def _admit(self, step: SequenceStep, line: Line, results: list[Result]) -> None:
         if all(result.done() for result in results):
             return
         if line.run is None and line.ended is None:
@@ -169,7 +134,7 @@ class Sequences:
         if step.start:
             await self._begin(step, line)
         if line.run is None:
-            raise _not_started(step.key)
+            raise not_started(step.key)
         run = line.run
         step = step.on(run.version)
         inner = self._step(step, line, run)
@@ -178,7 +143,7 @@ class Sequences:
             await asyncio.wait(inner)
             await self._conclude(step, line, run, inner)
 
-    async def _conclude(self, step: SequenceStep, line: _Line, run: _Run, inner: list[Result]) -> None:
+    async def _conclude(self, step: SequenceStep, line: Line, run: Run, inner: list[Result]) -> None:
         """Let the sequence end where its request said so, or where it cannot go on rightly.
 
         That is where its start failed, for what was sent after it must not run as if nothing had happened; and where
@@ -191,7 +156,7 @@ class Sequences:
             line.run = None
             await self._close(run)
 
-    async def _answer_repeat(self, step: SequenceStep, line: _Line, results: list[Result]) -> bool:
+    async def _answer_repeat(self, step: SequenceStep, line: Line, results: list[Result]) -> bool:
         """Answer a request that repeats a start, or the end of a sequence that lingers, as it was answered before."""
         if step.start and step.position != 0:
             raise InvalidInputError(f"a sequence starts at position 0, not {step.position}", reason="BAD_POSITION")
@@ -211,11 +176,11 @@ class Sequences:
         return True
 
     @staticmethod
-    def _is_past_end(step: SequenceStep, line: _Line) -> bool:
+    def _is_past_end(step: SequenceStep, line: Line) -> bool:
         """Whether the request can only be a repeat: the sequence has ended, beyond its position."""
         return line.run is None and step.position is not None and step.position < line.ended_at
 
-    async def _begin(self, step: SequenceStep, line: _Line) -> None:
+    async def _begin(self, step: SequenceStep, line: Line) -> None:
         """Open a session for each row, when what runs under the same name has come to its end."""
         if line.run is not None:
             await wait(list(line.run.due))
@@ -223,7 +188,7 @@ class Sequences:
             await self._close(old, is_restart=True)
         await self._forget_ended(line)
         await self._close_over(line)
-        run = _Run(step.version, [])
+        run = Run(step.version, [])
         try:
             for name, _ in zip(session_ids(step.key), step.rows, strict=False):
                 run.version = await self._core.open_sequence(step.key.model, step.version, name)
@@ -233,9 +198,9 @@ class Sequences:
             raise
         line.run = run
 
-    async def _find(self, key: Key) -> _Run | None:
+    async def _find(self, key: Key) -> Run | None:
         """The sequence that a store has kept over a restart of the server, None where there is none."""
-        run = _Run("", [])
+        run = Run("", [])
         for name in session_ids(key):
             version = await self._core.find_sequence(key.model, name)
             if version is None:
@@ -244,7 +209,7 @@ class Sequences:
             run.sessions.append(name)
         return run if run.sessions else None
 
-    async def _end(self, step: SequenceStep, line: _Line, run: _Run, position: int) -> None:
+    async def _end(self, step: SequenceStep, line: Line, run: Run, position: int) -> None:
         line.run = None
         if step.position is None:
             await self._close(run)
@@ -253,17 +218,17 @@ class Sequences:
         loop = asyncio.get_running_loop()
         line.timer = loop.call_later(self._linger_seconds, self._linger_is_over, step.key, line)
 
-    def _linger_is_over(self, key: Key, line: _Line) -> None:
+    def _linger_is_over(self, key: Key, line: Line) -> None:
         line.timer = None
         self._wake(key, line)  # a worker that runs already closes it, or begins the sequence anew
 
-    async def _let_go(self, line: _Line, ended: _Run) -> None:
+    async def _let_go(self, line: Line, ended: Run) -> None:
         """Close what has lingered long enough, unless it was begun anew meanwhile, by another server."""
         if await self._core.stamp(ended.sessions[0]) == line.stamp:
             await self._close(ended)
         line.ended = None
 
-    async def _forget_ended(self, line: _Line) -> None:
+    async def _forget_ended(self, line: Line) -> None:
         if line.timer is not None:
             line.timer.cancel()
             line.timer = None
@@ -271,11 +236,11 @@ class Sequences:
             old, line.ended = line.ended, None
             await self._close(old)
 
-    async def _close_over(self, line: _Line) -> None:
+    async def _close_over(self, line: Line) -> None:
         while line.over:
             await self._close(line.over.pop())
 
-    async def _close(self, run: _Run, *, is_restart: bool = False) -> None:
+    async def _close(self, run: Run, *, is_restart: bool = False) -> None:
         for session in run.sessions:
             try:
                 await self._core.close_sequence(session, is_restart=is_restart)
@@ -284,9 +249,9 @@ class Sequences:
 
     # ---- steps
 
-    def _step(self, step: SequenceStep, line: _Line, run: _Run) -> list[Result]:
+    def _step(self, step: SequenceStep, line: Line, run: Run) -> list[Result]:
         """Hand the rows to their sessions."""
-        _check_fit(step, run)
+        check_fit(step, run)
         results: list[Result] = []
         try:
             for session, row in zip(run.sessions, step.rows, strict=True):
@@ -301,10 +266,10 @@ class Sequences:
 
     # ---- the table
 
-    def _add(self, key: Key) -> _Line:
+    def _add(self, key: Key) -> Line:
         if len(self._lines) >= self._sweep_at:
             self._sweep()
-        line = self._lines[key] = _Line()
+        line = self._lines[key] = Line()
         return line
 
     def _sweep(self) -> None:
@@ -316,10 +281,10 @@ class Sequences:
                 num_known -= 1
         self._sweep_at = 2 * num_known + _SWEEP_SLACK
 
-    def _is_whole(self, run: _Run) -> bool:
+    def _is_whole(self, run: Run) -> bool:
         return all(map(self._core.is_open, run.sessions))
 
-    def _drop(self, key: Key, line: _Line, run: _Run) -> None:
+    def _drop(self, key: Key, line: Line, run: Run) -> None:
         """Let the worker close what is left of a sequence that has ended by itself."""
         if line.run is run:
             line.run = None
@@ -328,35 +293,7 @@ class Sequences:
         line.over.append(run)
         self._wake(key, line)
 
-    def _forget_empty(self, key: Key, line: _Line) -> None:
+    def _forget_empty(self, key: Key, line: Line) -> None:
         is_empty = line.run is None and line.ended is None and line.worker is None and not line.over
         if is_empty and self._lines.get(key) is line:
             del self._lines[key]
-
-
-def _check_fit(step: SequenceStep, run: _Run) -> None:
-    if len(step.rows) != len(run.sessions):
-        raise InvalidInputError(
-            f"{step.key} was started with a batch of {len(run.sessions)} rows, this one has {len(step.rows)}",
-            reason="WRONG_BATCH",
-        )
-    if step.version and step.version != run.version:
-        raise InvalidInputError(f"{step.key} runs on version {run.version}, not {step.version}", reason="WRONG_VERSION")
-
-
-def _not_started(key: Key) -> InvalidInputError:
-    return InvalidInputError(
-        f"{key} is not running: its first request must specify the START flag", reason="SEQUENCE_NOT_STARTED"
-    )
-
-
-def _over(key: Key, error: TidegateError) -> TidegateError:
-    """What a request is told whose sequence has ended by itself."""
-    if not isinstance(error, SessionEndedError):
-        return _not_started(key)
-    if error.message.startswith(f"{key} has ended: "):
-        return error
-    why = error.message.partition(": ")[2]
-    return SessionEndedError(
-        f"{key} has ended: {why}; to begin it anew a request must specify the START flag", reason=error.reason
-    )

@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 Encoded = TypeVar("Encoded")
 _STATISTICS_SECONDS = 1.0
-_UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # A fellow that was away for long is found as soon as one that was not; gRPC's own pause grows to two minutes.
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
 
 
 class RoutedInference(Inference):
@@ -43,7 +48,7 @@ class RoutedInference(Inference):
         self.sequences, self.statistics, self.repository = local.sequences, local.statistics, local.repository
         self.models = local.models  # a sequence that began there goes on here
         self._seat = seat
-        self._channels = {each: aio.insecure_channel(seat.address(each), options=_UNLIMITED) for each in seat.others}
+        self._channels = {each: aio.insecure_channel(seat.address(each), options=_OPTIONS) for each in seat.others}
         # Calls may overtake each other, those of a sequence may not.
         self._turns: Turns[Key] = Turns()
 
