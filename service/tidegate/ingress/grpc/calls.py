@@ -89,17 +89,20 @@ def _ended(method: Call[Servicer, Request, Reply], name: str | None) -> Call[Ser
         calls.begin()
         begun = None if name is None else calls.requests.begin(context.invocation_metadata, session)
         try:
-            reply = await method(self, request, context)
-            outcome = OK
-            return reply
-        except Exception as error:  # noqa: BLE001 - conceal logs what is not ours
-            told = conceal(error)
-            outcome, status = outcome_of(told), encode_status(told)
+            try:
+                reply = await method(self, request, context)
+                outcome = OK
+                return reply
+            except Exception as error:  # noqa: BLE001 - conceal logs what is not ours
+                told = conceal(error)
+                outcome = outcome_of(told)
+            finally:
+                if name is not None:  # Before the client is told: then it can see that it was counted.
+                    calls.requests.method(self.interface, name).end(begun, outcome, session)
+            status = encode_status(told)
             await context.abort(status.code, status.details, status.trailing_metadata)
         finally:
             calls.end()
-            if name is not None:
-                calls.requests.method(self.interface, name).end(begun, outcome, session)
 
     return call
 
