@@ -46,7 +46,7 @@ def told(inputs: Sequence[Declared], request: Request) -> list[Declared]:
 
 
 def _told(item: Declared, request: Request) -> Declared:
-    dims: tuple[Axis, ...] | None = item.dims
+    dims = _unsaid(item.dims)
     if item.name in request.shapes:
         dims = _with_context(item.name, request)
         if item.dims is not None and not _agree(dims, item.dims):
@@ -66,6 +66,11 @@ def _told(item: Declared, request: Request) -> Declared:
     return Declared(item.name, item.dtype, dims)
 
 
+def _unsaid(dims: tuple[int | str, ...] | None) -> tuple[Axis, ...] | None:
+    """Return the dims with the file's own `batch` and `time` as free axes like others: they are hints only."""
+    return None if dims is None else tuple(f"the_{dim}" if dim in {BATCH, TIME} else dim for dim in dims)
+
+
 def _with_context(name: str, request: Request) -> Axes:
     axes = list(request.shapes[name])
     context = request.contexts.get(name)
@@ -83,21 +88,24 @@ def _agree(axes: Axes, dims: Sequence[int | str]) -> bool:
     )
 
 
-def guesses(inputs: Sequence[Declared], likely_states: Mapping[str, float], request: Request) -> list[Guess]:
+def guesses(
+    inputs: Sequence[Declared], likely_states: Mapping[str, float], widths: Mapping[str, int], request: Request
+) -> list[Guess]:
     """Return what the free axes may be, likeliest first, at most `MOST_GUESSES`.
 
     Args:
         inputs: With what was told.
         likely_states: Inputs that look like states; their free axes cannot be time.
+        widths: By input: how many features its weights ask for.
         request: An axis for all inputs (`--batch-axis 1`) holds for those that are no likely states.
     """
     inputs = [_general(item, likely_states, request) for item in inputs]
     free = sorted({dim for item in inputs for dim in item.dims or () if isinstance(dim, str)} - {BATCH, TIME})
     if len(free) > _MOST_FREE:
         raise ExportError(f"{len(free)} axes are free ({', '.join(free)}): say them, as in --shape NAME=batch,time,80")
-    choices: tuple[Axis, ...] = (BATCH, TIME, _ONE)
+    choices: list[list[Axis]] = [[BATCH, TIME, _ONE, *_widths_at(name, inputs, widths)] for name in free]
     scored: list[tuple[float, Guess]] = []
-    for meanings in itertools.product(choices, repeat=len(free)):
+    for meanings in itertools.product(*choices):
         meaning = dict(zip(free, meanings, strict=True))
         guess = _guess(inputs, meaning)
         if guess is not None and _is_allowed(guess, request):
@@ -117,11 +125,20 @@ def _general(item: Declared, likely_states: Mapping[str, float], request: Reques
     return Declared(item.name, item.dtype, dims)
 
 
+def _widths_at(name: str, inputs: Sequence[Declared], widths: Mapping[str, int]) -> list[int]:
+    """Return the widths that a free axis may be, of inputs that have theirs nowhere else."""
+    found = (widths[item.name] for item, _ in _places(name, inputs) if item.name in widths)
+    fixed = {dim for item, _ in _places(name, inputs) for dim in item.dims or ()}
+    return sorted({width for width in found if width not in fixed and width != _ONE})
+
+
 def _guess(inputs: Sequence[Declared], meaning: Mapping[str, Axis]) -> Guess | None:
     guess = {}
     for item in inputs:
         axes = tuple(dim if isinstance(dim, int) else meaning.get(dim, dim) for dim in item.dims or ())
-        if axes.count(BATCH) > 1 or axes.count(TIME) > 1:
+        opened = [meaning[dim] for dim in item.dims or () if isinstance(dim, str) and dim in meaning]
+        has_widths = sum(isinstance(size, int) and size != _ONE for size in opened)
+        if axes.count(BATCH) > 1 or axes.count(TIME) > 1 or has_widths > 1:
             return None
         guess[item.name] = axes
     return guess
@@ -142,7 +159,9 @@ def _likelihood(name: str, meaning: Axis, inputs: Sequence[Declared], likely_sta
     if not name.startswith("?"):
         score += 2 * batch_likelihood(name) * (meaning in {BATCH, _ONE}) + 2 * time_likelihood(name) * (meaning == TIME)
     for item, place in _places(name, inputs):
-        if item.name in likely_states:
+        if isinstance(meaning, int) and meaning != _ONE:
+            score += 2.0 if place == len(item.dims or ()) - 1 else 1.0
+        elif item.name in likely_states:
             score += {BATCH: 2.0, TIME: -3.0}.get(str(meaning), 0.0)
         else:
             num_free = sum(isinstance(dim, str) for dim in item.dims or ())

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from tidegate_export.importing.foreign import Array, Declared
-from tidegate_export.importing.source import attribute, inner_graphs, nodes
+from tidegate_export.importing.foreign import Array, Declared, declared
+from tidegate_export.importing.source import inner_graphs, integers, nodes
 
 
 def with_constants(
@@ -38,6 +38,29 @@ def with_constants(
         del baked.graph.node[:]
         baked.graph.node.extend([*first, *rest])
     return baked
+
+
+def is_empty(item: Declared) -> bool:
+    """Whether a tensor holds nothing, whatever its free axes are."""
+    return 0 in (item.dims or ())
+
+
+def empty(item: Declared) -> Array:
+    """Return the only value of a tensor that holds nothing."""
+    return np.zeros([dim if isinstance(dim, int) else 1 for dim in item.dims or ()], item.dtype)
+
+
+def without_empty_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model without the outputs that hold nothing."""
+    kept = copied(model)
+    told = [
+        item
+        for item, known in zip(model.graph.output, declared(model.graph.output), strict=True)
+        if not is_empty(known)
+    ]
+    del kept.graph.output[:]
+    kept.graph.output.extend(told)
+    return kept
 
 
 def _shared(item: Declared, others: list[Declared]) -> list[tuple[str, int] | int]:
@@ -87,7 +110,7 @@ def with_free_reshapes(model: onnx.ModelProto, which: int) -> onnx.ModelProto:
     """
     opened = copied(model)
     for graph in _graphs(opened.graph):
-        constants = _integers(graph)
+        constants = integers(graph)
         for index, node in enumerate(graph.node):
             shape = constants.get(node.input[1]) if node.op_type == "Reshape" else None
             ones = [at for at, size in enumerate(shape or []) if size == 1]
@@ -131,14 +154,3 @@ def _forget(graph: GraphProto) -> None:
         del inner.value_info[:]
         for item in inner.output:
             item.type.tensor_type.ClearField("shape")
-
-
-def _integers(graph: GraphProto) -> dict[str, list[int]]:
-    """Return the constant lists of int64 of one graph."""
-    tensors = {item.name: item for item in graph.initializer}
-    for node in graph.node:
-        value = attribute(node, "value") if node.op_type == "Constant" else None
-        if isinstance(value, TensorProto):
-            tensors[node.output[0]] = value
-    kept = {name: item for name, item in tensors.items() if item.data_type == TensorProto.INT64 and len(item.dims) == 1}
-    return {name: numpy_helper.to_array(item).tolist() for name, item in kept.items()}

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from tidegate_export.importing.flow import Flow, Link
 from tidegate_export.importing.naming import similarity
 
+_CARRIED = 3.0
+"""A recurrent layer begins with the input and ends with the output: more than names can say."""
+
 _LINKS = {Link.MOVED: 4.0, Link.ELEMENTWISE: 2.0, Link.MIXED: 0.5, Link.NONE: 0.0}
 STRONG = 2.4
 """Moved values, or names that agree."""
@@ -24,16 +27,17 @@ class Evidence:
     links: dict[Pair, Link]
     depends: dict[str, frozenset[str]]
     """By output: the inputs that it hangs on in any way."""
+    carried: frozenset[Pair]
 
     @classmethod
     def gather(cls, inputs: Sequence[str], outputs: Sequence[str], flow: Flow) -> Evidence:
         reached = {name: flow.links(name) for name in inputs}
         links = {(a, b): reached[a].get(b, Link.NONE) for a in inputs for b in outputs}
         depends = {b: frozenset(a for a in inputs if links[a, b] is not Link.NONE) for b in outputs}
-        return cls(links, depends)
+        return cls(links, depends, frozenset(flow.carried(reached)))
 
     def score(self, pair: Pair) -> float:
-        return _LINKS[self.links[pair]] + 4 * similarity(*pair)
+        return _LINKS[self.links[pair]] + _CARRIED * (pair in self.carried) + 4 * similarity(*pair)
 
     def reason(self, pair: Pair) -> str:
         """Say in words what speaks for a pair."""

@@ -8,8 +8,8 @@ graph does with a state and what it is called decide, or the caller.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -19,13 +19,15 @@ from tidegate_export.errors import ExportError
 from tidegate_export.importing.axes import Guess, guesses
 from tidegate_export.importing.by_frame import likeliest_pairs
 from tidegate_export.importing.evidence import STRONG, Evidence
-from tidegate_export.importing.flow import Flow
+from tidegate_export.importing.flow import Flow, handed_on
 from tidegate_export.importing.foreign import Array, Arrays, Declared, Foreign, declared, random_array
 from tidegate_export.importing.naming import is_length
 from tidegate_export.importing.pairing import STEPS, NotStreamableError, Search
 from tidegate_export.importing.plan import Axes, Found, is_along_time, sized
-from tidegate_export.importing.refusals import RejectedError, unsaid_setting, why_not_streamable, without_state
+from tidegate_export.importing.refusals import RejectedError, grows, unsaid_setting, why_not_streamable, without_state
 from tidegate_export.importing.request import Request
+from tidegate_export.importing.squeezed import with_axes_kept
+from tidegate_export.importing.widths import widths
 
 _MOST_ELEMENTS = 1 << 26
 """Of one input in a try: declared sizes may be anything."""
@@ -54,21 +56,27 @@ class Explorer:
         Raises:
             ExportError: Nothing holds; with the reason of the guess that got furthest, and what to do.
         """
+        if len(self.inputs) == 1:  # whatever its axes are
+            raise ExportError(str(without_state(self.flow)))
         self._refuse_settings()
         rejections: list[RejectedError] = []
         does_not_stream = False
-        for guess in guesses(self.inputs, self.likely_states(), self.request):
+        for guess in guesses(self.inputs, self.likely_states(), self._widths(), self.request):
             attempt = _Try(self, guess)
             if does_not_stream and not attempt.has_time:
                 continue  # what fails as a stream is not made one by taking it step by step
             try:
                 return attempt.found()
             except RejectedError as error:
-                does_not_stream |= isinstance(error.__cause__, NotStreamableError)
-                rejections.append(error)
+                is_stream = attempt.has_time and all(TIME not in guess[name] for name in self.likely_states())
+                does_not_stream |= is_stream and isinstance(error.__cause__, NotStreamableError)
+                rejections += [error, *attempt.growth()]
         if not rejections:
             raise ExportError("--batch-axis, --time-axis or --shape leave no way to read the graph's axes")
         raise ExportError(str(max(rejections, key=lambda error: error.depth)))
+
+    def _widths(self) -> dict[str, int]:
+        return widths(self.model.graph, self.flow, [item.name for item in self.inputs])
 
     def _refuse_settings(self) -> None:
         """A single number that no output can be is a setting: nothing runs without its value."""
@@ -77,9 +85,7 @@ class Explorer:
         for item in self.inputs:
             dims = item.dims or ()
             is_one = all(dim == 1 for dim in dims) and any(other not in likely for other in names - {item.name})
-            could_be = any(
-                out.dtype == item.dtype and (out.dims is None or len(out.dims) == len(dims)) for out in outputs
-            )
+            could_be = any(_may_be_one(item, output) for output in outputs)
             if is_one and not could_be and not (dims and is_length(item.name)):
                 raise ExportError(unsaid_setting(item.name, item.dtype, dims))
 
@@ -90,7 +96,8 @@ class Explorer:
         later one, is the cache.
         """
         ranks = {item.name: (-_num_free(item), place) for place, item in enumerate(self.inputs)}
-        pairs = [(item.name, output) for item in self.inputs for output in self.foreign.outputs]
+        outputs = declared(self.model.graph.output)
+        pairs = [(item.name, output.name) for item in self.inputs for output in outputs if _may_be_one(item, output)]
         said = self.request.states
         likely = dict.fromkeys(said, math.inf)
         claimed = set(said.values())
@@ -117,6 +124,7 @@ class _Try:
 
     def found(self) -> Found:
         self._probe()
+        self._keep_axes()
         candidates = {item.name: self._candidates(item.name) for item in self.explorer.inputs}
         return self._with_time(candidates) if self.has_time else self._by_frame(candidates)
 
@@ -134,6 +142,24 @@ class _Try:
             self.axes[name] = self._output_axes(name, first[name], second[name], sizes)
             self.dtypes[name] = first[name].dtype.name
 
+    def _keep_axes(self) -> None:
+        """Run one step of one row: outputs that lose axes there get them back."""
+        try:
+            single = self.explorer.foreign.run(self._feeds(1, 1))
+        except ExportError:  # the streaming proof tells what keeps a single step from running
+            return
+        lost = {
+            name: self.axes[name] for name in self.explorer.foreign.outputs if self._is_squeezed(name, single[name])
+        }
+        if lost:
+            batch = [(name, self.axes[name].index(BATCH)) for name in self._names() if BATCH in self.axes[name]]
+            model = with_axes_kept(self.explorer.model, lost, batch[0] if batch else None)
+            self.explorer = replace(self.explorer, model=model, foreign=Foreign(model))
+
+    def _is_squeezed(self, name: str, single: Array) -> bool:
+        shape = sized(self.axes[name], 1, 1)
+        return single.ndim < len(shape) and single.size == math.prod(shape)
+
     def _output_axes(self, name: str, first: Array, second: Array, sizes: Sequence[tuple[int, int]]) -> Axes:
         if first.ndim != second.ndim:
             raise RejectedError(1, f"output {name!r} has {first.ndim} axes in one run and {second.ndim} in another")
@@ -146,25 +172,35 @@ class _Try:
             elif pair == (sizes[0][1], sizes[1][1]):
                 axes.append(TIME)
             else:
-                self._refuse_growth(name, first)
-                raise RejectedError(
-                    1,
-                    f"output {name!r} has {pair[0]} elements where the input has {sizes[0][1]} steps: not one a step; "
-                    f"if the graph takes so many steps at once, make them one: {self._example()}",
+                self._refuse_growth(name)
+                reason = (
+                    f"output {name!r} has {pair[0]} elements where the input has {sizes[0][1]} steps: not one a step"
                 )
+                raise RejectedError(
+                    1, f"{reason}; if the graph takes so many steps at once, make them one: {self._example()}"
+                ) from NotStreamableError(reason)
         if axes.count(BATCH) > 1 or axes.count(TIME) > 1:
             raise RejectedError(1, f"output {name!r} has the shape {list(first.shape)}: which axis is which?")
         return tuple(axes)
 
-    def _refuse_growth(self, output: str, value: Array) -> None:
-        score = self.explorer.evidence.score
+    def growth(self) -> Iterator[RejectedError]:
+        """Yield why none of the likely states is one that comes out longer than it went in, along a free axis."""
+        for item in self.explorer.inputs:
+            if item.name not in self.likely:
+                continue
+            output = self._likeliest_output(item.name)
+            sizes = zip(self.axes[item.name], self.axes.get(output, ()), item.dims or (), strict=False)
+            if any(isinstance(a, int) and isinstance(b, int) and b > a and isinstance(c, str) for a, b, c in sizes):
+                yield grows(item.name, output)
+
+    def _refuse_growth(self, output: str) -> None:
         for name in self.likely:
-            if output == max(self.explorer.foreign.outputs, key=lambda other: score((name, other))):
-                raise RejectedError(
-                    3,
-                    f"{name} → {output} looks like a state, but goes in as {list(self.axes[name])} and comes out as "
-                    f"{list(value.shape)}: a state keeps its size, so a cache that grows cannot be one",
-                )
+            if output == self._likeliest_output(name):
+                raise grows(name, output)
+
+    def _likeliest_output(self, name: str) -> str:
+        outputs: list[str] = self.explorer.foreign.outputs
+        return max(outputs, key=lambda other: self.explorer.evidence.score((name, other)))
 
     def _feeds(self, rows: int, steps: int) -> Arrays:
         feeds = {}
@@ -301,6 +337,11 @@ class _Try:
             lengths=lengths,
             contexts=self.explorer.request.contexts,
             initial={name: first for name, first in self.explorer.initial.items() if np.ptp(first) != 0},
+            notes=tuple(
+                f"{a} is handed on as it came: every session keeps its first value (--initial says it; or --constant)"
+                for a in handed_on(self.explorer.model.graph)
+                if a in pairs
+            ),
             reasons={a: "proved by streaming" if is_proved else self._reason(a, b) for a, b in pairs.items()},
         )
 
@@ -319,6 +360,11 @@ class _Try:
     def _example(self) -> str:
         names = [name for name in self._names() if name not in self.likely]
         return f"--shape {(names or self._names())[0]}=batch,512" if names else "--shape NAME=batch,512"
+
+
+def _may_be_one(left: Declared, right: Declared) -> bool:
+    """Whether two tensors are of one kind, as far as the file says; of sizes it often says what is wrong."""
+    return left.dtype == right.dtype and (left.dims is None or right.dims is None or len(left.dims) == len(right.dims))
 
 
 def _num_free(item: Declared) -> int:

@@ -6,13 +6,13 @@ Knows ONNX's scopes and the operators that merely move values. Runs nothing.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
 from onnx import GraphProto, NodeProto
 
-from tidegate_export.importing.source import RECURRENT, attribute, called, inner_graphs
+from tidegate_export.importing.source import RECURRENT, attribute, called, inner_graphs, integers, nodes
 
 
 class Link(IntEnum):
@@ -47,6 +47,8 @@ class Layer:
     name: str
     initial: str | None
     is_backward: bool
+    slots: tuple[tuple[str, str], ...] = ()
+    """First and last value of each of its states that has both."""
 
 
 @dataclass(slots=True)
@@ -55,6 +57,8 @@ class Flow:
 
     edges: dict[str, list[tuple[str, Link]]] = field(default_factory=lambda: defaultdict(list))
     layers: list[Layer] = field(default_factory=list)
+    reversals: list[str] = field(default_factory=list)
+    """Nodes that turn a sequence around."""
 
     def links(self, start: str) -> dict[str, Link]:
         """Return everything that hangs on the graph's input `start`, with the strongest link."""
@@ -68,6 +72,20 @@ class Flow:
                         best[other] = most
                         todo.append(other)
         return best
+
+    def carried(self, reached: Mapping[str, Mapping[str, Link]]) -> set[tuple[str, str]]:
+        """Return which values (keys of `reached`, with all that hangs on each) a layer takes its first state from, and
+        which it gives its last to, scaled at most.
+        """
+        return {
+            (source, target)
+            for layer in self.layers
+            for first, last in layer.slots
+            for target, link in self.links(last).items()
+            if link <= Link.ELEMENTWISE
+            for source, links in reached.items()
+            if links.get(first, Link.NONE) <= Link.ELEMENTWISE
+        }
 
     def backward(self) -> list[str]:
         """Return the layers that also, or only, run from the end of the sequence."""
@@ -84,7 +102,8 @@ Scope = dict[str, str]
 
 def trace(graph: GraphProto) -> Flow:
     """Return the flow of a graph, nested ones included; values at the top are known by their name alone."""
-    flow = Flow()
+    known = integers(graph)
+    flow = Flow(reversals=[called(node) for node in nodes(graph) if _turns_around(node, known)])
     _trace_graph(graph, {item.name: item.name for item in graph.input}, "", flow)
     return flow
 
@@ -121,7 +140,24 @@ def _edges(node: NodeProto, scope: Scope, prefix: str, flow: Flow) -> Iterator[E
 
 def _layer(node: NodeProto, scope: Scope) -> Layer:
     name = node.input[5] if len(node.input) > 5 else ""
-    return Layer(called(node), scope.get(name), attribute(node, "direction") in {b"bidirectional", b"reverse"})
+    is_backward = attribute(node, "direction") in {b"bidirectional", b"reverse"}
+    slots = tuple((first, last) for first, last, link in _carried(node, scope) if link is Link.MOVED)
+    return Layer(called(node), scope.get(name), is_backward, slots)
+
+
+def handed_on(graph: GraphProto) -> list[str]:
+    """Return the inputs that come out again as they are."""
+    sources = {item.name: item.name for item in graph.input}
+    for node in graph.node:
+        if node.op_type == "Identity" and node.input[0] in sources:
+            sources[node.output[0]] = sources[node.input[0]]
+    outputs = {item.name for item in graph.output}
+    return [source for value, source in sources.items() if value in outputs]
+
+
+def _turns_around(node: NodeProto, known: Mapping[str, Sequence[int]]) -> bool:
+    steps = known.get(node.input[4], ()) if node.op_type == "Slice" and len(node.input) > 4 else ()
+    return node.op_type == "ReverseSequence" or any(step < 0 for step in steps)
 
 
 def _carried(node: NodeProto, scope: Scope) -> Iterator[Edge]:

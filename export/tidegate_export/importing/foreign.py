@@ -91,7 +91,7 @@ def _declared(value: ValueInfoProto) -> Declared:
         return Declared(value.name, dtype, None)
     dims: list[int | str] = []
     for index, dim in enumerate(tensor.shape.dim):
-        has_size = dim.HasField("dim_value") and dim.dim_value > 0
+        has_size = dim.HasField("dim_value") and dim.dim_value >= 0
         dims.append(dim.dim_value if has_size else dim.dim_param or f"?{value.name}.{index}")
     if math.prod(dim for dim in dims if isinstance(dim, int)) > MOST_ELEMENTS:
         raise ExportError(f"{value.name!r} declares the shape {dims}: no step or state is that large")

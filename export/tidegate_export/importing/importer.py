@@ -30,7 +30,7 @@ from tidegate_export.errors import ExportError
 from tidegate_export.importing.axes import told
 from tidegate_export.importing.branches import with_branches_taken
 from tidegate_export.importing.card import imported_card
-from tidegate_export.importing.edit import with_constants
+from tidegate_export.importing.edit import empty, is_empty, with_constants, without_empty_outputs
 from tidegate_export.importing.evidence import Evidence
 from tidegate_export.importing.explore import Explorer
 from tidegate_export.importing.flow import Flow, trace
@@ -107,7 +107,8 @@ def _explored(source: Source, rounding: Rounding, request: Request) -> Found:
     declared(source.model.graph.output)
     _refuse_unknown(inputs, source, request)
     constants = {name: _constant(name, text, inputs) for name, text in request.constants.items()}
-    model = with_constants(source.model, constants, inputs)
+    constants |= {name: empty(item) for name, item in inputs.items() if is_empty(item)}
+    model = with_constants(without_empty_outputs(source.model), constants, inputs)
     rest = told([item for name, item in inputs.items() if name not in constants], request)
     flow, foreign = trace(model.graph), Foreign(model)
     explorer = Explorer(
@@ -117,7 +118,7 @@ def _explored(source: Source, rounding: Rounding, request: Request) -> Found:
         evidence=Evidence.gather([item.name for item in rest], foreign.outputs, flow),
         flow=flow,
         request=request,
-        initial=_initial(request, {item.name: item for item in rest}),
+        initial=_initial(request, {item.name: inputs[item.name] for item in rest}),
         slack=rounding.slack,
         tolerance=request.tolerance or ABSOLUTE,
     )
@@ -126,7 +127,14 @@ def _explored(source: Source, rounding: Rounding, request: Request) -> Found:
         _refuse_forgetful(found, trace(found.model.graph))
     if rounding.is_by_run and not found.is_frame:
         # Scales over several steps would make a step depend on its chunk.
-        found = replace(found, is_frame=True, notes=("int8 scales are taken by run: steps run one by one",))
+        found = replace(
+            found,
+            is_frame=True,
+            notes=(
+                *found.notes,
+                "int8 scales are taken by run: steps run one by one",
+            ),
+        )
     if found.is_frame and found.lengths is not None:
         raise ExportError(f"steps run one by one, so each is one long: --constant {found.lengths}=1")
     return found

@@ -18,6 +18,9 @@ _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 _MADE_UP = re.compile(r"onnx::|\d+$")
 """Names that an exporter numbers, after the operator that reads them."""
 
+_PORT = re.compile(r":\d+$")
+"""TensorFlow numbers the outputs of a node: `h:0`."""
+
 _SUFFIX = re.compile(r"(?<=\w)(n|N|0|1|in|out|In|Out)$")
 
 _BATCH = re.compile(r"(^|_)(batch|batches|bs|bsz|n|b|nb)($|_|size|\d)", re.IGNORECASE)
@@ -28,6 +31,7 @@ _TIME = re.compile(
 
 def similarity(left: str, right: str) -> float:
     """Say how likely two names are one state's, before and after: 0 (no hint) to 1 (`h_in`, `h_out`)."""
+    left, right = _PORT.sub("", left), _PORT.sub("", right)
     if _MADE_UP.match(left) or _MADE_UP.match(right):
         return 0.0
     words, others = _words(left), _words(right)

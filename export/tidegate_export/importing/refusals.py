@@ -21,6 +21,14 @@ def unsaid_setting(name: str, dtype: str, dims: Axes) -> str:
     return f"input {name!r} ({kind}) is neither a sequence nor a state: say its value, --constant {name}=VALUE"
 
 
+def grows(name: str, output: str) -> RejectedError:
+    return RejectedError(
+        6,
+        f"{name} → {output} looks like a state, but comes out longer than it went in: a state keeps its size, so a "
+        "cache that grows cannot be one; export the model with a cache of fixed length",
+    )
+
+
 def without_state(flow: Flow) -> RejectedError:
     """Return the refusal of a graph of which no input is a state."""
     if flow.layers:
@@ -36,6 +44,11 @@ def without_state(flow: Flow) -> RejectedError:
 def why_not_streamable(flow: Flow, states: Sequence[str]) -> str:
     """Say what in the graph is likely to keep it from streaming, given that it does not."""
     backward, forgetful = flow.backward(), flow.forgetful(states)
+    if not backward and flow.layers and flow.reversals:
+        return (
+            f"{listed(flow.reversals)} turns the sequence around, and a layer then begins at its end, which a stream "
+            "does not have; use a model that only runs forward"
+        )
     if backward:
         return (
             f"{listed(backward)} is bidirectional: its backward half begins at the end of the sequence, which a stream "

@@ -10,6 +10,7 @@ import math
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TypeAlias
 
@@ -26,6 +27,9 @@ MOST_BYTES = 2_000_000_000
 
 MOST_ELEMENTS = 1 << 27
 """Of one tensor: half a gigabyte in fp32, beyond any state or step."""
+
+MOST_NODES = 1_000_000
+"""Of a graph with its local functions put in."""
 
 RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
 
@@ -59,6 +63,7 @@ def read_source(path: Path) -> Source:
     for tensor in _tensors(model.graph):
         _check_size(tensor)
     if model.functions:
+        _check_functions(model)
         model = onnx.inliner.inline_local_functions(model)
     _drop_default_inputs(model)
     _sort(model.graph)
@@ -90,6 +95,26 @@ def inner_graphs(node: NodeProto) -> Graphs:
         if item.type == AttributeProto.GRAPH:
             yield item.g
         yield from item.graphs
+
+
+def constants(graph: GraphProto) -> dict[str, TensorProto]:
+    """Return the constants of one graph, nested ones left out."""
+    found = {item.name: item for item in graph.initializer}
+    for node in graph.node:
+        value = attribute(node, "value") if node.op_type == "Constant" else None
+        if isinstance(value, TensorProto):
+            found[node.output[0]] = value
+    return found
+
+
+def integers(graph: GraphProto) -> dict[str, list[int]]:
+    """Return the constant lists of int64 of one graph."""
+    lists = {
+        name: item
+        for name, item in constants(graph).items()
+        if item.data_type == TensorProto.INT64 and len(item.dims) == 1
+    }
+    return {name: numpy_helper.to_array(item).tolist() for name, item in lists.items()}
 
 
 def attribute(node: NodeProto, name: str) -> object:
@@ -209,24 +234,41 @@ def _drop_default_inputs(model: onnx.ModelProto) -> None:
 
 def _sort(graph: GraphProto) -> None:
     """Put nodes behind what they read: some converters leave them otherwise, and onnxruntime does not mind."""
-    waiting = list(graph.node)
-    missing = {name for node in waiting for name in node.output}
-    done: list[NodeProto] = []
-    while waiting:
-        later = []
-        for node in waiting:
-            own = set(node.output)
-            if any(name in missing and name not in own for name in reads(node)):
-                later.append(node)
-            else:
-                done.append(node)
-                missing -= own
-        if len(later) == len(waiting):
-            raise ExportError(f"{called(later[0])} reads what comes of it: the graph has a cycle")
-        waiting = later
+    maker = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
+    before = {
+        place: {maker[name] for name in reads(node) if name in maker} - {place} for place, node in enumerate(graph.node)
+    }
+    try:
+        order = list(TopologicalSorter(before).static_order())
+    except CycleError as error:
+        node = graph.node[error.args[1][0]]
+        raise ExportError(f"{called(node)} reads what comes of it: the graph has a cycle") from error
+    done = [graph.node[place] for place in order]
     copies = [copied_node(node) for node in done]
     del graph.node[:]
     graph.node.extend(copies)
+
+
+def _check_functions(model: onnx.ModelProto) -> None:
+    """Refuse local functions that call each other until millions of nodes come of them, or without an end.
+
+    They are counted, not expanded: 30 functions that each call the next twice are a billion nodes.
+    """
+    functions = {(item.domain, item.name): item for item in model.functions}
+    calls = {key: [(node.domain, node.op_type) for node in item.node] for key, item in functions.items()}
+    try:
+        order = list(
+            TopologicalSorter(
+                {key: [c for c in called_ if c in calls] for key, called_ in calls.items()}
+            ).static_order()
+        )
+    except CycleError as error:
+        raise ExportError(f"the local function {error.args[1][0][1]!r} calls itself: no graph comes of it") from error
+    sizes: dict[tuple[str, str], int] = {}
+    for key in order:
+        sizes[key] = sum(sizes.get(other, 1) for other in calls[key])
+    if sum(sizes.get((node.domain, node.op_type), 1) for node in nodes(model.graph)) > MOST_NODES:
+        raise ExportError(f"local functions expand to more than {MOST_NODES:,} nodes: the file is damaged or hostile")
 
 
 def copied_node(node: NodeProto) -> NodeProto:
