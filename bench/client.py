@@ -105,7 +105,7 @@ def driving(mode: Mode, target: Running, options: Options, sessions: Sequence[st
 
 def _protocol(mode: Mode, target: Running) -> str:
     """Calls go to the native front where the server was started with one."""
-    if mode == "unary" and target.event.get("native_grpc"):
+    if mode in {"unary", "infer"} and target.event.get("native_grpc"):
         return "native_grpc"
     return PROTOCOL.get(mode, "grpc")
 

@@ -81,7 +81,7 @@ def _draw_latency(file: Path, rows: Sequence[Row]) -> str:
         places = [at + (index - 1.5) * 0.2 for at in range(len(rows))]
         label = name.removesuffix("_us").replace("_", " ").replace("floor", "echo")
         axes.bar(places, [row.details[name] / 1000 for row in rows], 0.19, color=colour, label=label)
-    axes.set_xticks(range(len(rows)), [row.row for row in rows])
+    axes.set_xticks(range(len(rows)), [row.row for row in rows], rotation=20, ha="right")
     axes.set(ylabel="milliseconds, closed loop of 64 sessions")
     axes.legend()
     figure.savefig(file, dpi=120)

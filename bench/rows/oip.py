@@ -22,8 +22,11 @@ STREAM = Goal(f"≥ 0.55 of the bare bidirectional echo, {_OR}", 0.55)
 
 
 def oip_infer_64(plan: Plan) -> Iterator[Row]:
-    """`ModelInfer`, a call a step."""
+    """`ModelInfer`, a call a step: on grpcio's server, and on the native front."""
     yield _row("oip-infer-64", plan, "infer", UNARY)
+    native = ("--native-grpc", "127.0.0.1:0")
+    row = against_echo("oip-infer-64-native", plan, _way("infer"), UNARY, ("grpc_echo",), flags=native)
+    yield or_by_cpu(row, plan.seconds)
 
 
 def oip_stream_64(plan: Plan) -> Iterator[Row]:
@@ -35,5 +38,8 @@ def _row(name: str, plan: Plan, mode: Mode, goal: Goal, *way: str) -> Row:
     def beside(serving: Running) -> Mapping[str, Any]:
         return perf_analyzer.figures(serving, SESSIONS, plan.seconds, *way)
 
-    row = against_echo(name, plan, Way(mode, oip, {"model": MODEL}), goal, ("grpc_echo",), beside=beside)
-    return or_by_cpu(row, plan.seconds)
+    return or_by_cpu(against_echo(name, plan, _way(mode), goal, ("grpc_echo",), beside=beside), plan.seconds)
+
+
+def _way(mode: Mode) -> Way:
+    return Way(mode, oip, {"model": MODEL})
