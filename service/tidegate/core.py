@@ -226,12 +226,13 @@ class CheckpointInfo(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RestoreRequest:
-    """How to open a session from a snapshot; as in ``SessionRequest``."""
+    """How to open a session from a snapshot; as in ``SessionRequest``, and None means as the session before had it."""
 
     id: str | None = None
     durable: bool = False
     ttl_seconds: float | None = None
     idle_seconds: float | None = None
+    drift: bool | None = None
 
 
 class SessionPage(NamedTuple):

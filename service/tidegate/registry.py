@@ -95,8 +95,12 @@ class LoadedModel:
         try:
             return self.codec.encode(source)
         except InvalidInputError as error:
-            self.quality.refused(error.reason)
+            self.count_refused(error)
             raise
+
+    def count_refused(self, error: TidegateError) -> None:
+        """Count an input that the codec refused, once its client is told."""
+        self.quality.refused(error.reason)
 
     async def stop(self) -> None:
         """Stop ticking and let go of the threads."""

@@ -305,8 +305,8 @@ class Service:
         self._check_open()
         if request.origin == "v1" and request.id is not None:
             check_chosen(request.id)
-        if request.drift and not (model := self._registry.get(request.model, request.version)).quality.has_chart:
-            raise FailedPreconditionError(f"{model.label} was not calibrated: it has no chart", reason="NO_CHART")
+        if request.drift:
+            _check_chart(self._registry.get(request.model, request.version))
         return await self._open(request, None)
 
     async def get_session(self, id: str) -> SessionInfo:  # noqa: A002
@@ -387,15 +387,18 @@ class Service:
 
         Raises:
             InvalidInputError: The bytes are not a snapshot, or were altered.
-            FailedPreconditionError: Its model is not here in that version, with that content.
+            FailedPreconditionError: Its model is not here in that version, with that content, or has no chart.
         """
         self._check_open()
         if request.id is not None:
             check_chosen(request.id)
         moment, was = read_snapshot(snapshot, self._registry)
+        if request.drift:
+            _check_chart(moment.model)
         wanted = replace(
             was,
             durable=request.durable,
+            drift=was.drift if request.drift is None else request.drift,
             id=request.id,
             ttl_seconds=was.ttl_seconds if request.ttl_seconds is None else request.ttl_seconds,
             idle_seconds=was.idle_seconds if request.idle_seconds is None else request.idle_seconds,
@@ -420,9 +423,10 @@ class Service:
         if live is not None:
             try:
                 self._submit_step(live, source, ask, position, deadline, future)
-            except (InvalidInputError, TooLargeError):
+            except (InvalidInputError, TooLargeError) as error:
                 # What does not fit the copy's model may fit the session's: only the record knows which that is by now.
                 if not live.is_durable:
+                    live.model.count_refused(error)
                     raise
             else:
                 return future
@@ -432,6 +436,7 @@ class Service:
                 try:
                     self._submit_step(live, source, ask, position, deadline, future)
                 except TidegateError as error:
+                    live.model.count_refused(error)
                     future.set_exception(error)
 
         def fail(error: TidegateError) -> None:
@@ -451,7 +456,7 @@ class Service:
         future: asyncio.Future[StepResult],
     ) -> None:
         model: LoadedModel = live.model
-        inputs = model.encode(source)
+        inputs = model.codec.encode(source)
         self._check_ask(ask, model.codec.reply_bytes(len(inputs[0]), ask))
         model.loop.submit(Work(live, inputs, ask, position, deadline, future))
         self._touch(live)
@@ -663,6 +668,11 @@ class Service:
             reply.result()
         finally:
             reply.cancel()
+
+
+def _check_chart(model: LoadedModel) -> None:
+    if not model.quality.has_chart:
+        raise FailedPreconditionError(f"{model.label} was not calibrated: it has no chart", reason="NO_CHART")
 
 
 def _check_writable(id_: str) -> None:

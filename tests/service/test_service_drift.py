@@ -163,6 +163,37 @@ async def test_a_restored_session_has_a_chart_where_the_one_before_had(root: Pat
             assert (told and told.blocks) == expected
 
 
+async def test_a_restored_session_has_a_chart_where_that_is_asked_for(root: Path) -> None:
+    async with replicas(root, 1) as they:
+        (service,) = they.services
+        await service.open_session(SessionRequest(MODEL, "2", id="s"))
+        snapshot = await service.snapshot_session("s")
+        await service.restore_session(snapshot, RestoreRequest("charted", drift=True))
+        assert (await step(service, TEXT[:20], id_="charted")).prediction.drift is not None
+        snapshot = await service.snapshot_session("charted")
+        await service.restore_session(snapshot, RestoreRequest("plain", drift=False))
+        assert (await step(service, TEXT[20:41], id_="plain")).prediction.drift is None
+        await service.open_session(SessionRequest(MODEL, "1", id="uncalibrated"))
+        snapshot = await service.snapshot_session("uncalibrated")
+        with pytest.raises(FailedPreconditionError) as refused:
+            await service.restore_session(snapshot, RestoreRequest("t", drift=True))
+        assert refused.value.reason == "NO_CHART"
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_a_refused_input_is_counted_once(root: Path, durable: bool) -> None:
+    async with replicas(root, 1) as they:
+        (service,) = they.services
+        await service.open_session(SessionRequest("tiny-forecast", "2", id="s", durable=durable))
+        await service.step("s", Input(values=np.array([[100.0, 1.0]])))
+        with pytest.raises(InvalidInputError):
+            await service.step("s", Input(values=np.array([[np.nan, 1.0]])))
+        (reading,) = (
+            it.quality for it in service.statistics().models if (it.model, it.version) == ("tiny-forecast", "2")
+        )
+        assert reading.num_missing == 1
+
+
 async def test_what_was_generated_leaves_a_durable_sessions_chart_where_it_was(root: Path) -> None:
     async with replicas(root) as they:
         await they.open(version="2", drift=True)

@@ -35,3 +35,4 @@ class RestoreOptions(TypedDict, total=False):
     durable: bool
     ttl_seconds: float | None
     idle_seconds: float | None
+    drift: bool | None

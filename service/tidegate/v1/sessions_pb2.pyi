@@ -568,12 +568,15 @@ class RestoreRequest(_message.Message):
     DURABLE_FIELD_NUMBER: _builtins.int
     TTL_SECONDS_FIELD_NUMBER: _builtins.int
     IDLE_SECONDS_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
     snapshot: _builtins.bytes
     id: _builtins.str
     """As in OpenRequest."""
     durable: _builtins.bool
     ttl_seconds: _builtins.float
     idle_seconds: _builtins.float
+    drift: _builtins.bool
+    """Absent: as the session before had it."""
     def __init__(
         self,
         *,
@@ -582,11 +585,14 @@ class RestoreRequest(_message.Message):
         durable: _builtins.bool = ...,
         ttl_seconds: _builtins.float = ...,
         idle_seconds: _builtins.float = ...,
+        drift: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_drift", b"_drift", "drift", b"drift"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable", b"durable", "id", b"id", "idle_seconds", b"idle_seconds", "snapshot", b"snapshot", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_drift", b"_drift", "drift", b"drift", "durable", b"durable", "id", b"id", "idle_seconds", b"idle_seconds", "snapshot", b"snapshot", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__drift: _TypeAlias = _typing.Literal["drift"]  # noqa: Y015
+    _WhichOneofArgType__drift: _TypeAlias = _typing.Literal["_drift", b"_drift"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__drift) -> _WhichOneofReturnType__drift | None: ...
 
 Global___RestoreRequest: _TypeAlias = RestoreRequest  # noqa: Y015

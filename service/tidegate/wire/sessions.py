@@ -117,6 +117,7 @@ def encode_restore_request(snapshot: bytes, request: RestoreRequest) -> sessions
         durable=request.durable,
         ttl_seconds=request.ttl_seconds or 0,
         idle_seconds=request.idle_seconds or 0,
+        drift=request.drift,
     )
 
 
@@ -127,6 +128,7 @@ def decode_restore_request(message: sessions_pb2.RestoreRequest) -> tuple[bytes,
         durable=message.durable,
         ttl_seconds=message.ttl_seconds or None,
         idle_seconds=message.idle_seconds or None,
+        drift=message.drift if message.HasField("drift") else None,
     )
 
 

@@ -62,12 +62,14 @@ async def test_a_snapshot_is_restored(stubs: Stubs, service: FakeService) -> Non
     service.add_sessions("a")
     await stubs.sessions.Step(sessions_pb2.StepRequest(session="a", tokens=[1, 2]))
     snapshot = (await stubs.sessions.Snapshot(sessions_pb2.SnapshotRequest(session="a"))).snapshot
-    wish = sessions_pb2.RestoreRequest(snapshot=snapshot, id="b", durable=True, ttl_seconds=60, idle_seconds=5)
+    wish = sessions_pb2.RestoreRequest(
+        snapshot=snapshot, id="b", durable=True, ttl_seconds=60, idle_seconds=5, drift=False
+    )
     session = await stubs.sessions.Restore(wish)
     assert (session.id, session.position, session.durable) == ("b", 2, True)
     await stubs.sessions.Restore(sessions_pb2.RestoreRequest(snapshot=snapshot))
     assert service.restored == [
-        (snapshot, RestoreRequest("b", durable=True, ttl_seconds=60, idle_seconds=5)),
+        (snapshot, RestoreRequest("b", durable=True, ttl_seconds=60, idle_seconds=5, drift=False)),
         (snapshot, RestoreRequest()),
     ]
 

@@ -71,6 +71,7 @@ async def test_a_snapshot_is_a_file_of_bytes(client: httpx.AsyncClient) -> None:
     [
         ("", RestoreRequest()),
         ("?id=new&durable=true", RestoreRequest("new", durable=True)),
+        ("?drift=false", RestoreRequest(drift=False)),
         ("?ttl_seconds=60&idle_seconds=1.5", RestoreRequest(ttl_seconds=60, idle_seconds=1.5)),
     ],
 )

@@ -135,10 +135,13 @@ class Restore(BaseModel):
     id: Id | None = Field(None, description="absent: the server chooses", examples=["reader-2"])
     durable: bool = Field(False, description="whether a store keeps the session", examples=[False])
     ttl_seconds: Seconds | None = Field(
-        None, description="lifetime from now; absent: the server's default", examples=[3600]
+        None, description="lifetime from now; absent: as the session before had it", examples=[3600]
     )
     idle_seconds: Seconds | None = Field(
-        None, description="lifetime from the last step; absent: the server's default", examples=[600]
+        None, description="lifetime from the last step; absent: as the session before had it", examples=[600]
+    )
+    drift: bool | None = Field(
+        None, description="a control chart of its own; absent: as the session before had it", examples=[True]
     )
 
 
