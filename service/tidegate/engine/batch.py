@@ -21,14 +21,13 @@ Row = tuple[int, Work]
 @dataclass(slots=True)
 class Batch:
     """A run's results on their way to the callers: the rows still wanted, and the predictions of the chunks that end
-    here; of ``num_rows`` in all, those of a cohort begin at the row that stands before it.
+    here. Those of a cohort begin at the row that stands before it.
     """
 
     rows: list[Row]
     outputs: Outputs
     states: list[Tensor]
     answers: dict[Work, Prediction]
-    num_rows: int = 0
     cohorts: list[tuple[int, Cohort, Told]] = field(default_factory=list)
 
 

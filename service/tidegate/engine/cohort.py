@@ -4,22 +4,26 @@ What the sessions share is planned, run and answered as arrays; a lane costs a f
 fields. What does not go that way is no cohort: sessions with work in hand, repeats, conflicts, chunks of several steps,
 durable sessions. Where a cohort cannot stay one (its run failed), it disbands into the `Work` of its lanes.
 
-Knows its sessions and its answer; nothing of slots, runs, time or how inputs are encoded.
+Knows its sessions and its answer; nothing of runs, time or how inputs are encoded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tidegate.core import Ask, Drift, Prediction, Predictions, StepResult, Tensor
+from tidegate.engine.arena import INITIAL, Slots
 from tidegate.engine.work import Reply, Work, name_of
 from tidegate.errors import TidegateError
 from tidegate.sessions.lifecycle import Phase
 from tidegate.sessions.party import Party
 from tidegate.sessions.session import LastReply, Session
+
+_NO_SLOTS: Slots = np.empty(0, np.intp)
 
 Part = Callable[[Predictions], list[Prediction]]
 
@@ -92,7 +96,7 @@ class Cohort:
     """
 
     __slots__ = (
-        "arrived", "aside", "ask", "deadline", "inputs", "party", "positions", "reply", "sessions", "starts"
+        "arrived", "aside", "ask", "deadline", "inputs", "party", "positions", "reply", "sessions", "slots", "starts"
     )  # fmt: skip
 
     remaining = 1
@@ -114,6 +118,7 @@ class Cohort:
         self.deadline = deadline
         self.reply = reply
         self.starts: Sequence[int] = ()
+        self.slots: Slots = _NO_SLOTS
         self.aside: dict[int, StepResult | TidegateError] = {}
         self.arrived: float | None = None
 
@@ -142,15 +147,14 @@ class Cohort:
         for session in self.sessions:
             session.queue.append(self)
 
+    def find_slots(self) -> Slots:
+        """Note where the sessions' states lie, for as long as it runs; return where they are to be read."""
+        self.slots = np.array([session.slot or INITIAL for session in self.sessions], np.intp)
+        return self.slots if 0 not in self.starts else np.where(np.array(self.starts) == 0, INITIAL, self.slots)
+
     def set_aside(self, session: Session, error: TidegateError) -> None:
         """Answer the lane of a session with an error; it stays as it was."""
         self.aside[self.sessions.index(session)] = error
-
-    def set_aside_ended(self, ended: Callable[[str, Phase], TidegateError]) -> None:
-        """Likewise the lanes of all sessions that ended meanwhile."""
-        for lane, session in enumerate(self.sessions):
-            if session.phase is not Phase.OPEN and lane not in self.aside:
-                self.aside[lane] = ended(session.id, session.phase)
 
     @property
     def lanes(self) -> Sequence[int]:
@@ -215,6 +219,9 @@ class _LaneReply:
             self._cohort.answer(None)
 
 
-def stack(inputs: Sequence[Tensor]) -> Tensor:
-    """Return rows of several origins, each [rows, steps, …], one after the other."""
-    return inputs[0] if len(inputs) == 1 else np.concatenate(inputs)
+Number = TypeVar("Number", bound=np.generic)
+
+
+def stack(parts: Sequence[NDArray[Number]]) -> NDArray[Number]:
+    """Return rows of several origins, [rows, …] each, one after the other."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -96,6 +96,12 @@ class Engine:
         """Work that waits for a run."""
         return len(self._scheduler)
 
+    @property
+    def has_full_run(self) -> bool:
+        """Whether no further row would find room in the next run."""
+        together = sum(cohort.num_rows - 1 for cohort in self._cohorts if cohort not in self._running)
+        return len(self._scheduler) + together >= self._scheduler.max_rows
+
     def take_unread(self) -> list[DurableSession]:
         """Return the sessions whose records must be read before their work goes on; `resume` says that one was."""
         unread, self._unread = self._unread, []
@@ -185,10 +191,11 @@ class Engine:
 
         A chunk of it that is running just now fails when the run is over, and the slot is freed then.
         """
+        if session.queue and isinstance(cohort := session.queue[0], Cohort):
+            cohort.set_aside(session, ended(session.id, session.phase))
         for work in [work for work in session.queue if work not in self._running]:
             session.queue.remove(work)
             if isinstance(work, Cohort):
-                work.set_aside(session, ended(session.id, session.phase))
                 continue
             self._waiting.discard(work)
             self._scheduler.discard(work)
@@ -236,7 +243,6 @@ class Engine:
         for cohort in plan.cohorts:
             self._forget_together(cohort)
             self._running.discard(cohort)
-            cohort.set_aside_ended(ended)
             lanes = cohort.disband()
             self._waiting.update(lanes)
             self._running.update(lanes)
@@ -255,7 +261,7 @@ class Engine:
     def gather(self, plan: Plan) -> tuple[list[Tensor], list[Tensor]]:
         """Return the run's inputs, each [rows, steps, …], and states."""
         works, length = plan.works, plan.length
-        sources = [_source(work) for work in works]
+        sources = [cohort.find_slots() for cohort in plan.cohorts]
         parts = [cohort.inputs for cohort in plan.cohorts]
         if works:
             parts.insert(
@@ -265,10 +271,9 @@ class Engine:
                     for index in range(len(works[0].inputs))
                 ),
             )
-        for cohort in plan.cohorts:
-            sources += [(session.slot or INITIAL) if session.position else INITIAL for session in cohort.sessions]
+            sources.insert(0, _slots([_source(work) for work in works]))
         inputs = [stack(arrays) for arrays in zip(*parts, strict=True)]
-        return inputs, self._arena.gather(_slots(sources), self._num_states)
+        return inputs, self._arena.gather(stack(sources), self._num_states)
 
     def read(self, plan: Plan, outputs: Outputs, states: list[Tensor], now: float) -> Batch:
         """Take the run's results in: who goes on, who has ended, and what the latter are told."""
@@ -290,7 +295,7 @@ class Engine:
             if self._needs_scratch(work):
                 work.scratch = self._arena.allocate()
             rows.append((index, work))
-        batch = Batch(rows, outputs, states, self._reading.predict(rows, outputs), num_rows)
+        batch = Batch(rows, outputs, states, self._reading.predict(rows, outputs))
         first = len(works)
         for cohort in plan.cohorts:
             steps[STEP] += cohort.num_rows
@@ -301,15 +306,18 @@ class Engine:
     def scatter(self, batch: Batch) -> None:
         """Write the new states to where each row's next run, or its session's next chunk, will look for them."""
         kept = [(row, slot) for row, work in batch.rows if (slot := _target(work)) is not None]
+        rows, slots = _slots([row for row, _ in kept]), _slots([slot for _, slot in kept])
         for first, cohort, _ in batch.cohorts:
-            kept += [(first + lane, _slot(cohort.sessions[lane])) for lane in cohort.lanes]
-        if not kept:
+            lanes = _slots(cohort.lanes)
+            rows = np.concatenate((rows, first + lanes))
+            slots = np.concatenate((slots, cohort.slots[lanes]))
+        if not len(rows):
             return
+        assert slots.all()  # the initial state is nobody's
         planes = self._reading.planes(batch)
-        rows = _slots([row for row, _ in kept])
-        if len(kept) < batch.num_rows:
+        if len(rows) < len(batch.outputs[next(iter(batch.outputs))]):
             planes = self._arena.select(rows, planes)
-        self._arena.scatter(_slots([slot for _, slot in kept]), planes)
+        self._arena.scatter(slots, planes)
 
     def part(self, batch: Batch) -> list[Step]:
         """Take the chunks of durable sessions that end here out of the batch: they are to be stored first."""
@@ -470,7 +478,6 @@ class Engine:
         if cohort.is_abandoned or cohort.is_late(now):
             self._drop_together(cohort, _too_late())
             return
-        cohort.set_aside_ended(ended)
         rows = slice(first, first + cohort.num_rows)
         predictions = self._reading.predict_together(batch.outputs, rows, cohort.ask.top)
         told = Told(cohort.party.ids, cohort.starts, cohort.inputs, cohort.ask, predictions, {}, self._reading.part)
@@ -644,12 +651,6 @@ def _target(work: Work) -> int | None:
     if work.is_stored or work.session is None or work.remaining:
         return work.scratch
     return work.session.slot
-
-
-def _slot(session: Session) -> int:
-    """Return the slot of an open ephemeral session, which always has one."""
-    assert session.slot is not None
-    return session.slot
 
 
 def _position(work: Generation) -> int:

@@ -222,7 +222,7 @@ class Loop:
             await self._wake.wait()
         await asyncio.sleep(0)
         now = self._clock()
-        if engine.num_expected(now) and self._patience.is_worthwhile():
+        if engine.num_expected(now) and not engine.has_full_run and self._patience.is_worthwhile():
             num_runnable = engine.num_runnable
             await self._linger(now)
             self._patience.learn(came=engine.num_runnable > num_runnable)
@@ -238,6 +238,8 @@ class Loop:
             now = self._clock()
             if engine.num_runnable != num_runnable:
                 num_runnable, arrived = engine.num_runnable, now
+                if engine.has_full_run:
+                    break
 
     async def _run(self, plan: Plan) -> tuple[dict[str, Tensor], list[Tensor]]:
         inputs, states = self._engine.gather(plan)

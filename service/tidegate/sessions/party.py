@@ -16,14 +16,16 @@ class Party:
     """The sessions of these ids, all different, in this order.
 
     What has ended never lives again, and steps only put a session's end off: so while all are open and none was overdue
-    when they were found, they are what a look-up would find. ``sessions`` is replaced, never changed.
+    when they were found, they are what a look-up would find. ``sessions`` is replaced, never changed; ``model`` is that
+    of all, None where they differ.
     """
 
-    __slots__ = ("_sound_until", "ids", "sessions")
+    __slots__ = ("_sound_until", "ids", "model", "sessions")
 
     def __init__(self, ids: Sequence[str]) -> None:
         self.ids = ids
         self.sessions: Sequence[Session] = ()
+        self.model: Any = None
         self._sound_until = -math.inf
 
     def put(self, sessions: Sequence[Session]) -> None:
@@ -31,22 +33,15 @@ class Party:
         ends = [end for session in sessions if (end := session.expires_at) is not None]
         self._sound_until = min(ends, default=math.inf)
         self.sessions = sessions
+        model = sessions[0].model
+        self.model = model if all(session.model is model for session in sessions) else None
 
     def is_found(self, now: float) -> bool:
-        """Whether all are known to be live."""
+        """Whether all are known to be live, and on the model that they were found on."""
         if now >= self._sound_until:
             return False
-        is_open = Phase.OPEN
+        is_open, model = Phase.OPEN, self.model
         for session in self.sessions:  # noqa: SIM110 - half as long as `all`, and this is done for each message
-            if session.phase is not is_open:
+            if session.phase is not is_open or session.model is not model:
                 return False
         return True
-
-    @property
-    def model(self) -> Any:
-        """The model of all sessions; None where they differ."""
-        model = self.sessions[0].model
-        for session in self.sessions:
-            if session.model is not model:
-                return None
-        return model

@@ -52,6 +52,27 @@ def test_gather_gives_back_what_scatter_wrote(kinds: list[str], order: list[int]
 
 
 @pytest.mark.parametrize("kind", sorted(AXES))
+@pytest.mark.parametrize("step", [1, -1, 2])
+def test_many_slots_that_lie_side_by_side_are_slots_as_any(kind: str, step: int) -> None:
+    arena = Arena([plane(kind)], Budget(1 << 16))
+    chosen = np.arange(3, 203)[::step]
+    (before,) = arena.gather(np.arange(300), 1)
+    shape = list(before.shape)
+    shape[plane(kind).slot_axis] = len(chosen)
+    wrote = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    arena.scatter(chosen, [wrote])
+    for where in (chosen, chosen[::-1]):
+        found = np.moveaxis(arena.gather(where, 1)[0], plane(kind).slot_axis, 0)
+        expected = np.moveaxis(wrote, plane(kind).slot_axis, 0)
+        np.testing.assert_array_equal(found, expected if where is chosen else expected[::-1])
+    others = np.setdiff1d(np.arange(300), chosen)
+    np.testing.assert_array_equal(arena.gather(others, 1)[0], before.take(others, axis=plane(kind).slot_axis))
+    (view,) = arena.gather(chosen, 1)
+    view[:] = 0
+    np.testing.assert_array_equal(arena.gather(chosen, 1)[0], wrote)
+
+
+@pytest.mark.parametrize("kind", sorted(AXES))
 def test_the_initial_state_is_what_the_manifest_says_at_every_row(kind: str) -> None:
     arena = Arena([plane(kind, initial=0.5)], Budget(1000))
     (state,) = arena.gather(slots(INITIAL, INITIAL), 1)

@@ -83,6 +83,19 @@ async def test_what_is_first_come_is_first_served() -> None:
         assert it.runner.runs == [(1, 1), (4, 1), (4, 1)]
 
 
+async def test_nobody_is_waited_for_where_a_run_is_full() -> None:
+    async with house(max_rows=3) as it:
+        sessions = [it.open() for _ in range(4)]
+        full: list[bool] = []
+        single = it.step(sessions[0], "a")
+        full.append(it.engine.has_full_run)
+        reply = taken(it.step_together(sessions[1:3], "ab"))
+        full.append(it.engine.has_full_run)
+        it.runner.during[0] = lambda: full.append(it.engine.has_full_run)
+        await asyncio.gather(single, reply)
+        assert full == [False, True, False]
+
+
 async def test_a_cohort_larger_than_a_run_is_not_taken() -> None:
     async with house(max_rows=2) as it:
         assert it.step_together([it.open() for _ in range(3)], "abc") is None
