@@ -10,7 +10,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,11 +67,19 @@ def _started(command: Sequence[str]) -> Iterator[Running]:
     with subprocess.Popen(
         command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
+        # Read to the end, for a process whose pipes are full stands still. Nobody looks at it.
+        readers = [threading.Thread(target=deque, args=(stream, 0)) for stream in (process.stdout, process.stderr)]
         try:
             event = _wait_ready(process)
-            yield Running(process.pid, event, time.perf_counter() - begin)
+            ready_after = time.perf_counter() - begin
+            for reader in readers:
+                reader.start()
+            yield Running(process.pid, event, ready_after)
         finally:
             process.kill()
+            for reader in readers:
+                if reader.ident is not None:
+                    reader.join()
 
 
 def _wait_ready(process: subprocess.Popen[str]) -> Event:

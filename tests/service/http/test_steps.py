@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+import uvloop
 from fastapi import FastAPI
 
 from tests.service.http.fake import PREDICTION_JSON, FakeService
@@ -181,6 +182,26 @@ async def test_a_client_that_hangs_up_cancels_its_step(bare: Wire, service: Fake
     await until(lambda: len(service.held) == 1)
     bare.hang_up()
     await until(service.held[0].cancelled)
+
+
+def test_an_answer_that_its_client_does_not_wait_for_is_nobodys_error(app: FastAPI, service: FakeService) -> None:
+    """The client leaves when its step is done and its answer is about to be written. On uvloop, which minds that."""
+    failures: list[dict[str, object]] = []
+
+    async def leave() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+        async with running(app, service) as server, Wire(server) as wire:
+            service.is_held = True
+            wire.send(request(STEP, TEXT))
+            await until(lambda: len(service.held) == 1)
+            (connection,) = server.http.server_state.connections
+            connection.transport.abort()
+            service.answer(service.held[0])  # before the connection is told that it is lost
+            await until(lambda: not server.http.server_state.connections)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(leave())
+    assert not failures
 
 
 async def test_a_client_that_hangs_up_in_mid_body_costs_nothing(bare: Wire, service: FakeService) -> None:

@@ -169,6 +169,8 @@ class StepProtocol(HttpToolsProtocol):
         self._write(answer.status, PROBLEM.encode(), answer.body, fields.encode())
 
     def _write(self, status: int, content_type: bytes, body: bytes, fields: bytes = b"") -> None:
+        if self.transport.is_closing():  # The client left when its step was done.
+            return
         exchange = self._exchange
         if not exchange.keep_alive:
             fields += b"connection: close\r\n"
