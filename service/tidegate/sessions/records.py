@@ -18,6 +18,7 @@ from tidegate.core import SessionInfo, SessionRequest, StepResult
 from tidegate.engine.work import Transcript
 from tidegate.errors import FailedPreconditionError, InternalError
 from tidegate.observe.drift import Charted, state_of
+from tidegate.protobuf import varint
 from tidegate.sessions.lifecycle import Event, Phase
 from tidegate.sessions.session import LastReply
 from tidegate.sessions.sheet import Sheet
@@ -120,13 +121,7 @@ def _encode_moving(position: int, used_at: float, last: LastReply, chart: KeptCh
 def _state_prefix(size: int) -> bytes:
     """Return what protobuf writes before a `state` of that size: the field's tag and the length, as varints."""
     tag = Record(state=b"x").SerializeToString()[:-2]
-    return tag + _varint(size) if size else b""
-
-
-def _varint(number: int) -> bytes:
-    """Return a number as protobuf writes it: seven bits a byte, the lowest first."""
-    low, rest = number & 0x7F, number >> 7
-    return bytes([low]) if not rest else bytes([low | 0x80]) + _varint(rest)
+    return tag + varint(size) if size else b""
 
 
 def _fill_chart(message: records_pb2.SessionChart, kept: KeptChart) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from tidegate.bundle import StateSpec
-from tidegate.engine.device.protobuf import Entry, block, entries, integer, integers, text
+from tidegate.protobuf import Entry, block, entries, integer, integers, text
 
 SOURCES = "tidegate.sources"
 TARGETS = "tidegate.targets"

@@ -25,6 +25,7 @@ from tidegate.ingress.oip.messages import decode_request, encode_reply
 from tidegate.ingress.oip.requests import InferReply, InferRequest
 from tidegate.ingress.oip.tensors import NAMES, NamedTensor, to_raw
 from tidegate.oip import service_pb2
+from tidegate.protobuf import varint
 
 _LENGTH = 2  # the wire type of bytes
 _RAW_INPUT = bytes([service_pb2.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | _LENGTH])
@@ -77,7 +78,7 @@ class Requests:
         return request
 
     def _remember(self, data: bytes, values: bytes, request: InferRequest) -> None:
-        last = _RAW_INPUT + _varint(len(values))
+        last = _RAW_INPUT + varint(len(values))
         start = len(data) - len(values)
         if not 0 < len(values) <= _MOST_VALUES or data[start - len(last) :] != last + values:
             return
@@ -132,10 +133,10 @@ def _template(
     for name, dtype, shape in tensors:
         message.outputs.add(name=name, datatype=NAMES[dtype], shape=shape)
     sizes = [dtype.itemsize * int(np.prod(shape)) for _, dtype, shape in tensors]
-    before = [_RAW_OUTPUT + _varint(size) for size in sizes]
+    before = [_RAW_OUTPUT + varint(size) for size in sizes]
     before[0] = message.SerializeToString() + before[0]
     if is_streamed:
-        before[0] = _INFER_RESPONSE + _varint(sum(map(len, before)) + sum(sizes)) + before[0]
+        before[0] = _INFER_RESPONSE + varint(sum(map(len, before)) + sum(sizes)) + before[0]
     return before
 
 
@@ -144,12 +145,3 @@ def _is_without_values(head: bytes) -> bool:
         return not service_pb2.ModelInferRequest.FromString(head).raw_input_contents
     except DecodeError:
         return False
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 127:
-        encoded.append(value & 127 | 128)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.engine.device.protobuf import block, entries, integer, integers, text
+from tidegate.protobuf import block, entries, integer, integers, text
 
 whole = st.integers(0, 2**63 - 1)
 

@@ -52,7 +52,7 @@ def entries(message: bytes) -> Iterator[Entry]:
 
 def block(number: int, content: bytes) -> bytes:
     """Return a field that has a length: a string, a message, or packed numbers."""
-    return _varint(number << 3 | _BYTES) + _varint(len(content)) + content
+    return varint(number << 3 | _BYTES) + varint(len(content)) + content
 
 
 def text(number: int, value: str) -> bytes:
@@ -62,7 +62,7 @@ def text(number: int, value: str) -> bytes:
 
 def integer(number: int, value: int) -> bytes:
     """Return a field of a whole number that is not negative."""
-    return _varint(number << 3 | _VARINT) + _varint(value)
+    return varint(number << 3 | _VARINT) + varint(value)
 
 
 def integers(number: int, values: Iterable[int]) -> bytes:
@@ -70,7 +70,8 @@ def integers(number: int, values: Iterable[int]) -> bytes:
     return b"".join(integer(number, value) for value in values)
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """Return a whole number, not negative: seven bits a byte, the lowest first. A length, or a field's tag."""
     assert value >= 0
     encoded = bytearray()
     while value > 0x7F:
