@@ -35,6 +35,13 @@ class ManualClock:
 async def serving(root: Path, clock: ManualClock | None = None, **settings: Any) -> AsyncIterator[Service]:
     """A started service; when it is left, everything is answered and the arenas hold the live sessions only."""
     service = Service(load_settings({"bundles": root, **settings}), None if clock is None else clock.clock())
+    async with started(service):
+        yield service
+
+
+@asynccontextmanager
+async def started(service: Service) -> AsyncIterator[Service]:
+    """The service, started; as `serving` when it is left."""
     await service.start()
     try:
         yield service

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.bundles import VOCABULARY, write_tiny_bundle, write_tiny_forecast_bundle, write_tiny_stream_bundle
-from tests.service.serving import ManualClock, change_bundle, check_integrity
+from tests.service.serving import ManualClock, change_bundle, started
 from tidegate.bundle import Drift, Limit
 from tidegate.config import load_settings
 from tidegate.core import Ask, Input, SessionRequest
@@ -103,17 +103,6 @@ async def streaming(service: Service) -> AsyncIterator[Line]:
         running.cancel()
         with suppress(asyncio.CancelledError):
             await running
-
-
-@asynccontextmanager
-async def started(service: Service) -> AsyncIterator[Service]:
-    await service.start()
-    try:
-        yield service
-        await service.drain()
-        check_integrity(service)
-    finally:
-        await service.stop()
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from grpc import aio
 from starlette.applications import Starlette
 
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle, write_tiny_stream_bundle
+from tests.service.oip.fake import FakeCore
 from tests.service.oip.ways import GrpcWay, HttpWay, Way
 from tests.service.serving import ManualClock, serving
 from tidegate.ingress.grpc.server import create_server
@@ -19,6 +20,7 @@ from tidegate.ingress.oip.adapter import ServiceCore
 from tidegate.ingress.oip.http import routes
 from tidegate.ingress.oip.inference import Inference
 from tidegate.oip import service_pb2_grpc
+from tidegate.sequences.table import Sequences
 from tidegate.service import Service
 
 
@@ -78,3 +80,14 @@ def way(
 ) -> Way:
     transport, _, form = request.param.partition("-")
     return HttpWay(http, form) if transport == "http" else GrpcWay(stub, form)
+
+
+@pytest.fixture
+def core() -> FakeCore:
+    """A core whose sessions are counters."""
+    return FakeCore()
+
+
+@pytest.fixture
+def sequences(core: FakeCore) -> Sequences:
+    return Sequences(core, linger_seconds=60)

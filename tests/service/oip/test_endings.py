@@ -17,16 +17,6 @@ FIVE = Key("m", 5)
 NAME = "q~i~m~5"
 
 
-@pytest.fixture
-def core() -> FakeCore:
-    return FakeCore()
-
-
-@pytest.fixture
-def sequences(core: FakeCore) -> Sequences:
-    return Sequences(core, linger_seconds=60)
-
-
 def step(*rows: float, **flags: Any) -> SequenceStep:
     return SequenceStep(FIVE, "", [row(each) for each in rows], **flags)
 

@@ -23,16 +23,6 @@ FIVE = Key("m", 5)
 NAME = "q~i~m~5"
 
 
-@pytest.fixture
-def core() -> FakeCore:
-    return FakeCore()
-
-
-@pytest.fixture
-def sequences(core: FakeCore) -> Sequences:
-    return Sequences(core, linger_seconds=60)
-
-
 def step(*values: float, key: Key = FIVE, **flags: Any) -> SequenceStep:
     return SequenceStep(key, flags.pop("version", ""), [row(*values)], **flags)
 
