@@ -30,7 +30,6 @@ from tidegate.ingress.oip.inference import Inference
 from tidegate.ingress.oip.routing import RoutedInference
 from tidegate.observe.asked import make_requests, make_tracing
 from tidegate.observe.detail import DetailedRequests
-from tidegate.observe.logs import configure_logs
 from tidegate.observe.metrics import Figures
 from tidegate.service import Service
 from tidegate.signals import Signals
@@ -49,7 +48,6 @@ def run(settings: Settings) -> None:
     Raises:
         ConfigurationError: It cannot start: a port in use, a provider or directory that is not there.
     """
-    configure_logs(settings.log_level, settings.log_format)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(serve(settings, Signals(), lambda facts: log.info("ready", **facts)))
 

@@ -162,6 +162,7 @@ def test_every_figure_of_a_model_is_told(name: str, expected: float) -> None:
         ("tidegate_model_loads_total", {"outcome": "ok"}, 6),
         ("tidegate_model_loads_total", {"outcome": "refused"}, 1),
         ("tidegate_arena_limit_bytes", {}, 2 << 20),
+        ("tidegate_log_lines_dropped_total", {}, 0),
         ("tidegate_store_up", {"store": "redis"}, 1),
         ("tidegate_store_commit_seconds_count", {"store": "redis"}, 4),
         ("tidegate_store_writes_total", {"store": "redis"}, 20),

@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import json
-import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
 
 import pytest
-import structlog
 
 from tidegate.errors import ConfigurationError
-from tidegate.observe.logs import configure_logs
 from tidegate.signals import Signals
 from tidegate.sockets import hold, listen
-
-
-@pytest.fixture(autouse=True)
-def _logs_as_they_were() -> Iterator[None]:
-    root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
-    yield
-    structlog.reset_defaults()
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name in ("uvicorn", "asyncio"):
-        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -91,48 +73,3 @@ def test_a_port_that_is_held_is_for_those_who_share_it() -> None:
 def test_an_unknown_host_is_a_configuration_error() -> None:
     with pytest.raises(ConfigurationError, match=r"--http: no-such-host\.invalid:80: "):
         listen("http", "no-such-host.invalid:80")
-
-
-def logged(style: str) -> str:
-    stream = io.StringIO()
-    configure_logs("info", "json" if style == "json" else "console", stream)
-    structlog.stdlib.get_logger("tidegate.server").info("ready", http="http://127.0.0.1:8080")
-    logging.getLogger("tidegate.engine").warning("a run of %d rows failed", 3)
-    logging.getLogger("uvicorn.error").info("Started server process")
-    logging.getLogger("tidegate").debug("not at this level")
-    return stream.getvalue()
-
-
-def test_json_logs_are_an_object_a_line_from_either_logging() -> None:
-    first, second = map(json.loads, logged("json").splitlines())
-    assert (first["event"], first["http"], first["level"]) == ("ready", "http://127.0.0.1:8080", "info")
-    assert (second["event"], second["logger"], second["level"]) == (
-        "a run of 3 rows failed",
-        "tidegate.engine",
-        "warning",
-    )
-
-
-def test_console_logs_are_plain_text_where_there_is_no_terminal() -> None:
-    first, second = logged("console").splitlines()
-    assert first.endswith("ready [tidegate.server] http=http://127.0.0.1:8080")
-    assert "\x1b" not in first + second
-
-
-@pytest.mark.parametrize("style", ["console", "json"])
-def test_tracebacks_do_not_tell_what_clients_sent(style: str) -> None:
-    stream = io.StringIO()
-    configure_logs("info", "json" if style == "json" else "console", stream)
-
-    def handle(payload: str) -> None:
-        raise ValueError(len(payload))
-
-    secret = " ".join(("what a client sent", str(os.getpid())))
-    try:
-        handle(secret)
-    except ValueError:
-        structlog.stdlib.get_logger("tidegate.server").exception("failed")
-        logging.getLogger("tidegate.engine").exception("failed")
-    text = stream.getvalue()
-    assert text.count("ValueError: ") == 2
-    assert secret not in text

@@ -22,12 +22,16 @@ def serve(config: Path | None = None, **flags: str | bool | None) -> None:
     # Collecting garbage while modules load finds none and takes a tenth of the start; the server turns it on again.
     gc.disable()
     # Only now: a bad setting is told at once, and the help does not load a server.
-    if settings.workers == 1:
-        from tidegate.server import run
-    else:
-        from tidegate.workers.supervisor import run
+    from tidegate.observe.logs import logging_to
+    from tidegate.observe.stderr import stderr_logged
 
-    run(settings)
+    with logging_to(settings.log_level, settings.log_format), stderr_logged():
+        if settings.workers == 1:
+            from tidegate.server import run
+        else:
+            from tidegate.workers.supervisor import run
+
+        run(settings)
 
 
 def _config() -> Parameter:

@@ -1,7 +1,7 @@
 """The access log: a line a request, in the log's format, for a few microseconds.
 
 Lines are put together here and not by structlog, which takes ten times as long, and those of one round of the event
-loop are written at once. No payloads: who asked for what, how it ended, how long it took.
+loop are handed over at once. No payloads: who asked for what, how it ended, how long it took.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from contextlib import suppress
-from typing import Any, Literal, TextIO
+from collections.abc import Callable
+from typing import Any, Literal
 
 from tidegate.observe.detail import Ended, Seen
 
@@ -18,11 +18,16 @@ _LOGGER = "tidegate.access"
 
 
 class AccessLog:
-    """Writes lines to a stream. Belongs to the running event loop."""
+    """Makes lines. Belongs to the running event loop.
 
-    def __init__(self, style: Literal["console", "json"], stream: TextIO) -> None:
+    Args:
+        style: The log's format.
+        write: Takes lines that are whole, and never waits for who reads them.
+    """
+
+    def __init__(self, style: Literal["console", "json"], write: Callable[[str], None]) -> None:
         self._line = _json_line if style == "json" else _console_line
-        self._stream = stream
+        self._write = write
         self._loop = asyncio.get_running_loop()
         self._lines: list[str] = []
         self._second, self._prefix = 0, ""
@@ -45,12 +50,10 @@ class AccessLog:
         self._lines.append(self._line(fields, self._timestamp(time.time())))
 
     def flush(self) -> None:
-        """Write what has gathered; a stream that nobody reads any more is no reason to fail."""
+        """Hand over what has gathered."""
         text = "".join(self._lines)
         self._lines.clear()
-        with suppress(OSError, ValueError):
-            self._stream.write(text)
-            self._stream.flush()
+        self._write(text)
 
     def _timestamp(self, now: float) -> str:
         second = int(now)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from typing import TYPE_CHECKING
 
 from tidegate.config import Settings
 from tidegate.errors import ConfigurationError
 from tidegate.observe.access import AccessLog
 from tidegate.observe.detail import DetailedRequests
+from tidegate.observe.logs import write_lines
 from tidegate.observe.requests import Requests
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 
 def make_requests(settings: Settings, tracing: OtelTracing | None) -> Requests:
     """Return where requests are counted, in the running event loop."""
-    access = AccessLog(settings.log_format, sys.stdout) if settings.access_log else None
+    access = AccessLog(settings.log_format, write_lines) if settings.access_log else None
     if access is None and tracing is None and settings.log_level != "debug":
         return Requests()
     return DetailedRequests(access, tracing)

@@ -15,6 +15,7 @@ from tidegate.core import DriftReport
 from tidegate.engine.quality import QualityReading
 from tidegate.observe.families import Family, Labels, Snapshot, Value
 from tidegate.observe.histogram import Reading
+from tidegate.observe.logs import num_dropped_lines
 from tidegate.observe.requests import MethodReading, Requests
 from tidegate.service import EngineStatistics, ServiceStatistics
 from tidegate.sessions.ledger import LedgerStatistics
@@ -120,6 +121,11 @@ class Figures:
             _gauge("tidegate_workers", "Processes that serve.", {(): 1.0}),
             # Workers that come back count on from their seats' earlier lives: `workers.figures`.
             _counter("tidegate_starts", "Processes started, those of workers that died and came back too.", {(): 1.0}),
+            _counter(
+                "tidegate_log_lines_dropped",
+                "Lines of the log that nobody read in time, or that could not be written.",
+                {(): float(num_dropped_lines())},
+            ),
             *_of_requests(list(self._requests.readings()), self._requests.failed_lanes),
             *_of_models(statistics.models),
             *_of_quality(statistics.models),

@@ -8,10 +8,13 @@ import socket
 import sys
 from contextlib import suppress
 
+from tidegate.observe.stderr import StderrLines
 from tidegate.workers.control import Ready, Refusal, Task, decode_answer, encode_task
 
 LONG_LIVED_SECONDS = 60.0
 PAUSES = (0.1, 0.3, 1.0, 3.0, 10.0)
+_LAST_WORDS_SECONDS = 0.5
+"""For what a worker's standard error still holds; somebody else may hold it open."""
 
 
 class Backoff:
@@ -49,8 +52,10 @@ class WorkerProcess:
             # Ctrl-C is the supervisor's to hand on.
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-m", "tidegate.workers.worker", str(theirs.fileno()),
-                stdin=asyncio.subprocess.DEVNULL, pass_fds=(theirs.fileno(),), start_new_session=True,
+                stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+                pass_fds=(theirs.fileno(),), start_new_session=True,
             )  # fmt: skip
+        self._logging = asyncio.create_task(_log(self._process, self.name), name="tidegate-worker-stderr")
         if self._line is not None:
             self._line.close()
         self._line = ours
@@ -58,9 +63,11 @@ class WorkerProcess:
         return decode_answer(line) if line else Refusal(f"worker {self.name} died while it started")
 
     async def wait(self) -> int:
-        """Return the exit code when the process has ended."""
+        """Return the exit code when the process has ended, and what it said last is logged."""
         assert self._process is not None
-        return await self._process.wait()
+        code = await self._process.wait()
+        await asyncio.wait([self._logging], timeout=_LAST_WORDS_SECONDS)
+        return code
 
     def tell(self, number: signal.Signals) -> None:
         """Send a signal, if there is a process to hear it."""
@@ -78,3 +85,12 @@ class WorkerProcess:
             while not received.endswith(b"\n") and (part := await loop.sock_recv(line, 65536)):
                 received += part
         return received
+
+
+async def _log(process: asyncio.subprocess.Process, worker: str) -> None:
+    """Log what a worker writes to its standard error, to the end of it."""
+    assert process.stderr is not None
+    lines = StderrLines(worker=worker)
+    while data := await process.stderr.read(2**16):
+        lines.feed(data)
+    lines.feed(b"")

@@ -18,7 +18,6 @@ import structlog
 
 from tidegate.config import Settings, parse_address
 from tidegate.errors import ConfigurationError
-from tidegate.observe.logs import configure_logs
 from tidegate.signals import Signals
 from tidegate.sockets import hold
 from tidegate.workers.control import Ready, Refusal, Task
@@ -38,7 +37,6 @@ def run(settings: Settings) -> None:
     Raises:
         ConfigurationError: A port cannot be had, or a worker cannot start: with the worker's own reason.
     """
-    configure_logs(settings.log_level, settings.log_format)
     with tempfile.TemporaryDirectory(prefix="tidegate-") as folder, reserved(settings) as bound:
         asyncio.run(Supervisor(bound, Path(folder)).run())
 

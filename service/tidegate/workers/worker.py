@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
-import logging
 import socket
 import sys
 
 from tidegate.errors import ConfigurationError
-from tidegate.observe.logs import configure_logs
+from tidegate.observe.logs import logging_to
 from tidegate.signals import Signals
 from tidegate.workers.control import Ready, Refusal, Task, decode_task, encode_answer
 
@@ -24,8 +24,10 @@ def main() -> None:
         if not asked:
             return  # the supervisor is gone already
         task = decode_task(asked)
-        configure_logs(task.settings.log_level, task.settings.log_format)
-        _serve(task, line)
+        # Standard error leads to the supervisor, which makes lines of the log of it, even of the stack of a crash.
+        faulthandler.enable()
+        with logging_to(task.settings.log_level, task.settings.log_format):
+            _serve(task, line)
 
 
 def _serve(task: Task, line: socket.socket) -> None:
@@ -50,8 +52,6 @@ async def _serve_for(task: Task, line: socket.socket) -> None:
 def _end(signals: Signals, line: socket.socket) -> None:
     """Nothing is sent on the line any more, so it is its end: without a supervisor there is no time for a drain."""
     asyncio.get_running_loop().remove_reader(line)
-    # Perhaps nobody reads the log any more either: that is not worth a stack for each of the last lines.
-    logging.raiseExceptions = False
     signals.end()
     signals.end()
 

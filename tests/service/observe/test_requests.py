@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
-import logging
-from collections.abc import Iterator
 
 import pytest
 
@@ -16,7 +13,6 @@ from tidegate.errors import ConfigurationError, PositionConflictError, TidegateE
 from tidegate.observe.access import AccessLog
 from tidegate.observe.asked import make_requests, make_tracing
 from tidegate.observe.detail import DetailedRequests
-from tidegate.observe.logs import configure_logs
 from tidegate.observe.requests import Requests, outcome_of
 
 OUTCOMES = {
@@ -58,15 +54,15 @@ def test_each_method_has_its_own_counters() -> None:
 
 @pytest.mark.parametrize("style", ["json", "console"])
 async def test_the_access_log_has_a_line_a_request(style: str) -> None:
-    stream = io.StringIO()
-    requests = DetailedRequests(AccessLog(style, stream), None)  # type: ignore[arg-type]
+    written: list[str] = []
+    requests = DetailedRequests(AccessLog(style, written.append), None)  # type: ignore[arg-type]
     given = requests.begin([(b"X-Request-Id", b"client-7"), (b"x-request-id", b"second")])
     made = requests.begin(lambda: [("x-request-id", "not an id"), ("other", "value")])
     requests.method("grpc", "Step").end(made, "aborted", "s 1\n")
     requests.method("http", "Open").end(given)
-    assert stream.getvalue() == "", "lines of one round are written at once"
+    assert written == [], "lines of one round are handed over at once"
     await asyncio.sleep(0)
-    lines = stream.getvalue().splitlines()
+    lines = "".join(written).splitlines()
     assert len(lines) == 2
     if style == "json":
         step, opened = map(json.loads, lines)
@@ -82,42 +78,6 @@ async def test_the_access_log_has_a_line_a_request(style: str) -> None:
         assert "interface=grpc method=Step outcome=aborted" in lines[0]
         assert 'session="s 1\\n"' in lines[0]
         assert "request=client-7" in lines[1]
-
-
-async def test_a_log_that_nobody_reads_any_more_fails_no_request() -> None:
-    stream = io.StringIO()
-    requests = DetailedRequests(AccessLog("json", stream), None)
-    stream.close()
-    requests.method("grpc", "Step").end(requests.begin())
-    await asyncio.sleep(0)
-
-
-@pytest.fixture
-def _own_log() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
-@pytest.mark.usefixtures("_own_log")
-async def test_lines_logged_for_a_request_carry_its_ids() -> None:
-    stream = io.StringIO()
-    configure_logs("debug", "json", stream)
-    requests = DetailedRequests(None, None)
-
-    async def handle(name: str) -> None:
-        requests.begin([("x-request-id", name)], f"session-{name}")
-        await asyncio.sleep(0)
-        logging.getLogger("tidegate.test").warning("halfway")
-
-    await asyncio.gather(handle("one"), handle("two"))
-    logging.getLogger("tidegate.test").warning("outside")
-    one, two, outside = map(json.loads, stream.getvalue().splitlines())
-    assert (one["request"], one["session"]) == ("one", "session-one")
-    assert (two["request"], two["session"]) == ("two", "session-two")
-    assert "request" not in outside
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""Descriptor 2: what machine code writes there becomes lines of the log.
+
+gRPC's core and onnxruntime write their complaints straight to the descriptor: no objects where the log is JSON, and a
+reader that has stopped would stop them, and whoever waits for them. Here the descriptor leads into a pipe that is
+always read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import os
+import threading
+from collections.abc import Iterator
+
+log = logging.getLogger("stderr")
+
+_LONGEST = 2**14
+_JOIN_SECONDS = 1.0
+
+
+class StderrLines:
+    """Logs lines out of bytes as they come; one that is too long is logged in parts.
+
+    Args:
+        facts: Beside each line, like the worker that wrote it.
+    """
+
+    def __init__(self, **facts: str) -> None:
+        self._facts = facts
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        """Take more bytes; none at all are the end."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if not data or len(self._rest) > _LONGEST:
+            lines.append(self._rest)
+            self._rest = b""
+        for line in lines:
+            text = line.decode(errors="replace").rstrip()
+            if text:
+                log.warning(text, extra=self._facts)
+
+
+@contextlib.contextmanager
+def stderr_logged() -> Iterator[None]:
+    """Inside the block, log what this process writes to descriptor 2.
+
+    A process that crashes cannot log any more: the stack of its threads goes to where the descriptor led before.
+    """
+    was_enabled = faulthandler.is_enabled()
+    before = os.dup(2)
+    reader, writer = os.pipe()
+    os.dup2(writer, 2)
+    os.close(writer)
+    faulthandler.enable(before)
+    thread = threading.Thread(target=_read, args=(reader,), name="tidegate-stderr", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)  # the pipe's last writer is gone, and the thread ends
+        if was_enabled:
+            faulthandler.enable(2)
+        else:
+            faulthandler.disable()
+        thread.join(_JOIN_SECONDS)
+        os.close(before)
+
+
+def _read(reader: int) -> None:
+    lines = StderrLines()
+    with contextlib.closing(os.fdopen(reader, "rb", buffering=0)) as pipe:
+        while data := pipe.read(2**16):
+            lines.feed(data)
+    lines.feed(b"")
