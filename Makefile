@@ -16,10 +16,10 @@ PROTOS := $(sort $(wildcard proto/tidegate/v1/*.proto proto/tidegate/oip/*.proto
 STUB_DIRS := $(patsubst proto/%,%,$(patsubst %/,%,$(sort $(dir $(PROTOS)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test check chaos stubs stubs-check bench bench-curves bench-peers bench-stores bench-drift bench-gpu dashboards wheel clean
+.PHONY: help venv serve test system-packages check chaos stubs stubs-check bench bench-curves bench-peers bench-stores bench-drift bench-gpu dashboards wheel clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tidegate needs Python 3.11 or later: make PYTHON=python3.12 ...")'
@@ -41,10 +41,15 @@ venv: $(EVERYTHING) ## .venv with everything: serving, training, tests, tools
 serve: $(SERVING) ## serve bundles/ on 127.0.0.1:8080 (HTTP) and :8081 (gRPC)
 	@exec $(BIN)/tidegate serve
 
-test: $(EVERYTHING) ## all tests; PYTEST_ARGS="-k name" narrows them
+# Debian packages first: one of them may be what makes the environment.
+test: system-packages ## all tests; PYTEST_ARGS="-k name" narrows them
+	@$(MAKE) --no-print-directory venv
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-chaos: $(EVERYTHING) ## a hundred killed replicas and all other faults (half an hour, as root): CHAOS_ARGS="--seed 1"
+system-packages: ## what tests need beside Python, where it can be installed without a password
+	@.ci/system-packages
+
+chaos: $(EVERYTHING) system-packages ## a hundred killed replicas and all other faults (half an hour, as root): CHAOS_ARGS="--seed 1"
 	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 check: $(EVERYTHING) stubs-check ## lint, format, types, and that generated stubs are up to date

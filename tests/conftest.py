@@ -1,10 +1,17 @@
-"""What every test shares: reproducible property tests. `--hypothesis-profile=explore` looks for new examples."""
+"""What every test shares: reproducible property tests, and closing lines that name what was left out.
+
+`--hypothesis-profile=explore` looks for new examples.
+"""
 
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.programs import LEFT_OUT, LeftOut
 
 # Services that a test starts within its own process keep nothing on the disk unless it asks for it. Servers that are
 # started as users start them do not see this (tests/servers.py).
@@ -17,3 +24,18 @@ settings.register_profile(
 )
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("ci")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that were left out for want of a program, each once whatever its parameters."""
+    tests: defaultdict[LeftOut, dict[str, None]] = defaultdict(dict)
+    for report in terminalreporter.getreports("skipped"):
+        _, _, reason = report.longrepr
+        if (found := LEFT_OUT.get(reason.removeprefix("Skipped: "))) is not None:
+            tests[found].setdefault(report.nodeid.partition("[")[0])
+    if tests:
+        terminalreporter.section("tests that were left out")
+    for (missing, remedy), names in tests.items():
+        terminalreporter.write_line(f"{missing} is missing; this brings it: {remedy}")
+        for name in names:
+            terminalreporter.write_line(f"    {name}")

@@ -8,13 +8,15 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.programs import require_mounting
+
 BALLAST = "ballast"
 
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
     """Mount ``folder`` as a memory disk of ``size`` bytes; needs root."""
-    require_root()
+    require_mounting()
     folder.mkdir()
     subprocess.run(["/bin/mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
     try:
@@ -30,9 +32,3 @@ def fill(disk: Path, leave: int) -> Path:
     with ballast.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, max(1, status.f_bavail * status.f_frsize - leave))
     return ballast
-
-
-def require_root() -> None:
-    """A disk is mounted by root alone."""
-    if os.geteuid() != 0:
-        raise PermissionError("this test mounts a small disk: run it as root (in a container, say)")

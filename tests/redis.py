@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import redis
+
+from tests.programs import program
 
 
 class RedisServer:
@@ -28,7 +29,8 @@ class RedisServer:
     process: subprocess.Popen[str]
 
     def __init__(self, directory: Path, options: tuple[str, ...], port: int) -> None:
-        self._command = [_binary(), "--dir", str(directory), "--bind", "127.0.0.1", "--logfile", "", *options]
+        where = ("--dir", str(directory), "--bind", "127.0.0.1", "--logfile", "")
+        self._command = [program("redis-server"), *where, *options]
         self.directory = directory
         self.port = port
         self.url = f"redis://127.0.0.1:{port}/0"
@@ -100,13 +102,6 @@ def redis_server(
             yield server
         finally:
             server.kill()
-
-
-def _binary() -> str:
-    found = shutil.which("redis-server")
-    if found is None:
-        raise FileNotFoundError("redis-server is not installed: it is in the Debian package redis-server")
-    return found
 
 
 def free_port() -> int:

@@ -17,6 +17,7 @@ from bench.stores.moving import Moves
 from bench.stores.places import MissingError, Place, memory, redis, sqlite
 from bench.stores.stepping import BESIDE, STREAM
 from tests.bench.test_figures import LINE
+from tests.programs import require
 
 GOAL = Goal("≥ 0.7 of ephemeral", 0.7)
 
@@ -91,6 +92,7 @@ def test_a_redis_that_is_missing_is_told_with_its_package(monkeypatch: pytest.Mo
 
 
 def test_redis_keeps_sessions_while_the_block_runs() -> None:
+    require("redis-server")
     with redis("always") as place:
         assert fill(place, 3, most_seconds=60).num_stored == 3
         assert len(place.pids) == 1

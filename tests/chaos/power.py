@@ -20,7 +20,7 @@ from tests.chaos.cluster import Replica, running
 from tests.chaos.history import At, History, Read, Reply, Step
 from tests.chaos.transports import Calls
 from tests.chaos.writers import Habit, Writer
-from tests.disk import require_root
+from tests.programs import require_mounting
 from tests.redis import redis_server
 
 DISK_BYTES = 96 * 2**20
@@ -40,7 +40,7 @@ class Loss:
 @contextlib.contextmanager
 def disk_with_power(folder: Path) -> Iterator[Path]:
     """A new ext4 disk, mounted at ``folder``/disk; its file is ``folder``/image."""
-    require_root()
+    require_mounting()
     folder.mkdir()
     image = folder / "image"
     with image.open("wb") as file:

@@ -18,6 +18,7 @@ from tests.chaos.storm import Site, Storm
 from tests.chaos.transports import Calls, Http, Library, Streams, Transport
 from tests.chaos.verify import Verdict, verify
 from tests.chaos.writers import Habit, Writer
+from tests.programs import require
 from tests.proxy import proxy_to
 from tests.redis import redis_server
 
@@ -129,9 +130,8 @@ def _replica(plan: Plan, folder: Path, number: int, store: str) -> Replica:
 
 def wrong_clock(file: Path) -> dict[str, str]:
     """What makes a process's wall clock wrong by what ``file`` says; looked up at every reading."""
-    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
-    if library is None:
-        raise FileNotFoundError("libfaketime is not installed: it is in the Debian package faketime")
+    require("libfaketime")
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
     file.write_text("+0")
     return {
         "LD_PRELOAD": str(library),

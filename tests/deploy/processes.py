@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 import subprocess
 import tempfile
 import time
@@ -17,6 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import httpx
 import yaml
+
+from tests.programs import program
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = sorted((DEPLOY / "prometheus/rules").glob("*.yml"))
@@ -89,7 +90,7 @@ def prometheus(
             (place / name).write_text(text)
         config["rule_files"] = ["*.rules.yml"]
         (place / "prometheus.yml").write_text(yaml.safe_dump(config))
-        command = [_binary("prometheus"), f"--config.file={place / 'prometheus.yml'}"]
+        command = [program("prometheus"), f"--config.file={place / 'prometheus.yml'}"]
         command += [f"--storage.tsdb.path={place / 'data'}", "--web.listen-address=127.0.0.1:0"]
         with _started(command, "Server is ready to receive web requests") as address:
             yield Prometheus(f"http://{address}")
@@ -105,7 +106,7 @@ def alertmanager(webhook: str) -> Iterator[Alertmanager]:
         for receiver in config["receivers"]:
             receiver["webhook_configs"] = [{"url": f"{webhook}/{receiver['name']}"}]
         Path(folder, "alertmanager.yml").write_text(yaml.safe_dump(config))
-        command = [_binary("prometheus-alertmanager"), f"--config.file={folder}/alertmanager.yml"]
+        command = [program("prometheus-alertmanager"), f"--config.file={folder}/alertmanager.yml"]
         command += [f"--storage.path={folder}/data", "--web.listen-address=127.0.0.1:0", "--cluster.listen-address="]
         with _started(command, "Listening on") as address:
             yield Alertmanager(address)
@@ -137,7 +138,7 @@ def amtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def _run(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [_binary(name), *map(str, arguments)]
+    command = [program(name), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
 
 
@@ -172,11 +173,3 @@ def _where(process: subprocess.Popen[str], sign: str) -> str:
         if listening and sign in log:
             return listening[1]
     raise AssertionError(f"it did not start: {''.join(said)}")
-
-
-def _binary(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        package = "prometheus" if name in ("prometheus", "promtool") else "prometheus-alertmanager"
-        raise FileNotFoundError(f"{name} is not installed: it is in the Debian package {package}")
-    return found

@@ -1,27 +1,15 @@
-"""Tests that need a GPU: left out, and said so, where onnxruntime has none to run on."""
+"""Tests that need a GPU are left out where onnxruntime has none to run on, on the build machine too."""
 
 from __future__ import annotations
 
 import onnxruntime
 import pytest
 
-HAS_GPU = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-_left_out: list[str] = []
+from tests.programs import leave_out
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs onnxruntime-gpu and a GPU that it can use")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    left_out = [] if HAS_GPU else [item for item in items if item.get_closest_marker("gpu")]
-    if left_out:
-        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
-        config.hook.pytest_deselected(items=left_out)
-        _left_out.extend(item.nodeid for item in left_out)
-
-
-def pytest_report_collectionfinish() -> list[str]:
-    if not _left_out:
-        return []
-    return [f"{len(_left_out)} tests need a GPU and are left out: the installed onnxruntime has no CUDA provider"]
+@pytest.fixture(scope="session", autouse=True)
+def _gpu() -> None:
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        remedy = "pip install onnxruntime-gpu, on a machine with a GPU"
+        leave_out("a GPU that onnxruntime can use", remedy, is_required_in_ci=False)

@@ -21,8 +21,6 @@ from tidegate.engine.runner import Runner
 from tidegate.proof import ABSOLUTE, excess
 from tidegate.replay import random_inputs
 
-pytestmark = pytest.mark.gpu
-
 MODELS = ("tiny-lstm", "tiny-gru", "tiny-rnn", "tiny-forecast", "tiny-stream")
 READY_MADE = Path(__file__).parents[2] / "bundles"
 NUM_SESSIONS = 40

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import os
 import subprocess
 import sys
 import venv
 from pathlib import Path
+
+from tests.programs import require
 
 HERE = Path(__file__).parent
 REQUIREMENTS = HERE / "requirements.txt"
@@ -43,7 +44,7 @@ def run_code(source: str) -> str:
 
 def run_perf_analyzer(*arguments: str) -> str:
     """Run perf_analyzer, and return its report; AssertionError, with what it said, where it failed."""
-    assert ctypes.util.find_library("b64"), "perf_analyzer needs the Debian package libb64-0d"
+    require("libb64")
     binaries = _binaries()
     (library,) = ENVIRONMENT.glob("lib/python*/site-packages/nvidia/cuda_runtime/lib")
     return _run([str(binaries / "perf_analyzer"), *arguments], {**os.environ, "LD_LIBRARY_PATH": str(library)})

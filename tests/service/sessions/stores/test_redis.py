@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import program
 from tests.redis import RedisServer, free_port, redis_server
 from tidegate.errors import ConfigurationError, UnavailableError
 from tidegate.sessions.stores.redis import RedisStore
@@ -412,7 +413,7 @@ def certificate(tmp_path: Path) -> Path:
     file = tmp_path / "certificate.pem"
     subject = ("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
     files = ("-keyout", str(tmp_path / "key.pem"), "-out", str(file))
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject, *files]
+    command = [program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject, *files]
     subprocess.run(command, check=True, capture_output=True)
     return file
 
