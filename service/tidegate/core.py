@@ -16,6 +16,13 @@ FloatArray = NDArray[np.floating]
 Tensor = NDArray[np.generic]
 
 
+LAST_POSITION = 2**63 - 1
+"""No session steps beyond it: what holds positions, here and at clients, may hold signed numbers of 64 bits."""
+
+LATEST = 253_402_300_799.0
+"""Seconds since the epoch until the end of the year 9999: what times are told in holds none beyond."""
+
+
 class Input(NamedTuple):
     """One sequence as a caller gives it: exactly one of the three is set; a model's codec turns it into tensors.
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tidegate.core import Ask, Drift, Prediction, Predictions, StepResult, Tensor
+from tidegate.core import LAST_POSITION, Ask, Drift, Prediction, Predictions, StepResult, Tensor
 from tidegate.engine.arena import INITIAL, Slots
 from tidegate.engine.work import Reply, Work, name_of
 from tidegate.errors import TidegateError
@@ -135,11 +135,12 @@ class Cohort:
         return self.deadline is not None and self.deadline <= now
 
     def can_start(self) -> bool:
-        """Whether every session is open and idle, and at the position that the caller says."""
+        """Whether every session is open and idle, at the position that the caller says and not at its last one."""
         for session in self.sessions:
             if session.queue or session.phase is not Phase.OPEN:
                 return False
-        return not self.positions or [session.position for session in self.sessions] == self.positions
+        positions = [session.position for session in self.sessions]
+        return positions == (self.positions or positions) and max(positions) < LAST_POSITION
 
     def start(self) -> None:
         """Make every session busy with this. Ask ``can_start`` first."""

@@ -87,6 +87,11 @@ class Work:
         return self.length - self.offset
 
     @property
+    def most_steps(self) -> int:
+        """How far it may take its session."""
+        return self.length
+
+    @property
     def is_abandoned(self) -> bool:
         """Whether nobody waits for the result any more."""
         return self.reply.done()
@@ -183,6 +188,10 @@ class Generation(Work):
 
     def fingerprint(self) -> Hashable:
         return self._fingerprint
+
+    @property
+    def most_steps(self) -> int:
+        return self.length + self.sampling.max_tokens
 
     @property
     def can_start_over(self) -> bool:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-from tidegate.core import SessionRequest
-from tidegate.errors import PositionConflictError, SessionEndedError
+from tidegate.core import LAST_POSITION, SessionRequest
+from tidegate.errors import FailedPreconditionError, InvalidInputError, PositionConflictError, SessionEndedError
 from tidegate.observe.drift import NOT_WHOLE, Charted
 from tidegate.sessions.lifecycle import TRANSITIONS, WHY, Event, Phase
 
@@ -109,14 +109,24 @@ class Session:
         if self.phase is not Phase.OPEN:
             raise ended(self.id, self.phase)
 
-    def decide(self, position: int | None, fingerprint: Callable[[], Hashable]) -> Verdict:
-        """Say whether a chunk applies at the current position or repeats the last one.
+    def decide(self, position: int | None, fingerprint: Callable[[], Hashable], steps: int = 0) -> Verdict:
+        """Say whether a chunk of up to so many steps applies at the current position or repeats the last one.
 
         Raises:
             PositionConflictError: It does neither.
+            InvalidInputError: No session comes to that position.
+            FailedPreconditionError: It would go beyond the last position.
         """
         if position is None or position == self.position:
+            if self.position + steps > LAST_POSITION:
+                raise FailedPreconditionError(
+                    f"session {self.id} is at position {self.position}, and its last one is {LAST_POSITION}: "
+                    "go on with another session",
+                    reason="LAST_POSITION",
+                )
             return Verdict.APPLY
+        if position > LAST_POSITION:
+            raise InvalidInputError(f"position must be 0 to {LAST_POSITION}", reason="BAD_POSITION")
         last = self.recall()
         if last is None or position != last.start:
             raise PositionConflictError(

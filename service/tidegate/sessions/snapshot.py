@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from tidegate.config import LONGEST_LIFE
+from tidegate.core import LAST_POSITION, LATEST
 from tidegate.engine.arena import Plane, unpack
 from tidegate.errors import FailedPreconditionError, InvalidInputError
 from tidegate.v1 import records_pb2
@@ -23,6 +25,13 @@ MAGIC = b"TIDEGATE"
 VERSION = 1
 _HEADER = struct.Struct("<8sH32s")
 
+_MOST_POSITION = LAST_POSITION - (1 << 32)
+"""What is restored from a snapshot has four billion steps before it."""
+
+_MOST_CHARACTERS = {"model": 128, "version": 9, "model_sha256": 64, "forked_from": 300}
+_MOST_BESIDE_STATE = 4096
+"""Bytes of a snapshot beside its state and the names, dtypes and shapes of its parts."""
+
 
 def encode_snapshot(body: Body) -> bytes:
     content = body.SerializeToString()
@@ -30,10 +39,12 @@ def encode_snapshot(body: Body) -> bytes:
 
 
 def decode_snapshot(snapshot: bytes) -> Body:
-    """Return the body of a snapshot.
+    """Return the body of a snapshot, each of its fields within its bounds. Whether the state fits, `state_of` says.
+
+    The checksum has no key: it shows an accident, not a forgery.
 
     Raises:
-        InvalidInputError: ``BAD_SNAPSHOT``: it is not one, or was cut off or altered.
+        InvalidInputError: ``BAD_SNAPSHOT``: it is not one, was cut off or altered, or a field is out of bounds.
         FailedPreconditionError: ``NEWER_FORMAT``: a newer tidegate made it.
     """
     if len(snapshot) < _HEADER.size or not snapshot.startswith(MAGIC):
@@ -47,9 +58,29 @@ def decode_snapshot(snapshot: bytes) -> Body:
     if hashlib.sha256(content).digest() != checksum:
         raise _bad("the snapshot was cut off or altered: its checksum is wrong")
     try:
-        return Body.FromString(content)
+        body = Body.FromString(content)
     except DecodeError as error:
         raise _bad("the snapshot cannot be read") from error
+    _check_fields(body)
+    return body
+
+
+def _check_fields(body: Body) -> None:
+    for name, most in _MOST_CHARACTERS.items():
+        text: str = getattr(body, name)
+        if len(text) > most or not text.isprintable():
+            raise _bad(f"the snapshot's {name} is not a text of at most {most} printable characters")
+    if body.position > _MOST_POSITION:
+        raise _bad(f"the snapshot's position is over {_MOST_POSITION}")
+    if not 0 <= body.created_at <= LATEST:
+        raise _bad("the snapshot's created_at is not a time in seconds since the epoch")
+    lifetimes = (
+        ("ttl_seconds", body.ttl_seconds if body.HasField("ttl_seconds") else None),
+        ("idle_seconds", body.idle_seconds if body.HasField("idle_seconds") else None),
+    )
+    for name, seconds in lifetimes:
+        if seconds is not None and not 0 < seconds <= LONGEST_LIFE:
+            raise _bad(f"the snapshot's {name} is not a positive number of seconds, at most {LONGEST_LIFE:.0f}")
 
 
 def fill_parts(body: Body, names: Sequence[str], planes: Sequence[Plane], state: bytes) -> None:
@@ -64,18 +95,22 @@ def state_of(body: Body, names: Sequence[str], planes: Sequence[Plane]) -> bytes
     Raises:
         InvalidInputError: It does not fit the model that has parts of these ``names`` and ``planes``.
     """
-    if body.position == 0 and not body.parts:
-        return b""
-    if body.position == 0 or [part.name for part in body.parts] != list(names):
+    if [part.name for part in body.parts] != (list(names) if body.position else []):
         raise _bad(f"the snapshot's state has other parts than the model's {', '.join(names)}")
-    for part, plane in zip(body.parts, planes, strict=True):
+    expected = _MOST_BESIDE_STATE
+    for part, plane in zip(body.parts, planes, strict=False):  # none at position 0
+        # What is there instead may be megabytes long: only what should be there is told.
         told = (part.dtype, tuple(part.shape), len(part.data))
         if told != (plane.dtype.name, plane.row_shape, plane.row_bytes):
-            raise _bad(
-                f"{part.name} is {part.dtype}{list(part.shape)}, the model's {plane.dtype}{list(plane.row_shape)}"
-            )
-        if plane.dtype.kind == "f" and not np.isfinite(np.frombuffer(part.data, plane.dtype)).all():
+            raise _bad(f"{part.name} has another dtype, shape or length than {plane.dtype}{list(plane.row_shape)}")
+        numbers = np.frombuffer(part.data, np.uint8 if plane.dtype.kind == "b" else plane.dtype)
+        if plane.dtype.kind == "f" and not np.isfinite(numbers).all():
             raise _bad(f"{part.name} holds numbers that are not finite")
+        if plane.dtype.kind == "b" and (numbers > 1).any():
+            raise _bad(f"{part.name} holds bytes that are neither true nor false")
+        expected += part.ByteSize()
+    if body.ByteSize() > expected:
+        raise _bad("the snapshot holds more than a session of its model")
     return b"".join(part.data for part in body.parts)
 
 

@@ -41,10 +41,10 @@ BAD_INPUTS: list[tuple[Json, str]] = [
 
 BAD_STEPS: list[tuple[Json, str]] = [
     *BAD_INPUTS,
-    ({"text": "R", "position": -1}, "position: must be a whole number of 0 or more"),
-    ({"text": "R", "position": 1.0}, "position: must be a whole number of 0 or more"),
-    ({"text": "R", "position": True}, "position: must be a whole number of 0 or more"),
-    ({"text": "R", "top": "2"}, "top: must be a whole number of 0 or more"),
+    ({"text": "R", "position": -1}, f"position: must be a whole number of 0 to {2**63 - 1}"),
+    ({"text": "R", "position": 1.0}, f"position: must be a whole number of 0 to {2**63 - 1}"),
+    ({"text": "R", "position": True}, f"position: must be a whole number of 0 to {2**63 - 1}"),
+    ({"text": "R", "top": "2"}, f"top: must be a whole number of 0 to {2**32 - 1}"),
     ({"text": "R", "every_step": 1}, "every_step: must be true or false"),
 ]
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tidegate.core import (
+    LAST_POSITION,
     Ask,
     Candidate,
     FloatArray,
@@ -37,12 +38,13 @@ PREDICT_KEYS = ASK_KEYS | {"sequences", "version"}
 NUMBER_TYPES = frozenset({int, float})
 TOKEN_TYPES = frozenset({int})
 DEFAULT_ASK = Ask()
+_MOST_CANDIDATES = 2**32 - 1
 
 
 def parse_step(body: Object) -> tuple[Input, Ask, int | None]:
     """A ``:step`` body: the input, what is asked, and the session's position where it is given."""
     _only(body, STEP_KEYS)
-    return parse_input(body), _parse_ask(body), parse_whole(body, "position")
+    return parse_input(body), _parse_ask(body), parse_whole(body, "position", LAST_POSITION)
 
 
 def parse_predict(body: Object) -> tuple[list[Input], Ask, str | None]:
@@ -76,11 +78,11 @@ def parse_optional_input(body: Object) -> Input | None:
     return parse_input(body) if any(body.get(key) is not None for key in INPUT_KEYS) else None
 
 
-def parse_whole(body: Object, key: str) -> int | None:
-    """The whole number under ``key``, None where it is absent or null."""
+def parse_whole(body: Object, key: str, most: int) -> int | None:
+    """The whole number of at most ``most`` under ``key``, None where it is absent or null."""
     value = body.get(key)
-    if value is not None and (type(value) is not int or value < 0):
-        raise InvalidInputError(f"{key}: must be a whole number of 0 or more")
+    if value is not None and (type(value) is not int or not 0 <= value <= most):
+        raise InvalidInputError(f"{key}: must be a whole number of 0 to {most}")
     return value
 
 
@@ -90,7 +92,7 @@ def _only(body: Object, known: frozenset[str], path: str = "") -> None:
 
 
 def _parse_ask(body: Object) -> Ask:
-    top = parse_whole(body, "top")
+    top = parse_whole(body, "top", _MOST_CANDIDATES)
     every_step = body.get("every_step")
     if every_step is not None and type(every_step) is not bool:
         raise InvalidInputError("every_step: must be true or false")

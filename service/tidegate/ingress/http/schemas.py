@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from tidegate.core import LAST_POSITION
+
 Json = Any
 
 ONE_INPUT: Json = {"oneOf": [{"required": ["text"]}, {"required": ["tokens"]}, {"required": ["values"]}]}
@@ -19,6 +21,7 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 UInt32 = Annotated[int, Field(ge=0, lt=2**32)]
 UInt64 = Annotated[int, Field(ge=0, lt=2**64)]
+Position = Annotated[int, Field(ge=0, le=LAST_POSITION)]
 
 
 class Document(BaseModel):
@@ -48,7 +51,7 @@ class Input(Body):
 class Step(Input):
     """One chunk of a session."""
 
-    position: UInt64 | None = Field(None, description="the session's position before the chunk: makes a repeat safe")
+    position: Position | None = Field(None, description="the session's position before the chunk: makes a repeat safe")
     top: UInt32 = Field(1, description="candidates a step")
     every_step: bool = Field(False, description="tell every step instead of the last")
 
@@ -86,7 +89,7 @@ class SessionGenerate(Input, Sampling):
 
     model_config = ConfigDict(json_schema_extra={})
 
-    position: UInt64 | None = Field(None, description="the session's position before the chunk: makes a repeat safe")
+    position: Position | None = Field(None, description="the session's position before the chunk: makes a repeat safe")
 
 
 class OpenSession(Body):
