@@ -11,6 +11,7 @@ pieces, of a generation without a session, and of a durable session's chunk that
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -39,6 +40,8 @@ from tidegate.errors import (
 )
 from tidegate.sessions.lifecycle import Phase
 from tidegate.sessions.session import DurableSession, LastReply, Session, Verdict, ended
+
+log = logging.getLogger(__name__)
 
 _HORIZON_SECONDS = 0.02
 
@@ -241,15 +244,7 @@ class Engine:
         """Return the rows of a run that failed, to be tried alone: its cohorts disband."""
         works = list(plan.works)
         for cohort in plan.cohorts:
-            self._forget_together(cohort)
-            self._running.discard(cohort)
-            lanes = cohort.disband()
-            self._waiting.update(lanes)
-            self._running.update(lanes)
-            self._leave(cohort)
-            if not lanes:
-                cohort.answer(None)
-            works += lanes
+            works += self._disband(cohort)
         return works
 
     def retry(self, work: Work, length: int) -> Plan | None:
@@ -295,7 +290,12 @@ class Engine:
             if self._needs_scratch(work):
                 work.scratch = self._arena.allocate()
             rows.append((index, work))
-        batch = Batch(rows, outputs, states, self._reading.predict(rows, outputs))
+        answers, failures = self._reading.predict(rows, outputs)
+        if failures:
+            rows = [row for row in rows if row[1] not in failures]
+            for work, failure in failures.items():
+                self._break(work, failure)
+        batch = Batch(rows, outputs, states, answers)
         first = len(works)
         for cohort in plan.cohorts:
             steps[STEP] += cohort.num_rows
@@ -327,26 +327,39 @@ class Engine:
         stored = {row for row, _ in rows}
         batch.rows = [row for row in batch.rows if row[0] not in stored]
         states = self._arena.pack(_slots([row for row, _ in rows]), self._reading.planes(batch))
-        return [self._step(batch, row, work, state) for (row, work), state in zip(rows, states, strict=True)]
+        steps = []
+        for (row, work), state in zip(rows, states, strict=True):
+            try:
+                steps.append(self._step(batch, row, work, state))
+            except Exception as error:  # noqa: BLE001 - told to the row that it concerns
+                self._break(work, error)
+        return steps
 
     def reply(self, batch: Batch, now: float) -> None:
         """Answer the chunks that ended, and let the others wait for their next run."""
         if self._quality is not None:
-            self._quality.take(batch)
+            _watch(lambda quality: quality.take(batch), self._quality)
         hungry: list[tuple[int, Generation]] = []
         for row, work in batch.rows:
             self._running.discard(work)
-            if work.remaining:
-                self._scheduler.add(work)
-            elif isinstance(work, Generation):
-                if not self._accept(work, _commit(work, work.transcript, now), now):
-                    hungry.append((row, work))
-            else:
-                self._answer(work, batch.answers[work], now)
+            try:
+                if work.remaining:
+                    self._scheduler.add(work)
+                elif isinstance(work, Generation):
+                    if not self._accept(work, _commit(work, work.transcript, now), now):
+                        hungry.append((row, work))
+                else:
+                    self._answer(work, batch.answers[work], now)
+            except Exception as error:  # noqa: BLE001 - told to the row that it concerns
+                self._break(work, error)
         if hungry:
             self._feed(self._reading.logits(batch, [row for row, _ in hungry]), [work for _, work in hungry])
         for first, cohort, told in batch.cohorts:
-            self._answer_together(batch, first, cohort, told, now)
+            try:
+                self._answer_together(batch, first, cohort, told, now)
+            except Exception as error:
+                log.exception("a message of %d lanes could not be answered", cohort.num_rows)
+                self._drop_together(cohort, _fault(error))
 
     def settle(self, steps: Sequence[Step], outcomes: Sequence[Outcome], now: float) -> None:
         """Answer the steps that were stored; those that others overtook are decided again, from the record."""
@@ -356,23 +369,15 @@ class Engine:
             self._running.discard(work)
             if work not in self._waiting:  # the loop was stopped meanwhile
                 continue
-            if not isinstance(outcome, bytes):
-                self._overtaken(step, outcome)
-                continue
-            self._take_over(step, outcome, now)
-            if not isinstance(work, Generation):
-                self._tell(work, step.last.result, now)
-            elif not self._accept(work, step.position, now):
-                hungry.append(step)
+            try:
+                if self._settle(step, outcome, now):
+                    hungry.append(step)
+            except Exception as error:  # noqa: BLE001 - told to the step that it concerns
+                step.session.is_fresh = False  # its record says what became of it
+                self._break(work, error)
         if hungry:
             logits = np.stack([step.logits for step in hungry if step.logits is not None])
             self._feed(logits, [step.work for step in hungry if isinstance(step.work, Generation)])
-
-    def give_up(self, steps: Sequence[Step], error: Exception) -> None:
-        """Answer those of the steps that `settle` left without an answer; their records say what became of them."""
-        for step in steps:
-            step.session.is_fresh = False
-            self._drop(step.work, InternalError(f"the step was not answered: {error}"))
 
     def fail(self, plan: Plan, error: Exception) -> None:
         """Answer a failed run's own rows with the error: nobody else's."""
@@ -410,6 +415,17 @@ class Engine:
             result = StepResult(session.id, position, batch.answers[work])
         scored = None if self._quality is None else self._quality.score(batch, row, work)
         return Step(work, session, position, state, LastReply(work.start, work.fingerprint(), result), logits, scored)
+
+    def _settle(self, step: Step, outcome: Outcome, now: float) -> bool:
+        """Answer one step; return whether it is of a generation that goes on."""
+        if not isinstance(outcome, bytes):
+            self._overtaken(step, outcome)
+            return False
+        self._take_over(step, outcome, now)
+        if isinstance(step.work, Generation):
+            return not self._accept(step.work, step.position, now)
+        self._tell(step.work, step.last.result, now)
+        return False
 
     def _take_over(self, step: Step, revision: bytes, now: float) -> None:
         """The record is the step's: so are, from now on, the copy's position and its state, which lies in scratch."""
@@ -479,13 +495,29 @@ class Engine:
             self._drop_together(cohort, _too_late())
             return
         rows = slice(first, first + cohort.num_rows)
-        predictions = self._reading.predict_together(batch.outputs, rows, cohort.ask.top)
+        try:
+            predictions = self._reading.predict_together(batch.outputs, rows, cohort.ask.top)
+        except Exception:
+            log.exception("the results of %d lanes could not be read together", cohort.num_rows)
+            self._read_apart(batch, first, cohort)
+            return
         told = Told(cohort.party.ids, cohort.starts, cohort.inputs, cohort.ask, predictions, {}, self._reading.part)
         batch.cohorts.append((first, cohort, told))
 
+    def _read_apart(self, batch: Batch, first: int, cohort: Cohort) -> None:
+        """Read each lane by itself, so that one that cannot be read fails no other."""
+        rows = [(first + lane, work) for lane, work in zip(cohort.lanes, self._disband(cohort), strict=True)]
+        for _, work in rows:
+            work.offset = work.length
+        answers, failures = self._reading.predict(rows, batch.outputs)
+        batch.rows += [row for row in rows if row[1] not in failures]
+        batch.answers |= answers
+        for work, failure in failures.items():
+            self._break(work, failure)
+
     def _answer_together(self, batch: Batch, first: int, cohort: Cohort, told: Told, now: float) -> None:
         if self._quality is not None:
-            self._quality.take_together(cohort, batch.outputs, first, told.drift)
+            _watch(lambda quality: quality.take_together(cohort, batch.outputs, first, told.drift), self._quality)
         cohort.commit(told, now)
         self._running.discard(cohort)
         self._forget_together(cohort)
@@ -505,6 +537,18 @@ class Engine:
     def _forget_together(self, cohort: Cohort) -> None:
         self._cohorts.remove(cohort)
         self._num_together -= cohort.num_rows
+
+    def _disband(self, cohort: Cohort) -> list[Work]:
+        """Let each lane that goes on be work of its own; return these, by rising lane."""
+        self._forget_together(cohort)
+        self._running.discard(cohort)
+        lanes = cohort.disband()
+        self._waiting.update(lanes)
+        self._running.update(lanes)
+        self._leave(cohort)
+        if not lanes:
+            cohort.answer(None)
+        return lanes
 
     def _leave(self, cohort: Cohort) -> None:
         """Let the sessions' next work come, and give back the slots of sessions that ended."""
@@ -540,8 +584,17 @@ class Engine:
 
     def _feed(self, logits: Tensor, works: Sequence[Generation]) -> None:
         """Sample the next token of each generation from its row of ``logits``, and let it wait for its next run."""
-        randoms = [uniform(work.seed, _position(work)) for work in works]
-        for work, token in zip(works, sample(logits, [work.sampling for work in works], randoms), strict=True):
+        try:
+            randoms = [uniform(work.seed, _position(work)) for work in works]
+            tokens = sample(logits, [work.sampling for work in works], randoms)
+        except Exception as error:  # noqa: BLE001 - told to the generation that it concerns
+            if len(works) == 1:
+                self._break(works[0], error)
+            else:
+                for row, work in enumerate(works):
+                    self._feed(logits[row : row + 1], [work])
+            return
+        for work, token in zip(works, tokens, strict=True):
             self._free_scratch(work)
             work.push(token)
             self._scheduler.add(work)
@@ -559,6 +612,9 @@ class Engine:
             except TidegateError as error:
                 self.meter.num_conflicts += isinstance(error, PositionConflictError)
                 work.fail(error)
+            except Exception as error:  # it is this work's answer, and nobody else's
+                log.exception("work of session %s could not be begun", session.id)
+                work.fail(_fault(error))
             self._waiting.discard(work)
             del session.queue[0]
 
@@ -577,7 +633,7 @@ class Engine:
             return False
         if isinstance(work, Generation) and work.sampling.seed is None:
             work.seed = session.seed  # the record's, which may have been read after the work was made
-        if session.decide(work.position, work.fingerprint) is Verdict.REPEAT:
+        if session.decide(work.position, work.fingerprint, work.most_steps) is Verdict.REPEAT:
             self.meter.num_repeats += 1
             last = session.recall()
             assert last is not None
@@ -606,8 +662,13 @@ class Engine:
         self._running.discard(work)
         if work in self._waiting:
             self._scheduler.discard(work)
-            work.fail(error)
             self._forget(work)
+            work.fail(error)
+
+    def _break(self, work: Work, error: Exception) -> None:
+        """Answer work that met a fault of ours, unless it has its answer; whoever shared its run goes on."""
+        log.error("a row's result could not be used", exc_info=error)
+        self._drop(work, _fault(error))
 
     def _forget(self, work: Work) -> None:
         """The work is over: give back what it held and let its session's next work come."""
@@ -683,6 +744,18 @@ def _moved(session: Session) -> UnavailableError:
         reason="SESSION_MOVED",
         retry_after=0.0,
     )
+
+
+def _watch(look: Callable[[Quality], None], quality: Quality) -> None:
+    """Let what watches the model's quality look; a fault there costs nobody the answer."""
+    try:
+        look(quality)
+    except Exception:
+        log.exception("what a run says of the model's quality could not be counted")
+
+
+def _fault(error: Exception) -> InternalError:
+    return InternalError(f"the result could not be used: {error}")
 
 
 def _too_late() -> DeadlineExceededError:

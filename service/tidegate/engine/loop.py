@@ -174,11 +174,7 @@ class Loop:
             for step in steps:
                 if step.work.course is not None:
                     step.work.course.committed(began, now)
-        try:
-            self._engine.settle(steps, outcomes, now)
-        except Exception as error:
-            log.exception("%d steps were decided on, and could not be answered", len(steps))
-            self._engine.give_up(steps, error)
+        self._engine.settle(steps, outcomes, now)
         self._go_on()
 
     def _read_records(self) -> None:

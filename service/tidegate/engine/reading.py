@@ -34,9 +34,13 @@ class Reading:
         """Return the last step's scores of ``rows``, [rows, vocabulary]: what the next token is sampled from."""
         return self._kept(batch)[rows]
 
-    def predict(self, rows: Sequence[Row], outputs: Outputs) -> dict[Work, Prediction]:
-        """Return the predictions of the chunks that end in this run, and put the pieces of the others by."""
+    def predict(self, rows: Sequence[Row], outputs: Outputs) -> tuple[dict[Work, Prediction], dict[Work, Exception]]:
+        """Return the predictions of the chunks that end in this run, and put the pieces of the others by.
+
+        A row that cannot be read is among the second, with the reason, and fails no other.
+        """
         answers: dict[Work, Prediction] = {}
+        failures: dict[Work, Exception] = {}
         whole: dict[int, list[Row]] = {}
         for row, work in rows:
             if isinstance(work, Generation):
@@ -45,14 +49,34 @@ class Reading:
                 whole.setdefault(work.ask.top, []).append((row, work))
                 continue
             codec = self._raw if work.ask.is_raw else self._codec
-            work.pieces.append(codec.cut(outputs, row, work.ask, is_last=not work.remaining))
-            if not work.remaining:
-                answers[work] = codec.join(work.pieces, work.length, work.ask)
+            try:
+                work.pieces.append(codec.cut(outputs, row, work.ask, is_last=not work.remaining))
+                if not work.remaining:
+                    answers[work] = codec.join(work.pieces, work.length, work.ask)
+            except Exception as error:  # noqa: BLE001 - told to the row that it concerns
+                failures[work] = error
         for top, group in whole.items():
-            length = group[0][1].length
-            predictions = self._codec.predict(outputs, [row for row, _ in group], length, top)
+            self._predict_group(group, outputs, top, answers, failures)
+        return answers, failures
+
+    def _predict_group(
+        self,
+        group: Sequence[Row],
+        outputs: Outputs,
+        top: int,
+        answers: dict[Work, Prediction],
+        failures: dict[Work, Exception],
+    ) -> None:
+        """Predict rows that ask the same, all at once; where that fails, each by itself."""
+        try:
+            predictions = self._codec.predict(outputs, [row for row, _ in group], group[0][1].length, top)
             answers.update(zip((work for _, work in group), predictions, strict=True))
-        return answers
+        except Exception as error:  # noqa: BLE001 - told to the row that it concerns
+            if len(group) == 1:
+                failures[group[0][1]] = error
+                return
+            for each in group:
+                self._predict_group([each], outputs, top, answers, failures)
 
     def predict_together(self, outputs: Outputs, rows: slice, top: int) -> Predictions:
         """Return what single steps in neighbouring rows are told."""

@@ -46,12 +46,24 @@ class Committer:
         self._wall = wall
 
     async def commit(self, steps: Sequence[Step]) -> list[Outcome]:
-        """Store steps, each by compare-and-set on the revision that its session's copy was made from."""
+        """Store steps, each by compare-and-set on the revision that its session's copy was made from.
+
+        One that cannot be encoded fails alone.
+        """
         now = self._wall()
-        revisions = new_revisions(len(steps))
-        writes = [_write(step, revision, now) for step, revision in zip(steps, revisions, strict=True)]
-        results = await self._ledger.write(writes)
-        return [_outcome(write, result) for write, result in zip(writes, results, strict=True)]
+        outcomes: list[Outcome] = [None] * len(steps)
+        writes: list[Write] = []
+        places: list[int] = []
+        for place, (step, revision) in enumerate(zip(steps, new_revisions(len(steps)), strict=True)):
+            try:
+                writes.append(_write(step, revision, now))
+                places.append(place)
+            except Exception as error:
+                log.exception("a step of session %s could not be encoded", step.session.id)
+                outcomes[place] = InternalError(f"the step cannot be stored: {error}")
+        for place, write, result in zip(places, writes, await self._ledger.write(writes), strict=True):
+            outcomes[place] = _outcome(write, result)
+        return outcomes
 
     async def refresh(self, session: DurableSession) -> None:
         """Read the session's record into its copy and let its work go on; or fail that work, saying why."""

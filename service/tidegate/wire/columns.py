@@ -6,6 +6,7 @@ per lane where the lanes go together. Knows no sessions: which lane is whose is 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -15,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidegate.core import Ask, Drift, FloatArray, Input, Prediction, Predictions, StepResult, Tensor
-from tidegate.errors import InvalidInputError, TidegateError
+from tidegate.errors import InternalError, InvalidInputError, TidegateError
 from tidegate.v1 import predictor_pb2
 from tidegate.wire.errors import decode_error, encode_error
 from tidegate.wire.inputs import decode_ask, decode_values, fill_ask, fill_values
 from tidegate.wire.predictions import decode_drift, decode_tensors, fill_drift, fill_tensors
+
+log = logging.getLogger(__name__)
 
 
 class LaneSteps(NamedTuple):
@@ -121,9 +124,32 @@ def decode_columns(message: predictor_pb2.Columns) -> LaneSteps:
 
 
 def fill_columns(
+    message: predictor_pb2.ColumnsReply, lanes: Sequence[int], results: Sequence[StepResult | TidegateError]
+) -> None:
+    """Pack the answers of lanes whose sessions are of one model and were asked the same.
+
+    An answer that does not fit into a message is an error of its lane, and of no other.
+    """
+    try:
+        _fill_columns(message, lanes, results)
+    except Exception:
+        log.exception("the answers of %d lanes could not be packed together", len(lanes))
+        message.Clear()
+        _fill_columns(message, lanes, [_packable(lane, result) for lane, result in zip(lanes, results, strict=True)])
+
+
+def _packable(lane: int, result: StepResult | TidegateError) -> StepResult | TidegateError:
+    """The lane's answer if it can be packed, else the error that it cannot."""
+    try:
+        _fill_columns(predictor_pb2.ColumnsReply(), [lane], [result])
+    except Exception as error:  # noqa: BLE001 - it is this lane's answer
+        return InternalError(f"the answer does not fit into a message: {error}")
+    return result
+
+
+def _fill_columns(
     message: predictor_pb2.ColumnsReply, lanes: Iterable[int], results: Iterable[StepResult | TidegateError]
 ) -> None:
-    """Pack the answers of lanes whose sessions are of one model and were asked the same."""
     done, positions, predictions, errors = [], [], [], []
     for lane, result in zip(lanes, results, strict=True):
         if isinstance(result, TidegateError):

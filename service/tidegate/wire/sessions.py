@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -9,6 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tidegate.core import CheckpointInfo, RestoreRequest, SessionInfo, SessionPage, SessionRequest
 from tidegate.v1 import sessions_pb2
 from tidegate.wire.predictions import decode_drift, encode_drift
+
+log = logging.getLogger(__name__)
 
 
 def encode_session_request(request: SessionRequest) -> sessions_pb2.OpenRequest:
@@ -72,7 +75,13 @@ def decode_session(message: sessions_pb2.Session) -> SessionInfo:
 
 
 def encode_session_page(page: SessionPage) -> sessions_pb2.ListSessionsReply:
-    sessions = [encode_session(info) for info in page.sessions]
+    """A session that does not fit into a message is left out, and hides no other."""
+    sessions = []
+    for info in page.sessions:
+        try:
+            sessions.append(encode_session(info))
+        except Exception:
+            log.exception("session %s cannot be listed", info.id)
     return sessions_pb2.ListSessionsReply(sessions=sessions, next_page_token=page.next_page_token)
 
 

@@ -232,9 +232,10 @@ async def house(
     slots: int = 64,
     committer: Committer | None = None,
     quality: Quality | None = None,
+    kind: type[Tokens] = Tokens,
 ) -> AsyncIterator[House]:
     """A house at work. When it is left, everything is answered and nothing leaked."""
-    codec = Tokens(VOCABULARY, None, TokenCodec())
+    codec = kind(VOCABULARY, None, TokenCodec())
     planes = [
         Plane(np.dtype(np.int64), (1,), slot_axis=1),
         Plane(np.dtype(np.float32), (len(VOCABULARY),), slot_axis=0),

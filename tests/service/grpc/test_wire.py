@@ -34,7 +34,7 @@ from tidegate.core import (
     Surprise,
     Tensor,
 )
-from tidegate.errors import InvalidInputError, OverloadedError, TidegateError
+from tidegate.errors import InternalError, InvalidInputError, OverloadedError, TidegateError
 from tidegate.v1 import predictor_pb2, sessions_pb2, types_pb2
 from tidegate.wire.columns import (
     decode_columns,
@@ -403,6 +403,29 @@ def test_columns_replies(case: tuple[list[StepResult | TidegateError], bool]) ->
         assert prediction.surprise is not None
         assert found.surprise is not None
         assert found.surprise[span].tolist() == (prediction.surprise.steps or [prediction.surprise.mean])
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        StepResult("s1", 2**64, Prediction(1, next=[[Candidate("a", 0, 0.5)]])),
+        StepResult("s1", 1, Prediction(1, next=[[Candidate("a", 2**63, 0.5)]])),
+    ],
+)
+def test_an_answer_that_no_message_holds_is_its_lanes_error(bad: StepResult) -> None:
+    results = [StepResult(name, 1, Prediction(1, next=[[Candidate("a", 0, 0.5)]])) for name in ("s0", "s2")]
+    message = predictor_pb2.ColumnsReply()
+    fill_columns(message, [0, 1, 2], [results[0], bad, results[1]])
+    found = decode_columns_reply(message)
+    assert (found.lanes, found.positions, found.counts) == ([0, 2], [1, 1], [1, 1])
+    assert {lane: type(error) for lane, error in found.errors.items()} == {1: InternalError}
+
+
+def test_a_session_that_no_message_holds_hides_no_other() -> None:
+    good = SessionInfo("s0", "m", "1", 0, True, 1e9, None, 8)
+    bad = [good._replace(position=2**64), good._replace(created_at=1e30), good._replace(id="\ud800")]
+    page = encode_session_page(SessionPage([*bad, good, *bad], "s0"))
+    assert decode_session_page(page) == SessionPage([good], "s0")
 
 
 BAD_INPUTS = {

@@ -136,6 +136,7 @@ class FakeService:
         self.has_asked = asyncio.Event()
         self.is_cancelled = asyncio.Event()
         self.events: Sequence[GeneratedToken | GenerationDone | Exception] = EVENTS
+        self.page = SessionPage([SESSION], "s-1")
 
     def _note(self, *call: Any, deadline: float | None = None) -> None:
         self.calls.append(call)
@@ -218,7 +219,7 @@ class FakeService:
 
     async def list_sessions(self, limit: int, page_token: str) -> SessionPage:
         self._note("list", limit, page_token)
-        return SessionPage([SESSION], "s-1")
+        return self.page
 
     async def close_session(self, session: str) -> None:
         self._note("close", session)

@@ -13,11 +13,12 @@ from fastapi import FastAPI
 from tests.service.http.fake import (
     MODEL_JSON,
     PREDICTION_JSON,
+    SESSION,
     SESSION_JSON,
     Call,
     FakeService,
 )
-from tidegate.core import Ask, Candidate, Drift, Forecast, Input, Prediction, SessionRequest, Surprise
+from tidegate.core import Ask, Candidate, Drift, Forecast, Input, Prediction, SessionPage, SessionRequest, Surprise
 
 Json = Any
 
@@ -66,6 +67,15 @@ async def test_sessions_are_listed_by_page(client: httpx.AsyncClient, service: F
     reply = await client.get("/v1/sessions")
     assert reply.json() == {"sessions": [SESSION_JSON], "next_page_token": "s-1"}
     assert service.calls == [("list", 0, "")]
+
+
+async def test_a_session_that_json_does_not_hold_hides_no_other(
+    client: httpx.AsyncClient, service: FakeService
+) -> None:
+    bad = [SESSION._replace(created_at=1e30), SESSION._replace(expires_at=float("nan"))]
+    service.page = SessionPage([bad[0], SESSION, bad[1]], "")
+    reply = await client.get("/v1/sessions")
+    assert (reply.status_code, reply.json()) == (200, {"sessions": [SESSION_JSON], "next_page_token": ""})
 
 
 async def test_a_session_is_shown(client: httpx.AsyncClient) -> None:

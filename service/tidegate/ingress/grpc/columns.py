@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -12,9 +13,12 @@ from tidegate.ingress.grpc.calls import conceal
 from tidegate.observe.requests import OK, Requests, outcome_of
 from tidegate.v1 import predictor_pb2
 from tidegate.wire.columns import fill_columns, fill_together
+from tidegate.wire.errors import encode_error
 
 if TYPE_CHECKING:
     from tidegate.engine.cohort import CohortReply, Told
+
+log = logging.getLogger(__name__)
 
 LaneAnswer: TypeAlias = StepResult | TidegateError
 LanePart: TypeAlias = "list[asyncio.Future[StepResult] | TidegateError]"
@@ -48,11 +52,11 @@ class PendingColumns:
     async def reply(self) -> predictor_pb2.StreamReply:
         reply = predictor_pb2.StreamReply()
         answers = [await _answer(part, size) for part, size in zip(self._parts, self._sizes, strict=True)]
-        whole = [told for answer in answers if (told := _whole(answer)) is not None]
-        if len(whole) == len(answers):
-            self._fill_together(reply.columns, whole)
-        else:
-            self._fill_each(reply.columns, answers)
+        try:
+            self._fill(reply.columns, answers)
+        except Exception as error:  # noqa: BLE001 - it is this message's answer, and the stream goes on
+            self.outcome = outcome_of(error)
+            return refusal(error)
         return reply
 
     def cancel(self) -> None:
@@ -60,6 +64,18 @@ class PendingColumns:
             for future in part if isinstance(part, list) else [part]:
                 if isinstance(future, asyncio.Future):
                     future.cancel()
+
+    def _fill(self, message: predictor_pb2.ColumnsReply, answers: Sequence[CohortReply | list[LaneAnswer]]) -> None:
+        whole = [told for answer in answers if (told := _whole(answer)) is not None]
+        if len(whole) < len(answers):
+            self._fill_each(message, answers)
+            return
+        try:
+            self._fill_together(message, whole)
+        except Exception:
+            log.exception("the answers of %d lanes could not be packed as arrays", len(self._lanes))
+            message.Clear()
+            self._fill_each(message, answers)
 
     def _fill_together(self, message: predictor_pb2.ColumnsReply, whole: Sequence[Told]) -> None:
         positions = [start + 1 for told in whole for start in told.starts]
@@ -80,6 +96,11 @@ class PendingColumns:
             self._requests.lanes_failed(failed)
             self.outcome = failed[0] if len(failed) == len(results) else OK
         fill_columns(message, self._lanes, results)
+
+
+def refusal(error: Exception) -> predictor_pb2.StreamReply:
+    """The reply to a message that failed as a whole."""
+    return predictor_pb2.StreamReply(error=encode_error(conceal(error)))
 
 
 def _whole(answer: CohortReply | list[LaneAnswer]) -> Told | None:

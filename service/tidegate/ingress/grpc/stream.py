@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 from tidegate.core import Ask, Input, StepResult
 from tidegate.errors import InvalidInputError, TidegateError
 from tidegate.ingress.grpc.calls import Context, client_seconds, conceal, session_in_metadata
-from tidegate.ingress.grpc.columns import Part, PendingColumns
+from tidegate.ingress.grpc.columns import Part, PendingColumns, refusal
 from tidegate.ingress.grpc.lanes import Group, Lane, Lanes
 from tidegate.ingress.grpc.line import Pending
 from tidegate.ingress.grpc.ordered import OrderedStream
 from tidegate.observe.requests import OK, Requests, outcome_of
 from tidegate.v1 import predictor_pb2, sessions_pb2
 from tidegate.wire.columns import LaneSteps, decode_columns
-from tidegate.wire.errors import encode_error
 from tidegate.wire.inputs import decode_ask, decode_input
 from tidegate.wire.predictions import fill_step
 
@@ -145,8 +144,3 @@ class StepStream:
         if self._deadline is not None:
             return self._deadline
         return self._loop.time() + self._service.settings.request_timeout
-
-
-def refusal(error: Exception) -> predictor_pb2.StreamReply:
-    """The reply to a message that failed as a whole."""
-    return predictor_pb2.StreamReply(error=encode_error(conceal(error)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from http import HTTPStatus
 from typing import Annotated
 from urllib.parse import quote
@@ -10,12 +11,14 @@ from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tidegate.core import SessionRequest
+from tidegate.core import SessionInfo, SessionRequest
 from tidegate.ingress.http import convert, documents, schemas
 from tidegate.ingress.http.documents import TIMEOUT, body, content, problems
 from tidegate.ingress.http.exchange import ClientWatch, RawRoute, deadline, json_reply, read_json, service_of
 from tidegate.ingress.http.generation import Generation, sampling, wants_stream
 from tidegate.ingress.http.models import Limit, PageToken
+
+log = logging.getLogger(__name__)
 
 PREFIX = "/v1/sessions"
 
@@ -49,7 +52,18 @@ async def open_session(request: Request) -> Response:
 @router.get("", responses={200: {"content": {"application/json": content(schemas.SessionList)}}, **problems(400)})
 async def list_sessions(request: Request, limit: Limit = 0, page_token: PageToken = "") -> schemas.SessionList:
     """The sessions that are open."""
-    return schemas.SessionList.model_validate(await service_of(request).list_sessions(limit, page_token))
+    page = await service_of(request).list_sessions(limit, page_token)
+    told = [session for info in page.sessions if (session := _told(info)) is not None]
+    return schemas.SessionList(sessions=told, next_page_token=page.next_page_token)
+
+
+def _told(info: SessionInfo) -> schemas.Session | None:
+    """The session's document; None of one that has none, which hides no other."""
+    try:
+        return schemas.Session.model_validate(info)
+    except Exception:
+        log.exception("session %s cannot be listed", info.id)
+        return None
 
 
 @router.get(

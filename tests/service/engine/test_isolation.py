@@ -1,0 +1,168 @@
+"""One row that cannot be read, scored, stored or answered fails itself: whoever shares its run is told what they would
+be told alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from tests.service.engine.house import House, house
+from tests.service.engine.test_durable import Records
+from tidegate.codecs.scores import Scores
+from tidegate.codecs.tokens import Tokens
+from tidegate.core import LAST_POSITION, Ask, Prediction, Predictions, Sampling, Tensor
+from tidegate.engine.batch import Batch, Outputs
+from tidegate.engine.cohort import Cohort
+from tidegate.engine.quality import Quality
+from tidegate.errors import FailedPreconditionError, InvalidInputError, PositionConflictError
+from tidegate.sessions.session import Session
+
+pytestmark = pytest.mark.usefixtures("arena")
+
+BAD = 4
+"""The token of "d" plus the state of a first step."""
+
+
+class Unreadable(Tokens):
+    """Cannot read a run that holds the row of a first step of "d"."""
+
+    def _check(self, outputs: Mapping[str, Tensor], rows: Sequence[int] | slice) -> None:
+        if (np.asarray(outputs["surprise"])[rows, -1] == BAD).any():
+            raise OverflowError("no such number")
+
+    def predict(self, outputs: Mapping[str, Tensor], rows: Sequence[int], length: int, top: int) -> list[Prediction]:
+        self._check(outputs, rows)
+        return super().predict(outputs, rows, length, top)
+
+    def predict_together(self, outputs: Mapping[str, Tensor], rows: slice, length: int, top: int) -> Predictions:
+        self._check(outputs, rows)
+        return super().predict_together(outputs, rows, length, top)
+
+    def cut(self, outputs: Mapping[str, Tensor], row: int, ask: Ask, *, is_last: bool) -> dict[str, Tensor]:
+        self._check(outputs, [row])
+        return super().cut(outputs, row, ask, is_last=is_last)
+
+
+def kinds(results: Sequence[object]) -> list[str]:
+    return [type(result).__name__ for result in results]
+
+
+async def step_each(it: House, sessions: Sequence[Session], text: str, ask: Ask = Ask()) -> list[object]:  # noqa: B008
+    steps = [it.step(session, character, 0, ask) for session, character in zip(sessions, text, strict=True)]
+    return [*await asyncio.gather(*steps, return_exceptions=True)]
+
+
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("ask", [Ask(), Ask(every_step=True)])
+async def test_a_row_that_cannot_be_read_fails_itself(durable: bool, ask: Ask) -> None:
+    records = Records()
+    async with house(kind=Unreadable, committer=records) as it:
+        records.it = it
+        sessions = [it.open(durable=durable) for _ in range(3)]
+        found = await step_each(it, sessions, "adb", ask)
+        assert kinds(found) == ["StepResult", "InternalError", "StepResult"]
+        assert [session.position for session in sessions] == [1, 0, 1]
+        assert (await it.step(sessions[1], "a", 0, ask)).position == 1
+        assert len(it.runner.runs) == 2
+
+
+async def test_a_lane_that_cannot_be_read_fails_itself() -> None:
+    async with house(kind=Unreadable) as it:
+        sessions = [it.open() for _ in range(4)]
+        together = it.step_together(sessions, "abdc")
+        assert together is not None
+        assert kinds((await together).results(4)) == ["StepResult", "StepResult", "InternalError", "StepResult"]
+        assert [session.position for session in sessions] == [1, 1, 0, 1]
+        again = it.step_together(sessions, "aaaa")
+        assert again is not None
+        assert kinds((await again).results(4)) == ["StepResult"] * 4
+
+
+class Short(Quality):
+    """Cannot look at anything."""
+
+    def take(self, batch: Batch) -> None:
+        raise OverflowError("the average is too large")
+
+    def take_together(self, cohort: Cohort, outputs: Outputs, first: int, drift: object) -> None:
+        raise OverflowError("the average is too large")
+
+
+async def test_a_fault_of_who_watches_the_models_quality_costs_nobody_the_answer() -> None:
+    async with house(quality=Short(Scores(surprise="surprise"), None, "fake")) as it:
+        sessions = [it.open() for _ in range(2)]
+        assert kinds(await step_each(it, sessions, "ab")) == ["StepResult"] * 2
+        together = it.step_together(sessions, "ab")
+        assert together is not None
+        assert kinds((await together).results(2)) == ["StepResult"] * 2
+
+
+class Broken:
+    """A caller that cannot be answered."""
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, result: object) -> None:
+        raise RuntimeError("broken")
+
+    set_exception = set_result
+
+
+async def test_a_caller_that_cannot_be_answered_keeps_nobody_from_their_answer() -> None:
+    async with house() as it:
+        broken, sound = it.open(), it.open()
+        await asyncio.gather(it.step(broken, "a"), it.step(sound, "a"))
+        first, second = it.step(broken, "b"), it.step(sound, "b")
+        broken.queue[0].reply = Broken()
+        behind = it.step(broken, "c")
+        assert (await second).position == 2
+        assert (await behind).position == 3
+        first.cancel()
+
+
+async def test_a_generation_whose_token_cannot_be_drawn_fails_itself() -> None:
+    records = Records()
+    async with house(committer=records) as it:
+        records.it = it
+        for durable in (False, True):
+            good, bad = it.open(durable=durable), it.open(durable=durable)
+            undrawable = Sampling(max_tokens=3, top_p="none")  # type: ignore[arg-type]
+            streams = [it.generate(good, "ab", Sampling(max_tokens=3)), it.generate(bad, "ab", undrawable)]
+            found = await asyncio.gather(*(stream.reply for stream in streams), return_exceptions=True)
+            assert kinds(found) == ["GenerationDone", "InternalError"]
+
+
+# ---- the last position
+
+
+async def test_nothing_steps_beyond_the_last_position() -> None:
+    async with house() as it:
+        near, other = it.open(), it.open()
+        near.position = LAST_POSITION - 2
+        with pytest.raises(FailedPreconditionError) as caught:
+            await it.step(near, "abc")
+        assert caught.value.reason == "LAST_POSITION"
+        stream = it.generate(near, "a", Sampling(max_tokens=2))
+        with pytest.raises(FailedPreconditionError):
+            await stream.reply
+        assert (await it.step(near, "ab", LAST_POSITION - 2)).position == LAST_POSITION
+        together = it.step_together([near, other], "ab")
+        assert together is None
+        found = await asyncio.gather(it.step(near, "a"), it.step(other, "b"), return_exceptions=True)
+        assert kinds(found) == ["FailedPreconditionError", "StepResult"]
+
+
+async def test_a_position_that_no_session_comes_to_is_no_conflict() -> None:
+    async with house() as it:
+        session = it.open()
+        with pytest.raises(PositionConflictError):
+            await it.step(session, "a", LAST_POSITION)
+        for position in (LAST_POSITION + 1, 10**5000):
+            with pytest.raises(InvalidInputError) as caught:
+                await it.step(session, "a", position)
+            assert caught.value.reason == "BAD_POSITION"
