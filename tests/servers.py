@@ -31,11 +31,13 @@ class RunningServer:
         self.grpc: str = ready["grpc"]
 
     def wait_for(self, event: str) -> Event:
-        """The next log line of that event; AssertionError where the log ends before."""
+        """The next log line of that event, or of one that begins so where it ends in …; AssertionError where the log
+        ends before.
+        """
         for line in self._log:
             found: Event = json.loads(line)
             self.events.append(found)
-            if found["event"] == event:
+            if found["event"] == event or (event.endswith("…") and found["event"].startswith(event[:-1])):
                 return found
         raise AssertionError(f"no {event!r} in {self.events}")
 

@@ -17,6 +17,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from tidegate import open_files
 from tidegate.config import Address, Settings, parse_address
 from tidegate.engine.runner import check_provider
 from tidegate.errors import ConfigurationError, TidegateError
@@ -118,7 +119,7 @@ def _routed(local: Service, seat: Seat) -> Service:
 def _shared(seat: Seat, figures: Figures) -> WorkerFigures:
     from tidegate.workers.figures import WorkerFigures
 
-    return WorkerFigures(seat, figures.own)
+    return WorkerFigures(seat, figures.all)
 
 
 def _settle_memory() -> None:
@@ -149,10 +150,11 @@ async def _serve_until_told(
         for server in grpc:
             await server.start()
         telling = tasks.create_task(_tell_readiness(service, grpc), name="tidegate-readiness")
+        watching = tasks.create_task(open_files.watch(), name="tidegate-open-files")
         announce(_facts(service, listener, grpc[0]))
         await signals.stop.wait()
-        reloading.cancel()
-        telling.cancel()
+        for task in (reloading, telling, watching):
+            task.cancel()
         log.info("draining", seconds=service.settings.drain_timeout)
         parts = [service.drain(), app.state.streams.drain(), *(server.drain() for server in grpc)]
         if not await _is_done(_drain(parts, http, serving), service.settings.drain_timeout, signals.hurry):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 
@@ -48,7 +49,28 @@ def _family(address: Address) -> int:
     return socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
 
 
+def why_not(name: str, text: str) -> ConfigurationError | None:
+    """Return why nobody can listen at ``HOST:PORT``, the setting ``name``, now; None where somebody can."""
+    try:
+        listen(name, text).close()
+    except ConfigurationError as error:
+        return error
+    return None
+
+
+_WHAT_TO_DO = {
+    errno.EACCES: "a port below 1024 is for root, or for who has CAP_NET_BIND_SERVICE: take a higher one",
+    errno.EADDRNOTAVAIL: "no interface of this machine has that address: 0.0.0.0 and [::] stand for all of them",
+    errno.EMFILE: "this process may open no more files: raise `ulimit -n`",
+    errno.ENFILE: "this machine may open no more files: raise the kernel's fs.file-max",
+}
+
+
 def _refusal(name: str, address: Address, error: OSError) -> ConfigurationError:
+    is_unknown = isinstance(error, socket.gaierror)
     # Python adds to the text of some errors; a name that is not found has a number of its own kind.
-    reason = str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
-    return ConfigurationError(f"{flag(name)}: {address}: {reason.lower()}")
+    reason = str(error.strerror) if is_unknown else os.strerror(error.errno or 0)
+    advice = "is the host's name right?" if is_unknown else _WHAT_TO_DO.get(error.errno or 0)
+    told = f"{flag(name)}: {address}: {reason.lower()}" + (f": {advice}" if advice else "")
+    in_use = error.errno == errno.EADDRINUSE and not is_unknown
+    return ConfigurationError(told, reason="PORT_IN_USE" if in_use else None)

@@ -91,7 +91,8 @@ class Measured:
 
 
 def samples(measured: Measured, requests: Requests | None = None) -> list[Sample]:
-    text = render(Figures(measured, requests or Requests()).own()).decode()
+    figures = Figures(measured, requests or Requests())
+    text = render([*figures.own(), *figures.of_process()]).decode()
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
 

@@ -22,10 +22,12 @@ def serve(config: Path | None = None, **flags: str | bool | None) -> None:
     # Collecting garbage while modules load finds none and takes a tenth of the start; the server turns it on again.
     gc.disable()
     # Only now: a bad setting is told at once, and the help does not load a server.
+    from tidegate import open_files
     from tidegate.observe.logs import logging_to
     from tidegate.observe.stderr import stderr_logged
 
     with logging_to(settings.log_level, settings.log_format), stderr_logged():
+        open_files.raise_limit()  # which workers inherit
         if settings.workers == 1:
             from tidegate.server import run
         else:

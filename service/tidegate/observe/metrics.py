@@ -6,6 +6,7 @@ of metrics.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -21,7 +22,7 @@ from tidegate.service import EngineStatistics, ServiceStatistics
 from tidegate.sessions.ledger import LedgerStatistics
 
 if TYPE_CHECKING:
-    from prometheus_client import ProcessCollector
+    from prometheus_client import Metric, ProcessCollector
 
 MODEL = ("model", "version")
 ROW_BOUNDS = tuple(float(2**power) for power in range(13))
@@ -110,10 +111,12 @@ class Figures:
 
     async def all(self) -> Snapshot:
         """Return the figures of the server, which is this process."""
-        return self.own()
+        # Before the others, which are then as new as can be; the system's are files and, at first, an import.
+        process = await asyncio.to_thread(self.of_process)
+        return [*self.own(), *process]
 
     def own(self) -> Snapshot:
-        """Return the figures of this process as of now."""
+        """Return what this process has counted itself, as of now."""
         settings, statistics = self._service.settings, self._service.statistics()
         return [
             _gauge("tidegate_build_info", "The running program.", {(__version__,): 1.0}, ("version",), "max"),
@@ -132,7 +135,6 @@ class Figures:
             *_of_sessions(statistics),
             _gauge("tidegate_arena_limit_bytes", "Bytes that arenas may take.", {(): float(settings.arena_mb << 20)}),
             *_of_store(settings.store, statistics.store),
-            *self._of_process(),
         ]
 
     @cached_property
@@ -142,12 +144,16 @@ class Figures:
 
         return ProcessCollector(registry=None)
 
-    def _of_process(self) -> Iterator[Family]:
-        for metric in self._process.collect():
-            values: Values = {(): metric.samples[0].value}
-            over: Literal["sum", "min"] = "min" if metric.name == "process_start_time_seconds" else "sum"
-            kind: Literal["counter", "gauge"] = "counter" if metric.type == "counter" else "gauge"
-            yield Family(metric.name, kind, metric.documentation, (), values, over)
+    def of_process(self) -> Snapshot:
+        """Return what the system says of this process; reads files."""
+        return [_of_process(metric) for metric in self._process.collect()]
+
+
+def _of_process(metric: Metric) -> Family:
+    values: Values = {(): metric.samples[0].value}
+    over: Literal["sum", "min"] = "min" if metric.name == "process_start_time_seconds" else "sum"
+    kind: Literal["counter", "gauge"] = "counter" if metric.type == "counter" else "gauge"
+    return Family(metric.name, kind, metric.documentation, (), values, over)
 
 
 def _of_requests(readings: Sequence[MethodReading], failed_lanes: Mapping[str, int]) -> Iterator[Family]:

@@ -11,10 +11,18 @@ import contextlib
 import faulthandler
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator
 
 log = logging.getLogger("stderr")
+
+_LEVELS = {"I": logging.DEBUG, "V": logging.DEBUG, "W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL}
+_LEVEL = re.compile(r"([IWEF])[0-9]{4} [0-9:.]+ |.{0,60}?\[([VIWEF]):onnxruntime:")
+"""How lines begin: absl's, which gRPC's core writes, and onnxruntime's."""
+
+_PREAMBLE = "WARNING: All log messages before absl::InitializeLog()"
+"""absl says so before its first line."""
 
 _LONGEST = 2**14
 _JOIN_SECONDS = 1.0
@@ -40,7 +48,14 @@ class StderrLines:
         for line in lines:
             text = line.decode(errors="replace").rstrip()
             if text:
-                log.warning(text, extra=self._facts)
+                log.log(_level_of(text), text, extra=self._facts)
+
+
+def _level_of(text: str) -> int:
+    if text.startswith(_PREAMBLE):
+        return logging.DEBUG
+    match = _LEVEL.match(text)
+    return logging.WARNING if match is None else _LEVELS[match[1] or match[2]]
 
 
 @contextlib.contextmanager

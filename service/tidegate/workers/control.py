@@ -7,6 +7,7 @@ then stays open for as long as both live: its end tells either that the other is
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ class Refusal(NamedTuple):
 
 def encode_task(task: Task) -> bytes:
     seat = task.seat
-    place = {"replica": seat.replica, "number": seat.number, "count": seat.count, "folder": str(seat.folder)}
+    place = asdict(seat) | {"folder": None if seat.folder is None else str(seat.folder)}
     return _line({"settings": task.settings.model_dump(mode="json"), "seat": place})
 
 
@@ -43,7 +44,7 @@ def decode_task(line: bytes) -> Task:
     """The inverse of `encode_task`; the settings carry the worker's own replica name."""
     message = json.loads(line)
     place = message["seat"]
-    seat = Seat(place["replica"], place["number"], place["count"], Path(place["folder"]))
+    seat = Seat(**place | {"folder": None if place["folder"] is None else Path(place["folder"])})
     # Everything is given, so nothing is taken from this process's environment.
     settings = load_settings(message["settings"])
     return Task(settings.model_copy(update={"replica": seat.name}), seat)

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import zlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import grpc
 from grpc import aio
 
 from tidegate.observe.families import Kept, Snapshot, counted, decode, encode, merged
+from tidegate.throttle import Throttle
 from tidegate.workers.seat import Seat
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ _SERVICE, _METHOD = "tidegate.workers.Figures", "Tell"
 _OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1))
 _ASK_SECONDS = 1.0
 _WRITE_SECONDS = 1.0
+_TROUBLE = Throttle(60.0)
 
 
 class WorkerFigures:
@@ -38,8 +40,9 @@ class WorkerFigures:
         own: Reads this process's figures.
     """
 
-    def __init__(self, seat: Seat, own: Callable[[], Snapshot]) -> None:
+    def __init__(self, seat: Seat, own: Callable[[], Awaitable[Snapshot]]) -> None:
         self._own = own
+        self._telling = asyncio.Lock()
         self._file = _file(seat, seat.number)
         self._kept = Kept(_read(self._file))
         self._fellows = [_Fellow(seat, number) for number in seat.others]
@@ -48,19 +51,20 @@ class WorkerFigures:
     async def all(self) -> Snapshot:
         """Return the figures of the server: of all workers as one."""
         asked = await asyncio.gather(*(fellow.ask() for fellow in self._fellows))
-        return merged([self.tell(), *asked])
+        return merged([await self.tell(), *asked])
 
-    def tell(self) -> Snapshot:
+    async def tell(self) -> Snapshot:
         """Return this worker's figures, with those of the seat's earlier lives, having written them down."""
-        snapshot = self._kept.take(self._own())
-        _write(self._file, counted(snapshot))
+        async with self._telling:  # one file, and what is written last is what was taken last
+            snapshot = self._kept.take(await self._own())
+            await asyncio.to_thread(_write, self._file, counted(snapshot))
         return snapshot
 
     def handler(self) -> grpc.GenericRpcHandler[bytes, bytes]:
         """What answers the fellows."""
 
         async def answer(_: bytes, __: Any) -> bytes:
-            return zlib.compress(encode(self.tell()), 1)
+            return zlib.compress(encode(await self.tell()), 1)
 
         return grpc.method_handlers_generic_handler(_SERVICE, {_METHOD: grpc.unary_unary_rpc_method_handler(answer)})
 
@@ -68,13 +72,13 @@ class WorkerFigures:
         """Write for the last time, and let go of the fellows."""
         self._writing.cancel()
         await asyncio.gather(self._writing, return_exceptions=True)
-        self.tell()
+        await self.tell()
         await asyncio.gather(*(fellow.close() for fellow in self._fellows))
 
     async def _write_on(self) -> None:
         while True:
             await asyncio.sleep(_WRITE_SECONDS)
-            self.tell()
+            await self.tell()
 
 
 class _Fellow:
@@ -95,7 +99,7 @@ class _Fellow:
             # A channel that has failed waits before it tries again; a new one finds the next worker at once.
             failed, self._channel = self._channel, self._connect()
             await failed.close(None)
-            return _read(self._file)
+            return await asyncio.to_thread(_read, self._file)
 
     def _connect(self) -> aio.Channel:
         return aio.insecure_channel(self._address, options=_OPTIONS)
@@ -104,25 +108,31 @@ class _Fellow:
         await self._channel.close(None)
 
 
-def _file(seat: Seat, number: int) -> Path:
-    return seat.folder / f"{number}.figures"
+def _file(seat: Seat, number: int) -> Path | None:
+    """Where a seat's counters are kept; None where there is no folder for it: then they die with the worker."""
+    return None if seat.folder is None else seat.folder / f"{number}.figures"
 
 
-def _read(file: Path) -> Snapshot:
+def _read(file: Path | None) -> Snapshot:
+    if file is None:
+        return ()
     try:
         return decode(file.read_bytes())
     except FileNotFoundError:
         return ()
 
 
-def _write(file: Path, snapshot: Snapshot) -> None:
+def _write(file: Path | None, snapshot: Snapshot) -> None:
     """Put the file in its place whole: it may be read, or this process killed, at any moment."""
+    if file is None:
+        return
     part = file.with_suffix(".part")
     try:
         part.write_bytes(encode(snapshot))
         part.replace(file)
     except OSError as error:
         # A full disk: what is told is right all the same, as long as this process lives.
-        log.warning("the figures could not be kept: %s", error.strerror)
+        if _TROUBLE.let_through(error.errno) is not None:
+            log.warning("the figures could not be kept: %s", error.strerror)
         with contextlib.suppress(OSError):
             part.unlink()

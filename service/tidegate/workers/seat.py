@@ -7,17 +7,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 from zlib import crc32
 
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """One of ``count`` workers of the server ``replica``; their sockets lie in ``folder``."""
+    """One of ``count`` workers of the server ``replica``.
+
+    Attributes:
+        folder: Where their sockets lie, and what is to outlive a worker; None: there is none.
+        abstract: What the names of their sockets begin with, where they lie in no folder.
+    """
 
     replica: str
     number: int
     count: int
-    folder: Path
+    folder: Path | None
+    abstract: str = ""
 
     @property
     def name(self) -> str:
@@ -30,7 +37,10 @@ class Seat:
 
     def address(self, number: int) -> str:
         """Where a worker answers its fellows; it stays the same when the worker is started again."""
-        return f"unix:{self.folder / f'{number}.sock'}"
+        if self.folder is None:
+            return f"unix-abstract:{self.abstract}-{number}"
+        # gRPC reads a path as a part of a URI.
+        return f"unix:{quote(str(self.folder / f'{number}.sock'))}"
 
     def owner(self, session: str) -> int:
         """The number of the worker that a session lives on; every worker comes to the same answer.

@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import signal
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 
 import structlog
 
@@ -23,6 +21,7 @@ from tidegate.sockets import hold
 from tidegate.workers.control import Ready, Refusal, Task
 from tidegate.workers.process import Backoff, WorkerProcess
 from tidegate.workers.seat import Seat
+from tidegate.workers.socket_folder import SocketPlace, socket_place
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -37,16 +36,16 @@ def run(settings: Settings) -> None:
     Raises:
         ConfigurationError: A port cannot be had, or a worker cannot start: with the worker's own reason.
     """
-    with tempfile.TemporaryDirectory(prefix="tidegate-") as folder, reserved(settings) as bound:
-        asyncio.run(Supervisor(bound, Path(folder)).run())
+    with reserved(settings) as bound, socket_place(settings.data_dir) as place:
+        asyncio.run(Supervisor(bound, place).run())
 
 
 class Supervisor:
     """The workers of one server."""
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
+    def __init__(self, settings: Settings, place: SocketPlace) -> None:
         replica = settings.replica or secrets.token_hex(3)
-        seats = [Seat(replica, number, settings.workers, folder) for number in range(settings.workers)]
+        seats = [Seat(replica, number, settings.workers, *place) for number in range(settings.workers)]
         self._settings = settings
         self._workers = [WorkerProcess(Task(settings, seat)) for seat in seats]
         self._signals = Signals()

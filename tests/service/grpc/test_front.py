@@ -41,7 +41,7 @@ async def test_without_an_address_there_is_no_native_front(service: FakeService)
 
 async def test_a_port_in_use_is_a_clear_error(server: GrpcServer, service: FakeService) -> None:
     address = f"127.0.0.1:{server.native_port}"
-    with pytest.raises(ConfigurationError, match=f"--native-grpc: cannot listen on {address}"):
+    with pytest.raises(ConfigurationError, match=f"--native-grpc: {address}: address already in use"):
         create_server(service.as_service(), "127.0.0.1:0", address)
 
 

@@ -218,6 +218,23 @@ def test_bytes_become_lines_as_they_come(logged: Logged) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [
+        ("I0000 00:00:1764365686.683463   23141 chttp2_transport.cc:1403] Got goaway", "debug"),
+        ("W1128 21:34:45.683463   23141 tcp_server.cc:1] slow", "warning"),
+        ("E0000 00:00:1764365686.683463   23141 tcp_server.cc:1] File descriptor limit reached. Retrying.", "error"),
+        ("2026-01-31 12:00:00.123 [E:onnxruntime:, sequential_executor.cc:1] Non-zero status code", "error"),
+        ("\x1b[0;93m2026-01-31 12:00:00.123 [W:onnxruntime:Default, device.cc:1] no device\x1b[m", "warning"),
+        ("WARNING: All log messages before absl::InitializeLog() is called are written to STDERR", "debug"),
+        ("terminate called after throwing an instance of 'std::bad_alloc'", "warning"),
+    ],
+)
+def test_machine_code_s_own_level_is_kept(logged: Logged, text: str, level: str) -> None:
+    (line,) = map(json.loads, logged(lambda: StderrLines().feed(text.encode() + b"\n"), level="debug"))
+    assert line["level"] == level
+
+
 OWN_STDERR = """
 import os, sys
 from tidegate.observe.logs import logging_to

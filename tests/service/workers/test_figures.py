@@ -47,10 +47,10 @@ class Life:
 
 
 @asynccontextmanager
-async def living(folder: Path, number: int) -> AsyncIterator[Life]:
+async def living(folder: Path | None, number: int) -> AsyncIterator[Life]:
     counted: dict[str, float] = {}
 
-    def own() -> Snapshot:
+    async def own() -> Snapshot:
         values: dict[Labels, Value] = {(name,): value for name, value in counted.items()}
         return [
             Family("some", "counter", "Some.", ("name",), values),
@@ -119,3 +119,13 @@ async def test_what_cannot_be_written_is_told_all_the_same(folder: Path, caplog:
         assert await one.told() == {"a": 1.0, "alive": 1.0}
         assert "the figures could not be kept" in caplog.text
         (folder / "0.part").rmdir()
+
+
+async def test_without_a_folder_the_figures_of_all_are_told_by_the_living() -> None:
+    figures = WorkerFigures(Seat("test", 0, 1, None), _one)
+    assert [family.name for family in await figures.all()] == ["one"]
+    await figures.stop()
+
+
+async def _one() -> Snapshot:
+    return [Family("one", "counter", "One.", (), {(): 1.0})]

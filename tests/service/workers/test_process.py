@@ -10,17 +10,19 @@ from tidegate.config import load_settings
 from tidegate.workers.control import Ready, Refusal, Task, decode_answer, decode_task, encode_answer, encode_task
 from tidegate.workers.process import LONG_LIVED_SECONDS, PAUSES, Backoff
 from tidegate.workers.seat import Seat
+from tidegate.workers.socket_folder import SocketPlace
 
 
+@pytest.mark.parametrize("place", [SocketPlace(Path("/somewhere")), SocketPlace(None, "tidegate-a1b2")])
 def test_a_task_arrives_as_it_was_sent_whatever_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: SocketPlace
 ) -> None:
     file = tmp_path / "tidegate.toml"
     file.write_text("[models.tiny]\nallow_batch_dependence = true\n")
     settings = load_settings(
         {"workers": 2, "max_rows": 7, "idle_seconds": "none", "http": "[::1]:80", "replica": "r"}, file
     )
-    seat = Seat("r", 1, 2, Path("/somewhere"))
+    seat = Seat("r", 1, 2, *place)
     monkeypatch.setenv("TIDEGATE_MAX_ROWS", "9")
     monkeypatch.setenv("TIDEGATE_TTL_SECONDS", "5")
     task = decode_task(encode_task(Task(settings, seat)))

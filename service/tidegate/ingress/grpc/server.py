@@ -24,6 +24,7 @@ from tidegate.ingress.grpc.sessions import Sessions
 from tidegate.ingress.oip.grpc import NAME as INFERENCE
 from tidegate.ingress.oip.grpc import InferenceService, add_to_server
 from tidegate.observe.requests import Requests
+from tidegate.sockets import why_not
 from tidegate.v1 import models_pb2, models_pb2_grpc, predictor_pb2, predictor_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 
 if TYPE_CHECKING:
@@ -137,8 +138,9 @@ def bind(name: str, server: aio.Server, address: str) -> Bound:
     try:
         return Bound(server, server.add_insecure_port(address))
     except RuntimeError as error:
-        message = f"{flag(name)}: cannot listen on {address}: is the port in use?"
-        raise ConfigurationError(message, reason="PORT_IN_USE") from error
+        # gRPC does not say why: so it is tried without gRPC.
+        found = None if address.startswith("unix") else why_not(name, address)
+        raise found or ConfigurationError(f"{flag(name)}: cannot listen on {address}") from error
 
 
 def _native_server(options: list[tuple[str, int]]) -> aio.Server:

@@ -6,6 +6,7 @@ every other request ends by itself.
 
 from __future__ import annotations
 
+import asyncio
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
@@ -92,7 +93,13 @@ async def readyz(request: Request) -> Response:
 )
 async def metrics(request: Request) -> Response:
     """Figures of the whole server, for Prometheus."""
+    figures: FiguresLike = request.app.state.figures
+    text, content_type = await asyncio.to_thread(_rendered, await figures.all())
+    return Response(text, media_type=content_type)
+
+
+def _rendered(snapshot: Snapshot) -> tuple[bytes, str]:
+    """The text and its content type. A server starts without what the first reader of metrics needs."""
     from tidegate.observe.exposition import CONTENT_TYPE, render
 
-    figures: FiguresLike = request.app.state.figures
-    return Response(render(await figures.all()), media_type=CONTENT_TYPE)
+    return render(snapshot), CONTENT_TYPE
