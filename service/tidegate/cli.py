@@ -42,9 +42,9 @@ class Verbs(TyperGroup):
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
         if cmd_name in VERBS:
             module, _, attribute = VERBS[cmd_name].partition(":")
-            return _command(cmd_name, getattr(import_module(module), attribute))
+            return command_of(cmd_name, getattr(import_module(module), attribute))
         plugin = _plugins().get(cmd_name)
-        return None if plugin is None else _command(cmd_name, plugin.load())
+        return None if plugin is None else command_of(cmd_name, plugin.load())
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
@@ -52,13 +52,20 @@ class Verbs(TyperGroup):
         except TidegateError as error:
             typer.echo(f"tidegate: {error.message}", err=True)
             raise typer.Exit(CANNOT_START if isinstance(error, ConfigurationError) else FAILED) from None
+        except BrokenPipeError:
+            raise  # who reads the output has seen enough: typer ends quietly
+        except OSError as error:
+            # A directory that cannot be written, a full disk: no fault of the program.
+            place = "" if error.filename is None else f"{error.filename}: "
+            typer.echo(f"tidegate: {place}{error.strerror or error}", err=True)
+            raise typer.Exit(FAILED) from None
 
 
 def _plugins() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
-def _command(name: str, target: typer.Typer | Callable[..., None]) -> Any:
+def command_of(name: str, target: typer.Typer | Callable[..., None]) -> Any:
     """Make a command from a typer-annotated function, or a group from an app of several."""
     if isinstance(target, typer.Typer):
         command = typer.main.get_command(target)

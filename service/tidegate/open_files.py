@@ -13,10 +13,15 @@ import os
 import resource
 from collections.abc import Awaitable, Callable
 
+from tidegate.errors import ConfigurationError
+
 log = logging.getLogger(__name__)
 
 MOST = 2**20
 """Where the hard limit is none at all, as in some containers: tables of open files are made for the limit."""
+
+_LEAST = 64
+"""What a server opens to start; with too few, gRPC's core crashes."""
 
 _LITTLE = 4096
 _ROOM = 8
@@ -24,7 +29,11 @@ _WATCH_SECONDS = 1.0
 
 
 def raise_limit(most: int = MOST) -> None:
-    """Raise the soft limit of open files to the hard one, and log what it is where that is little."""
+    """Raise the soft limit of open files to the hard one, and log what it is where that is little.
+
+    Raises:
+        ConfigurationError: It is too little for a server.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = most if hard == resource.RLIM_INFINITY else min(hard, most)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -35,6 +44,10 @@ def raise_limit(most: int = MOST) -> None:
             wanted = soft
         else:
             log.info("the limit of open files was raised", extra={"limit": wanted, "before": soft})
+    if wanted < _LEAST:
+        raise ConfigurationError(
+            f"no more than {wanted} files can be open, a server needs {_LEAST}: raise `ulimit -Hn`"
+        )
     if wanted < _LITTLE:
         log.warning("no more than %d files can be open, and so fewer connections: raise `ulimit -Hn`", wanted)
 

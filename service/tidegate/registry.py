@@ -252,7 +252,13 @@ class Registry:
         manifest = bundle.manifest
         codec = make_codec(bundle)
         kept = None if codec.kept_output is None else _kept_plane(bundle, codec.kept_output)
-        runner, arena = _states_home(bundle, kept, settings, self._budget)
+        try:
+            runner, arena = _states_home(bundle, kept, settings, self._budget)
+        except MemoryError:
+            raise ConfigurationError(
+                f"--arena-mb: the system has no address space for {settings.arena_mb} MiB of states: ask for less, or "
+                f"lift the limit (`ulimit -v`, vm.overcommit_memory)"
+            ) from None
         shares = manifest.is_batchable and (manifest.batch_invariant or settings.allow_batch_dependence)
         scheduler = Scheduler(settings.max_rows if shares else 1, settings.max_steps)
         chart = None if manifest.drift is None else Chart(manifest.drift)
@@ -283,7 +289,7 @@ def _find(root: Path) -> list[Path]:
     try:
         return list(find_bundles(root))
     except OSError as error:
-        raise ConfigurationError(f"bundles directory {root}: {error.strerror}") from error
+        raise ConfigurationError(f"--bundles: {error.filename or root}: {error.strerror}") from error
 
 
 def _states_home(

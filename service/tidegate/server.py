@@ -11,6 +11,7 @@ import contextlib
 import gc
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -75,8 +76,7 @@ async def serve(
 
     ``announce`` is called once, when both interfaces answer. A worker has its ``seat``.
     """
-    if not settings.bundles.is_dir():
-        raise ConfigurationError(f"--bundles: {settings.bundles} is not a directory")
+    _check_directory(settings.bundles)
     check_provider(settings.provider)
     with signals.handled(), listen("http", settings.http, is_shared=settings.workers > 1) as listener:
         local = Service(settings)
@@ -107,6 +107,15 @@ async def serve(
             if tracing is not None:
                 await tracing.stop()
     log.info("stopped")
+
+
+def _check_directory(bundles: Path) -> None:
+    try:
+        is_directory = bundles.is_dir()
+    except OSError as error:  # a folder above it may not be entered
+        raise ConfigurationError(f"--bundles: {bundles}: {error.strerror}") from None
+    if not is_directory:
+        raise ConfigurationError(f"--bundles: {bundles} is not a directory")
 
 
 def _routed(local: Service, seat: Seat) -> Service:

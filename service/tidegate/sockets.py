@@ -49,15 +49,6 @@ def _family(address: Address) -> int:
     return socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
 
 
-def why_not(name: str, text: str) -> ConfigurationError | None:
-    """Return why nobody can listen at ``HOST:PORT``, the setting ``name``, now; None where somebody can."""
-    try:
-        listen(name, text).close()
-    except ConfigurationError as error:
-        return error
-    return None
-
-
 _WHAT_TO_DO = {
     errno.EACCES: "a port below 1024 is for root, or for who has CAP_NET_BIND_SERVICE: take a higher one",
     errno.EADDRNOTAVAIL: "no interface of this machine has that address: 0.0.0.0 and [::] stand for all of them",

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle
 from tidegate import __version__
-from tidegate.cli import GROUP, app
+from tidegate.cli import GROUP, Verbs, app, command_of
 from tidegate.config import FLAGS
 
 NOBODY = "127.0.0.1:1"
@@ -102,6 +105,28 @@ def test_where_no_server_is_one_line_says_what_to_do(arguments: tuple[str, ...])
     result = run(*arguments, "--server", NOBODY)
     advice = "start one with `tidegate serve`, or name another with --server HOST:PORT"
     assert (result.exit_code, result.stderr) == (2, f"tidegate: no server answers at {NOBODY}: {advice}\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.EROFS, "Read-only file system", "bundles/tiny"), "bundles/tiny: Read-only file system"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (TimeoutError("took too long"), "took too long"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(error: OSError, line: str) -> None:
+    def fail() -> None:
+        raise error
+
+    class Failing(Verbs):
+        def get_command(self, ctx: Any, cmd_name: str) -> Any:
+            return command_of(cmd_name, fail)
+
+    failing = typer.Typer(cls=Failing)
+    failing.callback()(lambda: None)
+    result = CliRunner().invoke(failing, ["verb"])
+    assert (result.exit_code, result.stderr) == (1, f"tidegate: {line}\n")
 
 
 @pytest.mark.parametrize("arguments", [("nonsense",), ("serve", "--nonsense"), ("check",)])

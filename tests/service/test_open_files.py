@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tidegate.errors import ConfigurationError
 from tidegate.open_files import raise_limit, watch
 
 
@@ -31,6 +32,14 @@ def test_the_soft_limit_is_raised_and_a_low_one_is_told(
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (expected, hard)
     assert ("was raised" in caplog.text) == (expected != 256)
     assert ("ulimit -Hn" in caplog.text) == warns
+
+
+@pytest.mark.usefixtures("_limit_as_it_was")
+def test_a_limit_that_no_server_starts_with_is_refused() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (63, hard))
+    with pytest.raises(ConfigurationError, match="no more than 63 files can be open, a server needs 64"):
+        raise_limit(63)
 
 
 async def test_who_is_out_of_files_is_told_once_and_once_more_when_there_are_some(

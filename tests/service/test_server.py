@@ -55,8 +55,9 @@ async def test_who_connects_before_the_server_accepts_waits_and_is_served() -> N
 def test_a_taken_port_is_a_configuration_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(ConfigurationError, match=f"--http: {address}: address already in use$"):
+        with pytest.raises(ConfigurationError, match=f"--http: {address}: address already in use$") as caught:
             listen("http", address)
+        assert caught.value.reason == "PORT_IN_USE"
 
 
 def test_a_port_that_is_held_is_for_those_who_share_it() -> None:
@@ -70,6 +71,14 @@ def test_a_port_that_is_held_is_for_those_who_share_it() -> None:
                 hold("grpc", address)
 
 
-def test_an_unknown_host_is_a_configuration_error() -> None:
-    with pytest.raises(ConfigurationError, match=r"--http: no-such-host\.invalid:80: "):
-        listen("http", "no-such-host.invalid:80")
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("no-such-host.invalid:80", "is the host's name right"),
+        ("192.0.2.1:8080", "cannot assign requested address: no interface of this machine has that address"),
+    ],
+)
+def test_an_address_that_cannot_be_had_is_told_with_what_to_do(address: str, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"--http: {address}: .*{words}") as caught:
+        listen("http", address)
+    assert caught.value.reason == "BAD_CONFIGURATION"

@@ -263,3 +263,10 @@ async def test_models_share_the_arenas_budget(tmp_path: Path) -> None:
         statistics = service.statistics()
         assert sum(model.arena_bytes for model in statistics.models) <= 1 << 20
         assert sum(model.arena_slots_used for model in statistics.models) == statistics.num_sessions > 1000
+
+
+async def test_an_arena_for_which_there_is_no_address_space_is_told(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path)
+    with pytest.raises(ConfigurationError, match="--arena-mb: the system has no address space for 16777216 MiB"):
+        async with serving(tmp_path, arena_mb=2**24):
+            pass

@@ -54,8 +54,10 @@ def _texts(texts: Sequence[str] | None, file: Path | None) -> Iterator[Input]:
 def _read_text(file: Path) -> str:
     try:
         return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"{file}: {error}") from None
+    except OSError as error:
+        raise InvalidInputError(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{file}: not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def _parse_tokens(text: str) -> Input:

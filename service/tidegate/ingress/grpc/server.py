@@ -24,7 +24,7 @@ from tidegate.ingress.grpc.sessions import Sessions
 from tidegate.ingress.oip.grpc import NAME as INFERENCE
 from tidegate.ingress.oip.grpc import InferenceService, add_to_server
 from tidegate.observe.requests import Requests
-from tidegate.sockets import why_not
+from tidegate.sockets import listen
 from tidegate.v1 import models_pb2, models_pb2_grpc, predictor_pb2, predictor_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 
 if TYPE_CHECKING:
@@ -124,23 +124,27 @@ def create_server(
     Raises:
         ConfigurationError: An address cannot be bound, or the native front is not installed.
     """
-    options = server_options(service.settings)
-    native = None if native_address is None else bind("native_grpc", _native_server(options), native_address)
-    return GrpcServer(service, bind("grpc", aio.server(options=options), address), native, inference, requests, more)
+    options, is_shared = server_options(service.settings), service.settings.workers > 1
+    native = None
+    if native_address is not None:
+        native = bind("native_grpc", _native_server(options), native_address, is_shared=is_shared)
+    grpcio = bind("grpc", aio.server(options=options), address, is_shared=is_shared)
+    return GrpcServer(service, grpcio, native, inference, requests, more)
 
 
-def bind(name: str, server: aio.Server, address: str) -> Bound:
-    """Give a server its port, the setting ``name``.
+def bind(name: str, server: aio.Server, address: str, *, is_shared: bool = False) -> Bound:
+    """Give a server its port, the setting ``name``, which others may listen on too where it ``is_shared``.
 
     Raises:
         ConfigurationError: The address cannot be bound.
     """
+    if not address.startswith("unix"):
+        # gRPC does not say why it cannot: so it is tried without gRPC.
+        listen(name, address, is_shared=is_shared).close()
     try:
         return Bound(server, server.add_insecure_port(address))
     except RuntimeError as error:
-        # gRPC does not say why: so it is tried without gRPC.
-        found = None if address.startswith("unix") else why_not(name, address)
-        raise found or ConfigurationError(f"{flag(name)}: cannot listen on {address}") from error
+        raise ConfigurationError(f"{flag(name)}: cannot listen on {address}") from error
 
 
 def _native_server(options: list[tuple[str, int]]) -> aio.Server:

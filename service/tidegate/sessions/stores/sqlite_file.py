@@ -73,6 +73,7 @@ _CANNOT_WRITE = frozenset({sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMS
 """Over a quota or a limit on file sizes: SQLite says FULL only for ENOSPC."""
 
 _PASSING = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL})
+_ELSEWHERE = "name a directory that can be written by --data-dir, or another store by --store"
 _DAMAGED = "damaged: restore it from a backup, or move it away (with -wal and -shm) to start with no durable sessions"
 
 
@@ -239,6 +240,9 @@ def _make_file(path: Path) -> None:
     """Make an empty file that only its owner can read; SQLite gives -wal and -shm the same permissions."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"--data-dir: {path.parent} cannot be made: {error.strerror}: {_ELSEWHERE}") from None
+    try:
         # Only a file that did not exist may be closed here: POSIX drops a process's locks on a file, SQLite's too,
         # when any descriptor of it is closed.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
@@ -246,7 +250,7 @@ def _make_file(path: Path) -> None:
         if not path.is_file():
             raise ConfigurationError(f"session store {path}: not a file") from None
     except OSError as error:
-        raise ConfigurationError(f"session store {path}: {error.strerror}") from None
+        raise ConfigurationError(f"session store {path}: {error.strerror}: {_ELSEWHERE}") from None
 
 
 def _recognize(connection: sqlite3.Connection, path: Path) -> None:

@@ -167,8 +167,11 @@ async def test_a_directory_is_refused(tmp_path: Path) -> None:
 
 async def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    await refusal(tmp_path / "file" / "sessions.sqlite")
-    await refusal(Path("/proc/none/sessions.sqlite"))
+    for folder in (tmp_path / "file", Path("/proc/none")):
+        store = SqliteStore(folder / "sessions.sqlite")
+        with pytest.raises(ConfigurationError, match=f"--data-dir: {folder} cannot be made: .*: name a directory"):
+            await store.start()
+        await store.stop()
 
 
 # Damage
