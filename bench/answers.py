@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from bench.client import LoadError, Mode, Options, drive
 from bench.processes import Running
 from bench.raw import bundle_of
 from tidegate.bundle import read_bundle
+from tidegate.ort import onnxruntime
 
 CHECK_SECONDS = 1.0
 RELATIVE, ABSOLUTE = 1e-4, 1e-5

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 
 from bench import gpu_ways as ways
@@ -26,6 +25,7 @@ from bench.measure import Rounds, Spread, interleaved
 from bench.raw import bundle_of
 from tidegate.bundle import Bundle, read_bundle
 from tidegate.engine.runner import check_provider
+from tidegate.ort import onnxruntime
 from tidegate.proof import excess
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
@@ -21,6 +20,7 @@ from tidegate.engine.device.memory import FIRST_ROW, DeviceMemory
 from tidegate.engine.device.runner import DeviceRunner, open_device_runner
 from tidegate.engine.loop import RunnerLike
 from tidegate.engine.runner import Runner, open_session
+from tidegate.ort import onnxruntime
 from tidegate_models.networks import RecurrentNetwork, token_network
 
 Way: TypeAlias = Callable[[NDArray[np.int64]], Tensor]
@@ -31,7 +31,7 @@ _BUDGET = 1 << 30
 def host_states(bundle: Bundle, provider: str, rows: int) -> Way:
     """Bare onnxruntime: states go to the device and back in every run."""
     manifest = bundle.manifest
-    session = open_session(str(bundle.graph), bundle.graph.name, provider, 1)
+    session = open_session(bundle.graph.read_bytes(), bundle.graph.name, provider, 1)
     names = ["logits", *(spec.output for spec in manifest.states)]
     states = _initial(bundle, rows)
 
@@ -48,7 +48,7 @@ def bound_states(bundle: Bundle, provider: str, rows: int) -> Way:
     that take turns.
     """
     manifest = bundle.manifest
-    session = open_session(str(bundle.graph), bundle.graph.name, provider, 1)
+    session = open_session(bundle.graph.read_bytes(), bundle.graph.name, provider, 1)
     sets = [[_put(state, provider) for state in _initial(bundle, rows)] for _ in range(2)]
 
     def step(tokens: NDArray[np.int64]) -> Tensor:

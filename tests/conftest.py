@@ -11,6 +11,7 @@ from collections import defaultdict
 import pytest
 from hypothesis import HealthCheck, settings
 
+import tidegate.errors  # noqa: F401 - onnxruntime's telemetry is off from here on, whichever test imports it first
 from tests.programs import LEFT_OUT, LeftOut
 
 # Services that a test starts within its own process keep nothing on the disk unless it asks for it. Servers that are

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -51,7 +51,7 @@ class RunningServer:
 
 
 @contextlib.contextmanager
-def serving(bundles: Path, *flags: str) -> Iterator[RunningServer]:
+def serving(bundles: Path, *flags: str, environment: Mapping[str, str] | None = None) -> Iterator[RunningServer]:
     """Start `tidegate serve` on free ports and end it after the block, whatever happened there."""
     where = ("--bundles", str(bundles), "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--log-format", "json")
     with (
@@ -60,7 +60,7 @@ def serving(bundles: Path, *flags: str) -> Iterator[RunningServer]:
             [*COMMAND, "serve", *where, "--data-dir", data, *flags],
             stdout=subprocess.PIPE,
             text=True,
-            env=bare_environment(),
+            env=bare_environment() if environment is None else environment,
         ) as process,
     ):
         try:

@@ -25,6 +25,7 @@ ARROWS = {
             "tidegate.bundle",
             "tidegate.proof",
             "tidegate.replay",
+            "tidegate.ort",
             "tidegate.errors",
             "tidegate.observe.drift",
         }
@@ -88,6 +89,27 @@ def test_nobody_switches_the_ban_off() -> None:
         file for package in ARROWS for file in (ROOT / package).rglob("*.py") if switched_off.search(file.read_text())
     ]
     assert offenders == []
+
+
+# Peers run in environments of their own, without tidegate: this one switches the telemetry off by itself.
+ONNXRUNTIME = {"service/tidegate/ort.py", "bench/peers/lstm.py"}
+# Its tools, which import onnxruntime themselves. Whoever imports one has imported tidegate before: the exporter in its
+# package, the tests in their conftest.
+ONNXRUNTIME_TOOLS = frozenset({"onnxruntime.quantization", "onnxruntime.transformers"})
+
+
+def test_onnxruntime_is_imported_in_one_place_where_its_telemetry_is_off() -> None:
+    others = [
+        f"{file.relative_to(ROOT)}: {name}"
+        for folder in ("service", "models", "export", "tests", "bench", "deploy", "docs")
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        if ".venv" not in file.parts and str(file.relative_to(ROOT)) not in ONNXRUNTIME
+        for name in sorted(imported(file.read_text()))
+        if within(name, frozenset({"onnxruntime"})) and not within(name, ONNXRUNTIME_TOOLS)
+    ]
+    assert others == []
+    for file in ("export/tidegate_export/__init__.py", "tests/conftest.py"):
+        assert "tidegate.errors" in imported((ROOT / file).read_text())
 
 
 def test_every_service_release_is_named_in_the_changelog() -> None:

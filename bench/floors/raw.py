@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from tidegate.bundle import BATCH, TokenCodec, read_bundle
 from tidegate.core import Tensor
+from tidegate.ort import onnxruntime
 
 WARMUP_RUNS = 5
 GROUP_SIZES = (8, 16, 32, 64)

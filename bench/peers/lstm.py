@@ -6,12 +6,15 @@ steps come one after another, so it is in a batch once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before it is imported: as tidegate has it, which is not installed here
 import onnxruntime
 
 MODEL = Path(__file__).parents[2] / "bundles" / "shakespeare-lstm" / "1" / "model.onnx"

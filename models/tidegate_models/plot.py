@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from tempfile import TemporaryDirectory
 
 from tidegate_models.runs import Row
+
+# matplotlib keeps its list of fonts where this says, and below HOME where nothing does; it reads it once.
+with TemporaryDirectory() as _cache:
+    os.environ.setdefault("MPLCONFIGDIR", _cache)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
 
 def loss_curve(rows: Sequence[Row], path: Path, *, title: str, unit: str) -> None:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from tidegate.bundle import BATCH, TIME, Manifest, Proof, read_bundle
 from tidegate.errors import BundleError
+from tidegate.ort import onnxruntime
 from tidegate.replay import (
     Array,
     GraphRunner,

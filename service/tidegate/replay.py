@@ -13,22 +13,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from tidegate.bundle import BATCH, TIME, Manifest, StateSpec, TensorSpec, TokenCodec
 from tidegate.errors import BundleError
-
-_RUNTIME_ERRORS = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
+from tidegate.ort import FAILURES, load_session
 
 Array: TypeAlias = NDArray[Any]
 Tensors: TypeAlias = dict[str, Array]
@@ -52,17 +41,9 @@ class GraphRunner:
             BundleError: The runtime refuses the graph, or the manifest names what it does not have.
         """
         self.manifest = manifest
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # failures are raised, with their reason
-        # As in engine/runner.py: a step of optimization that ends some fp16 graphs in a segmentation fault.
-        options.add_session_config_entry(
-            "optimization.disable_specified_optimizers", "FuseFp16InitializerToFp32NodeTransformer"
-        )
-        source = graph if isinstance(graph, bytes) else str(graph)
         try:
-            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except _RUNTIME_ERRORS as error:
+            self._session = load_session(graph if isinstance(graph, bytes) else graph.read_bytes())
+        except FAILURES as error:
             raise _refused(error) from error
         self._fetches = [spec.name for spec in manifest.outputs] + [state.output for state in manifest.states]
         self._check_names()
@@ -82,7 +63,7 @@ class GraphRunner:
             feeds[self.manifest.lengths] = self._lengths(inputs)
         try:
             values = dict(zip(self._fetches, self._session.run(self._fetches, feeds), strict=True))
-        except _RUNTIME_ERRORS as error:
+        except FAILURES as error:
             raise _refused(error) from error
         outputs = {spec.name: values[spec.name] for spec in self.manifest.outputs}
         return Result(outputs, {state.input: values[state.output] for state in self.manifest.states})

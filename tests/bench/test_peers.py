@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 from bench import report
@@ -21,6 +20,7 @@ from bench.peers.running import PeerError, family_of, free_ports, started
 from bench.peers.triton import with_leading_batch, write_repository
 from bench.processes import Running
 from tests.bench.test_figures import LINE
+from tidegate.ort import onnxruntime
 
 TOKENS = [scheduled_token(0, step, 65) for step in range(6)]
 

@@ -222,9 +222,9 @@ def test_onnxruntime_has_nothing_to_warn_of_and_the_check_needs_no_torch(tmp_pat
     script = """
 import sys
 from pathlib import Path
-import onnxruntime
 from numpy.random import default_rng
 from tidegate.bundle import find_bundles, read_bundle
+from tidegate.ort import onnxruntime
 from tidegate.proof import check_bundle
 from tidegate.replay import GraphRunner, random_inputs
 for path in find_bundles(Path(sys.argv[1])):

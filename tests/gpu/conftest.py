@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import onnxruntime
 import pytest
 
 from tests.programs import leave_out
+from tidegate.ort import onnxruntime
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,11 +12,11 @@ from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import ValueInfoProto
 
 from tidegate.bundle import DType
+from tidegate.ort import load_session
 from tidegate_export.errors import ExportError
 from tidegate_export.importing.source import MOST_ELEMENTS, dtype_of
 
@@ -42,16 +42,8 @@ class Foreign:
         Raises:
             ExportError: onnxruntime refuses it.
         """
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        # As in the service's runner: a step of optimization that ends some fp16 graphs in a segmentation fault.
-        options.add_session_config_entry(
-            "optimization.disable_specified_optimizers", "FuseFp16InitializerToFp32NodeTransformer"
-        )
         try:
-            data = model.SerializeToString()
-            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self._session = load_session(model.SerializeToString())
         except Exception as error:  # onnxruntime raises a dozen unrelated types, protobuf one more
             raise ExportError(f"onnxruntime refuses the graph: {_shortened(error)}") from error
         self.outputs = [item.name for item in self._session.get_outputs()]

@@ -9,11 +9,11 @@ import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnxruntime
 
 from tidegate.bundle import BATCH, TIME, Axis, Bundle, StateSpec, TensorSpec
 from tidegate.core import Tensor
 from tidegate.errors import BundleError, ConfigurationError
+from tidegate.ort import load_session, onnxruntime
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # TF32 keeps 10 bits of mantissa: off, so that a GPU gives what the CPU gives.
@@ -62,8 +62,7 @@ class Runner:
         self._inputs = manifest.inputs
         self._outputs = manifest.outputs
         self._states = manifest.states
-        graph = str(bundle.graph)
-        self._session = open_session(graph, graph, provider, threads)
+        self._session = open_session(bundle.graph.read_bytes(), str(bundle.graph), provider, threads)
         self.provider = self._session.get_providers()[0]
         self._lengths = lengths_input(self._session, manifest.lengths)
         self._names = [spec.name for spec in self._outputs] + [spec.output for spec in self._states]
@@ -93,12 +92,12 @@ class Runner:
 
 
 def open_session(
-    graph: str | bytes, name: str, provider: str, threads: int, options: Mapping[str, str] | None = None
+    graph: bytes, name: str, provider: str, threads: int, options: Mapping[str, str] | None = None
 ) -> onnxruntime.InferenceSession:
-    """Load a graph, from a file or from memory, on one provider and no other.
+    """Load a graph on one provider and no other.
 
     Args:
-        graph: A path, or the content of an ONNX file.
+        graph: The content of an ONNX file.
         name: What errors call it.
         provider: ``cpu`` or ``cuda``.
         threads: Threads that one run may use.
@@ -109,18 +108,8 @@ def open_session(
         ConfigurationError: The provider is not there or does not start.
     """
     wanted = check_provider(provider)
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
-    settings.inter_op_num_threads = 1
-    settings.log_severity_level = 3
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # It turns fp16 weights into fp32 for CPU kernels, and on some graphs onnxruntime 1.32 ends in a segmentation fault.
-    settings.add_session_config_entry(
-        "optimization.disable_specified_optimizers", "FuseFp16InitializerToFp32NodeTransformer"
-    )
-    providers = [(wanted, {**_PROVIDER_OPTIONS[provider], **(options or {})})]
     try:
-        session = onnxruntime.InferenceSession(graph, settings, providers=providers)
+        session = load_session(graph, wanted, {**_PROVIDER_OPTIONS[provider], **(options or {})}, threads=threads)
     except Exception as error:  # onnxruntime raises a dozen unrelated types
         raise BundleError(f"{name}: onnxruntime refuses it: {error}", reason="GRAPH_REFUSED") from error
     if session.get_providers()[0] != wanted:

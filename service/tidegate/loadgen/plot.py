@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,8 +36,11 @@ def draw_latency(path: Path, record: Record, title: str) -> None:
     Raises:
         ConfigurationError: The file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    # matplotlib keeps its list of fonts where this says, and below HOME where nothing does; it reads it once.
+    with TemporaryDirectory() as cache:
+        os.environ.setdefault("MPLCONFIGDIR", cache)
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from tests.export.importing.graphs import Net
 from tidegate.bundle import Axis, Bundle, read_bundle
+from tidegate.ort import onnxruntime
 from tidegate.replay import GraphRunner, Result, random_inputs
 from tidegate_export.importing.command import Said, run
 

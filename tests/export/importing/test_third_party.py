@@ -6,7 +6,6 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from silero_vad.utils_vad import OnnxWrapper  # type: ignore[import-untyped]
 
 from tests.export.importing.importing import axes, imported, pairs, refusal
 from tidegate.bundle import Bundle
+from tidegate.ort import onnxruntime
 from tidegate.proof import check_bundle
 from tidegate.replay import GraphRunner
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import onnxruntime
-
 from tidegate.bundle import TensorSpec
 from tidegate.core import Tensor
 from tidegate.engine.device.graph import arena_names
 from tidegate.engine.device.memory import DeviceMemory
+from tidegate.ort import onnxruntime
 
 NOT_CAPTURED = -1
 """onnxruntime's id for a run that shall not be captured; any other names a captured graph."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnxruntime
 
 from tidegate.bundle import StateSpec
 from tidegate.core import Tensor
 from tidegate.engine.arena import Plane, Slots
+from tidegate.ort import onnxruntime
 
 INITIAL_ROW = 0
 """Holds the initial state; never written."""

@@ -15,7 +15,6 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
-import onnxruntime
 
 from tidegate.bundle import BATCH, TIME, Bundle, Manifest, TensorSpec
 from tidegate.core import Tensor
@@ -24,6 +23,7 @@ from tidegate.engine.device.graph import SOURCES, TARGETS, device_graph
 from tidegate.engine.device.memory import INITIAL_ROW, SPARE_ROW, DeviceMemory
 from tidegate.engine.runner import from_graph, lengths_input, open_session, to_graph
 from tidegate.errors import BundleError
+from tidegate.ort import onnxruntime
 
 log = logging.getLogger(__name__)
 
