@@ -8,12 +8,20 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from tidegate.limits import MAX_MESSAGE_LENGTH, MAX_NAME_LENGTH
+
+
+def shown(text: str) -> str:
+    """Return ``text`` in quotes, for a message; of a long one only the beginning."""
+    return repr(text) if len(text) <= MAX_NAME_LENGTH else f"{text[:MAX_NAME_LENGTH]!r}…"
+
 
 class TidegateError(Exception):
     """An error that a caller may see.
 
     Args:
-        message: One sentence for a person, without a trailing stack or path of ours.
+        message: One sentence for a person, without a trailing stack or path of ours; what is beyond
+            `MAX_MESSAGE_LENGTH` is cut off.
         reason: A stable UPPER_SNAKE word for programs; each class has a default.
         details: Facts a program may use, such as ``position`` of a conflict.
         retry_after: Seconds after which trying again makes sense, where it does.
@@ -29,11 +37,23 @@ class TidegateError(Exception):
         details: dict[str, str] | None = None,
         retry_after: float | None = None,
     ) -> None:
+        if len(message) > MAX_MESSAGE_LENGTH:
+            message = message[: MAX_MESSAGE_LENGTH - 1] + "…"
         super().__init__(message)
         self.message = message
         self.reason = reason or self.default_reason
         self.details = details or {}
         self.retry_after = retry_after
+
+
+def without_traceback(error: TidegateError) -> TidegateError:
+    """Return an error that is told now and raised no more, without the frames that it came through.
+
+    They hold the request, and the frame that has caught the error holds the error: a cycle, which would keep megabytes
+    until the next garbage collection.
+    """
+    error.__traceback__ = None
+    return error
 
 
 class InvalidInputError(TidegateError):

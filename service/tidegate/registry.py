@@ -37,6 +37,7 @@ from tidegate.errors import (
     InvalidInputError,
     NotFoundError,
     TidegateError,
+    shown,
 )
 from tidegate.observe.drift import Chart
 
@@ -155,13 +156,13 @@ class Registry:
         """
         versions = self.versions(name)
         if not versions:
-            raise NotFoundError(f"unknown model {name!r}", reason="UNKNOWN_MODEL")
+            raise NotFoundError(f"unknown model {shown(name)}", reason="UNKNOWN_MODEL")
         if not version:
             return self._models[name, versions[-1]]
         known = list(map(str, versions))
         if version not in known:
             raise NotFoundError(
-                f"model {name} has no version {version!r}: it has {', '.join(known)}", reason="UNKNOWN_VERSION"
+                f"model {name} has no version {shown(version)}: it has {', '.join(known)}", reason="UNKNOWN_VERSION"
             )
         return self._models[name, int(version)]
 

@@ -48,15 +48,26 @@ from tidegate.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
     InvalidInputError,
+    NotFoundError,
     NotSupportedError,
     TidegateError,
     TooLargeError,
     UnavailableError,
+    shown,
+)
+from tidegate.limits import (
+    DEFAULT_PAGE,
+    MAX_FORKS,
+    MAX_NAME_LENGTH,
+    MAX_PAGE,
+    MAX_STOP_LENGTH,
+    MAX_STOP_STRINGS,
+    MAX_TOKENS,
 )
 from tidegate.registry import LoadedModel, Registry
 from tidegate.sessions.cache import SessionCache
 from tidegate.sessions.committer import Committer
-from tidegate.sessions.desk import Desk
+from tidegate.sessions.desk import Desk, unknown_checkpoint
 from tidegate.sessions.durable import DurableDesk
 from tidegate.sessions.ids import SEQUENCE, check_chosen, new_durable, new_ephemeral
 from tidegate.sessions.ledger import Ledger, LedgerStatistics
@@ -69,9 +80,6 @@ from tidegate.sessions.stores.store import Store
 
 log = logging.getLogger(__name__)
 
-PAGE_DEFAULT, PAGE_MOST = 100, 1000
-MAX_TOKENS_MOST = 100_000
-FORKS_MOST = 1000
 _EXPIRY_SECONDS = 1.0
 _AS_IT_IS = Ask(0, every_step=True, is_raw=True)
 
@@ -316,6 +324,7 @@ class Service:
     async def list_sessions(self, limit: int = 0, page_token: str = "") -> SessionPage:
         """Return a page of the sessions by rising id: the ephemeral ones here and all durable ones."""
         size = _page_size(limit)
+        _check_page_token(page_token)
         here, token = self._desk.page(size, page_token)
         found = [self._desk.info_of(session) for session in here]
         if self._durable is not None:
@@ -361,6 +370,8 @@ class Service:
         """Take the session back to a checkpoint, which stays; NotFoundError where there is none of that name."""
         self._check_open()
         _check_writable(id)
+        if len(checkpoint) > MAX_NAME_LENGTH:
+            raise unknown_checkpoint(id, checkpoint)
         info = await self._home(id).rewind(id, checkpoint)
         self._done["rewind"] += 1
         return info
@@ -575,10 +586,12 @@ class Service:
 
     def _home(self, id_: str) -> Desk | DurableDesk:
         """Return where the session of that id belongs."""
+        _check_known_length(id_)
         return self._desk if self._durable is None or self._desk.knows(id_) else self._durable
 
     def _elsewhere(self, id_: str) -> DurableDesk:
         """Return where a session that is not held here may be, or raise why it is nowhere."""
+        _check_known_length(id_)
         if self._durable is None or self._desk.knows(id_):
             self._desk.get(id_)
         assert self._durable is not None
@@ -675,6 +688,12 @@ def _check_chart(model: LoadedModel) -> None:
         raise FailedPreconditionError(f"{model.label} was not calibrated: it has no chart", reason="NO_CHART")
 
 
+def _check_known_length(id_: str) -> None:
+    """Raise NotFoundError where the id is longer than any: nobody is to look for it."""
+    if len(id_) > MAX_NAME_LENGTH:
+        raise NotFoundError(f"unknown session {shown(id_)}", reason="UNKNOWN_SESSION")
+
+
 def _check_writable(id_: str) -> None:
     if id_.startswith(SEQUENCE):
         raise FailedPreconditionError(
@@ -687,11 +706,11 @@ def _children(ids: Sequence[str] | None, count: int | None) -> list[str | None]:
     if ids and count:
         raise InvalidInputError("a fork takes ids or a count, not both", reason="BAD_FORK")
     if not ids:
-        if not 0 <= (count or 0) <= FORKS_MOST:
-            raise InvalidInputError(f"count must be 1 to {FORKS_MOST}", reason="BAD_FORK")
+        if not 0 <= (count or 0) <= MAX_FORKS:
+            raise InvalidInputError(f"count must be 1 to {MAX_FORKS}", reason="BAD_FORK")
         return [None] * (count or 1)
-    if len(ids) > FORKS_MOST or len(set(ids)) != len(ids):
-        raise InvalidInputError(f"a fork takes up to {FORKS_MOST} ids, all different", reason="BAD_FORK")
+    if len(ids) > MAX_FORKS or len(set(ids)) != len(ids):
+        raise InvalidInputError(f"a fork takes up to {MAX_FORKS} ids, all different", reason="BAD_FORK")
     for each in ids:
         check_chosen(each)
     return list(ids)
@@ -712,11 +731,13 @@ def _encode(model: LoadedModel, source: Input, index: int) -> tuple[Tensor, ...]
 
 def _check_sampling(sampling: Sampling) -> None:
     problems = {
-        f"max_tokens must be 1 to {MAX_TOKENS_MOST}": not 1 <= sampling.max_tokens <= MAX_TOKENS_MOST,
+        f"max_tokens must be 1 to {MAX_TOKENS}": not 1 <= sampling.max_tokens <= MAX_TOKENS,
         "temperature must be a finite number of at least 0": not 0 <= sampling.temperature < float("inf"),
         "top_k must be at least 0": sampling.top_k < 0,
         "top_p must be above 0 and at most 1": not 0 < sampling.top_p <= 1,
-        "a stop string must not be empty": "" in sampling.stop,
+        f"stop takes at most {MAX_STOP_STRINGS} strings, got {len(sampling.stop)}": len(sampling.stop)
+        > MAX_STOP_STRINGS,
+        f"a stop string has 1 to {MAX_STOP_LENGTH} characters": not _are_stops(sampling.stop[:MAX_STOP_STRINGS]),
         "seed must be 0 to 2^64 - 1": sampling.seed is not None and not 0 <= sampling.seed < 1 << 64,
     }
     for problem, is_wrong in problems.items():
@@ -724,15 +745,24 @@ def _check_sampling(sampling: Sampling) -> None:
             raise InvalidInputError(problem, reason="BAD_SAMPLING")
 
 
+def _are_stops(stops: Sequence[str]) -> bool:
+    return all(0 < len(stop) <= MAX_STOP_LENGTH for stop in stops)
+
+
 def _page_size(limit: int) -> int:
-    if not 0 <= limit <= PAGE_MOST:
-        raise InvalidInputError(f"limit must be 0 (for {PAGE_DEFAULT}) to {PAGE_MOST}, got {limit}", reason="BAD_PAGE")
-    return limit or PAGE_DEFAULT
+    if not 0 <= limit <= MAX_PAGE:
+        raise InvalidInputError(f"limit must be 0 (for {DEFAULT_PAGE}) to {MAX_PAGE}, got {limit}", reason="BAD_PAGE")
+    return limit or DEFAULT_PAGE
+
+
+def _check_page_token(page_token: str) -> None:
+    if len(page_token) > MAX_NAME_LENGTH:
+        raise InvalidInputError(f"{shown(page_token)} is not a page token of this list", reason="BAD_PAGE")
 
 
 def _offset(page_token: str) -> int:
     if page_token and not re.fullmatch(r"[0-9]{1,9}", page_token):
-        raise InvalidInputError(f"{page_token!r} is not a page token of this list", reason="BAD_PAGE")
+        raise InvalidInputError(f"{shown(page_token)} is not a page token of this list", reason="BAD_PAGE")
     return int(page_token or 0)
 
 

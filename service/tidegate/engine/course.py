@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 
-MOST_COURSES = 16
-"""Of one request: a message of a thousand lanes is not to become three thousand spans."""
+from tidegate.limits import MAX_COURSES
 
 
 class Course:
@@ -59,7 +58,7 @@ COURSES: ContextVar[list[Course] | None] = ContextVar("tidegate_courses", defaul
 def begin_course(now: float) -> Course | None:
     """Return a course for work that arrives now, if its request is traced."""
     courses = COURSES.get()
-    if courses is None or len(courses) >= MOST_COURSES:
+    if courses is None or len(courses) >= MAX_COURSES:
         return None
     course = Course(now)
     courses.append(course)

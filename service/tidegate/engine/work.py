@@ -18,6 +18,7 @@ from tidegate.core import Ask, GeneratedToken, GenerationDone, Sampling, Tensor
 from tidegate.engine.course import Course
 from tidegate.engine.stopping import StopMatcher
 from tidegate.errors import TidegateError
+from tidegate.limits import MAX_DIGESTS
 from tidegate.sessions.session import LastReply, Session
 
 _DIGEST_BYTES = 32
@@ -106,10 +107,7 @@ class Work:
 
     def fingerprint(self) -> Hashable:
         """Return what names the request: two chunks with equal input and options, and only such, have it equal."""
-        return self._name(self.inputs, self.ask)
-
-    def _name(self, inputs: Sequence[Tensor], options: Ask | Sampling) -> Hashable:
-        return (digest if self.is_stored else name_of)(inputs, options)
+        return (digest if self.is_stored else name_of)(self.inputs, self.ask)
 
     @property
     def can_start_over(self) -> bool:
@@ -184,7 +182,7 @@ class Generation(Work):
         self._is_prompt = True
         self.kind = PROMPT
         self._prompt: tuple[Tensor, ...] | None = prompt
-        self._fingerprint = self._name(prompt, sampling)
+        self._fingerprint = digest(prompt, sampling)
 
     def fingerprint(self) -> Hashable:
         return self._fingerprint
@@ -281,35 +279,39 @@ class Turn(Work):
 def digest(inputs: Sequence[Tensor], options: Ask | Sampling) -> bytes:
     """Return the SHA-256 of a request's canonical input and options: the same in every process and version."""
     parts = tuple((tensor.dtype, tensor.shape, tensor.tobytes()) for tensor in inputs)
+    if isinstance(options, Sampling):
+        return _hash(parts, _canonical_sampling(options))
     if len(parts) == 1 and len(parts[0][2]) <= _DIGEST_BYTES:
-        return _hash_again(parts, options)
-    return _hash(parts, options)
+        return _hash_again(parts, _canonical(options))
+    return _hash(parts, _canonical(options))
 
 
 _Parts = tuple[tuple["np.dtype[Any]", tuple[int, ...], bytes], ...]
 
 
-def _hash(parts: _Parts, options: Ask | Sampling) -> bytes:
-    hasher = hashlib.sha256(_canonical(options))
+def _hash(parts: _Parts, options: bytes) -> bytes:
+    hasher = hashlib.sha256(options)
     for dtype, shape, content in parts:
         hasher.update(f"{dtype.str}{shape}".encode())
         hasher.update(content)
     return hasher.digest()
 
 
-# Single steps of a vocabulary come again and again.
-_hash_again = functools.lru_cache(8192)(_hash)
+# Single steps of a vocabulary come again and again. An entry is some 300 bytes: the input has at most 32.
+_hash_again = functools.lru_cache(MAX_DIGESTS)(_hash)
 
 
-@functools.lru_cache(1024)
-def _canonical(options: Ask | Sampling) -> bytes:
-    if isinstance(options, Ask):
-        return f"ask {options.top} {options.every_step:d} {options.is_raw:d}\n".encode()
+@functools.lru_cache(MAX_DIGESTS)
+def _canonical(options: Ask) -> bytes:
+    return f"ask {options.top} {options.every_step:d} {options.is_raw:d}\n".encode()
+
+
+def _canonical_sampling(options: Sampling) -> bytes:
     parts = (options.max_tokens, options.temperature, options.top_k, options.top_p, options.seed, list(options.stop))
     return f"sampling {json.dumps(parts)}\n".encode()
 
 
-def name_of(inputs: Sequence[Tensor], options: Ask | Sampling) -> Hashable:
+def name_of(inputs: Sequence[Tensor], options: Ask) -> Hashable:
     """Return the options and the canonical input; of input longer than its SHA-256, the SHA-256."""
     parts = [tensor.tobytes() for tensor in inputs]
     return options, *[part if len(part) <= _DIGEST_BYTES else hashlib.sha256(part).digest() for part in parts]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
+from tidegate.limits import MAX_NAME_LENGTH
 from tidegate.observe.detail import Ended, Seen
 
 _LOGGER = "tidegate.access"
@@ -44,7 +45,7 @@ class AccessLog:
             "request": seen.id,
         }
         if ended.session:
-            fields["session"] = ended.session
+            fields["session"] = ended.session[:MAX_NAME_LENGTH]
         if seen.span is not None:
             fields["trace"] = seen.span.trace_id
         self._lines.append(self._line(fields, self._timestamp(time.time())))

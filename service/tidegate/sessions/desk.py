@@ -20,7 +20,9 @@ from tidegate.errors import (
     NotFoundError,
     OverloadedError,
     SessionEndedError,
+    shown,
 )
+from tidegate.limits import MAX_CHECKPOINTS
 from tidegate.registry import LoadedModel, Registry
 from tidegate.sessions.ids import SEQUENCE, check_checkpoint, new_ephemeral, replica_of
 from tidegate.sessions.lifecycle import Event, Phase
@@ -28,8 +30,6 @@ from tidegate.sessions.moment import Moment
 from tidegate.sessions.party import Party
 from tidegate.sessions.session import Session
 from tidegate.sessions.table import SessionTable
-
-MOST_CHECKPOINTS = 8
 
 
 class ClockLike(Protocol):
@@ -182,7 +182,7 @@ class Desk:
         kept = self._checkpoints.setdefault(session.id, OrderedDict())
         kept.pop(name, None)
         kept[name] = self._moment(session)
-        if len(kept) > MOST_CHECKPOINTS:
+        if len(kept) > MAX_CHECKPOINTS:
             kept.popitem(last=False)
         return CheckpointInfo(name, session.position)
 
@@ -328,4 +328,4 @@ def check_layout(layout: bytes, model: LoadedModel) -> None:
 
 
 def unknown_checkpoint(id_: str, name: str) -> NotFoundError:
-    return NotFoundError(f"session {id_} has no checkpoint {name!r}", reason="UNKNOWN_CHECKPOINT")
+    return NotFoundError(f"session {id_} has no checkpoint {shown(name)}", reason="UNKNOWN_CHECKPOINT")

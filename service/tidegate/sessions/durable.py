@@ -24,10 +24,11 @@ from tidegate.errors import (
     TidegateError,
     UnavailableError,
 )
+from tidegate.limits import MAX_CHECKPOINTS
 from tidegate.registry import LoadedModel, Registry
 from tidegate.sessions.cache import SessionCache
 from tidegate.sessions.committer import copy_in, is_of
-from tidegate.sessions.desk import MOST_CHECKPOINTS, ClockLike, Desk, check_layout, lifetimes, unknown_checkpoint
+from tidegate.sessions.desk import ClockLike, Desk, check_layout, lifetimes, unknown_checkpoint
 from tidegate.sessions.ids import check_checkpoint, new_durable
 from tidegate.sessions.ledger import Ledger
 from tidegate.sessions.lifecycle import TRANSITIONS, Event, Phase
@@ -509,7 +510,7 @@ def _keep(entry: Entry, record: Record, name: str) -> Write:
         state=record.state,
     ).SerializeToString()
     kept = [(it.name, it.position) for it in record.checkpoints if it.name != name] + [(name, record.position)]
-    dropped, kept = kept[:-MOST_CHECKPOINTS], kept[-MOST_CHECKPOINTS:]
+    dropped, kept = kept[:-MAX_CHECKPOINTS], kept[-MAX_CHECKPOINTS:]
     del record.checkpoints[:]
     for each, position in kept:
         record.checkpoints.add(name=each, position=position)

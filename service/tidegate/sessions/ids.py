@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import secrets
 
-from tidegate.errors import InvalidInputError
+from tidegate.errors import InvalidInputError, shown
+from tidegate.limits import MAX_NAME_LENGTH
 
-_NAME = re.compile(r"[A-Za-z0-9._~-]{1,128}")
+_NAME = re.compile(rf"[A-Za-z0-9._~-]{{1,{MAX_NAME_LENGTH}}}")
 
 EPHEMERAL = "e~"
 """``e~<replica>~<random>``: an ephemeral session, which lives on that replica only."""
@@ -36,7 +37,8 @@ def check_chosen(id_: str) -> None:
     reserved = (EPHEMERAL, DURABLE, SEQUENCE)
     if not _NAME.fullmatch(id_) or id_.startswith(reserved):
         raise InvalidInputError(
-            f"{id_!r} is not a session id: 1 to 128 of A-Z a-z 0-9 . _ ~ -, not beginning with {' '.join(reserved)}",
+            f"{shown(id_)} is not a session id: 1 to 128 of A-Z a-z 0-9 . _ ~ -, not beginning with "
+            f"{' '.join(reserved)}",
             reason="BAD_SESSION_ID",
         )
 
@@ -45,5 +47,5 @@ def check_checkpoint(name: str) -> None:
     """Raise InvalidInputError unless it is a name for a checkpoint."""
     if not _NAME.fullmatch(name):
         raise InvalidInputError(
-            f"{name!r} is not a checkpoint's name: 1 to 128 of A-Z a-z 0-9 . _ ~ -", reason="BAD_CHECKPOINT"
+            f"{shown(name)} is not a checkpoint's name: 1 to 128 of A-Z a-z 0-9 . _ ~ -", reason="BAD_CHECKPOINT"
         )

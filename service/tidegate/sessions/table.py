@@ -11,11 +11,11 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 
 from tidegate.errors import NotFoundError
+from tidegate.limits import MAX_ENDINGS
 from tidegate.sessions.lifecycle import Event, Phase
 from tidegate.sessions.session import Session, ended
 
 REMEMBERED_SECONDS = 3600.0
-REMEMBERED_MOST = 100_000
 _SLACK = 1024
 
 
@@ -85,7 +85,7 @@ class SessionTable:
         self.num_ended[session.phase.value] += 1
         self._endings[session.id] = (now, session.phase)
         while self._endings and (
-            len(self._endings) > REMEMBERED_MOST or next(iter(self._endings.values()))[0] <= now - REMEMBERED_SECONDS
+            len(self._endings) > MAX_ENDINGS or next(iter(self._endings.values()))[0] <= now - REMEMBERED_SECONDS
         ):
             self._endings.popitem(last=False)
         if len(self._expiries) > 2 * len(self._sessions) + _SLACK:

@@ -28,7 +28,7 @@ from tidegate.core import (
     StepResult,
 )
 from tidegate.errors import InvalidInputError, UnavailableError
-from tidegate.service import PAGE_DEFAULT
+from tidegate.limits import DEFAULT_PAGE
 from tidegate.sessions.ids import DURABLE, EPHEMERAL
 from tidegate.sessions.moment import fork_snapshot
 from tidegate.v1 import models_pb2, sessions_pb2
@@ -201,7 +201,7 @@ class RoutedService:
         # What is in the store is in every worker's page.
         by_id = {session.id: session for page in reversed(pages) for session in page.sessions}
         found = [by_id[id_] for id_ in sorted(by_id)]
-        shown = found[: limit or PAGE_DEFAULT]
+        shown = found[: limit or DEFAULT_PAGE]
         has_more = len(found) > len(shown) or any(page.next_page_token for page in pages)
         return SessionPage(shown, shown[-1].id if has_more else "")
 

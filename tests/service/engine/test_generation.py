@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from asyncio import Future
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.service.engine.house import POISON, VOCABULARY, House, Stream, house
 from tidegate.core import GeneratedToken, GenerationDone, Sampling
+from tidegate.engine.work import Generation
 from tidegate.errors import (
     DeadlineExceededError,
     InvalidInputError,
@@ -305,3 +307,17 @@ async def test_a_generation_without_a_session_needs_a_free_slot_while_it_runs() 
         it.open()
         with pytest.raises(OverloadedError, match="the arena is full"):
             await it.generate(None, PROMPT, TWELVE).reply
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_options_are_remembered_by_a_digest(*, durable: bool) -> None:
+    async with house() as it:
+        session = it.open(durable=durable)
+        asked = [
+            Generation(session, (), Sampling(stop=stop), 0, None, None, Future(), vocabulary=VOCABULARY, emit=None)
+            for stop in (("x" * 64,), ("x" * 64,), ("y" * 64,))
+        ]
+        first, same, other = (work.fingerprint() for work in asked)
+    assert isinstance(first, bytes)
+    assert len(first) == 32
+    assert first == same != other

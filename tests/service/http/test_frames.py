@@ -18,7 +18,7 @@ from tests.service.http.test_stream import PATH, settle, streams_of
 from tidegate import errors
 from tidegate.core import Input
 from tidegate.ingress.http.frames import FrameProtocol
-from tidegate.ingress.http.stream import MAX_IN_FLIGHT
+from tidegate.limits import MAX_IN_FLIGHT
 
 R = '{"text": "R"}'
 

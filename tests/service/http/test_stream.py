@@ -13,7 +13,8 @@ from tidegate import errors
 from tidegate.config import load_settings
 from tidegate.core import Ask, Input
 from tidegate.ingress.http.app import create_app
-from tidegate.ingress.http.stream import MAX_IN_FLIGHT, Streams
+from tidegate.ingress.http.stream import Streams
+from tidegate.limits import MAX_IN_FLIGHT
 
 PATH = "/v1/sessions/s-1/stream"
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.service.oip.ways import Tensor, message, read_message
 from tidegate.ingress.oip.inference import Inference
-from tidegate.ingress.oip.stream import MAX_IN_FLIGHT
+from tidegate.limits import MAX_INFERENCES_IN_FLIGHT
 from tidegate.oip import service_pb2
 from tidegate.service import Service
 from tidegate.wire.errors import decode_status
@@ -119,7 +119,7 @@ async def test_pipelined_requests_of_a_sequence_are_applied_in_order(stub: Stub)
 
 
 async def test_a_stream_takes_more_than_its_line_holds(stub: Stub) -> None:
-    asked = [request(id=str(index)) for index in range(MAX_IN_FLIGHT + 20)]
+    asked = [request(id=str(index)) for index in range(MAX_INFERENCES_IN_FLIGHT + 20)]
     ids = [reply.infer_response.id async for reply in stub.ModelStreamInfer(iter(asked))]
     assert ids == [each.id for each in asked]
 

@@ -11,6 +11,7 @@ from tidegate.ingress.oip.messages import decode_request, encode_reply
 from tidegate.ingress.oip.requests import InferReply, InferRequest
 from tidegate.ingress.oip.tensors import NamedTensor
 from tidegate.ingress.oip.wire import Requests, write_reply, write_stream_reply
+from tidegate.limits import MAX_HEAD_BYTES
 from tidegate.oip import service_pb2
 
 
@@ -28,10 +29,18 @@ def meaning(found: InferRequest) -> tuple[object, ...]:
     return found.model, found.version, found.id, found.options, tensors, list(found.outputs)
 
 
+def answered(requests: Requests, data: bytes) -> InferRequest:
+    """Read a request as one that is answered then."""
+    asked, seen = requests.read(data)
+    if seen is not None:
+        requests.remember(seen)
+    return asked
+
+
 def must_read(requests: Requests, data: bytes) -> None:
     wanted = meaning(decode_request(service_pb2.ModelInferRequest.FromString(data)))
-    assert meaning(requests.read(data)) == wanted
-    assert meaning(requests.read(data)) == wanted, "when it was read before"
+    assert meaning(answered(requests, data)) == wanted
+    assert meaning(answered(requests, data)) == wanted, "when it was read before"
 
 
 def test_what_was_read_before_is_read_as_it_is_read_anew() -> None:
@@ -82,7 +91,7 @@ def test_a_field_that_looks_like_the_values_is_none() -> None:
 
 def test_a_request_that_is_wrong_is_wrong_each_time() -> None:
     requests = Requests()
-    requests.read(request().SerializeToString())
+    answered(requests, request().SerializeToString())
     wrong = request()
     wrong.inputs[0].shape[1] = 2
     for _ in range(2):
@@ -98,11 +107,27 @@ def test_bytes_that_are_no_message_are_refused(data: bytes) -> None:
 
 
 def test_heads_are_forgotten_when_there_are_too_many() -> None:
-    requests = Requests(most_heads=2)
+    requests = Requests(max_heads=2)
     for number in range(1, 8):
         message = request()
         message.parameters["sequence_id"].int64_param = number
         must_read(requests, message.SerializeToString())
+
+
+def test_heads_are_remembered_if_they_are_short_and_their_requests_were_answered() -> None:
+    requests = Requests()
+    data = request().SerializeToString()
+    _, seen = requests.read(data)
+    assert seen is not None
+    assert requests.num_bytes == 0, "it may be refused yet"
+    requests.remember(seen)
+    assert requests.num_bytes == len(data) - 8
+    assert requests.read(data)[1] is None, "nothing of it is new"
+    for length in (800, MAX_HEAD_BYTES):
+        message = request([8])
+        message.parameters["triton_note"].string_param = "x" * length
+        answered(requests, message.SerializeToString())
+    assert len(data) + 800 < requests.num_bytes < MAX_HEAD_BYTES + len(data)
 
 
 SCORES = np.arange(84, dtype=np.float32).reshape(1, 1, 84)

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar, cast
 from grpc import aio
 
 from tidegate.core import GeneratedToken, GenerationDone
-from tidegate.errors import InternalError, InvalidInputError, TidegateError
+from tidegate.errors import InternalError, InvalidInputError, TidegateError, without_traceback
 from tidegate.observe.requests import CANCELLED, OK, Requests, outcome_of
 from tidegate.wire import SESSION_KEY
 from tidegate.wire.errors import encode_status
@@ -100,7 +100,10 @@ def _ended(method: Call[Servicer, Request, Reply], name: str | None) -> Call[Ser
                 if name is not None:  # Before the client is told: then it can see that it was counted.
                     calls.requests.method(self.interface, name).end(begun, outcome, session)
             status = encode_status(told)
-            await context.abort(status.code, status.details, status.trailing_metadata)
+            context.set_code(status.code)
+            context.set_details(status.details)
+            context.set_trailing_metadata(status.trailing_metadata)
+            return cast("Reply", None)  # an abort would raise, and keep the request in a cycle of frames
         finally:
             calls.end()
 
@@ -110,7 +113,7 @@ def _ended(method: Call[Servicer, Request, Reply], name: str | None) -> Call[Ser
 def conceal(error: Exception) -> TidegateError:
     """The error a client may see: one of ours as it is; any other is logged whole and told as a fault of ours."""
     if isinstance(error, TidegateError):
-        return error
+        return without_traceback(error)
     logger.error("unexpected error in a gRPC call", exc_info=error)
     return InternalError("internal error: the server's log says more")
 

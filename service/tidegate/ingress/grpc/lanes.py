@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tidegate.errors import InvalidInputError, TidegateError
 from tidegate.ingress.grpc.calls import conceal
+from tidegate.limits import MAX_LANES
 from tidegate.sessions.party import Party
 from tidegate.v1 import predictor_pb2
 from tidegate.wire.columns import fill_lane_errors
 
 if TYPE_CHECKING:
     from tidegate.service import Service
-
-MAX_LANES = 65536
 
 
 class Lane(NamedTuple):

@@ -12,6 +12,7 @@ from tidegate.ingress.grpc.columns import Part, PendingColumns, refusal
 from tidegate.ingress.grpc.lanes import Group, Lane, Lanes
 from tidegate.ingress.grpc.line import Pending
 from tidegate.ingress.grpc.ordered import OrderedStream
+from tidegate.limits import MAX_IN_FLIGHT
 from tidegate.observe.requests import OK, Requests, outcome_of
 from tidegate.v1 import predictor_pb2, sessions_pb2
 from tidegate.wire.columns import LaneSteps, decode_columns
@@ -20,8 +21,6 @@ from tidegate.wire.predictions import fill_step
 
 if TYPE_CHECKING:
     from tidegate.service import Service
-
-MAX_IN_FLIGHT = 32
 
 
 class Ready:

@@ -24,7 +24,7 @@ from tidegate.core import (
     StepResult,
     Surprise,
 )
-from tidegate.errors import InvalidInputError
+from tidegate.errors import InvalidInputError, shown
 
 Json = Any
 Object = dict[str, Json]
@@ -88,7 +88,7 @@ def parse_whole(body: Object, key: str, most: int) -> int | None:
 
 def _only(body: Object, known: frozenset[str], path: str = "") -> None:
     if not known.issuperset(body):
-        raise InvalidInputError(f"unknown key {path + min(body.keys() - known)!r}")
+        raise InvalidInputError(f"unknown key {shown(path + min(body.keys() - known))}")
 
 
 def _parse_ask(body: Object) -> Ask:

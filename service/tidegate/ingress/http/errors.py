@@ -96,7 +96,7 @@ def problem(error: errors.TidegateError) -> Problem:
 def unexpected(error: Exception) -> errors.TidegateError:
     """``error`` where it is ours; else it goes into the log and the caller is told no more than that."""
     if isinstance(error, errors.TidegateError):
-        return error
+        return errors.without_traceback(error)
     logger.error("unexpected error in a request", exc_info=error)
     return errors.InternalError(UNEXPECTED)
 
@@ -118,7 +118,7 @@ def _first_complaint(complaints: Sequence[Any]) -> errors.InvalidInputError:
     first = complaints[0]
     where = ".".join(str(part) for part in first["loc"] if part not in {"body", "query"})
     if first["type"] == "extra_forbidden":
-        return errors.InvalidInputError(f"unknown key {where!r}")
+        return errors.InvalidInputError(f"unknown key {errors.shown(where)}")
     return errors.InvalidInputError(f"{where}: {first['msg']}" if where else first["msg"])
 
 

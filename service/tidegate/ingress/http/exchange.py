@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from tidegate.errors import InvalidInputError, TooLargeError
+from tidegate.errors import InvalidInputError, TooLargeError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -141,7 +141,9 @@ def seconds(given: bytes | None, settings: Settings) -> float:
     except ValueError:
         wish = math.nan
     if not 0 < wish < math.inf:
-        raise InvalidInputError(f"{TIMEOUT.decode()}: must be seconds greater than 0, got {given.decode('latin-1')!r}")
+        raise InvalidInputError(
+            f"{TIMEOUT.decode()}: must be seconds greater than 0, got {shown(given.decode('latin-1'))}"
+        )
     return wish
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from tidegate.core import LAST_POSITION
+from tidegate.limits import MAX_STOP_LENGTH, MAX_STOP_STRINGS
 
 Json = Any
 
@@ -73,7 +74,11 @@ class Sampling(Body):
     top_k: UInt32 = Field(0, description="0: all tokens")
     top_p: Finite = 1.0
     seed: UInt64 | None = Field(None, description="absent: random, or the session's")
-    stop: list[str] = Field([], description="texts that end the generation; they are consumed and withheld")
+    stop: list[str] = Field(
+        [],
+        description=f"at most {MAX_STOP_STRINGS} texts of 1 to {MAX_STOP_LENGTH} characters that end the generation; "
+        "they are consumed and withheld",
+    )
 
 
 class Generate(Input, Sampling):

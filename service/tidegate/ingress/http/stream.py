@@ -22,12 +22,12 @@ from tidegate.errors import TidegateError, UnavailableError
 from tidegate.ingress.http import convert
 from tidegate.ingress.http.errors import problem, unexpected
 from tidegate.ingress.http.exchange import dump, max_bytes, parse, timeout, too_large
+from tidegate.limits import MAX_IN_FLIGHT
 from tidegate.observe.requests import CANCELLED, OK, Begun, Headers, Requests, outcome_of
 
 if TYPE_CHECKING:
     from tidegate.service import Service
 
-MAX_IN_FLIGHT = 32
 GOING_AWAY = 1001
 CLOSE_CODES = 4000  # plus the HTTP status of the error that kept a stream from starting
 

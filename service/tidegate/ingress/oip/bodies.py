@@ -10,9 +10,9 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tidegate.errors import InvalidInputError, NotSupportedError
+from tidegate.errors import InvalidInputError, NotSupportedError, shown
 from tidegate.ingress.http.exchange import dump, parse, too_large
-from tidegate.ingress.oip.requests import InferReply, InferRequest, check_tensor_parameters, read_options
+from tidegate.ingress.oip.requests import InferReply, InferRequest, check_count, check_tensor_parameters, read_options
 from tidegate.ingress.oip.tensors import NAMES, NamedTensor, from_json, from_raw, to_json, to_raw
 
 Json = Any
@@ -50,8 +50,9 @@ def decode_body(model: str, version: str, body: bytes, header_length: str | None
     document = parse(body[:end])
     _check_keys(document, ("id", "parameters", "inputs", "outputs"), "the request")
     options = read_options(_mapping(document.get("parameters"), "parameters"))
-    inputs = _Raws(memoryview(body)[end:]).tensors(_objects(document, "inputs"))
-    outputs = _objects(document, "outputs")
+    given, outputs = _objects(document, "inputs"), _objects(document, "outputs")
+    check_count(len(given), len(outputs))
+    inputs = _Raws(memoryview(body)[end:]).tensors(given)
     binary = {}
     for output in outputs:
         _check_keys(output, ("name", "parameters"), "an output")
@@ -98,7 +99,7 @@ def decompress(body: bytes, encoding: str, limit: int) -> bytes:
     if encoding in {"", "identity"}:
         return body
     if encoding not in _WINDOWS:
-        raise NotSupportedError(f"Content-Encoding {encoding!r} is none of gzip and deflate", reason="ENCODING")
+        raise NotSupportedError(f"Content-Encoding {shown(encoding)} is none of gzip and deflate", reason="ENCODING")
     unpacking = zlib.decompressobj(_WINDOWS[encoding])
     try:
         content = unpacking.decompress(body, limit + 1)
@@ -145,23 +146,25 @@ class _Raws:
     def _tensor(self, document: dict[str, Json]) -> NamedTensor:
         _check_keys(document, ("name", "shape", "datatype", "parameters", "data"), "an input")
         name, datatype, shape = _name(document), _text(document, "datatype"), document.get("shape")
-        parameters = _mapping(document.get("parameters"), f"{name!r}: parameters")
+        parameters = _mapping(document.get("parameters"), f"{shown(name)}: parameters")
         check_tensor_parameters(name, parameters, ("binary_data_size",))
         if type(shape) is not list:
-            raise InvalidInputError(f"input {name!r}: shape must be a list of sizes", reason="WRONG_SHAPE")
+            raise InvalidInputError(f"input {shown(name)}: shape must be a list of sizes", reason="WRONG_SHAPE")
         if ("binary_data_size" in parameters) == ("data" in document):
             problem = "both data and binary_data_size" if parameters else "neither data nor binary_data_size"
-            raise InvalidInputError(f"input {name!r} has {problem}", reason="WRONG_CONTENTS")
+            raise InvalidInputError(f"input {shown(name)} has {problem}", reason="WRONG_CONTENTS")
         if "data" in document:
             return from_json(name, datatype, shape, document["data"])
         return from_raw(name, datatype, shape, self._take(name, parameters["binary_data_size"]))
 
     def _take(self, name: str, size: Json) -> memoryview:
         if type(size) is not int or size < 0:
-            raise InvalidInputError(f"input {name!r}: binary_data_size must be a number of bytes", reason="WRONG_SIZE")
+            raise InvalidInputError(
+                f"input {shown(name)}: binary_data_size must be a number of bytes", reason="WRONG_SIZE"
+            )
         if size > len(self._rest):
             raise InvalidInputError(
-                f"input {name!r}: binary_data_size is {size}, the body has {len(self._rest)} bytes left",
+                f"input {shown(name)}: binary_data_size is {size}, the body has {len(self._rest)} bytes left",
                 reason="WRONG_SIZE",
             )
         taken, self._rest = self._rest[:size], self._rest[size:]
@@ -182,7 +185,7 @@ def _header_end(body: bytes, header_length: str | None) -> int:
 def _check_keys(document: Mapping[str, Json], known: Sequence[str], what: str) -> None:
     for key in document:
         if key not in known:
-            raise InvalidInputError(f"unknown key {key!r} in {what}", reason="UNKNOWN_KEY")
+            raise InvalidInputError(f"unknown key {shown(key)} in {what}", reason="UNKNOWN_KEY")
 
 
 def _objects(document: Mapping[str, Json], key: str) -> list[dict[str, Json]]:

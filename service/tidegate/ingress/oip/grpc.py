@@ -136,8 +136,11 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):
     @answered
     async def ModelInfer(self, request: bytes, context: Context) -> bytes:  # type: ignore[override]
         arrived = time.perf_counter_ns()
-        answer = self._inference.submit(self._requests.read(request), client_seconds(context), arrived)
-        return await answer.reply(write_reply)
+        asked, seen = self._requests.read(request)
+        reply = await self._inference.submit(asked, client_seconds(context), arrived).reply(write_reply)
+        if seen is not None:
+            self._requests.remember(seen)
+        return reply
 
     # A coroutine that writes its replies itself: see Predictor.Generate.
     @uncounted

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tidegate.errors import InvalidInputError
+from tidegate.errors import InvalidInputError, shown
 from tidegate.ingress.oip.requests import (
     InferReply,
     InferRequest,
     Options,
+    check_count,
     check_tensor_parameters,
     read_options,
 )
@@ -26,6 +27,7 @@ def decode_request(message: service_pb2.ModelInferRequest) -> InferRequest:
         InvalidInputError: A parameter or tensor is malformed, or values are missing or there twice.
         NotSupportedError: It asks for shared memory or classification.
     """
+    check_count(len(message.inputs), len(message.outputs))
     for output in message.outputs:
         if output.parameters:
             check_tensor_parameters(output.name, output.parameters)
@@ -112,7 +114,7 @@ def _tensors(message: service_pb2.ModelInferRequest) -> list[NamedTensor]:
             check_tensor_parameters(tensor.name, tensor.parameters)
         if tensor.HasField("contents") == bool(raws):
             problem = "both raw and typed values" if raws else "no values: set raw_input_contents or contents"
-            raise InvalidInputError(f"tensor {tensor.name!r} has {problem}", reason="WRONG_CONTENTS")
+            raise InvalidInputError(f"tensor {shown(tensor.name)} has {problem}", reason="WRONG_CONTENTS")
     if not raws:
         return [from_contents(each.name, each.datatype, list(each.shape), each.contents) for each in message.inputs]
     if len(raws) != len(message.inputs):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tidegate.core import ReloadReport
-from tidegate.errors import FailedPreconditionError, NotSupportedError
+from tidegate.errors import FailedPreconditionError, NotSupportedError, shown
 from tidegate.ingress.oip.core import InferenceCore
 
 Json = dict[str, Any]
@@ -41,8 +41,9 @@ class Repository:
             NotFoundError: It has none.
         """
         if parameters:
+            found = ", ".join(map(shown, parameters[:3]))
             raise NotSupportedError(
-                f"a model cannot be sent with the request ({', '.join(parameters)}): put a bundle into the directory"
+                f"a model cannot be sent with the request ({found}): put a bundle into the directory"
             )
         self._remember(await self._core.reload())
         refusals = [f"{name}/{version}: {why}" for (other, version), why in self._refused.items() if other == name]

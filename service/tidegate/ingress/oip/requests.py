@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tidegate.errors import InvalidInputError, NotSupportedError
+from tidegate.errors import InvalidInputError, NotSupportedError, shown
 from tidegate.ingress.oip.tensors import NamedTensor
+from tidegate.limits import MAX_PARAMETERS, MAX_SEQUENCE_ID_LENGTH, MAX_TENSORS
 
 SequenceId = int | str
 
 _UINT64 = 1 << 64
-_LONGEST_ID = 1024
 _LONGEST_TIMEOUT = 10**15  # µs; longer ones are none
 
 
@@ -63,6 +63,7 @@ def read_options(parameters: Mapping[str, Any]) -> Options:
     """
     if not parameters:
         return NOTHING
+    _check_number(parameters)
     found: dict[str, Any] = {}
     for name, value in parameters.items():
         reader = _READERS.get(name)
@@ -82,36 +83,59 @@ def read_options(parameters: Mapping[str, Any]) -> Options:
 
 def check_tensor_parameters(tensor: str, parameters: Mapping[str, Any], known: Sequence[str] = ()) -> None:
     """Refuse what a tensor's own parameters ask for and is not served: shared memory, classification, the unknown."""
+    _check_number(parameters)
     for name in parameters:
         if name.startswith("shared_memory_"):
-            raise NotSupportedError(f"tensor {tensor!r}: shared memory is not supported: send the values")
+            raise NotSupportedError(f"tensor {shown(tensor)}: shared memory is not supported: send the values")
         if name == "classification":
-            raise NotSupportedError(f"output {tensor!r}: classification is not supported: take the values")
+            raise NotSupportedError(f"output {shown(tensor)}: classification is not supported: take the values")
         if name not in known and not name.startswith("triton_"):
             raise _unknown(name)
+
+
+def check_count(num_inputs: int, num_outputs: int) -> None:
+    """Raise InvalidInputError where a request names more tensors than any model has, before they are looked at."""
+    if max(num_inputs, num_outputs) > MAX_TENSORS:
+        raise InvalidInputError(
+            f"a request names at most {MAX_TENSORS} inputs and {MAX_TENSORS} outputs, "
+            f"not {num_inputs} and {num_outputs}",
+            reason="TOO_MANY_TENSORS",
+        )
 
 
 def unique(names: Sequence[str], what: str) -> None:
     """Raise InvalidInputError where a tensor is named twice."""
     if len(names) > 1 and len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidInputError(f"{what} {twice!r} is there twice", reason="DUPLICATE_TENSOR")
+        raise InvalidInputError(f"{what} {shown(twice)} is there twice", reason="DUPLICATE_TENSOR")
+
+
+def _check_number(parameters: Mapping[str, Any]) -> None:
+    if len(parameters) > MAX_PARAMETERS:
+        raise InvalidInputError(
+            f"at most {MAX_PARAMETERS} parameters may be given, not {len(parameters)}", reason="TOO_MANY_PARAMETERS"
+        )
 
 
 def _unknown(name: str) -> InvalidInputError:
-    return InvalidInputError(f"unknown parameter {name!r}", reason="UNKNOWN_PARAMETER")
+    return InvalidInputError(f"unknown parameter {shown(name)}", reason="UNKNOWN_PARAMETER")
 
 
 def _wrong(name: str, wanted: str, value: Any) -> InvalidInputError:
-    return InvalidInputError(f"parameter {name!r} must be {wanted}, not {value!r:.100}", reason="BAD_PARAMETER")
+    found = (
+        shown(value) if isinstance(value, str) else type(value).__name__ if isinstance(value, list | dict) else value
+    )
+    return InvalidInputError(f"parameter {name!r} must be {wanted}, not {found}", reason="BAD_PARAMETER")
 
 
 def _sequence(name: str, value: Any) -> SequenceId | None:
-    if type(value) is str and len(value) <= _LONGEST_ID:
+    if type(value) is str and len(value) <= MAX_SEQUENCE_ID_LENGTH:
         return value or None
     if type(value) is int and 0 <= value < _UINT64:
         return value or None
-    raise _wrong(name, f"an unsigned integer of 64 bits or a string of at most {_LONGEST_ID} characters", value)
+    raise _wrong(
+        name, f"an unsigned integer of 64 bits or a string of at most {MAX_SEQUENCE_ID_LENGTH} characters", value
+    )
 
 
 def _flag(name: str, value: Any) -> bool:

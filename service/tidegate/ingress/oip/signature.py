@@ -18,7 +18,7 @@ import numpy as np
 
 from tidegate.bundle import BATCH, TIME, Manifest, TensorSpec, TokenCodec
 from tidegate.core import Tensor
-from tidegate.errors import InvalidInputError, TooLargeError
+from tidegate.errors import InvalidInputError, TooLargeError, shown
 from tidegate.ingress.oip.tensors import NAMES, NamedTensor
 
 Row = tuple[Tensor, ...]
@@ -125,7 +125,7 @@ class Signature:
         for name in names:
             if name not in self.outputs:
                 raise InvalidInputError(
-                    f"unknown output {name!r}: the model has {', '.join(self.outputs)}", reason="UNKNOWN_TENSOR"
+                    f"unknown output {shown(name)}: the model has {', '.join(self.outputs)}", reason="UNKNOWN_TENSOR"
                 )
         return [self.outputs[name] for name in names]
 
@@ -153,7 +153,7 @@ class Signature:
         for name in given:
             if name not in self._by_name:
                 raise InvalidInputError(
-                    f"unknown input {name!r}: the model has {', '.join(self._by_name)}", reason="UNKNOWN_TENSOR"
+                    f"unknown input {shown(name)}: the model has {', '.join(self._by_name)}", reason="UNKNOWN_TENSOR"
                 )
         missing = next(name for name in self._by_name if name not in given)
         raise InvalidInputError(f"the input {missing!r} is missing", reason="MISSING_TENSOR")

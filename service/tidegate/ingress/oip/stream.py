@@ -16,14 +16,11 @@ from tidegate.ingress.grpc.line import Pending
 from tidegate.ingress.grpc.ordered import OrderedStream
 from tidegate.ingress.oip.answer import Answer
 from tidegate.ingress.oip.inference import Inference
-from tidegate.ingress.oip.wire import Requests, parse, write_stream_reply
+from tidegate.ingress.oip.wire import Requests, Seen, parse, write_stream_reply
+from tidegate.limits import MAX_INFERENCES_IN_FLIGHT
 from tidegate.observe import requests as counting
 from tidegate.observe.requests import OK, outcome_of
 from tidegate.oip import service_pb2
-
-MAX_IN_FLIGHT = 256
-"""More than on a stream of `tidegate.v1`, whose messages carry many sessions: here each carries one sequence's step."""
-
 
 METHOD = "ModelInfer"
 
@@ -49,23 +46,28 @@ class _Failed:
 class _Due:
     """A request that the engine has."""
 
-    __slots__ = ("_answer", "_request", "awaited", "outcome")
+    __slots__ = ("_answer", "_request", "_requests", "_seen", "awaited", "outcome")
 
     method = METHOD
     session = ""
 
-    def __init__(self, request: bytes, answer: Answer) -> None:
+    def __init__(self, request: bytes, answer: Answer, requests: Requests, seen: Seen | None) -> None:
         self._request = request
         self._answer = answer
+        self._requests = requests
+        self._seen = seen
         self.awaited: asyncio.Future[Any] = answer.awaited
         self.outcome = OK
 
     async def reply(self) -> bytes:
         try:
-            return await self._answer.reply(write_stream_reply)
+            reply = await self._answer.reply(write_stream_reply)
         except Exception as error:  # noqa: BLE001 - it is this request's answer
             self.outcome = outcome_of(error)
             return refusal(self._request, error)
+        if self._seen is not None:
+            self._requests.remember(self._seen)
+        return reply
 
     def cancel(self) -> None:
         self._answer.cancel()
@@ -77,7 +79,7 @@ class InferStream:
     def __init__(self, inference: Inference, requests: Requests, context: Context, counted: counting.Requests) -> None:
         self._inference = inference
         self._requests = requests
-        self._stream = OrderedStream(context, self._submit, MAX_IN_FLIGHT, (counted, "oip_grpc_stream"))
+        self._stream = OrderedStream(context, self._submit, MAX_INFERENCES_IN_FLIGHT, (counted, "oip_grpc_stream"))
         self._loop = asyncio.get_running_loop()
         seconds = client_seconds(context)
         self._ends_at = None if seconds is None else self._loop.time() + seconds
@@ -94,7 +96,8 @@ class InferStream:
         arrived = time.perf_counter_ns()
         seconds = None if self._ends_at is None else self._ends_at - self._loop.time()
         try:
-            return _Due(message, self._inference.submit(self._requests.read(message), seconds, arrived))
+            asked, seen = self._requests.read(message)
+            return _Due(message, self._inference.submit(asked, seconds, arrived), self._requests, seen)
         except Exception as error:  # noqa: BLE001 - it is this request's answer
             return _Failed(refusal(message, error), outcome_of(error))
 

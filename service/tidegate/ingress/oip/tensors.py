@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tidegate.core import Tensor
-from tidegate.errors import InvalidInputError
+from tidegate.errors import InvalidInputError, shown
 from tidegate.oip import service_pb2
 
 Json = Any
@@ -50,8 +50,8 @@ _CONTENTS = {
 _JSON_KINDS: dict[str, frozenset[type]] = {"b": frozenset({bool}), "f": frozenset({int, float})}
 _WHOLE = frozenset({int})
 
-_MOST_AXES = 8
-_MOST_VALUES = 1 << 59
+_MAX_AXES = 8
+_MAX_VALUES = 1 << 59
 
 
 class NamedTensor(NamedTuple):
@@ -67,22 +67,23 @@ def dtype_of(name: str, datatype: str) -> np.dtype[Any]:
     if dtype is None:
         known = ", ".join(DATATYPES)
         raise InvalidInputError(
-            f"tensor {name!r}: datatype {datatype!r} is none of those served here: {known}", reason="WRONG_DATATYPE"
+            f"tensor {shown(name)}: datatype {shown(datatype)} is none of those served here: {known}",
+            reason="WRONG_DATATYPE",
         )
     return dtype
 
 
 def check_shape(name: str, shape: Sequence[Any]) -> tuple[int, ...]:
     """The shape as it was given, of non-negative whole numbers."""
-    if len(shape) > _MOST_AXES or not all(type(size) is int and size >= 0 for size in shape):
+    if len(shape) > _MAX_AXES or not all(type(size) is int and size >= 0 for size in shape):
         raise InvalidInputError(
-            f"tensor {name!r}: a shape has at most {_MOST_AXES} sizes of at least 0, not {_shown(shape)}",
+            f"tensor {shown(name)}: a shape has at most {_MAX_AXES} sizes of at least 0, not {_shown(shape)}",
             reason="WRONG_SHAPE",
         )
     # Also of an empty one, whose zero hides how large the other sizes are: numpy does not take them.
-    if math.prod(size for size in shape if size) > _MOST_VALUES:
+    if math.prod(size for size in shape if size) > _MAX_VALUES:
         raise InvalidInputError(
-            f"tensor {name!r}: there are no tensors as large as {_shown(shape)}", reason="WRONG_SHAPE"
+            f"tensor {shown(name)}: there are no tensors as large as {_shown(shape)}", reason="WRONG_SHAPE"
         )
     return tuple(shape)
 
@@ -97,7 +98,7 @@ def from_raw(name: str, datatype: str, shape: Sequence[Any], raw: bytes | memory
     expected = math.prod(sizes) * dtype.itemsize
     if len(raw) != expected:
         raise InvalidInputError(
-            f"tensor {name!r}: {datatype} of shape {list(sizes)} has {expected} bytes, not {len(raw)}",
+            f"tensor {shown(name)}: {datatype} of shape {list(sizes)} has {expected} bytes, not {len(raw)}",
             reason="WRONG_SIZE",
         )
     return NamedTensor(name, np.frombuffer(raw, dtype).reshape(sizes))
@@ -119,11 +120,11 @@ def from_contents(
     dtype, sizes = dtype_of(name, datatype), check_shape(name, shape)
     wanted = _CONTENTS.get(datatype)
     if wanted is None:
-        raise InvalidInputError(f"tensor {name!r}: {datatype} has no typed contents: send raw bytes")
+        raise InvalidInputError(f"tensor {shown(name)}: {datatype} has no typed contents: send raw bytes")
     given = [field.name for field, _ in contents.ListFields()]
     if given not in ([wanted], []):
         raise InvalidInputError(
-            f"tensor {name!r}: the values of {datatype} are in {wanted}, not in {', '.join(given)}",
+            f"tensor {shown(name)}: the values of {datatype} are in {wanted}, not in {', '.join(given)}",
             reason="WRONG_CONTENTS",
         )
     return NamedTensor(name, _filled(name, datatype, sizes, dtype, list(getattr(contents, wanted))))
@@ -137,12 +138,12 @@ def from_json(name: str, datatype: str, shape: Sequence[Any], data: Json) -> Nam
     """
     dtype, sizes = dtype_of(name, datatype), check_shape(name, shape)
     if type(data) is not list:
-        raise InvalidInputError(f"tensor {name!r}: data must be a list", reason="WRONG_CONTENTS")
+        raise InvalidInputError(f"tensor {shown(name)}: data must be a list", reason="WRONG_CONTENTS")
     values = data if type(next(iter(data), None)) is not list else list(_flat(name, data, sizes))
     kinds = set(map(type, values))
     if not kinds <= _JSON_KINDS.get(dtype.kind, _WHOLE):
         found = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise InvalidInputError(f"tensor {name!r}: data of {datatype} cannot be {found}", reason="WRONG_CONTENTS")
+        raise InvalidInputError(f"tensor {shown(name)}: data of {datatype} cannot be {found}", reason="WRONG_CONTENTS")
     return NamedTensor(name, _filled(name, datatype, sizes, dtype, values))
 
 
@@ -156,29 +157,29 @@ def _filled(name: str, datatype: str, shape: tuple[int, ...], dtype: np.dtype[An
     expected = math.prod(shape)
     if len(values) != expected:
         raise InvalidInputError(
-            f"tensor {name!r}: shape {list(shape)} has {expected} values, not {len(values)}", reason="WRONG_SIZE"
+            f"tensor {shown(name)}: shape {list(shape)} has {expected} values, not {len(values)}", reason="WRONG_SIZE"
         )
     try:
         with np.errstate(over="ignore"):  # it is infinite then, and refused as that
             return np.array(values, dtype).reshape(shape)
     except OverflowError as error:
-        raise InvalidInputError(f"tensor {name!r}: a value is out of {datatype}'s range: {error}") from None
+        raise InvalidInputError(f"tensor {shown(name)}: a value is out of {datatype}'s range: {error}") from None
 
 
 def _flat(name: str, data: list[Json], shape: tuple[int, ...]) -> Iterable[Json]:
     """The values of nested lists, whose lengths must be the shape's."""
     if not shape or len(data) != shape[0]:
         raise InvalidInputError(
-            f"tensor {name!r}: its nested data has not the shape {list(shape)}", reason="WRONG_SIZE"
+            f"tensor {shown(name)}: its nested data has not the shape {list(shape)}", reason="WRONG_SIZE"
         )
     for part in data:
         if type(part) is list:
             yield from _flat(name, part, shape[1:])
         elif len(shape) > 1:
-            raise InvalidInputError(f"tensor {name!r}: its nested data has not the shape {list(shape)}")
+            raise InvalidInputError(f"tensor {shown(name)}: its nested data has not the shape {list(shape)}")
         else:
             yield part
 
 
 def _shown(shape: Sequence[Any]) -> str:
-    return str(list(shape))[:100]
+    return str(list(shape[: _MAX_AXES + 1]))[:100]

@@ -2,9 +2,10 @@
 
 Theory of operation. A client's requests to a sequence are mostly equal up to the values of their one tensor, and these
 stand last: `raw_input_contents` has the highest field number, and protobuf's libraries write fields by rising number.
-What stands before the values, the head, is remembered with what it was found to mean. It is remembered only where it
-is a message of its own (but for the last field's tag and length), so that head and values can mean nothing else. Ids,
-positions, starts and ends are rarely seen twice: such requests are read anew. A reply is its tensors' bytes and, around
+What stands before the values, the head, is remembered with what it was found to mean, once its request was answered. It
+is remembered only where it is short and a message of its own (but for the last field's tag and length), so that head
+and values can mean nothing else. Ids, positions, starts and ends are rarely seen twice: such requests are read anew. A
+reply is its tensors' bytes and, around
 them, what follows from their names, dtypes and shapes: a template.
 
 Knows the wire format's tags and lengths (protobuf.dev/programming-guides/encoding); what messages mean is
@@ -24,6 +25,7 @@ from tidegate.errors import InvalidInputError
 from tidegate.ingress.oip.messages import decode_request, encode_reply
 from tidegate.ingress.oip.requests import InferReply, InferRequest
 from tidegate.ingress.oip.tensors import NAMES, NamedTensor, to_raw
+from tidegate.limits import MAX_HEAD_BYTES, MAX_HEADS
 from tidegate.oip import service_pb2
 from tidegate.protobuf import varint
 
@@ -32,8 +34,7 @@ _RAW_INPUT = bytes([service_pb2.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBE
 _RAW_OUTPUT = bytes([service_pb2.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | _LENGTH])
 _INFER_RESPONSE = bytes([service_pb2.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER << 3 | _LENGTH])
 
-_MOST_HEADS = 8192
-_MOST_VALUES = 4096  # bytes; what is larger costs more than its head
+_MAX_VALUES = 4096  # bytes; what is larger costs more than its head
 
 
 class _Head(NamedTuple):
@@ -45,16 +46,29 @@ class _Head(NamedTuple):
     shape: tuple[int, ...]
 
 
+class Seen(NamedTuple):
+    """A head that was read just now, and that `Requests.remember` may keep."""
+
+    content: bytes
+    num_values: int
+    head: _Head
+
+
 class Requests:
     """Reads requests. All streams and calls of a server share one: a sequence may go on over another."""
 
-    def __init__(self, most_heads: int = _MOST_HEADS) -> None:
-        self._most_heads = most_heads
+    def __init__(self, max_heads: int = MAX_HEADS) -> None:
+        self._max_heads = max_heads
         self._heads: dict[bytes, _Head] = {}
         self._num_values: dict[int, int] = {}  # bytes of values in a message of so many bytes, when one was last read
 
-    def read(self, data: bytes) -> InferRequest:
-        """Read a request.
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all heads that are remembered."""
+        return sum(map(len, self._heads))
+
+    def read(self, data: bytes) -> tuple[InferRequest, Seen | None]:
+        """Read a request; what is new of it is to be given to `remember` once it is answered.
 
         Raises:
             InvalidInputError: It is no such message, or `decode_request` refuses it.
@@ -66,30 +80,37 @@ class Requests:
             return self._read_anew(data)
         model, version, _, options, _, outputs = head.request
         values = np.frombuffer(data, head.dtype, offset=start).reshape(head.shape)
-        return InferRequest(model, version, "", options, (NamedTensor(head.name, values),), outputs)
+        return InferRequest(model, version, "", options, (NamedTensor(head.name, values),), outputs), None
 
-    def _read_anew(self, data: bytes) -> InferRequest:
+    def remember(self, seen: Seen) -> None:
+        """Keep the head of a request that was answered: what is refused leaves nothing behind."""
+        if len(self._heads) >= self._max_heads:
+            self._heads.clear()
+            self._num_values.clear()
+        self._num_values[len(seen.content) + seen.num_values] = seen.num_values
+        self._heads[seen.content] = seen.head
+
+    @staticmethod
+    def _read_anew(data: bytes) -> tuple[InferRequest, Seen | None]:
         message = parse(data)
         request = decode_request(message)
         options = request.options
         is_rare = request.id or options.start or options.end or options.position is not None
-        if not is_rare and len(message.raw_input_contents) == 1:
-            self._remember(data, message.raw_input_contents[0], request)
-        return request
+        if is_rare or len(message.raw_input_contents) != 1:
+            return request, None
+        return request, _seen(data, message.raw_input_contents[0], request)
 
-    def _remember(self, data: bytes, values: bytes, request: InferRequest) -> None:
-        last = _RAW_INPUT + varint(len(values))
-        start = len(data) - len(values)
-        if not 0 < len(values) <= _MOST_VALUES or data[start - len(last) :] != last + values:
-            return
-        if not _is_without_values(data[: start - len(last)]):
-            return
-        if len(self._heads) >= self._most_heads:
-            self._heads.clear()
-            self._num_values.clear()
-        name, array = request.inputs[0]
-        self._num_values[len(data)] = len(values)
-        self._heads[data[:start]] = _Head(request._replace(inputs=()), name, array.dtype, array.shape)
+
+def _seen(data: bytes, values: bytes, request: InferRequest) -> Seen | None:
+    """Return the head of a request, None where it is too long, or not sure to mean the same before other values."""
+    last = _RAW_INPUT + varint(len(values))
+    start = len(data) - len(values)
+    if start > MAX_HEAD_BYTES or not 0 < len(values) <= _MAX_VALUES or data[start - len(last) :] != last + values:
+        return None
+    if not _is_without_values(data[: start - len(last)]):
+        return None
+    name, array = request.inputs[0]
+    return Seen(data[:start], len(values), _Head(request._replace(inputs=()), name, array.dtype, array.shape))
 
 
 def parse(data: bytes) -> service_pb2.ModelInferRequest:

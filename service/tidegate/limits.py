@@ -1,0 +1,78 @@
+"""How much one client may ask for, and how much is kept of it: every bound that is no setting.
+
+Bounds keep two promises: no single request holds the event loop for more than some 5 ms, and what a client leaves
+behind is bounded in bytes. docs/limits.md shows all of them beside the bounds that are settings (`config.py`); a test
+holds page and module to each other, and each bound is reached over its interface in tests/service/test_limits.py.
+"""
+
+from __future__ import annotations
+
+# ---- what a request may hold
+
+MAX_STOP_STRINGS = 16
+"""Stop strings of one generation. Other servers take 4; each token is matched against all."""
+
+MAX_STOP_LENGTH = 64
+"""Characters of a stop string: so much text may be withheld while it may still become one."""
+
+MAX_TOKENS = 100_000
+"""Tokens of one generation: its transcript is kept, and stored, until the session's next step."""
+
+MAX_TENSORS = 64
+"""Inputs, and outputs, that one inference request of the Open Inference Protocol may name: no model has more."""
+
+MAX_PARAMETERS = 64
+"""Parameters of such a request, and of each of its tensors: seven are known."""
+
+# ---- names
+
+MAX_NAME_LENGTH = 128
+"""Characters of an id, a checkpoint's name, a model's name and a page token. The server makes none longer."""
+
+MAX_SEQUENCE_ID_LENGTH = 1024
+"""Characters of a sequence's id in the Open Inference Protocol; long ones are kept as their SHA-256."""
+
+MAX_MESSAGE_LENGTH = 2000
+"""Characters of an error's message: it may quote what the client sent."""
+
+# ---- lists
+
+DEFAULT_PAGE = 100
+"""Entries of a page where the client does not say."""
+
+MAX_PAGE = 1000
+"""Entries of a page."""
+
+MAX_FORKS = 1000
+"""Sessions that one `fork` opens."""
+
+MAX_CHECKPOINTS = 8
+"""Checkpoints of a session; the oldest makes room for the next."""
+
+# ---- streams
+
+MAX_IN_FLIGHT = 32
+"""Messages of a stream of steps, or frames of a WebSocket, that wait for their answers; then reading stops."""
+
+MAX_INFERENCES_IN_FLIGHT = 256
+"""Requests of an inference stream likewise: each carries one step of one sequence, not steps of many sessions."""
+
+MAX_LANES = 65_536
+"""Lanes of one columnar stream."""
+
+# ---- what is kept
+
+MAX_ENDINGS = 100_000
+"""Ended sessions whose reason is remembered, for an hour at most: some 25 MB with ids of 128 characters."""
+
+MAX_HEADS = 8192
+"""Heads of inference requests that are remembered, each of at most `MAX_HEAD_BYTES`: 8 MiB and what they mean."""
+
+MAX_HEAD_BYTES = 1024
+"""Bytes of a remembered head: a request's parameters and the names of its tensors. A longer one is read anew."""
+
+MAX_DIGESTS = 8192
+"""Digests of single steps that are remembered: those of a vocabulary come again and again. Some 300 bytes each."""
+
+MAX_COURSES = 16
+"""Pieces of work of one request that its trace tells: a message of a thousand lanes is not to become 3,000 spans."""

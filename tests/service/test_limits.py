@@ -1,0 +1,215 @@
+"""Every bound, reached over an interface that it is for; and the page that shows them all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+import pytest
+from grpc import RpcError, aio
+from grpc_status import rpc_status
+
+from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle
+from tests.service.serving import serving
+from tidegate import limits
+from tidegate.config import FLAGS, flag
+from tidegate.ingress.grpc.server import create_server
+from tidegate.ingress.http.app import create_app
+from tidegate.ingress.oip.adapter import ServiceCore
+from tidegate.ingress.oip.http import routes
+from tidegate.ingress.oip.inference import Inference
+from tidegate.oip import service_pb2, service_pb2_grpc
+from tidegate.service import Service
+from tidegate.v1 import predictor_pb2, predictor_pb2_grpc, sessions_pb2, sessions_pb2_grpc
+from tidegate.wire.errors import decode_status
+
+Json = Any
+
+PAGE = Path(__file__).parents[2] / "docs" / "limits.md"
+
+
+class Front(NamedTuple):
+    """A service, and clients of every interface of it."""
+
+    service: Service
+    http: httpx.AsyncClient
+    predictor: predictor_pb2_grpc.PredictorAsyncStub
+    sessions: sessions_pb2_grpc.SessionsAsyncStub
+    oip: service_pb2_grpc.GRPCInferenceServiceAsyncStub
+
+    async def post(self, path: str, body: Json) -> tuple[int, Json]:
+        reply = await self.http.post(path, json=body)
+        return reply.status_code, reply.json()
+
+    async def open(self) -> str:
+        _, session = await self.post("/v1/sessions", {"model": "tiny"})
+        return str(session["id"])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("bundles")
+    write_tiny_bundle(root)
+    write_tiny_forecast_bundle(root)
+    return root
+
+
+@pytest.fixture
+async def front(root: Path) -> AsyncIterator[Front]:
+    async with serving(root) as service:
+        inference = Inference(ServiceCore(service))
+        server = create_server(service, "127.0.0.1:0", None, inference)
+        await server.start()
+        app = create_app(service)
+        app.router.routes.extend(routes(inference))
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with (
+            httpx.AsyncClient(transport=transport, base_url="http://test") as http,
+            aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+        ):
+            yield Front(
+                service,
+                http,
+                predictor_pb2_grpc.PredictorStub(channel),
+                sessions_pb2_grpc.SessionsStub(channel),
+                service_pb2_grpc.GRPCInferenceServiceStub(channel),
+            )
+        await inference.stop()
+        await server.stop()
+
+
+async def reason_of(call: Any) -> str:
+    """Why a gRPC call was refused."""
+    with pytest.raises(RpcError) as caught:
+        await call
+    assert rpc_status.from_call(caught.value) is not None  # type: ignore[arg-type]
+    return decode_status(caught.value).reason
+
+
+# ---- the page
+
+
+def shown() -> dict[str, str]:
+    """What the page's tables say of each limit, by its name."""
+    return dict(re.findall(r"^\| `([^`]+)` \| ([^|]*?) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def test_the_page_shows_every_constant_as_it_is() -> None:
+    constants = {name: value for name, value in vars(limits).items() if name.isupper()}
+    told = {name: value for name, value in shown().items() if name.isupper()}
+    assert told == {name: f"{value:,}" for name, value in constants.items()}
+
+
+def test_the_page_shows_settings_that_are_there() -> None:
+    flags = {name for name in shown() if name.startswith("--")}
+    assert flags <= {flag(name) for name in FLAGS}
+
+
+# ---- stop strings
+
+STOPS = [
+    (["x" * limits.MAX_STOP_LENGTH] * limits.MAX_STOP_STRINGS, True),
+    (["x"] * (limits.MAX_STOP_STRINGS + 1), False),
+    (["x" * (limits.MAX_STOP_LENGTH + 1)], False),
+]
+
+
+@pytest.mark.parametrize(("stop", "is_taken"), STOPS)
+async def test_stop_strings_are_few_and_short(front: Front, stop: list[str], is_taken: bool) -> None:
+    body = {"text": "abc", "max_tokens": 1, "stop": stop}
+    for path in ("/v1/models/tiny:generate", f"/v1/sessions/{await front.open()}:generate"):
+        status, document = await front.post(path, body)
+        assert (status, document.get("reason")) == ((200, None) if is_taken else (400, "BAD_SAMPLING"))
+    request = predictor_pb2.GenerateRequest(model="tiny", text="abc", max_tokens=1, stop=stop)
+    if is_taken:
+        assert [event.WhichOneof("event") async for event in front.predictor.Generate(request)][-1] == "done"
+    else:
+        assert await reason_of(anext(aiter(front.predictor.Generate(request)))) == "BAD_SAMPLING"
+
+
+# ---- names
+
+LONG = "n" * (limits.MAX_NAME_LENGTH + 1)
+LONGEST = "n" * 1_000_000
+
+
+@pytest.mark.parametrize("name", [LONG, LONGEST])
+async def test_a_name_that_is_too_long_names_nothing(front: Front, name: str) -> None:
+    status, document = await front.post("/v1/sessions", {"model": name})
+    assert (status, document["reason"]) == (404, "UNKNOWN_MODEL")
+    assert len(document["detail"]) < 2 * limits.MAX_NAME_LENGTH
+    status, document = await front.post("/v1/sessions", {"model": "tiny", "version": name})
+    assert (status, document["reason"]) == (404, "UNKNOWN_VERSION")
+    for call in (
+        front.sessions.Get(sessions_pb2.GetSessionRequest(session=name)),
+        front.sessions.Step(sessions_pb2.StepRequest(session=name, text="a")),
+        front.sessions.Fork(sessions_pb2.ForkRequest(session=name)),
+    ):
+        assert await reason_of(call) == "UNKNOWN_SESSION"
+
+
+async def test_names_that_a_client_chooses_are_bounded(front: Front) -> None:
+    session, longest = await front.open(), "n" * limits.MAX_NAME_LENGTH
+    assert (await front.sessions.Open(sessions_pb2.OpenRequest(model="tiny", id=longest))).id == longest
+    assert await reason_of(front.sessions.Open(sessions_pb2.OpenRequest(model="tiny", id=LONG))) == "BAD_SESSION_ID"
+    keep = sessions_pb2.CheckpointRequest
+    assert (await front.sessions.Checkpoint(keep(session=session, name=longest))).checkpoint == longest
+    assert await reason_of(front.sessions.Checkpoint(keep(session=session, name=LONG))) == "BAD_CHECKPOINT"
+    rewind = sessions_pb2.RewindRequest(session=session, checkpoint=LONG)
+    assert await reason_of(front.sessions.Rewind(rewind)) == "UNKNOWN_CHECKPOINT"
+    listing = sessions_pb2.ListSessionsRequest(page_token=LONG)
+    assert await reason_of(front.sessions.List(listing)) == "BAD_PAGE"
+
+
+async def test_a_message_quotes_no_more_than_it_may(front: Front) -> None:
+    status, document = await front.post("/v1/sessions", {"model": "tiny", LONGEST: 1})
+    assert (status, document["reason"]) == (400, "INVALID_INPUT")
+    assert len(document["detail"]) <= limits.MAX_MESSAGE_LENGTH
+
+
+# ---- the Open Inference Protocol
+
+
+def inference(**fields: Any) -> service_pb2.ModelInferRequest:
+    message = service_pb2.ModelInferRequest(model_name="tiny", **fields)
+    message.inputs.add(name="tokens", datatype="INT64", shape=[1, 1])
+    message.raw_input_contents.append(np.int64(1).tobytes())
+    return message
+
+
+async def test_a_request_names_no_more_tensors_than_models_have(front: Front) -> None:
+    many, several = inference(), inference()
+    for index in range(limits.MAX_TENSORS + 1):
+        many.outputs.add(name=f"o{index}")
+    for _ in range(limits.MAX_TENSORS):
+        several.outputs.add(name="logits")
+    assert await reason_of(front.oip.ModelInfer(many)) == "TOO_MANY_TENSORS"
+    assert await reason_of(front.oip.ModelInfer(several)) == "DUPLICATE_TENSOR"
+    given = {"name": "tokens", "datatype": "INT64", "shape": [1, 1], "data": [1]}
+    reply = await front.http.post("/v2/models/tiny/infer", json={"inputs": [given] * (limits.MAX_TENSORS + 1)})
+    assert (reply.status_code, reply.headers["tidegate-reason"]) == (400, "TOO_MANY_TENSORS")
+
+
+async def test_a_request_has_no_more_parameters_than_it_may(front: Front) -> None:
+    some, many, of_tensor = inference(), inference(), inference()
+    for index in range(limits.MAX_PARAMETERS + 1):
+        if index:
+            some.parameters[f"triton_{index}"].bool_param = True
+        many.parameters[f"triton_{index}"].bool_param = True
+        of_tensor.inputs[0].parameters[f"triton_{index}"].bool_param = True
+    await front.oip.ModelInfer(some)
+    for message in (many, of_tensor):
+        assert await reason_of(front.oip.ModelInfer(message)) == "TOO_MANY_PARAMETERS"
+
+
+async def test_a_sequences_id_is_bounded(front: Front) -> None:
+    taken, refused = inference(), inference()
+    for message, length in ((taken, limits.MAX_SEQUENCE_ID_LENGTH), (refused, limits.MAX_SEQUENCE_ID_LENGTH + 1)):
+        message.parameters["sequence_id"].string_param = "s" * length
+        message.parameters["sequence_start"].bool_param = True
+    await front.oip.ModelInfer(taken)
+    assert await reason_of(front.oip.ModelInfer(refused)) == "BAD_PARAMETER"
