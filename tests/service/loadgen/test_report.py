@@ -142,7 +142,8 @@ class Server:
 
 
 def test_counts_are_those_of_the_model_and_version() -> None:
-    counts = parse_counts(render(Figures(Server(), Requests()).own()).decode(), model())
+    figures = Figures(Server(), Requests())
+    counts = parse_counts(render([*figures.own(), *figures.of_process()]).decode(), model())
     assert (counts.runs, counts.rows, counts.steps, counts.rows_per_run) == (10, 30, 45, 3)
     assert counts.cpu_seconds > 0
     assert counts.since(counts) == Counts()
