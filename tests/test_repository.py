@@ -123,3 +123,19 @@ def test_image_steps_run_what_the_dockerfile_runs() -> None:
     commands = set(re.findall(r"\.ci/image/[a-z-]+", (ROOT / "Dockerfile").read_text()))
     assert commands
     assert commands <= set(re.findall(r"\.ci/image/[a-z-]+", (ROOT / ".ci/image-steps").read_text()))
+
+
+# A server's times are compared with each other: all come from the one `tidegate.clock.Clock` that the service is given.
+# These are programs of their own, which wait and measure on the user's side.
+OTHER_PROGRAMS = ("client", "loadgen", "top", "commands")
+READINGS = re.compile(r"\btime\.(time|monotonic|perf_counter)(_ns)?\b|loop(\(\))?\.time\(\)|\bdatetime\.(now|utcnow)\b")
+
+
+def test_a_server_reads_no_clock_but_its_own() -> None:
+    package = ROOT / "service/tidegate"
+    readers = {
+        str(file.relative_to(package))
+        for file in package.rglob("*.py")
+        if file.relative_to(package).parts[0] not in OTHER_PROGRAMS and READINGS.search(file.read_text())
+    }
+    assert readers == {"clock.py"}

@@ -9,7 +9,6 @@ import asyncio
 import functools
 import hashlib
 import logging
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -123,7 +122,7 @@ class Registry:
     def __init__(
         self,
         settings: Settings,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float],
         *,
         committer: Committer | None = None,
         make_room: Callable[[], bool] = lambda: False,
@@ -275,7 +274,7 @@ class Registry:
             quality=quality,
         )
         executor = ThreadPoolExecutor(1, f"run-{manifest.name}") if settings.execution == "thread" else None
-        loop = Loop(engine, runner, committer=self._committer, executor=executor, clock=self._clock)
+        loop = Loop(engine, runner, self._clock, committer=self._committer, executor=executor)
         planes = {spec.input: Plane.of_state(spec) for spec in manifest.states}
         if kept is not None and codec.kept_output is not None:
             planes[codec.kept_output] = kept

@@ -83,14 +83,14 @@ async def serve(
         service = local if seat is None else _routed(local, seat)
         own = Inference(ServiceCore(local, service.reload))
         inference = own if seat is None else RoutedInference(ServiceCore(local, service.reload), own, seat)
-        tracing = make_tracing(settings)
-        requests = make_requests(settings, tracing)
+        tracing = make_tracing(settings, local.clock)
+        requests = make_requests(settings, tracing, local.clock)
         figures = Figures(local, requests)
         shared = None if seat is None else _shared(seat, figures)
         grpc = [create_server(service, settings.grpc, settings.native_grpc, inference, requests)]
         if seat is not None and shared is not None:
             # Fellows come in here. They have found the owner and counted the request: nothing is passed on twice.
-            traced = None if tracing is None else DetailedRequests(None, tracing)
+            traced = None if tracing is None else DetailedRequests(local.clock, None, tracing)
             address = seat.address(seat.number)
             grpc.append(create_server(local, address, inference=own, requests=traced, more=[shared.handler()]))
         await local.start()

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import re
 import secrets
-import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
@@ -19,6 +18,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
 
+from tidegate.clock import Clock
 from tidegate.codecs.tokens import Tokens
 from tidegate.config import Settings
 from tidegate.core import (
@@ -84,13 +84,6 @@ _EXPIRY_SECONDS = 1.0
 _AS_IT_IS = Ask(0, every_step=True, is_raw=True)
 
 
-class Clock(NamedTuple):
-    """Two clocks: seconds that only rise, and seconds since the epoch."""
-
-    monotonic: Callable[[], float] = time.monotonic
-    wall: Callable[[], float] = time.time
-
-
 class EngineStatistics(NamedTuple):
     """What one loaded model has done, and holds."""
 
@@ -131,24 +124,27 @@ class ServiceStatistics(NamedTuple):
 
 
 class Service:
-    """Models and sessions behind any number of ingresses. All methods belong to one event loop."""
+    """Models and sessions behind any number of ingresses. All methods belong to one event loop.
+
+    Deadlines are seconds of ``clock.monotonic``.
+    """
 
     def __init__(self, settings: Settings, clock: Clock | None = None, store: Store | None = None) -> None:
         self.settings = settings
-        self._clock = clock or Clock()
+        self.clock = clock or Clock()
         self._cache = SessionCache()
         store = store or make_store(settings)
-        self._ledger = None if store is None else Ledger(store, settings.store_timeout, self._clock.monotonic)
+        self._ledger = None if store is None else Ledger(store, settings.store_timeout, self.clock.monotonic)
         self._registry = Registry(
             settings,
-            self._clock.monotonic,
-            committer=None if self._ledger is None else Committer(self._ledger, self._cache, self._clock.wall),
+            self.clock.monotonic,
+            committer=None if self._ledger is None else Committer(self._ledger, self._cache, self.clock.wall),
             make_room=lambda: self._cache.evict_one() or self._desk.evict_one(),
         )
-        self._desk = Desk(settings, self._registry, self._clock)
+        self._desk = Desk(settings, self._registry, self.clock)
         self._durable: DurableDesk | None = None
         if self._ledger is not None:
-            self._durable = DurableDesk(settings, self._registry, self._clock, self._ledger, self._cache, self._desk)
+            self._durable = DurableDesk(settings, self._registry, self.clock, self._ledger, self._cache, self._desk)
         self._done: Counter[str] = Counter()
         self._is_started = False
         self._is_draining = False
@@ -391,7 +387,7 @@ class Service:
     async def snapshot_session(self, id: str) -> bytes:  # noqa: A002
         """Return the session as portable bytes."""
         moment, request = await self._home(id).moment(id)
-        return take_snapshot(moment, request, self._clock.wall())
+        return take_snapshot(moment, request, self.clock.wall())
 
     async def restore_session(self, snapshot: bytes, request: RestoreRequest) -> SessionInfo:
         """Open a session from a snapshot; an equal repeat with an id returns what exists.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.bundles import VOCABULARY, write_tiny_bundle, write_tiny_forecast_bundle, write_tiny_stream_bundle
+from tests.clock import ManualClock
 from tidegate.bundle import GRAPH, Bundle, read_bundle, write_bundle
 from tidegate.config import load_settings
 from tidegate.core import GeneratedToken, GenerationDone, Prediction
-from tidegate.service import Clock, Service
+from tidegate.service import Service
 
 EVERY = len(VOCABULARY)
 """Candidates enough to see the whole distribution."""
-
-
-@dataclass
-class ManualClock:
-    """Time stands still until a test moves it."""
-
-    now: float = 1000.0
-
-    def clock(self) -> Clock:
-        return Clock(monotonic=lambda: self.now, wall=lambda: 1e9 + self.now)
 
 
 @asynccontextmanager

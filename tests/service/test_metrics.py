@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from tidegate import __version__
+from tidegate.clock import Clock
 from tidegate.config import Settings, load_settings
 from tidegate.core import DriftReport
 from tidegate.engine.meter import Meter, MeterReading
@@ -91,7 +92,7 @@ class Measured:
 
 
 def samples(measured: Measured, requests: Requests | None = None) -> list[Sample]:
-    figures = Figures(measured, requests or Requests())
+    figures = Figures(measured, requests or Requests(Clock()))
     text = render([*figures.own(), *figures.of_process()]).decode()
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
@@ -183,7 +184,7 @@ def test_a_forecast_is_told_by_its_coverage() -> None:
 
 
 def test_requests_are_told_by_interface_method_and_outcome() -> None:
-    requests = Requests()
+    requests = Requests(Clock())
     step = requests.method("grpc", "Step")
     step.count(0.0004, "ok")
     step.count(0.02, "ok")

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.bundles import VOCABULARY, write_tiny_bundle, write_tiny_forecast_bundle, write_tiny_stream_bundle
-from tests.service.serving import ManualClock, change_bundle, started
+from tests.clock import ManualClock
+from tests.service.serving import change_bundle, started
 from tidegate.bundle import Drift, Limit
 from tidegate.config import load_settings
 from tidegate.core import Ask, Input, SessionRequest
@@ -96,7 +97,7 @@ class Line:
 @asynccontextmanager
 async def streaming(service: Service) -> AsyncIterator[Line]:
     line = Line()
-    running = asyncio.create_task(StepStream(service, cast("Context", line), Requests()).run())
+    running = asyncio.create_task(StepStream(service, cast("Context", line), Requests(service.clock)).run())
     try:
         yield line
     finally:

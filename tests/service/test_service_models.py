@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle
-from tests.service.serving import ManualClock, change_bundle, collect, corrupt, serving
+from tests.clock import ManualClock
+from tests.service.serving import change_bundle, collect, corrupt, serving
 from tidegate.bundle import GRAPH, MANIFEST, read_bundle, write_bundle
 from tidegate.config import load_settings
 from tidegate.core import Ask, Input, Sampling, SessionRequest

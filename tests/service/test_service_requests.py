@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.bundles import VOCABULARY
-from tests.service.serving import ManualClock, collect, serving, write_bundles
+from tests.clock import ManualClock
+from tests.service.serving import collect, serving, write_bundles
 from tidegate.core import Ask, GenerationDone, Input, Sampling, SessionRequest
 from tidegate.errors import (
     DeadlineExceededError,

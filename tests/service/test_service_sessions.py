@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.bundles import VOCABULARY, write_tiny_bundle
-from tests.service.serving import ManualClock, collect, serving
+from tests.clock import EPOCH, START, ManualClock
+from tests.service.serving import collect, serving
 from tidegate.core import Input, Sampling, SessionInfo, SessionRequest
 from tidegate.errors import (
     AlreadyExistsError,
@@ -49,11 +50,11 @@ async def test_a_session_tells_what_it_is(root: Path) -> None:
     clock = ManualClock()
     async with serving(root, clock, idle_seconds=50) as service:
         opened = await service.open_session(SessionRequest("other", id="mine", ttl_seconds=30))
-        expected = SessionInfo("mine", "other", "3", 0, False, 1e9 + 1000, 1e9 + 1030, 2 * 16 * 4)
+        expected = SessionInfo("mine", "other", "3", 0, False, EPOCH + START, EPOCH + START + 30, 2 * 16 * 4)
         assert opened == expected
         await service.step("mine", Input(text="abc"))
         assert await service.get_session("mine") == expected._replace(position=3)
-        assert (await service.open_session(TINY)).expires_at == 1e9 + 1050
+        assert (await service.open_session(TINY)).expires_at == EPOCH + START + 50
 
 
 async def test_made_ids_carry_the_replica_and_are_all_different(root: Path) -> None:
@@ -179,7 +180,7 @@ async def test_the_servers_defaults_apply_where_a_request_says_nothing(root: Pat
     async with serving(root, clock, ttl_seconds=20, idle_seconds=None) as service:
         mine = await service.open_session(TINY)
         longer = await service.open_session(SessionRequest("tiny", ttl_seconds=100))
-        assert (mine.expires_at, longer.expires_at) == (1e9 + 1020, 1e9 + 1100)
+        assert (mine.expires_at, longer.expires_at) == (EPOCH + START + 20, EPOCH + START + 100)
         clock.now += 20
         await service.expire()
         assert await ending(service, mine.id) == "SESSION_EXPIRED"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from typing import Protocol
@@ -54,20 +53,20 @@ class Loop:
     Args:
         engine: Whose work is run.
         runner: Runs the graph.
+        clock: Monotonic seconds.
         committer: Stores durable sessions; None where all are ephemeral, whose only truth is the arena. A commit takes
             its time beside the loop: the runs of everybody else go on.
         executor: Where to run onnxruntime; None runs it inline in the event loop.
-        clock: Monotonic seconds.
     """
 
     def __init__(
         self,
         engine: Engine,
         runner: RunnerLike,
+        clock: Callable[[], float],
         *,
         committer: Committer | None = None,
         executor: Executor | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._runner = runner

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
+from tidegate.clock import Clock
 from tidegate.limits import MAX_NAME_LENGTH
 from tidegate.observe.detail import Ended, Seen
 
@@ -23,10 +24,12 @@ class AccessLog:
 
     Args:
         style: The log's format.
+        clock: Whose wall clock the lines tell.
         write: Takes lines that are whole, and never waits for who reads them.
     """
 
-    def __init__(self, style: Literal["console", "json"], write: Callable[[str], None]) -> None:
+    def __init__(self, style: Literal["console", "json"], clock: Clock, write: Callable[[str], None]) -> None:
+        self._clock = clock
         self._line = _json_line if style == "json" else _console_line
         self._write = write
         self._loop = asyncio.get_running_loop()
@@ -48,7 +51,7 @@ class AccessLog:
             fields["session"] = ended.session[:MAX_NAME_LENGTH]
         if seen.span is not None:
             fields["trace"] = seen.span.trace_id
-        self._lines.append(self._line(fields, self._timestamp(time.time())))
+        self._lines.append(self._line(fields, self._timestamp(self._clock.wall())))
 
     def flush(self) -> None:
         """Hand over what has gathered."""

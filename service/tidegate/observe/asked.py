@@ -6,6 +6,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+from tidegate.clock import Clock
 from tidegate.config import Settings
 from tidegate.errors import ConfigurationError
 from tidegate.observe.access import AccessLog
@@ -22,15 +23,15 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 """Variables of OpenTelemetry's own; either asks for traces as ``--otlp`` does."""
 
 
-def make_requests(settings: Settings, tracing: OtelTracing | None) -> Requests:
+def make_requests(settings: Settings, tracing: OtelTracing | None, clock: Clock) -> Requests:
     """Return where requests are counted, in the running event loop."""
-    access = AccessLog(settings.log_format, write_lines) if settings.access_log else None
+    access = AccessLog(settings.log_format, clock, write_lines) if settings.access_log else None
     if access is None and tracing is None and settings.log_level != "debug":
-        return Requests()
-    return DetailedRequests(access, tracing)
+        return Requests(clock)
+    return DetailedRequests(clock, access, tracing)
 
 
-def make_tracing(settings: Settings) -> OtelTracing | None:
+def make_tracing(settings: Settings, clock: Clock) -> OtelTracing | None:
     """Return where traces go, None where nobody asked for them.
 
     Raises:
@@ -47,7 +48,7 @@ def make_tracing(settings: Settings) -> OtelTracing | None:
         # Such variables may be set for a whole cluster.
         log.warning("no traces, though %s asks for them: pip install 'tidegate[otel]'", ENDPOINTS[0])
         return None
-    return open_tracing(settings.otlp, settings.replica or "tidegate")
+    return open_tracing(settings.otlp, settings.replica or "tidegate", clock)
 
 
 def _is_asked_by_environment() -> bool:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 import secrets
-import time
 from collections.abc import Iterable
 from itertools import count
 from typing import Any, NamedTuple, Protocol
 
+from tidegate.clock import Clock
 from tidegate.engine.course import COURSES, Course
 from tidegate.observe.logs import REQUEST, Traced
 from tidegate.observe.requests import OK, Headers, Method, Requests
@@ -52,14 +52,15 @@ class Seen:
 
     Attributes:
         id: The client's ``x-request-id``, or one made here.
+        began: Monotonic seconds.
         session: That it is about, where that was known at its beginning.
         courses: What its work went through in the engine; noted only where it is traced.
     """
 
     __slots__ = ("began", "courses", "id", "session", "span")
 
-    def __init__(self, id_: str, session: str, span: Traced | None) -> None:
-        self.began = time.monotonic()
+    def __init__(self, began: float, id_: str, session: str, span: Traced | None) -> None:
+        self.began = began
         self.id = id_
         self.session = session
         self.span = span
@@ -70,12 +71,13 @@ class DetailedRequests(Requests):
     """Counts, and tells of each request.
 
     Args:
+        clock: As of `Requests`.
         access: Where a line a request goes; None: nowhere.
         tracing: Where spans go; None: nowhere.
     """
 
-    def __init__(self, access: Access | None, tracing: Tracing | None) -> None:
-        super().__init__()
+    def __init__(self, clock: Clock, access: Access | None, tracing: Tracing | None) -> None:
+        super().__init__(clock)
         self.access = access
         self.tracing = tracing
         self._prefix = secrets.token_hex(4)
@@ -86,7 +88,7 @@ class DetailedRequests(Requests):
         span = None if self.tracing is None else self.tracing.begin(fields)
         given = fields.get(REQUEST_ID, "")
         id_ = given if _ID.fullmatch(given) else f"{self._prefix}-{next(self._numbers)}"
-        seen = Seen(id_, session, span)
+        seen = Seen(self.clock.monotonic(), id_, session, span)
         REQUEST.set(seen)
         COURSES.set(None if span is None else seen.courses)
         return seen
@@ -99,11 +101,11 @@ class DetailedMethod(Method):
     """Counts its requests, and tells of each."""
 
     def __init__(self, interface: str, name: str, requests: DetailedRequests) -> None:
-        super().__init__(interface, name)
+        super().__init__(interface, name, requests.clock)
         self._requests = requests
 
     def end(self, begun: Seen, outcome: str = OK, session: str = "") -> None:
-        ended = Ended(self.interface, self.name, outcome, session, begun.began, time.monotonic())
+        ended = Ended(self.interface, self.name, outcome, session, begun.began, self._now())
         self.count(ended.ended - ended.began, outcome)
         if self._requests.access is not None:
             self._requests.access.write(begun, ended)

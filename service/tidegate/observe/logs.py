@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from tidegate.clock import Clock
 from tidegate.errors import TidegateError
 from tidegate.observe.writer import LogWriter
 from tidegate.throttle import Throttle
@@ -138,7 +139,7 @@ class _Throttled(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._throttle = Throttle(_THROTTLE_SECONDS)
+        self._throttle = Throttle(_THROTTLE_SECONDS, Clock().monotonic)
 
     def filter(self, record: logging.LogRecord) -> bool:
         held = self._throttle.let_through((record.name, _NUMBERS.sub("", str(record.msg))))

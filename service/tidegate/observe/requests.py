@@ -6,11 +6,11 @@ nothing that a client sends becomes a label.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from tidegate.clock import Clock
 from tidegate.errors import TidegateError, TooLargeError
 from tidegate.observe.histogram import Histogram, Reading
 from tidegate.wire.errors import code_name
@@ -44,9 +44,10 @@ class MethodReading(NamedTuple):
 class Method:
     """A method of an interface, and what became of its requests."""
 
-    def __init__(self, interface: str, name: str) -> None:
+    def __init__(self, interface: str, name: str, clock: Clock) -> None:
         self.interface = interface
         self.name = name
+        self._now = clock.monotonic
         self._outcomes: dict[str, int] = {OK: 0}
         self._seconds = Histogram()
 
@@ -55,7 +56,7 @@ class Method:
         # Not by `count`: a call costs as much as all that it does.
         outcomes = self._outcomes
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
-        self._seconds.add(time.monotonic() - begun)
+        self._seconds.add(self._now() - begun)
 
     def count(self, seconds: float, outcome: str) -> None:
         """Count a request that took ``seconds``."""
@@ -67,15 +68,20 @@ class Method:
 
 
 class Requests:
-    """All methods that were asked for; ``failed_lanes`` counts lanes of columns that failed, by outcome."""
+    """All methods that were asked for; ``failed_lanes`` counts lanes of columns that failed, by outcome.
 
-    def __init__(self) -> None:
+    Args:
+        clock: The engine's, for a trace tells the engine's times beside the request's.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
         self._methods: dict[tuple[str, str], Method] = {}
         self.failed_lanes: Counter[str] = Counter()
 
     def begin(self, headers: Headers = (), session: str = "") -> Begun:
         """A request comes in; ``headers`` are its own, or what returns them, ``session`` that it is about, if known."""
-        return time.monotonic()
+        return self.clock.monotonic()
 
     def method(self, interface: str, name: str) -> Method:
         """Return the method's counters; look them up once where that can be."""
@@ -94,7 +100,7 @@ class Requests:
         return (self._methods[key].reading() for key in sorted(self._methods))
 
     def _make(self, interface: str, name: str) -> Method:
-        return Method(interface, name)
+        return Method(interface, name, self.clock)
 
 
 def outcome_of(error: BaseException) -> str:

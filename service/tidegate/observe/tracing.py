@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from collections.abc import Mapping
 
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -22,6 +21,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id, s
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from tidegate import __version__
+from tidegate.clock import Clock
 from tidegate.engine.course import Course
 from tidegate.observe.detail import Ended, Seen
 from tidegate.observe.requests import OK
@@ -52,9 +52,11 @@ class OtelTracing:
     Args:
         exporter: Where they go.
         replica: This process's name.
+        clock: The engine's and the requests'.
     """
 
-    def __init__(self, exporter: SpanExporter, replica: str) -> None:
+    def __init__(self, exporter: SpanExporter, replica: str, clock: Clock) -> None:
+        self._clock = clock
         self._exporter = exporter
         attributes = {SERVICE_VERSION: __version__, SERVICE_INSTANCE_ID: replica}
         # Resource.create lets OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME go before.
@@ -67,9 +69,9 @@ class OtelTracing:
     def begin(self, headers: Mapping[str, str]) -> RequestSpan | None:
         """Return the span of a request, below the client's where ``traceparent`` names it; None: not sampled."""
         context = _PROPAGATOR.extract(headers) if "traceparent" in headers else None
-        now = time.time_ns()
+        now = round(self._clock.wall() * 1e9)
         span = self._tracer.start_span("request", context, SpanKind.SERVER, start_time=now)
-        return RequestSpan(span, now - time.monotonic_ns()) if span.is_recording() else None
+        return RequestSpan(span, now - self._clock.nanoseconds()) if span.is_recording() else None
 
     def end(self, seen: Seen, ended: Ended) -> None:
         """End the request's span and make those below it."""
@@ -122,6 +124,6 @@ class OtelTracing:
         span.end(ended)
 
 
-def open_tracing(url: str | None, replica: str) -> OtelTracing:
+def open_tracing(url: str | None, replica: str, clock: Clock) -> OtelTracing:
     """Return traces to the collector at ``url``, None: where OTEL_EXPORTER_OTLP_… says."""
-    return OtelTracing(OTLPSpanExporter(endpoint=url), replica)
+    return OtelTracing(OTLPSpanExporter(endpoint=url), replica, clock)

@@ -8,8 +8,9 @@ import asyncio
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
+from tidegate.clock import Clock
 from tidegate.config import LONGEST_LIFE, Settings
 from tidegate.core import CheckpointInfo, SessionInfo, SessionRequest
 from tidegate.engine.work import Turn
@@ -32,19 +33,10 @@ from tidegate.sessions.session import Session
 from tidegate.sessions.table import SessionTable
 
 
-class ClockLike(Protocol):
-    """Seconds that only rise, and seconds since the epoch."""
-
-    @property
-    def monotonic(self) -> Callable[[], float]: ...
-    @property
-    def wall(self) -> Callable[[], float]: ...
-
-
 class Desk:
     """Ephemeral sessions of one process."""
 
-    def __init__(self, settings: Settings, registry: Registry, clock: ClockLike) -> None:
+    def __init__(self, settings: Settings, registry: Registry, clock: Clock) -> None:
         self._settings = settings
         self._registry = registry
         self._clock = clock

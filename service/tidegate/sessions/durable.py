@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
+from tidegate.clock import Clock
 from tidegate.config import Settings
 from tidegate.core import CheckpointInfo, SessionInfo, SessionRequest
 from tidegate.errors import (
@@ -28,7 +29,7 @@ from tidegate.limits import MAX_CHECKPOINTS
 from tidegate.registry import LoadedModel, Registry
 from tidegate.sessions.cache import SessionCache
 from tidegate.sessions.committer import copy_in, is_of
-from tidegate.sessions.desk import ClockLike, Desk, check_layout, lifetimes, unknown_checkpoint
+from tidegate.sessions.desk import Desk, check_layout, lifetimes, unknown_checkpoint
 from tidegate.sessions.ids import check_checkpoint, new_durable
 from tidegate.sessions.ledger import Ledger
 from tidegate.sessions.lifecycle import TRANSITIONS, Event, Phase
@@ -75,7 +76,7 @@ class DurableDesk:
         self,
         settings: Settings,
         registry: Registry,
-        clock: ClockLike,
+        clock: Clock,
         ledger: Ledger,
         cache: SessionCache,
         ephemeral: Desk,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -51,7 +50,7 @@ class Ledger:
         clock: Monotonic seconds.
     """
 
-    def __init__(self, store: Store, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, store: Store, timeout: float, clock: Callable[[], float]) -> None:
         self._store = store
         self._timeout = timeout
         self._clock = clock

@@ -15,6 +15,7 @@ from grpc import aio
 from tidegate.client.aio_connection import AsyncConnection
 from tidegate.client.passing import STREAM_BROKEN
 from tidegate.client.retry import Retry
+from tidegate.clock import Clock
 from tidegate.config import Settings
 from tidegate.core import GeneratedToken, GenerationDone
 from tidegate.errors import DeadlineExceededError, NotFoundError, UnavailableError
@@ -31,19 +32,26 @@ AWAY = "WORKER_AWAY"
 
 
 class Fellow:
-    """Another worker of the same server. It asks nobody else: what it is asked, its own core answers."""
+    """Another worker of the same server. It asks nobody else: what it is asked, its own core answers.
 
-    def __init__(self, address: str, timeout: float) -> None:
+    Args:
+        address: Its Unix socket.
+        timeout: Seconds for a call that has no deadline.
+        clock: That of deadlines.
+    """
+
+    def __init__(self, address: str, timeout: float, clock: Clock) -> None:
+        self._clock = clock
         self._connection = AsyncConnection(address, timeout, Retry(attempts=1), asyncio.sleep)
         self.models = self._connection.models
         self.sessions = self._connection.sessions
         self._is_closed = False
 
     async def ask(self, method: Any, request: Any, deadline: float | None = None) -> Any:
-        """Call once; ``deadline`` is in the event loop's time, None is the server's time for a request."""
+        """Call once; ``deadline`` is by the clock, None is the server's time for a request."""
         self._check_open()
         try:
-            return await self._connection.call(_traced(method), request, timeout=_seconds(deadline))
+            return await self._connection.call(_traced(method), request, timeout=self._seconds(deadline))
         except UnavailableError as error:
             raise _away(error) from error
         except asyncio.CancelledError:
@@ -56,7 +64,7 @@ class Fellow:
         """The events of a generation; its tokens come in any case, and are told where they are wanted."""
         self._check_open()
         try:
-            call = self._connection.events(_traced(self.sessions.Generate), request, timeout=_seconds(deadline))
+            call = self._connection.events(_traced(self.sessions.Generate), request, timeout=self._seconds(deadline))
             async with aclosing(call) as events:
                 async for event in events:
                     if is_streamed or isinstance(event, GenerationDone):
@@ -75,6 +83,15 @@ class Fellow:
         if self._is_closed:
             raise _stopping()
 
+    def _seconds(self, deadline: float | None) -> float | None:
+        """What is left until a deadline."""
+        if deadline is None:
+            return None
+        seconds = deadline - self._clock.monotonic()
+        if seconds <= 0:
+            raise DeadlineExceededError("the request's time ran out before it was passed on")
+        return seconds
+
 
 class Fellows:
     """All other workers, and the rule by which a session is served by one of them or here.
@@ -84,10 +101,12 @@ class Fellows:
     that is away, this worker looks into the store in its place.
     """
 
-    def __init__(self, seat: Seat, settings: Settings) -> None:
+    def __init__(self, seat: Seat, settings: Settings, clock: Clock) -> None:
         self._seat = seat
         self._has_store = settings.store != "memory"
-        self._fellows = {number: Fellow(seat.address(number), settings.request_timeout) for number in seat.others}
+        self._fellows = {
+            number: Fellow(seat.address(number), settings.request_timeout, clock) for number in seat.others
+        }
 
     def __iter__(self) -> Iterator[Fellow]:
         return iter(self._fellows.values())
@@ -168,13 +187,3 @@ def _away(error: UnavailableError) -> UnavailableError:
         return error
     message = "the worker that holds the session is away: it is being started again"
     return UnavailableError(message, reason=AWAY, retry_after=1.0)
-
-
-def _seconds(deadline: float | None) -> float | None:
-    """What is left until a deadline in the event loop's time."""
-    if deadline is None:
-        return None
-    seconds = deadline - asyncio.get_running_loop().time()
-    if seconds <= 0:
-        raise DeadlineExceededError("the request's time ran out before it was passed on")
-    return seconds

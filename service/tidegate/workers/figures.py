@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 from grpc import aio
 
+from tidegate.clock import Clock
 from tidegate.observe.families import Kept, Snapshot, counted, decode, encode, merged
 from tidegate.throttle import Throttle
 from tidegate.workers.seat import Seat
@@ -29,7 +30,7 @@ _SERVICE, _METHOD = "tidegate.workers.Figures", "Tell"
 _OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1))
 _ASK_SECONDS = 1.0
 _WRITE_SECONDS = 1.0
-_TROUBLE = Throttle(60.0)
+_TROUBLE = Throttle(60.0, Clock().monotonic)
 
 
 class WorkerFigures:

@@ -57,8 +57,9 @@ class RoutedService:
 
     def __init__(self, local: Service, seat: Seat) -> None:
         self.settings = local.settings
+        self.clock = local.clock
         self._local = local
-        self._fellows = Fellows(seat, local.settings)
+        self._fellows = Fellows(seat, local.settings, local.clock)
         # The last step under way of each fellow's session. Calls may overtake each other, steps of a session may not.
         self._last: dict[str, asyncio.Future[StepResult]] = {}
 

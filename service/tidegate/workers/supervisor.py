@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import structlog
 
+from tidegate.clock import Clock
 from tidegate.config import Settings, parse_address
 from tidegate.errors import ConfigurationError
 from tidegate.signals import Signals
@@ -48,6 +49,7 @@ class Supervisor:
         seats = [Seat(replica, number, settings.workers, *place) for number in range(settings.workers)]
         self._settings = settings
         self._workers = [WorkerProcess(Task(settings, seat)) for seat in seats]
+        self._clock = Clock()
         self._signals = Signals()
 
     async def run(self) -> None:
@@ -84,7 +86,7 @@ class Supervisor:
         backoff = Backoff()
         while True:
             code = await worker.wait()
-            pause = backoff.next(asyncio.get_running_loop().time())
+            pause = backoff.next(self._clock.monotonic())
             log.error("worker ended", worker=worker.name, code=code, again_in=pause)
             await asyncio.sleep(pause)
             answer = await worker.start()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tests.clock import START
 from tidegate.bundle import StateSpec, TokenCodec
 from tidegate.codecs.tokens import Tokens
 from tidegate.core import (
@@ -129,7 +130,7 @@ class House:
     engine: Engine
     loop: Loop
     codec: Tokens
-    now: float = 0.0
+    now: float = START
     sessions: list[Session] = field(default_factory=list)
 
     def look(self) -> float:
@@ -248,7 +249,7 @@ async def house(
         memory = DeviceMemory([state], "cpu", capacity=4)
         arena, runner = DeviceArena(memory, planes[1], budget), FakeDeviceRunner(memory=memory)
     engine = Engine(codec, arena, 1, Scheduler(max_rows, max_steps, max_piece), max_queue, quality=quality)
-    loop = Loop(engine, runner, committer=committer, clock=lambda: it.look())  # noqa: PLW0108 - the house comes after the loop
+    loop = Loop(engine, runner, lambda: it.look(), committer=committer)  # noqa: PLW0108 - the house comes after the loop
     it = House(runner, arena, budget, engine, loop, codec)
     loop.start()
     try:

@@ -223,7 +223,7 @@ async def test_a_cohort_past_its_deadline_changes_nothing() -> None:
     async with house() as it:
         sessions = [it.open() for _ in range(2)]
         with pytest.raises(DeadlineExceededError):
-            await taken(it.step_together(sessions, "ab", deadline=0.0))
+            await taken(it.step_together(sessions, "ab", deadline=it.now))
         assert [it.state(session)[0] for session in sessions] == [0, 0]
 
 

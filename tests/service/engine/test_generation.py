@@ -253,8 +253,8 @@ async def test_a_step_is_not_the_repeat_of_a_generation_nor_the_other_way_round(
 async def test_a_deadline_in_the_middle_keeps_what_was_told() -> None:
     async with house() as it:
         session = it.open()
-        stream = it.generate(session, PROMPT, TWELVE, position=0, deadline=5.0)
-        it.runner.during[7] = lambda: setattr(it, "now", 6.0)
+        stream = it.generate(session, PROMPT, TWELVE, position=0, deadline=it.now + 5)
+        it.runner.during[7] = lambda: setattr(it, "now", it.now + 6)
         with pytest.raises(DeadlineExceededError):
             await stream.reply
         assert 0 < len(stream.tokens) < 12
@@ -267,8 +267,8 @@ async def test_a_deadline_in_the_middle_keeps_what_was_told() -> None:
 async def test_a_deadline_within_the_prompt_leaves_the_session_untouched() -> None:
     async with house(max_piece=4) as it:
         session = it.open()
-        stream = it.generate(session, PROMPT, TWELVE, deadline=5.0)
-        it.runner.during[2] = lambda: setattr(it, "now", 6.0)
+        stream = it.generate(session, PROMPT, TWELVE, deadline=it.now + 5)
+        it.runner.during[2] = lambda: setattr(it, "now", it.now + 6)
         with pytest.raises(DeadlineExceededError):
             await stream.reply
         assert (session.position, stream.events) == (0, [])

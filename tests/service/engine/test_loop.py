@@ -53,7 +53,7 @@ async def test_who_waits_for_idle_is_not_left_waiting_by_a_stop() -> None:
 async def test_runs_may_happen_beside_the_event_loop() -> None:
     async with house() as it:
         with ThreadPoolExecutor(1) as executor:
-            loop = Loop(it.engine, it.runner, executor=executor, clock=lambda: it.now)
+            loop = Loop(it.engine, it.runner, lambda: it.now, executor=executor)
             await it.loop.stop()
             loop.start()
             it.loop = loop

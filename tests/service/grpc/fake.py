@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from tests.clock import ManualClock
+from tidegate.clock import Clock
 from tidegate.config import Settings, load_settings
 from tidegate.core import (
     Ask,
@@ -83,6 +85,7 @@ class FakeService:
     """
 
     settings: Settings = field(default_factory=lambda: load_settings({}))
+    time: ManualClock = field(default_factory=ManualClock)
     is_ready: bool = True
     is_holding: bool = False
     sessions: dict[str, SessionInfo] = field(default_factory=dict)
@@ -99,6 +102,10 @@ class FakeService:
     waiting: list[tuple[asyncio.Future[StepResult], StepResult]] = field(default_factory=list)
     submitted: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     cancelled: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+
+    @property
+    def clock(self) -> Clock:
+        return self.time.clock()
 
     def as_service(self) -> Service:
         return cast("Service", self)

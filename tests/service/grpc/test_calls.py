@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import grpc
@@ -11,6 +10,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from tests.clock import START
 from tests.service.grpc.conftest import Stubs
 from tests.service.grpc.fake import OPENED, FakeService, GenerateCall
 from tidegate.core import Ask, Input, Sampling, SessionRequest
@@ -138,15 +138,14 @@ async def test_a_step_without_a_session_is_refused(stubs: Stubs) -> None:
 
 async def test_the_client_s_deadline_reaches_the_core(stubs: Stubs, service: FakeService) -> None:
     service.add_sessions("a")
-    now = asyncio.get_running_loop().time()
     await stubs.sessions.Step(sessions_pb2.StepRequest(session="a", text="x"), timeout=1000)
+    service.time.now += 50
     await stubs.sessions.Step(sessions_pb2.StepRequest(session="a", text="x"))
     with_deadline, without = (step.deadline for step in service.steps)
     assert with_deadline is not None
     # gRPC rounds a timeout up to few digits on the wire: 1000.01 s travel as 1010 s.
-    assert now + 900 < with_deadline <= asyncio.get_running_loop().time() + 1010
-    assert without is not None
-    assert now < without <= asyncio.get_running_loop().time() + service.settings.request_timeout
+    assert START + 900 < with_deadline <= START + 1010
+    assert without == START + 50 + service.settings.request_timeout
 
 
 async def test_a_call_that_its_client_cancels_is_cancelled_in_the_core(stubs: Stubs, service: FakeService) -> None:

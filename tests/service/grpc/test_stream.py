@@ -11,6 +11,7 @@ from grpc import aio
 from grpc.aio import EOF  # type: ignore[attr-defined]
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.clock import START
 from tests.service.grpc.conftest import Stubs
 from tests.service.grpc.fake import FakeService
 from tidegate import errors
@@ -215,15 +216,16 @@ async def test_deadlines_of_a_stream(stubs: Stubs, service: FakeService) -> None
     """The client's for the whole stream, or the server's for each message."""
     service.add_sessions("a")
     start: Any = stubs.predictor.Stream
-    now = asyncio.get_running_loop().time()
     for timeout in (1000, None):
         stream = start(timeout=timeout)
         await ask(stream, step("a", 1))
+        service.time.now += 1
         await ask(stream, step("a", 1))
         stream.cancel()
     one, other, first, second = (call.deadline or 0 for call in service.steps)
-    assert now + 900 < one == other < now + 1100
-    assert now < first < second <= asyncio.get_running_loop().time() + service.settings.request_timeout
+    assert START + 900 < one == other < START + 1100
+    limit = service.settings.request_timeout
+    assert (first, second) == (START + 1 + limit, START + 2 + limit)
 
 
 async def test_drain_answers_what_is_in_flight_then_ends_unavailable(

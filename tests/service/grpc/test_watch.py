@@ -11,6 +11,7 @@ from grpc import aio
 from grpc.aio import EOF  # type: ignore[attr-defined]
 
 from tests.service.grpc.fake import FakeService
+from tidegate.clock import Clock
 from tidegate.errors import OverloadedError
 from tidegate.ingress.grpc.server import create_server
 from tidegate.observe.requests import Requests
@@ -26,7 +27,7 @@ from tidegate.v1 import (
 
 @pytest.fixture
 def requests() -> Requests:
-    return Requests()
+    return Requests(Clock())
 
 
 @pytest.fixture(params=["grpcio", "native"])

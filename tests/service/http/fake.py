@@ -11,6 +11,7 @@ import json
 from collections.abc import AsyncGenerator, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, cast
 
+from tests.clock import ManualClock
 from tidegate.config import Settings, load_settings
 from tidegate.core import (
     Ask,
@@ -124,6 +125,8 @@ class FakeService:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or load_settings({})
+        self.time = ManualClock()
+        self.clock = self.time.clock()
         self.is_ready = True
         self.is_draining = False
         self.is_store_away = False

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.service.loadgen.models import model
+from tidegate.clock import Clock
 from tidegate.codecs.scores import Scores
 from tidegate.config import load_settings
 from tidegate.engine.meter import Meter
@@ -142,7 +143,7 @@ class Server:
 
 
 def test_counts_are_those_of_the_model_and_version() -> None:
-    figures = Figures(Server(), Requests())
+    figures = Figures(Server(), Requests(Clock()))
     counts = parse_counts(render([*figures.own(), *figures.of_process()]).decode(), model())
     assert (counts.runs, counts.rows, counts.steps, counts.rows_per_run) == (10, 30, 45, 3)
     assert counts.cpu_seconds > 0

@@ -19,6 +19,7 @@ import pytest
 import structlog
 
 from tests.servers import bare_environment
+from tidegate.clock import Clock
 from tidegate.errors import ConfigurationError
 from tidegate.observe.detail import DetailedRequests
 from tidegate.observe.logs import logging_to, num_dropped_lines, write_lines
@@ -82,7 +83,7 @@ def test_tracebacks_do_not_tell_what_clients_sent(logged: Logged, style: Literal
 
 
 def test_lines_logged_for_a_request_carry_its_ids(logged: Logged) -> None:
-    requests = DetailedRequests(None, None)
+    requests = DetailedRequests(Clock(), None, None)
 
     async def handle(name: str) -> None:
         requests.begin([("x-request-id", name)], f"session-{name}")

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from tidegate import errors
+from tidegate.clock import Clock
 from tidegate.config import load_settings
 from tidegate.errors import ConfigurationError, PositionConflictError, TidegateError
 from tidegate.observe.access import AccessLog
@@ -43,7 +44,7 @@ def test_other_outcomes() -> None:
 
 
 def test_each_method_has_its_own_counters() -> None:
-    requests = Requests()
+    requests = Requests(Clock())
     begun = requests.begin()
     requests.method("grpc", "Step").end(begun)
     requests.method("grpc", "Step").end(begun, "aborted")
@@ -55,7 +56,7 @@ def test_each_method_has_its_own_counters() -> None:
 @pytest.mark.parametrize("style", ["json", "console"])
 async def test_the_access_log_has_a_line_a_request(style: str) -> None:
     written: list[str] = []
-    requests = DetailedRequests(AccessLog(style, written.append), None)  # type: ignore[arg-type]
+    requests = DetailedRequests(Clock(), AccessLog(style, Clock(), written.append), None)  # type: ignore[arg-type]
     given = requests.begin([(b"X-Request-Id", b"client-7"), (b"x-request-id", b"second")])
     made = requests.begin(lambda: [("x-request-id", "not an id"), ("other", "value")])
     requests.method("grpc", "Step").end(made, "aborted", "s 1\n")
@@ -87,7 +88,7 @@ async def test_the_access_log_has_a_line_a_request(style: str) -> None:
 async def test_requests_are_told_one_by_one_only_where_that_is_asked_for(
     settings: dict[str, object], is_detailed: bool
 ) -> None:
-    assert isinstance(make_requests(load_settings(settings), None), DetailedRequests) == is_detailed
+    assert isinstance(make_requests(load_settings(settings), None, Clock()), DetailedRequests) == is_detailed
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:4317", "ftp://host:1", "http://"])
@@ -107,4 +108,4 @@ def test_a_collector_s_address_is_a_url(url: str) -> None:
 def test_traces_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert make_tracing(load_settings({})) is None
+    assert make_tracing(load_settings({}), Clock()) is None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
+import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from tests.clock import EPOCH, START, ManualClock
 from tests.service.engine.house import house
+from tidegate.clock import Clock
 from tidegate.observe.detail import DetailedRequests
 from tidegate.observe.tracing import OtelTracing
 
@@ -20,10 +22,11 @@ TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 class Traced:
     """Requests whose spans are kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
+        clock = clock or ManualClock().clock()
         self.exporter = InMemorySpanExporter()
-        self.tracing = OtelTracing(self.exporter, "here")
-        self.requests = DetailedRequests(None, self.tracing)
+        self.tracing = OtelTracing(self.exporter, "here", clock)
+        self.requests = DetailedRequests(clock, None, self.tracing)
 
     async def spans(self) -> dict[str, ReadableSpan]:
         await self.tracing.stop()
@@ -69,8 +72,8 @@ async def test_a_malformed_context_begins_a_trace_of_its_own() -> None:
 
 
 async def test_work_is_traced_through_queue_and_run() -> None:
-    traced = Traced()
     async with house() as it:
+        traced = Traced(Clock(it.look, lambda: EPOCH + it.now))
         session = it.open()
         begun = traced.requests.begin()
         await it.step(session, "abc")
@@ -80,6 +83,8 @@ async def test_work_is_traced_through_queue_and_run() -> None:
     assert queue.parent is not None
     assert run.parent is not None
     assert queue.parent.span_id == run.parent.span_id == request.context.span_id
+    times = [span.start_time for span in (request, queue, run)] + [span.end_time for span in (run, request)]
+    assert times == sorted(times, key=lambda time: time or 0), "engine and request read one clock"
     assert run.attributes is not None
     assert (run.attributes["tidegate.steps"], run.attributes["tidegate.runs"], run.attributes["tidegate.rows"]) == (
         3, 1, 1,
@@ -106,8 +111,8 @@ class Away:
 async def test_spans_that_nobody_takes_are_dropped() -> None:
     """More than the queue holds: what is over is lost, and nobody waits."""
     exporter = Away()
-    tracing = OtelTracing(exporter, "here")  # type: ignore[arg-type]
-    requests = DetailedRequests(None, tracing)
+    tracing = OtelTracing(exporter, "here", Clock())  # type: ignore[arg-type]
+    requests = DetailedRequests(Clock(), None, tracing)
     method = requests.method("grpc", "Step")
     for _ in range(5_000):
         method.end(requests.begin())
@@ -117,13 +122,12 @@ async def test_spans_that_nobody_takes_are_dropped() -> None:
 
 
 async def test_spans_lie_within_each_other_on_the_wall_clock() -> None:
-    traced = Traced()
-    before = time.time_ns()
+    clock = ManualClock()
+    traced = Traced(clock.clock())
     begun = traced.requests.begin()
+    clock.now += 0.5
     traced.requests.method("grpc", "Step").end(begun)
-    after = time.time_ns()
     span = (await traced.spans())["grpc Step"]
-    assert span.start_time is not None
-    assert span.end_time is not None
-    # The two clocks are read one after the other: a millisecond is more than that takes.
-    assert before - 1_000_000 <= span.start_time <= span.end_time <= after + 1_000_000
+    # A second of the epoch has 30 bits: those that are left to a float tell less than a microsecond.
+    assert span.start_time == pytest.approx((EPOCH + START) * 1e9, abs=1000)
+    assert span.end_time == pytest.approx((EPOCH + START + 0.5) * 1e9, abs=1000)

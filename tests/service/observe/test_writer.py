@@ -68,13 +68,15 @@ def test_a_reader_that_stops_holds_up_nobody_and_is_told_what_it_missed(pipe: tu
 
 
 def test_a_reader_that_has_stopped_does_not_keep_the_process_from_ending(pipe: tuple[int, int]) -> None:
-    _, descriptor = pipe
+    reader, descriptor = pipe
     writer = LogWriter(descriptor, notice)
     for _ in range(2000):
         writer.write(LINE)
     writer.close(0)
     writer.write(LINE)
     assert writer.num_dropped == 1, "what comes after the end is not kept"
+    os.close(reader)
+    writer.close(60)  # the thread ends before another test may be given the same descriptor
 
 
 def test_a_reader_that_has_gone_costs_lines_and_nothing_else(pipe: tuple[int, int]) -> None:

@@ -12,9 +12,10 @@ from grpc import aio
 from starlette.applications import Starlette
 
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle, write_tiny_stream_bundle
+from tests.clock import ManualClock
 from tests.service.oip.fake import FakeCore
 from tests.service.oip.ways import GrpcWay, HttpWay, Way
-from tests.service.serving import ManualClock, serving
+from tests.service.serving import serving
 from tidegate.ingress.grpc.server import create_server
 from tidegate.ingress.oip.adapter import ServiceCore
 from tidegate.ingress.oip.http import routes

@@ -10,7 +10,8 @@ from typing import Any, cast
 import numpy as np
 
 from tests.bundles import write_tiny_bundle
-from tests.service.serving import ManualClock, serving
+from tests.clock import ManualClock
+from tests.service.serving import serving
 from tidegate.core import Prediction, SessionRequest, StepResult
 from tidegate.ingress.oip.adapter import ORIGIN, ServiceCore
 from tidegate.ingress.oip.inference import Inference

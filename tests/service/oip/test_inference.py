@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.clock import ManualClock
 from tests.service.oip.ways import GrpcWay, HttpWay, Refusal, Reply, Tensor, Way
-from tests.service.serving import ManualClock
 from tidegate.bundle import read_bundle
 from tidegate.core import Input, SessionRequest
 from tidegate.engine.runner import Runner
@@ -130,7 +130,7 @@ async def test_a_position_makes_a_repeat_harmless_and_the_reply_tells_it(way: Wa
 
 async def test_timeouts_and_priorities_are_taken(way: Way, clock: ManualClock) -> None:
     inputs = [Tensor("tokens", TOKENS[:1])]
-    clock.now = asyncio.get_running_loop().time() + 10
+    clock.pace = 0.001
     await way.infer("tiny", inputs, timeout=50_000_000, priority=3)
     with pytest.raises(Refusal) as caught:
         await way.infer("tiny", inputs, timeout=1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from tests.clock import ManualClock
 from tidegate.ingress.oip.core import EngineCounts
 from tidegate.ingress.oip.statistics import Statistics, Timing
 
@@ -18,7 +21,7 @@ class Engine:
 
 def test_the_mean_run_is_told_as_inference_and_the_rest_of_the_wait_as_queue() -> None:
     engine = Engine()
-    statistics = Statistics(engine, now_ms=lambda: 5)
+    statistics = Statistics(engine, ManualClock().clock())
     for _ in range(4):
         statistics.succeeded(KEY, 2, Timing(0, 10, 1_000_010, 1_000_030))
     engine.counts = EngineCounts(2, 0.0004)
@@ -34,22 +37,25 @@ def test_the_mean_run_is_told_as_inference_and_the_rest_of_the_wait_as_queue() -
 
 def test_a_second_reading_is_not_smaller_whatever_the_runs_took() -> None:
     engine = Engine()
-    statistics = Statistics(engine)
+    clock = ManualClock()
+    statistics = Statistics(engine, clock.clock())
     statistics.succeeded(KEY, 1, Timing(0, 0, 10_000_000, 10_000_000))
     engine.counts = EngineCounts(1, 0.009)
     first = statistics.document(KEY)["inference_stats"]
     engine.counts = EngineCounts(1001, 0.0091)
     second = statistics.document(KEY)["inference_stats"]
     assert first == second
-    statistics.failed(KEY, 7)
+    arrived = clock.clock().nanoseconds()
+    clock.now += 0.5
+    statistics.failed(KEY, arrived)
     third = statistics.document(KEY)["inference_stats"]
-    assert third["fail"] == {"count": 1, "ns": 7}
+    assert third["fail"] == {"count": 1, "ns": pytest.approx(500_000_000, abs=1000)}
 
 
 def test_runs_of_a_model_that_was_loaded_anew_count_from_there() -> None:
     engine = Engine()
     engine.counts = EngineCounts(100, 5.0)
-    statistics = Statistics(engine)
+    statistics = Statistics(engine, ManualClock().clock())
     statistics.succeeded(KEY, 1, Timing(0, 0, 1000, 1000))
     engine.counts = EngineCounts(0, 0.0)
     assert statistics.document(KEY)["inference_stats"]["queue"]["ns"] == 1000

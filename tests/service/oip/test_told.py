@@ -14,6 +14,7 @@ from google.protobuf.json_format import MessageToDict
 from starlette.applications import Starlette
 
 from tests.bundles import write_tiny_bundle
+from tests.clock import ManualClock
 from tests.service.oip.ways import HttpWay, Refusal, Tensor
 from tests.service.serving import corrupt, serving
 from tidegate.ingress.oip.adapter import ServiceCore
@@ -131,7 +132,8 @@ async def test_while_draining_inference_is_unavailable(http: httpx.AsyncClient, 
         assert (caught.value.code, caught.value.reason) == ("503", "DRAINING")
 
 
-async def test_statistics_grow_with_every_request(http: httpx.AsyncClient, stub: Stub) -> None:
+async def test_statistics_grow_with_every_request(http: httpx.AsyncClient, stub: Stub, clock: ManualClock) -> None:
+    clock.pace = 0.001
     way = HttpWay(http, "json")
     before = (await get(http, "/v2/models/tiny/versions/2/stats"))["model_stats"][0]
     for _ in range(3):

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from tests.bundles import write_tiny_bundle
-from tests.service.serving import ManualClock, serving
+from tests.clock import ManualClock
+from tests.service.serving import serving
 from tidegate.ingress.oip.adapter import ServiceCore
 from tidegate.ingress.oip.inference import Inference
 from tidegate.ingress.oip.requests import InferReply, InferRequest, Options

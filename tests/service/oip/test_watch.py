@@ -36,7 +36,7 @@ def asked(model: str) -> service_pb2.ModelInferRequest:
 
 
 async def test_over_http(inference: Inference) -> None:
-    requests = Requests()
+    requests = Requests(inference.clock)
     app = Watch(Starlette(routes=[*routes(inference)]), requests)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         assert (await client.post("/v2/models/tiny/infer", json=BODY)).status_code == 200
@@ -53,7 +53,7 @@ async def test_over_http(inference: Inference) -> None:
 
 
 async def test_over_grpc(service: Service, inference: Inference) -> None:
-    requests = Requests()
+    requests = Requests(inference.clock)
     server = create_server(service, "127.0.0.1:0", None, inference, requests)
     await server.start()
     async with aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:

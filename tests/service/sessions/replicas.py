@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.service.serving import ManualClock, check_integrity
+from tests.clock import ManualClock
+from tests.service.serving import check_integrity
 from tidegate.config import load_settings
 from tidegate.core import Ask, Input, Prediction, SessionInfo, SessionRequest, StepResult
 from tidegate.errors import UnavailableError

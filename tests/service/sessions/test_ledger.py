@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tidegate.clock import Clock
 from tidegate.errors import UnavailableError
 from tidegate.sessions.ledger import Ledger
 from tidegate.sessions.stores.memory import MemoryStore
@@ -43,7 +44,7 @@ async def store() -> Slow:
 
 @pytest.fixture
 async def ledger(store: Slow) -> AsyncIterator[Ledger]:
-    ledger = Ledger(store, timeout=30)
+    ledger = Ledger(store, 30, Clock().monotonic)
     await ledger.start()
     yield ledger
     store.gate.set()
@@ -101,7 +102,7 @@ class Broken(MemoryStore):
 
 async def test_an_unknown_outcome_is_looked_up_write_by_write() -> None:
     store = Broken()
-    ledger = Ledger(store, timeout=30)
+    ledger = Ledger(store, 30, Clock().monotonic)
     await ledger.start()
     await store.write([write("taken", None, b"theirs")])
     store.fails = ["after"]
@@ -120,7 +121,7 @@ async def test_an_unknown_outcome_is_looked_up_write_by_write() -> None:
 
 async def test_a_store_that_does_not_answer_in_time_is_away_until_it_does() -> None:
     store = Slow()
-    ledger = Ledger(store, timeout=0.01)
+    ledger = Ledger(store, 0.01, Clock().monotonic)
     await ledger.start()
 
     async def hang(ids: Sequence[str]) -> list[None]:
@@ -150,7 +151,7 @@ async def test_a_store_that_is_not_there_at_the_start_is_waited_for() -> None:
             if self.num_starts == 1:
                 raise UnavailableError("not yet", reason="STORE_AWAY")
 
-    ledger = Ledger(Late(), timeout=30)
+    ledger = Ledger(Late(), 30, Clock().monotonic)
     await ledger.start()
     assert not ledger.is_reachable
     await ledger.changed.wait()

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle
-from tests.service.serving import ManualClock, collect, numbers, serving
+from tests.clock import EPOCH, ManualClock
+from tests.service.serving import collect, numbers, serving
 from tests.service.sessions.replicas import MODEL, replicas, step
 from tidegate.core import Input, Sampling, SessionRequest
 from tidegate.errors import (
@@ -107,7 +108,7 @@ async def test_a_damaged_record_is_one_sessions_trouble(root: Path) -> None:
         with pytest.raises(SessionEndedError):
             await step(a, "a", id_="old")
         # The ending of "old" was stored by b: a store that is asked for what is due has no more of it.
-        assert await they.store.due(1e9 + they.clock.now, 10) == []
+        assert await they.store.due(EPOCH + they.clock.now, 10) == []
 
 
 @pytest.mark.parametrize("opener", [0, 1])

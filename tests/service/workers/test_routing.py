@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from itertools import count
 
 import numpy as np
 import pytest
 
+from tests.clock import START
 from tests.service.grpc.fake import FakeService
 from tests.service.workers.conftest import Pair
 from tidegate.core import Ask, GeneratedToken, GenerationDone, Input, Sampling, SessionRequest
@@ -77,12 +77,13 @@ async def test_a_step_that_its_caller_leaves_is_cancelled_far_away(pair: Pair) -
 
 async def test_a_deadline_travels(pair: Pair) -> None:
     pair.far.add_sessions(pair.id_of(1))
-    now = asyncio.get_running_loop().time()
+    pair.near.time.now += 1_000_000  # a clock belongs to a process: what travels is the seconds that are left
+    now = pair.near.time.now
     await pair.face.step(pair.id_of(1), Input(text="x"), deadline=now + 20)
     deadline = pair.far.steps[0].deadline
     assert deadline is not None
     # gRPC rounds a timeout up to few digits on the wire.
-    assert now < deadline <= asyncio.get_running_loop().time() + 21
+    assert START < deadline <= START + 21
     with pytest.raises(DeadlineExceededError):
         await pair.face.step(pair.id_of(1), Input(text="x"), deadline=now)
 

@@ -12,7 +12,7 @@ import logging
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from grpc import aio
 
@@ -22,6 +22,9 @@ from tidegate.observe.requests import CANCELLED, OK, Requests, outcome_of
 from tidegate.wire import SESSION_KEY
 from tidegate.wire.errors import encode_status
 from tidegate.wire.predictions import encode_event
+
+if TYPE_CHECKING:
+    from tidegate.service import Service
 
 logger = logging.getLogger(__name__)
 
@@ -126,10 +129,10 @@ async def write_events(events: AsyncIterator[GeneratedToken | GenerationDone], c
             await context.write(encode_event(event))
 
 
-def deadline_of(context: Context, timeout: float) -> float:
-    """The call's deadline in the event loop's time: the client's, or ``timeout`` seconds from now where it set none."""
+def deadline_of(context: Context, service: Service) -> float:
+    """The call's deadline by the service's clock: the client's, or the setting's where it set none."""
     remaining = client_seconds(context)
-    return asyncio.get_running_loop().time() + (timeout if remaining is None else remaining)
+    return service.clock.monotonic() + (service.settings.request_timeout if remaining is None else remaining)
 
 
 def client_seconds(context: Context) -> float | None:

@@ -30,7 +30,7 @@ class Predictor(predictor_pb2_grpc.PredictorServicer):
 
     @answered
     async def Predict(self, request: predictor_pb2.PredictRequest, context: Context) -> predictor_pb2.PredictReply:
-        deadline = deadline_of(context, self._service.settings.request_timeout)
+        deadline = deadline_of(context, self._service)
         sequences, ask = decode_sequences(request.sequences), decode_ask(request)
         result = await self._service.predict(request.model, request.version or None, sequences, ask, deadline)
         return encode_predict(result)
@@ -39,7 +39,7 @@ class Predictor(predictor_pb2_grpc.PredictorServicer):
     # generator it sees the cancellation while a reply is being sent.
     @answered
     async def Generate(self, request: predictor_pb2.GenerateRequest, context: Context) -> None:  # type: ignore[override]
-        deadline = deadline_of(context, self._service.settings.request_timeout)
+        deadline = deadline_of(context, self._service)
         prompt, sampling = decode_prompt(request), decode_sampling(request)
         version = request.version or None
         await write_events(self._service.generate(request.model, version, prompt, sampling, deadline), context)

@@ -65,7 +65,7 @@ class GrpcServer:
         self.native_port = None if native is None else native.port
         self._service = service
         self._servers = [bound.server for bound in (grpcio, native) if bound is not None]
-        self._calls = Calls(requests or Requests())
+        self._calls = Calls(requests or Requests(service.clock))
         self._predictor = Predictor(service, self._calls)
         self._inference = None if inference is None else InferenceService(inference, self._calls)
         self._names = SERVICES if inference is None else (*SERVICES, INFERENCE)

@@ -50,7 +50,7 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
 
     @answered
     async def Step(self, request: sessions_pb2.StepRequest, context: Context) -> sessions_pb2.StepReply:
-        session, deadline = session_of(request.session, context), deadline_of(context, self._timeout)
+        session, deadline = session_of(request.session, context), deadline_of(context, self._service)
         position = request.position if request.HasField("position") else None
         reply = sessions_pb2.StepReply()
         fill_step(
@@ -64,7 +64,7 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
     async def Generate(  # type: ignore[override]
         self, request: sessions_pb2.SessionGenerateRequest, context: Context
     ) -> None:
-        session, deadline = session_of(request.session, context), deadline_of(context, self._timeout)
+        session, deadline = session_of(request.session, context), deadline_of(context, self._service)
         prompt, sampling = decode_prompt(request), decode_sampling(request)
         position = request.position if request.HasField("position") else None
         events = self._service.generate_on_session(session, prompt, sampling, position, deadline)
@@ -100,7 +100,3 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
     @answered
     async def Restore(self, request: sessions_pb2.RestoreRequest, context: Context) -> sessions_pb2.Session:
         return encode_session(await self._service.restore_session(*decode_restore_request(request)))
-
-    @property
-    def _timeout(self) -> float:
-        return self._service.settings.request_timeout

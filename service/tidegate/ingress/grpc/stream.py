@@ -73,11 +73,11 @@ class StepStream:
         self._service = service
         self._requests = requests
         self._stream = OrderedStream(context, self._submit, MAX_IN_FLIGHT, (requests, "grpc_stream"))
-        self._loop = asyncio.get_running_loop()
+        self._now = service.clock.monotonic
         self._lanes = Lanes(service)
         self._session = session_in_metadata(context)
         seconds = client_seconds(context)
-        self._deadline = None if seconds is None else self._loop.time() + seconds
+        self._deadline = None if seconds is None else self._now() + seconds
 
     async def run(self) -> None:
         """Answer until the stream ends; see `OrderedStream`."""
@@ -142,4 +142,4 @@ class StepStream:
         """The deadline of a message read now: the stream's, where its client set one."""
         if self._deadline is not None:
             return self._deadline
-        return self._loop.time() + self._service.settings.request_timeout
+        return self._now() + self._service.settings.request_timeout

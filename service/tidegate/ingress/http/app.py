@@ -44,7 +44,7 @@ def create_app(service: Service, requests: Requests | None = None, figures: Figu
         requests: Where requests are counted; None: nowhere else than in this application's own figures.
         figures: What ``/metrics`` tells; None: the figures of this process.
     """
-    requests = requests or Requests()
+    requests = requests or Requests(service.clock)
     app = documents.DocumentedApi()
     app.state.service = service
     app.state.requests = requests

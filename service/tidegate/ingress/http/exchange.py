@@ -147,9 +147,9 @@ def seconds(given: bytes | None, settings: Settings) -> float:
     return wish
 
 
-def deadline(scope: Scope, settings: Settings) -> float:
-    """When this request must be done, in the event loop's time."""
-    return asyncio.get_running_loop().time() + timeout(scope, settings)
+def deadline(scope: Scope, service: Service) -> float:
+    """When this request must be done, by the service's clock."""
+    return service.clock.monotonic() + timeout(scope, service.settings)
 
 
 class ClientWatch:

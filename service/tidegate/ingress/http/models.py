@@ -56,7 +56,7 @@ async def predict(request: Request, model: Name) -> Response:
     service = service_of(request)
     form = await read_json(request.scope, request.receive, service.settings)
     sequences, ask, version = convert.parse_predict(form)
-    until = deadline(request.scope, service.settings)
+    until = deadline(request.scope, service)
     with ClientWatch(request.receive):
         result = await service.predict(model, version, sequences, ask, until)
     return json_reply(convert.predict_json(result))
@@ -77,7 +77,7 @@ async def generate(request: Request, model: Name) -> Response:
         form.version,
         convert.parse_optional_input(document),
         sampling(form),
-        deadline(request.scope, service.settings),
+        deadline(request.scope, service),
         is_streamed=wants_stream(request),
     )
     return Generation(events, is_streamed=wants_stream(request))

@@ -96,7 +96,7 @@ async def generate(request: Request, session: Id) -> Response:
         convert.parse_optional_input(document),
         sampling(form),
         form.position,
-        deadline(request.scope, service.settings),
+        deadline(request.scope, service),
         is_streamed=wants_stream(request),
     )
     return Generation(events, is_streamed=wants_stream(request))
@@ -112,7 +112,7 @@ async def step(request: Request, session: Id) -> Response:
     # Small ones are answered by steps.py before they get here.
     service = service_of(request)
     chunk, ask, position = convert.parse_step(await read_json(request.scope, request.receive, service.settings))
-    until = deadline(request.scope, service.settings)
+    until = deadline(request.scope, service)
     with ClientWatch(request.receive):
         result = await service.step(session, chunk, ask, position, until)
     return json_reply(convert.step_json(result))

@@ -139,7 +139,7 @@ class StepProtocol(HttpToolsProtocol):
         self._begun, self._stepped = self._requests.begin(self._fields, session), session
         try:
             chunk, ask, position = convert.parse_step(parse(self._body))
-            until = self.loop.time() + seconds(self._timeout, self._service.settings)
+            until = self._service.clock.monotonic() + seconds(self._timeout, self._service.settings)
             future = self._service.step(session, chunk, ask, position, until)
         except Exception as error:  # noqa: BLE001 - the client is told, whatever it is
             self._refuse(error)

@@ -127,7 +127,6 @@ class SessionStream:
         self._max_bytes = max_bytes(service.settings)
         self._receive = receive
         self._send = send
-        self._loop = asyncio.get_running_loop()
         self._requests = requests
         self._headers = headers
         self._watched = requests.method("websocket", "Step")
@@ -135,7 +134,7 @@ class SessionStream:
         self._room = asyncio.Event()
         self._is_holding = False
         self._is_ending = False
-        self._drained: asyncio.Future[None] = self._loop.create_future()
+        self._drained: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self, frames: Frames) -> None:
         """Serve until the client leaves or, after ``end``, what is in flight is answered."""
@@ -190,7 +189,8 @@ class SessionStream:
         if len(data) > self._max_bytes:
             raise too_large(self._max_bytes)
         chunk, ask, position = convert.parse_step(parse(data))
-        return self._service.step(self._session, chunk, ask, position, self._loop.time() + self._seconds)
+        deadline = self._service.clock.monotonic() + self._seconds
+        return self._service.step(self._session, chunk, ask, position, deadline)
 
     def flush(self, _: object = None) -> None:
         """Write what is ready, in the frames' order, as far as the client keeps up."""

@@ -13,6 +13,7 @@ from tidegate.sequences.turns import Turns
 from tidegate.sessions.lifecycle import Event, Phase
 
 if TYPE_CHECKING:
+    from tidegate.clock import Clock
     from tidegate.config import Settings
     from tidegate.registry import LoadedModel, Registry
     from tidegate.service import Service
@@ -42,6 +43,10 @@ class ServiceCore:
     @property
     def settings(self) -> Settings:
         return self._service.settings
+
+    @property
+    def clock(self) -> Clock:
+        return self._service.clock
 
     @property
     def is_ready(self) -> bool:

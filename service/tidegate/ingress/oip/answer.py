@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -83,7 +82,7 @@ class LocalAnswer:
         self._due = due
         self._arrived = arrived
         self._explain = explain
-        self._submitted = time.perf_counter_ns()
+        self._submitted = statistics.clock.nanoseconds()
 
     @property
     def awaited(self) -> Due:
@@ -92,16 +91,16 @@ class LocalAnswer:
 
     async def reply(self, encode: Callable[[InferReply], Encoded]) -> Encoded:
         """Wait for the reply, and return it as ``encode`` writes it; cancelling this abandons the request."""
-        statistics = self._statistics
+        statistics, now = self._statistics, self._statistics.clock.nanoseconds
         try:
-            reply, answered = await self._wait(), time.perf_counter_ns()
+            reply, answered = await self._wait(), now()
             encoded = encode(reply)
         except Exception as error:
-            statistics.failed(self._fitted.model.key, time.perf_counter_ns() - self._arrived)
+            statistics.failed(self._fitted.model.key, self._arrived)
             if isinstance(error, TidegateError):
                 raise self._explain(error) from error
             raise
-        timing = Timing(self._arrived, self._submitted, answered, time.perf_counter_ns())
+        timing = Timing(self._arrived, self._submitted, answered, now())
         statistics.succeeded(self._fitted.model.key, len(self._due), timing)
         return encoded
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from tidegate.bundle import Manifest
+from tidegate.clock import Clock
 from tidegate.config import Settings
 from tidegate.core import Prediction, ReloadReport, Tensor
 from tidegate.sequences.core import SequenceCore
@@ -37,6 +38,10 @@ class InferenceCore(SequenceCore, Protocol):
 
     @property
     def settings(self) -> Settings: ...
+
+    @property
+    def clock(self) -> Clock:
+        """Deadlines are seconds of its ``monotonic``."""
 
     @property
     def is_ready(self) -> bool: ...

@@ -5,7 +5,6 @@ Shared memory, traces and settings of the log are not served: those calls end wi
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import grpc
@@ -135,7 +134,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     @answered
     async def ModelInfer(self, request: bytes, context: Context) -> bytes:  # type: ignore[override]
-        arrived = time.perf_counter_ns()
+        arrived = self._inference.clock.nanoseconds()
         asked, seen = self._requests.read(request)
         reply = await self._inference.submit(asked, client_seconds(context), arrived).reply(write_reply)
         if seen is not None:

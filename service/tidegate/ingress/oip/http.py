@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import re
-import time
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
@@ -91,7 +90,7 @@ class Endpoints:
 
     @answered
     async def infer(self, request: Request) -> Response:
-        arrived = time.perf_counter_ns()
+        arrived = self._inference.clock.nanoseconds()
         headers, path = request.headers, request.path_params
         body = await read_body(request.scope, request.receive, self._limit)
         if "content-encoding" in headers:

@@ -7,8 +7,6 @@ over the other. Errors are those of ``tidegate.errors``.
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -37,8 +35,9 @@ class Inference:
         self.models: dict[tuple[str, str], Model] = {}
         self.sequences = Sequences(core)
         self.repository = Repository(core)
-        self.statistics = Statistics(core.engine_counts)
         self.settings = core.settings
+        self.clock = core.clock
+        self.statistics = Statistics(core.engine_counts, self.clock)
 
     @property
     def is_ready(self) -> bool:
@@ -56,12 +55,12 @@ class Inference:
         Args:
             request: What is asked.
             seconds: What the transport's own deadline leaves, where there is one.
-            arrived: When the request came in, by `time.perf_counter_ns`.
+            arrived: When the request came in, by ``clock.nanoseconds``; None: now.
 
         Raises:
             TidegateError: The request does not fit its model, or cannot be taken in.
         """
-        arrived = time.perf_counter_ns() if arrived is None else arrived
+        arrived = self.clock.nanoseconds() if arrived is None else arrived
         model = self._find(request)
         try:
             unique([tensor.name for tensor in request.inputs], "the input")
@@ -69,7 +68,7 @@ class Inference:
             fitted = Fitted(request, model)
             due = self._hand_over(fitted, self._deadline(request, seconds))
         except TidegateError:
-            self.statistics.failed(model.key, time.perf_counter_ns() - arrived)
+            self.statistics.failed(model.key, arrived)
             raise
         return LocalAnswer(self.statistics, fitted, due, arrived, partial(self._explain, request))
 
@@ -128,7 +127,7 @@ class Inference:
             seconds = self.settings.request_timeout if timeout is None else timeout
         elif timeout is not None and timeout < seconds:
             seconds = timeout
-        return asyncio.get_running_loop().time() + seconds
+        return self.clock.monotonic() + seconds
 
     def _model(self, served: Served) -> Model:
         known = self.models.get(served.key)

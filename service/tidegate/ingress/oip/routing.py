@@ -76,7 +76,7 @@ class RoutedInference(Inference):
         self, key: Key, channel: aio.Channel, request: InferRequest, deadline: float
     ) -> service_pb2.ModelInferResponse:
         async with self._turns.of(key):
-            return await _ask(channel, request, deadline)
+            return await _ask(channel, request, deadline - self.clock.monotonic())
 
 
 class _PassedOn:
@@ -104,9 +104,8 @@ async def _statistics(channel: aio.Channel, name: str, version: str) -> list[Jso
         return []
 
 
-async def _ask(channel: aio.Channel, request: InferRequest, deadline: float) -> service_pb2.ModelInferResponse:
+async def _ask(channel: aio.Channel, request: InferRequest, seconds: float) -> service_pb2.ModelInferResponse:
     stub: service_pb2_grpc.GRPCInferenceServiceAsyncStub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-    seconds = deadline - asyncio.get_running_loop().time()
     try:
         return await stub.ModelInfer(encode_request(request), timeout=seconds)
     except grpc.RpcError as error:

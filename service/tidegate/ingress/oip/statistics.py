@@ -7,12 +7,12 @@ queue. All sums only grow, for clients subtract one reading from the next.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple
 
+from tidegate.clock import Clock
 from tidegate.ingress.oip.core import EngineCounts
 
 Json = dict[str, Any]
@@ -20,7 +20,7 @@ Key = tuple[str, str]
 
 
 class Timing(NamedTuple):
-    """When a request arrived, was handed to the engine, was answered by it, and was written: nanoseconds."""
+    """When a request arrived, was handed to the engine, was answered by it, and was written: ``Clock.nanoseconds``."""
 
     arrived: int
     submitted: int
@@ -62,16 +62,12 @@ class Statistics:
 
     Args:
         engine_counts: What a model's engine has done.
-        now_ms: Milliseconds since the epoch.
+        clock: The engine's, for its runs are held against the requests' times.
     """
 
-    def __init__(
-        self,
-        engine_counts: Callable[[str, str], EngineCounts],
-        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
-    ) -> None:
+    def __init__(self, engine_counts: Callable[[str, str], EngineCounts], clock: Clock) -> None:
         self._engine_counts = engine_counts
-        self._now_ms = now_ms
+        self.clock = clock
         self._counters: dict[Key, _Counters] = {}
 
     def succeeded(self, model: Key, num_rows: int, timing: Timing) -> None:
@@ -83,12 +79,13 @@ class Statistics:
         counters.output_ns += timing.written - timing.answered
         counters.num_unread += 1
         counters.wait_ns_unread += timing.answered - timing.submitted
-        counters.last_ms = self._now_ms()
+        counters.last_ms = int(self.clock.wall() * 1000)
 
-    def failed(self, model: Key, nanoseconds: int) -> None:
+    def failed(self, model: Key, arrived: int) -> None:
+        """A request that arrived then fails now."""
         counters = self._of(model)
         counters.num_failed += 1
-        counters.failed_ns += nanoseconds
+        counters.failed_ns += self.clock.nanoseconds() - arrived
 
     def document(self, model: Key) -> Json:
         """One entry of ``model_stats``."""

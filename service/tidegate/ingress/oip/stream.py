@@ -7,7 +7,6 @@ stream goes on.
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 from tidegate.errors import InvalidInputError
@@ -80,9 +79,9 @@ class InferStream:
         self._inference = inference
         self._requests = requests
         self._stream = OrderedStream(context, self._submit, MAX_INFERENCES_IN_FLIGHT, (counted, "oip_grpc_stream"))
-        self._loop = asyncio.get_running_loop()
+        self._now = inference.clock.monotonic
         seconds = client_seconds(context)
-        self._ends_at = None if seconds is None else self._loop.time() + seconds
+        self._ends_at = None if seconds is None else self._now() + seconds
 
     async def run(self) -> None:
         """Answer until the stream ends; see `OrderedStream`."""
@@ -93,8 +92,8 @@ class InferStream:
         self._stream.drain()
 
     async def _submit(self, message: bytes) -> Pending:
-        arrived = time.perf_counter_ns()
-        seconds = None if self._ends_at is None else self._ends_at - self._loop.time()
+        arrived = self._inference.clock.nanoseconds()
+        seconds = None if self._ends_at is None else self._ends_at - self._now()
         try:
             asked, seen = self._requests.read(message)
             return _Due(message, self._inference.submit(asked, seconds, arrived), self._requests, seen)
