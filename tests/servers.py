@@ -19,16 +19,22 @@ Event = dict[str, Any]
 
 
 class RunningServer:
-    """A started server; ``http`` is a URL, ``grpc`` HOST:PORT."""
+    """A started server.
+
+    Attributes:
+        ready: The event that it told when it was ready. Others may come before it and after it.
+        http: Its URL; ``grpc``: HOST:PORT.
+        events: All that were read so far, whichever was waited for.
+    """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         self.process = process
         self._log: IO[str] = process.stdout
         self.events: list[Event] = []
-        ready = self.wait_for("ready")
-        self.http: str = ready["http"]
-        self.grpc: str = ready["grpc"]
+        self.ready = self.wait_for("ready")
+        self.http: str = self.ready["http"]
+        self.grpc: str = self.ready["grpc"]
 
     def wait_for(self, event: str) -> Event:
         """The next log line of that event, or of one that begins so where it ends in …; AssertionError where the log

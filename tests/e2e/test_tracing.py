@@ -136,8 +136,9 @@ def test_opentelemetry_s_own_variables_are_heard(collector: tuple[Collector, str
             env={**bare_environment(), "OTEL_EXPORTER_OTLP_ENDPOINT": url},
         )  # fmt: skip
         assert process.stdout is not None
-        ready = (await process.stdout.readline()).decode()
-        http = ready.partition("http=")[2].split()[0]
+        while " ready " not in (line := (await process.stdout.readline()).decode()):
+            assert line, "it ended before it was ready"
+        http = line.partition("http=")[2].split()[0]
         async with httpx.AsyncClient() as client:
             await client.get(f"{http}/v1/models", headers=TRACEPARENT)
         process.terminate()

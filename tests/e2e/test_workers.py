@@ -119,7 +119,7 @@ def test_generation_on_a_session_of_either_worker_is_the_same(server: RunningSer
 def test_a_worker_that_dies_is_started_again_and_the_other_serves_on(server: RunningServer) -> None:
     sessions = open_on_both(server)
     post(server, f"sessions/{sessions['r-1']}:step", {"text": "H"})
-    os.kill(server.events[0]["workers"]["r-0"], signal.SIGKILL)
+    os.kill(server.ready["workers"]["r-0"], signal.SIGKILL)
     ended = server.wait_for("worker ended")
     assert (ended["worker"], ended["code"]) == ("r-0", -signal.SIGKILL)
     assert server.wait_for("worker ready")["worker"] == "r-0"
@@ -178,7 +178,7 @@ def test_any_worker_tells_the_figures_of_all(server: RunningServer) -> None:
 
 def test_sums_never_fall_though_a_worker_is_killed_again_and_again(server: RunningServer) -> None:
     """Figures are read before each kill, and right after it: what was once told stays."""
-    killed = dict(server.events[0]["workers"])
+    killed = dict(server.ready["workers"])
     before: dict[tuple[str, str], float] = {}
     for _ in range(3):
         sessions = open_on_both(server)
