@@ -1,7 +1,6 @@
 """The clock that tests turn by hand, and where it begins: at 1,000 s, unless the variable CLOCK_START says else.
 
-The suite passes wherever it begins; `.ci/clock-job` runs it where a machine has just been started and where one has run
-for thirty years.
+The suite passes wherever it begins, and however long the machine has run: `.ci/run` shows it at both ends.
 """
 
 from __future__ import annotations
