@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
@@ -86,7 +87,10 @@ def _serving(tree: Path) -> Iterator[Running]:
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str((tree / "service").resolve())
     try:
-        with server("--store", "memory", bundles=(tree / "bundles").resolve()) as running:
+        with (
+            tempfile.TemporaryDirectory(prefix="tidegate-bench-") as data,
+            server("--data-dir", data, bundles=(tree / "bundles").resolve()) as running,
+        ):
             yield running
     finally:
         os.environ.pop("PYTHONPATH")

@@ -16,7 +16,7 @@ from tests.programs import LEFT_OUT, LeftOut
 
 # Services that a test starts within its own process keep nothing on the disk unless it asks for it. Servers that are
 # started as users start them do not see this (tests/servers.py).
-os.environ["TIDEGATE_STORE"] = "memory"
+os.environ["TIDEGATE_STORE"] = "none"
 
 # A loaded machine is no failure, hence no deadline and no complaint of slowness; the same examples on every run, hence
 # derandomize.

@@ -14,9 +14,10 @@ from typing import NamedTuple
 from bench.processes import server
 from bench.sessions import open_sessions, step_once
 from bench.stores.places import Place
-from tidegate.sessions.ids import new_durable
-from tidegate.sessions.records import Record, end_of, new_revisions
-from tidegate.sessions.stores.store import Due, Store, Write
+from tidegate.sessions.expiry import end_of
+from tidegate.sessions.ids import key_of, new_durable
+from tidegate.sessions.records import Body, Record, Summary, decode_record, encode_record, new_revisions
+from tidegate.sessions.stores.store import DUE_CALLS, Due, Store, Write
 
 GROUP = 2_000
 KEPT = 50_000
@@ -51,8 +52,8 @@ def put_overdue(place: Place, template: Record, count: int) -> None:
     """Store sessions whose time is over, all at the same moment."""
 
     def age(record: Record) -> None:
-        record.created_at = record.used_at = time.time() - 3600
-        record.idle_seconds = 60
+        record.summary.created_at = record.summary.used_at = time.time() - 3600
+        record.summary.idle_seconds = 60
 
     asyncio.run(_put(place.store(), _writes(template, count, age)))
 
@@ -71,7 +72,7 @@ async def _fill(store: Store, template: Record, count: int, most_seconds: float)
             writes = _writes(template, min(GROUP, count - done))
             assert all(await store.write(writes))
             done += len(writes)
-            ids += [write.id for write in writes[::every]]
+            ids += [write.key.id for write in writes[::every]]
     return Filled(ids, done, time.perf_counter() - started)
 
 
@@ -82,15 +83,18 @@ async def _put(store: Store, writes: Sequence[Write]) -> None:
 
 async def _read(store: Store, id_: str) -> Record:
     async with _opened(store):
-        (entry,) = await store.read([id_])
+        (entry,) = await store.read([key_of(id_)])
     assert entry is not None
-    return Record.FromString(entry.record)
+    return decode_record(key_of(id_), entry)
 
 
 async def _wait_expired(store: Store) -> None:
     async with _opened(store):
-        while await store.due(time.time(), 1):  # noqa: ASYNC110 - another process ends them
-            await asyncio.sleep(0.02)
+        num_empty = 0  # a store may look at a part of what it holds at a time
+        while num_empty < DUE_CALLS:
+            num_empty = 0 if await store.due(time.time(), 1) else num_empty + 1
+            if not num_empty:
+                await asyncio.sleep(0.02)  # another process ends them
 
 
 @contextlib.asynccontextmanager
@@ -103,13 +107,15 @@ async def _opened(store: Store) -> AsyncIterator[None]:
 
 
 def _writes(template: Record, count: int, change: Callable[[Record], None] | None = None) -> list[Write]:
-    record = Record()
-    record.CopyFrom(template)
-    record.created_at = record.used_at = time.time()
+    record = Record(Summary(), Body())
+    record.summary.CopyFrom(template.summary)
+    record.body.CopyFrom(template.body)
+    record.summary.created_at = record.summary.used_at = time.time()
     if change is not None:
         change(record)
-    due, writes = Due(end_of(record)), []
+    due, writes = Due(end_of(record.summary)), []
     for revision in new_revisions(count):
-        record.id = record.last.step.session = new_durable()
-        writes.append(Write(record.id, None, revision, record.SerializeToString(), due))
+        record.summary.id = record.body.last.step.session = new_durable()
+        summary, body = encode_record(record, revision)
+        writes.append(Write(key_of(record.summary.id), None, revision, summary, body, due))
     return writes

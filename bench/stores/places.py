@@ -51,7 +51,7 @@ def memory() -> Iterator[Place]:
     def none() -> Store:
         raise ValueError("ephemeral sessions are in no store")
 
-    yield Place(("--store", "memory"), (), none)
+    yield Place(("--store", "none"), (), none)
 
 
 @contextlib.contextmanager

@@ -58,9 +58,11 @@ def _checked_address(text: str) -> str:
 
 
 def _known_store(text: str) -> str:
-    if text in {"memory", "sqlite"} or text.startswith(_REDIS):
+    if text in {"none", "sqlite"} or text.startswith(_REDIS):
         return text
-    raise ValueError(f"{text!r} is not a store: it is memory, sqlite or redis://HOST:PORT/DATABASE")
+    if text == "memory":
+        raise ValueError("'memory' is called none now: it means that there are no durable sessions")
+    raise ValueError(f"{text!r} is not a store: it is none, sqlite or redis://HOST:PORT/DATABASE")
 
 
 def _checked_url(text: str | None) -> str | None:
@@ -110,8 +112,8 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path(".tidegate"), description="Where this server keeps what must outlive it.")
     store: Annotated[str, AfterValidator(_known_store)] = Field(
         "sqlite",
-        description="Where durable sessions are kept: sqlite (under data_dir), redis://HOST:PORT/DATABASE, or memory: "
-        "there are none then.",
+        description="Where durable sessions are kept: sqlite (under data_dir), redis://HOST:PORT/DATABASE, or none: "
+        "there are no durable sessions then.",
     )
     durable: bool = Field(
         False,

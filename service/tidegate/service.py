@@ -69,6 +69,7 @@ from tidegate.sessions.cache import SessionCache
 from tidegate.sessions.committer import Committer
 from tidegate.sessions.desk import Desk, unknown_checkpoint
 from tidegate.sessions.durable import DurableDesk
+from tidegate.sessions.expiry import StoreClock
 from tidegate.sessions.ids import SEQUENCE, check_chosen, new_durable, new_ephemeral
 from tidegate.sessions.ledger import Ledger, LedgerStatistics
 from tidegate.sessions.lifecycle import Event
@@ -133,18 +134,21 @@ class Service:
         self.settings = settings
         self.clock = clock or Clock()
         self._cache = SessionCache()
-        store = store or make_store(settings)
+        store_clock = StoreClock(self.clock.monotonic, self.clock.wall)
+        store = store or make_store(settings, self.clock)
         self._ledger = None if store is None else Ledger(store, settings.store_timeout, self.clock.monotonic)
         self._registry = Registry(
             settings,
             self.clock.monotonic,
-            committer=None if self._ledger is None else Committer(self._ledger, self._cache, self.clock.wall),
+            committer=None if self._ledger is None else Committer(self._ledger, self._cache, store_clock.now),
             make_room=lambda: self._cache.evict_one() or self._desk.evict_one(),
         )
         self._desk = Desk(settings, self._registry, self.clock)
         self._durable: DurableDesk | None = None
         if self._ledger is not None:
-            self._durable = DurableDesk(settings, self._registry, self.clock, self._ledger, self._cache, self._desk)
+            self._durable = DurableDesk(
+                settings, self._registry, self.clock, store_clock, self._ledger, self._cache, self._desk
+            )
         self._done: Counter[str] = Counter()
         self._is_started = False
         self._is_draining = False
@@ -186,6 +190,8 @@ class Service:
         self._create_future = asyncio.get_running_loop().create_future
         if self._ledger is not None:
             await self._ledger.start()
+        if self._durable is not None:
+            await self._durable.start()
         report = await self.reload()
         self._reaper = asyncio.create_task(self._reap_forever(), name="tidegate-expiry")
         self._is_started = True

@@ -18,6 +18,7 @@ from bench.stores.places import MissingError, Place, memory, redis, sqlite
 from bench.stores.stepping import BESIDE, STREAM
 from tests.bench.test_figures import LINE
 from tests.programs import require
+from tidegate.sessions.ids import DEFAULT_TENANT
 
 GOAL = Goal("≥ 0.7 of ephemeral", 0.7)
 
@@ -113,7 +114,7 @@ def _num_shown(place: Place) -> int:
         store = place.store()
         await store.start()
         try:
-            return len(await store.page(1000, ""))
+            return len(await store.page(DEFAULT_TENANT, 1000, ""))
         finally:
             await store.stop()
 

@@ -222,7 +222,7 @@ def altered(snapshot: bytes) -> Iterator[bytes]:
 
 
 async def test_snapshots_that_were_altered_or_lie_are_refused(bundles: Path, empty: Sequence) -> None:
-    with serving(bundles, "--store", "memory") as server:
+    with serving(bundles, "--store", "none") as server:
         async with AsyncClient(server.grpc) as client, httpx.AsyncClient() as http:
             session = await client.open(MODEL)
             await session.step(tokens=CHUNK)

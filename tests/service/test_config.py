@@ -70,8 +70,9 @@ def test_settings_never_change() -> None:
         ({"provider": "tpu"}, "--provider: input should be 'cpu' or 'cuda', not 'tpu'"),
         (
             {"store": "postgres://x"},
-            "--store: 'postgres://x' is not a store: it is memory, sqlite or redis://HOST:PORT/DATABASE",
+            "--store: 'postgres://x' is not a store: it is none, sqlite or redis://HOST:PORT/DATABASE",
         ),
+        ({"store": "memory"}, "--store: 'memory' is called none now: it means that there are no durable sessions"),
         ({"workers": "0"}, "--workers: input should be greater than or equal to 1, not '0'"),
         ({"max_rows": "0"}, "--max-rows: input should be greater than or equal to 1, not '0'"),
         ({"request_timeout": "inf"}, "--request-timeout: input should be a finite number, not 'inf'"),

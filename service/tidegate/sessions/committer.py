@@ -12,6 +12,7 @@ from tidegate.engine.batch import Outcome, Step
 from tidegate.engine.engine import Engine
 from tidegate.errors import InternalError, NotFoundError, TidegateError, UnavailableError
 from tidegate.sessions.cache import SessionCache
+from tidegate.sessions.expiry import ended_phase
 from tidegate.sessions.ledger import Ledger
 from tidegate.sessions.lifecycle import Phase
 from tidegate.sessions.records import (
@@ -23,10 +24,9 @@ from tidegate.sessions.records import (
     kept_chart,
     last_reply,
     new_revisions,
-    phase_of,
 )
 from tidegate.sessions.session import DurableSession, ended
-from tidegate.sessions.stores.store import Entry, Write
+from tidegate.sessions.stores.store import Due, Entry, Write
 
 log = logging.getLogger(__name__)
 
@@ -37,20 +37,20 @@ class Committer:
     Args:
         ledger: Where records are.
         cache: The copies.
-        wall: Seconds since the epoch.
+        now: Seconds since the epoch, by the store's clock.
     """
 
-    def __init__(self, ledger: Ledger, cache: SessionCache, wall: Callable[[], float]) -> None:
+    def __init__(self, ledger: Ledger, cache: SessionCache, now: Callable[[], float]) -> None:
         self._ledger = ledger
         self._cache = cache
-        self._wall = wall
+        self._now = now
 
     async def commit(self, steps: Sequence[Step]) -> list[Outcome]:
         """Store steps, each by compare-and-set on the revision that its session's copy was made from.
 
         One that cannot be encoded fails alone.
         """
-        now = self._wall()
+        now = self._now()
         outcomes: list[Outcome] = [None] * len(steps)
         writes: list[Write] = []
         places: list[int] = []
@@ -61,15 +61,17 @@ class Committer:
             except Exception as error:
                 log.exception("a step of session %s could not be encoded", step.session.id)
                 outcomes[place] = InternalError(f"the step cannot be stored: {error}")
-        for place, write, result in zip(places, writes, await self._ledger.write(writes), strict=True):
-            outcomes[place] = _outcome(write, result)
+        for place, write, written in zip(places, writes, await self._ledger.write(writes), strict=True):
+            outcomes[place] = _outcome(write, written)
+            if written is True:
+                steps[place].session.has_expired = False
         return outcomes
 
     async def refresh(self, session: DurableSession) -> None:
         """Read the session's record into its copy and let its work go on; or fail that work, saying why."""
         engine: Engine = session.model.engine
         try:
-            entry = await self._ledger.read(session.id)
+            entry = await self._ledger.read(session.key)
             self._take_in(session, entry)
         except TidegateError as error:
             engine.resume(session, error)
@@ -87,9 +89,9 @@ class Committer:
             session.phase = Phase.CLOSED
             # Forgotten an hour after its end, or lost with the store: nobody here can tell.
             raise NotFoundError(f"unknown session {session.id}", reason="UNKNOWN_SESSION")
-        record = decode_record(entry)
-        phase = phase_of(record)
-        if phase is not Phase.OPEN:
+        record = decode_record(session.key, entry)
+        phase = ended_phase(record.summary, self._now())
+        if phase is not None:
             self._leave(session)
             session.phase = phase
             raise ended(session.id, phase)
@@ -97,8 +99,9 @@ class Committer:
             self._leave(session)
             # Whoever asks again finds the session with its new model; what is waiting was encoded for the old one.
             session.phase = Phase.EVICTED
+            summary = record.summary
             raise UnavailableError(
-                f"session {session.id} was upgraded to {record.model}/{record.version} just now: send it again",
+                f"session {session.id} was upgraded to {summary.model}/{summary.version} just now: send it again",
                 reason="SESSION_MOVED",
                 retry_after=0.0,
             )
@@ -110,24 +113,28 @@ class Committer:
 
 def copy_in(session: DurableSession, entry: Entry, record: Record) -> None:
     """Make the copy what the record says: position, state, last reply. Its model's engine must hold it."""
+    summary, body = record
     try:
-        session.model.engine.load(session, record.state)
+        last = last_reply(body)
+        session.model.engine.load(session, body.state)
     except ValueError as error:
         raise InternalError(f"session {session.id}: {error}", reason="STORE_CORRUPT") from error
-    session.position = record.position
-    session.last = last_reply(record)
-    if (kept := kept_chart(record)) is not None:
+    session.position = summary.position
+    session.last = last
+    if (kept := kept_chart(summary)) is not None:
         session.block_sum, session.chart = kept
-    session.seed = record.seed
+    session.seed = body.seed
     session.revision = entry.revision
     session.head = encode_head(record)
+    session.has_expired = bool(summary.ended)
     session.is_fresh = True
 
 
 def is_of(record: Record, session: DurableSession) -> bool:
     """Whether the record's session runs on the copy's model, version and content."""
     bundle = session.model.bundle
-    return (record.model, record.version, record.model_sha256) == (
+    summary = record.summary
+    return (summary.model, summary.version, summary.model_sha256) == (
         bundle.manifest.name,
         bundle.manifest.version,
         bundle.sha256,
@@ -139,8 +146,9 @@ def _write(step: Step, revision: bytes, now: float) -> Write:
     scored, chart = step.scored, None
     if scored is not None and session.request.drift:
         chart = KeptChart(scored.block_sum, scored.chart)
-    record = encode_step(session.head, step.position, now, step.state, step.last, chart)
-    return Write(session.id, session.revision, revision, record)
+    summary, body = encode_step(session.head, revision, step.position, now, step.state, step.last, chart)
+    due = Due(now) if session.has_expired else None  # whoever looks puts it where it belongs
+    return Write(session.key, session.revision, revision, summary, body, due)
 
 
 def _outcome(write: Write, written: bool | TidegateError) -> Outcome:

@@ -1,16 +1,19 @@
 """Durable sessions of this process: their truth is a record in the store, what is here is a cache of it.
 
 Opening, closing, branching and expiry act on the record, by compare-and-set; only steps go through a copy. A copy that
-fell behind finds out at its next commit, and reads the record again (`committer`, `engine.engine`).
+fell behind finds out at its next commit, and reads the record again (`committer`, `engine.engine`). What needs no
+state reads the record's summary only.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from tidegate.clock import Clock
 from tidegate.config import Settings
@@ -30,32 +33,48 @@ from tidegate.registry import LoadedModel, Registry
 from tidegate.sessions.cache import SessionCache
 from tidegate.sessions.committer import copy_in, is_of
 from tidegate.sessions.desk import Desk, check_layout, lifetimes, unknown_checkpoint
-from tidegate.sessions.ids import check_checkpoint, new_durable
+from tidegate.sessions.expiry import (
+    REMEMBERED_SECONDS,
+    Endings,
+    StoreClock,
+    closing,
+    end_of,
+    ended_phase,
+    expiring,
+    overdue,
+)
+from tidegate.sessions.ids import DEFAULT_TENANT, check_checkpoint, key_of, new_durable
 from tidegate.sessions.ledger import Ledger
 from tidegate.sessions.lifecycle import TRANSITIONS, Event, Phase
 from tidegate.sessions.moment import Moment
 from tidegate.sessions.records import (
-    REMEMBERED_SECONDS,
     Record,
+    Summary,
+    decode_checkpoint,
     decode_record,
-    end_of,
-    ending,
+    decode_summary,
+    encode_checkpoint,
+    encode_record,
     info_of,
     new_record,
     new_revision,
-    overdue,
-    phase_of,
     request_of,
 )
 from tidegate.sessions.session import DurableSession, ended
-from tidegate.sessions.stores.store import FORMAT, Due, Entry, Write
-from tidegate.v1 import records_pb2
+from tidegate.sessions.stores.store import Due, Entry, SessionKey, Stored, Write
 
 log = logging.getLogger(__name__)
 
 _TRIES = 16
 _REAP = 256
+_PAGE = 256
+_MOST_ROUNDS = 64
+"""Looks at what is due in one sweep; what is left is for the next one, a second later."""
 
+_DAMAGE_SECONDS = 10.0
+
+Attachments = dict[str, bytes | None]
+Kept = TypeVar("Kept", Stored, Entry)
 Then = Callable[[DurableSession], None]
 Failed = Callable[[TidegateError], None]
 
@@ -66,7 +85,8 @@ class DurableDesk:
     Args:
         settings: Lifetimes.
         registry: Where models are found.
-        clock: Both clocks; what is stored is of the wall clock.
+        clock: Seconds that only rise.
+        store_clock: Seconds since the epoch; read from the store at the start and at each sweep.
         ledger: Where records are.
         cache: The copies here.
         ephemeral: Whose idle sessions may have to make room.
@@ -77,6 +97,7 @@ class DurableDesk:
         settings: Settings,
         registry: Registry,
         clock: Clock,
+        store_clock: StoreClock,
         ledger: Ledger,
         cache: SessionCache,
         ephemeral: Desk,
@@ -84,11 +105,19 @@ class DurableDesk:
         self._settings = settings
         self._registry = registry
         self._clock = clock
+        self._store_clock = store_clock
         self._ledger = ledger
         self._cache = cache
         self._ephemeral = ephemeral
+        self._endings = Endings()
+        self._damage = DamageLog()
         self._arriving: dict[str, list[tuple[Then, Failed]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Read the store's clock; a store that is away is asked again by the first sweep."""
+        with suppress(UnavailableError):
+            await self._read_clock()
 
     # ---- copies
 
@@ -159,12 +188,12 @@ class DurableDesk:
 
     async def _load(self, id_: str) -> DurableSession:
         entry, record = await self._open_record(id_)
-        model = self._model_of(record)
+        model = self._model_of(record.summary)
         session = self._cache.find(id_)
         if session is not None and not is_of(record, session):
             if session.is_busy or session.is_reading:
                 raise UnavailableError(
-                    f"session {id_} was put on {record.model}/{record.version} just now: send it again",
+                    f"session {id_} was put on {record.summary.model}/{record.summary.version} just now: send it again",
                     reason="SESSION_MOVED",
                     retry_after=0.0,
                 )
@@ -174,18 +203,20 @@ class DurableDesk:
 
     def _copy(self, model: LoadedModel, entry: Entry, record: Record) -> DurableSession:
         self._ephemeral.make_room(model)
-        now, wall = self._clock.monotonic(), self._clock.wall()
-        opened = now - (wall - record.created_at)
+        summary = record.summary
+        now, wall = self._clock.monotonic(), self._store_clock.now()
+        opened = now - (wall - summary.created_at)
         session = DurableSession(
-            id=record.id,
+            id=summary.id,
             model=model,
             request=request_of(record),
-            seed=record.seed,
-            created_at=record.created_at,
-            used_at=now - max(0.0, wall - record.used_at),
+            seed=record.body.seed,
+            created_at=summary.created_at,
+            used_at=now - max(0.0, wall - summary.used_at),
             opened_at=opened,
-            ttl_at=opened + record.ttl_seconds if record.HasField("ttl_seconds") else None,
-            idle_seconds=record.idle_seconds if record.HasField("idle_seconds") else None,
+            ttl_at=opened + summary.ttl_seconds if summary.HasField("ttl_seconds") else None,
+            idle_seconds=summary.idle_seconds if summary.HasField("idle_seconds") else None,
+            key=key_of(summary.id),
         )
         model.engine.hold(session)
         try:
@@ -204,17 +235,18 @@ class DurableDesk:
     # ---- records
 
     async def info(self, id_: str) -> SessionInfo:
-        _, record = await self._open_record(id_)
-        return self._info(record)
+        _, summary = await self._open_summary(id_)
+        return self._info(summary)
 
     async def page(self, limit: int, after: str) -> list[SessionInfo]:
         """Return up to ``limit`` open sessions with ids above ``after``, by rising id."""
         infos: list[SessionInfo] = []
-        while missing := limit - len(infos):
-            found = await self._ledger.ask(lambda store: store.page(missing, after))  # noqa: B023 - asked before it changes
-            now = self._clock.wall()
-            records = [decode_record(entry) for _, entry in found]
-            infos += [self._info(record) for record in records if overdue(record, now) is None]
+        while missing := min(limit - len(infos), _PAGE):
+            found = await self._ledger.ask(lambda store: store.page(DEFAULT_TENANT, missing, after))  # noqa: B023 - asked before they change
+            for id_, stored in found:
+                summary = self._readable(key_of(id_), stored)
+                if summary is not None and self._phase(stored, summary) is Phase.OPEN:
+                    infos.append(self._info(summary))
             if len(found) < missing:
                 break
             after = found[-1][0]
@@ -230,28 +262,32 @@ class DurableDesk:
 
     async def check_free(self, id_: str) -> None:
         """Raise AlreadyExistsError where an open session has that id."""
-        entry = await self._ledger.read(id_)
-        record = None if entry is None else decode_record(entry)
-        if record is not None and not record.ended and overdue(record, self._clock.wall()) is None:
+        key = key_of(id_)
+        stored = await self._ledger.read_summary(key)
+        if stored is None:
+            return
+        if self._phase(stored, decode_summary(key, stored)) is Phase.OPEN:
             raise AlreadyExistsError(f"session {id_} was opened as durable", reason="SESSION_EXISTS")
 
     async def close(self, id_: str, event: Event = Event.CLOSE) -> None:
         """End the session; closing twice succeeds."""
-
-        async def end(entry: Entry, record: Record) -> Write:
-            return self._ending(entry, record, TRANSITIONS[Phase.OPEN, event])
-
-        try:
-            await self._change(id_, end)
-        except SessionEndedError:
-            return
-        self._end_copy(id_, event)
-        await self._registry.retire()
+        for _ in range(_TRIES):
+            try:
+                stored, summary = await self._open_summary(id_)
+            except SessionEndedError:
+                return
+            phase = TRANSITIONS[Phase.OPEN, event]
+            if await self._ledger.write_one(closing(summary, stored.revision, phase, self._store_clock.now())):
+                self._end_copy(id_, phase)
+                await self._registry.retire()
+                return
+        raise _contended(id_)
 
     async def moment(self, id_: str) -> tuple[Moment, SessionRequest]:
         """Return where the session is, and what it was opened with."""
         _, record = await self._open_record(id_)
-        return Moment(self._model_of(record), record.position, record.state, record.seed), request_of(record)
+        model = self._model_of(record.summary)
+        return Moment(model, record.summary.position, record.body.state, record.body.seed), request_of(record)
 
     async def checkpoint(self, id_: str, name: str | None) -> CheckpointInfo:
         """Keep where the session is; the oldest of more than eight is dropped."""
@@ -259,101 +295,94 @@ class DurableDesk:
             check_checkpoint(name)
         made: list[CheckpointInfo] = []
 
-        async def keep(entry: Entry, record: Record) -> Write:
-            info = CheckpointInfo(name or f"{record.position}-{secrets.token_hex(3)}", record.position)
-            made.append(info)
-            return _keep(entry, record, info.checkpoint)
+        async def keep(record: Record) -> Attachments:
+            position = record.summary.position
+            made.append(CheckpointInfo(name or f"{position}-{secrets.token_hex(3)}", position))
+            return _keep(record, made[-1].checkpoint)
 
         await self._change(id_, keep)
         return made[-1]
 
     async def rewind(self, id_: str, name: str) -> SessionInfo:
         """Take the session back. What a copy anywhere still runs from where it was will not be stored."""
-        changed: list[Record] = []
+        key = key_of(id_)
 
-        async def rewind(entry: Entry, record: Record) -> Write:
+        async def rewind(record: Record) -> Attachments:
             # Read behind the record: it is of this revision, or the write will not be made. An id and a checkpoint's
             # name may be given again, to another state.
-            content = await self._ledger.ask(lambda store: store.read_attachment(id_, name))
-            if content is None or name not in {kept.name for kept in record.checkpoints}:
+            content = await self._ledger.ask(lambda store: store.read_attachment(key, name))
+            if content is None or name not in {kept.name for kept in record.summary.checkpoints}:
                 raise unknown_checkpoint(id_, name)
-            kept = records_pb2.CheckpointRecord.FromString(content)
-            record.position, record.state, record.used_at = kept.position, kept.state, self._clock.wall()
-            record.ClearField("last")
-            record.ClearField("chart")
-            changed.append(record)
-            return _replace(entry, record)
+            kept = decode_checkpoint(key, name, content)
+            record.summary.position, record.summary.used_at = kept.position, self._store_clock.now()
+            record.summary.ClearField("chart")
+            record.body.state = kept.state
+            record.body.ClearField("last")
+            return {}
 
-        await self._change(id_, rewind)
-        return self._info(changed[-1])
+        return self._info((await self._change(id_, rewind)).summary)
 
     async def upgrade(self, id_: str, version: str | None) -> SessionInfo:
         """Move the session to another version of its model, which must keep the same state."""
-        changed: list[Record] = []
 
-        async def upgrade(entry: Entry, record: Record) -> Write:
-            model = self._registry.get(record.model, version)
-            check_layout(record.layout, model)
+        async def upgrade(record: Record) -> Attachments:
+            model = self._registry.get(record.summary.model, version)
+            check_layout(record.body.layout, model)
             _place(record, model)
-            changed.append(record)
-            return _replace(entry, record)
+            return {}
 
-        await self._change(id_, upgrade)
+        record = await self._change(id_, upgrade)
         await self._registry.retire()
-        return self._info(changed[-1])
+        return self._info(record.summary)
+
+    # ---- the end
 
     async def expire(self) -> None:
         """End the sessions whose time is over and forget endings that are old, whichever replica had them last."""
-        found = _REAP
-        while found == _REAP:
-            now = self._clock.wall()
-            ids = await self._ledger.ask(lambda store: store.due(now, _REAP))  # noqa: B023 - asked before it changes
-            found = len(ids)
-            if not ids:
+        await self._read_clock()
+        for _ in range(_MOST_ROUNDS):
+            now = self._store_clock.now()
+            keys = await self._ledger.ask(lambda store: store.due(now, _REAP))  # noqa: B023 - asked before it changes
+            if not keys:
                 return
-            looked = [await self._look_at(id_, entry, now) for id_, entry in await self._readable(ids, now)]
+            stored = await self._ledger.ask(lambda store: store.read_summaries(keys))  # noqa: B023 - likewise
+            looked = [await self._look_at(key, each, now) for key, each in zip(keys, stored, strict=True)]
             over = [each for each in looked if each is not None]
-            written = await self._ledger.write([write for write, _ in over])
-            for (write, event), made in zip(over, written, strict=True):
+            written = await self._ledger.write([write for write, _, _ in over])
+            for (_, summary, phase), made in zip(over, written, strict=True):
                 if made is True:  # otherwise a step may have come in time: the session goes on
-                    self._end_copy(write.id, event)
+                    self._has_ended(summary, phase)
             if any(isinstance(made, TidegateError) for made in written):
                 return  # a full store would be asked the same again and again
 
-    async def _readable(self, ids: Sequence[str], now: float) -> list[tuple[str, Entry]]:
-        """Return what is stored of the sessions; one whose record is damaged is put off, and holds up nobody else."""
-        try:
-            entries = await self._ledger.ask(lambda store: store.read(ids))
-        except UnavailableError as error:
-            if error.reason != "STORE_CORRUPT":
-                raise
-            if len(ids) == 1:
-                log.error("session %s cannot be read: %s", ids[0], error.message)  # noqa: TRY400 - an error of theirs
-                await self._ledger.ask(lambda store: store.postpone(ids[0], now + REMEMBERED_SECONDS))
-                return []
-            return [found for id_ in ids for found in await self._readable([id_], now)]
-        return [(id_, entry) for id_, entry in zip(ids, entries, strict=True) if entry is not None]
-
-    async def _look_at(self, id_: str, entry: Entry, now: float) -> tuple[Write, Event] | None:
+    async def _look_at(self, key: SessionKey, stored: Stored | None, now: float) -> tuple[Write, Summary, Phase] | None:
         """Return the write that ends a session whose time is over; put back one that came up early."""
-        at: float | None
-        try:
-            record = decode_record(entry)
-        except TidegateError as error:
-            log.error("session %s cannot be read: %s", id_, error.message)  # noqa: TRY400 - an error of theirs
+        summary = None if stored is None else self._readable(key, stored)
+        at: float | None = None
+        if stored is not None and summary is None:
             at = now + REMEMBERED_SECONDS
-        else:
-            if record.ended:
-                at = record.ended_at + REMEMBERED_SECONDS
-                if at <= now:
-                    await self._ledger.ask(lambda store: store.delete(id_, entry.revision))
+        elif stored is not None and summary is not None:
+            since = self._endings.seconds_since(summary, self._clock.monotonic())
+            is_seen = since is not None and since < REMEMBERED_SECONDS
+            phase = self._overdue(stored, summary, now)
+            if is_seen or (summary.ended and summary.ended_at > now and since is None):
+                # Another replica's clock disagrees with this one's: what counts is an hour of this process's own.
+                if since is None:
+                    self._endings.note(summary, self._clock.monotonic())
+                at = now + REMEMBERED_SECONDS - (since or 0.0)
+            elif summary.ended:
+                if ended_phase(summary, now) is None:
+                    at = end_of(summary)
+                elif since is not None or summary.ended_at + REMEMBERED_SECONDS <= now:
+                    await self._ledger.ask(lambda store: store.delete(key, stored.revision))
                     return None
+                else:
+                    at = summary.ended_at + REMEMBERED_SECONDS
+            elif phase is not None:
+                return expiring(summary, stored.revision, phase, now), summary, phase
             else:
-                event = overdue(record, now)
-                if event is not None:
-                    return self._ending(entry, record, _AFTER[event]), event
-                at = end_of(record)
-        await self._ledger.ask(lambda store: store.postpone(id_, at))
+                at = self._end_of(stored, summary, now)
+        await self._ledger.ask(lambda store: store.postpone(key, at))
         return None
 
     # ---- inside
@@ -361,114 +390,181 @@ class DurableDesk:
     async def _open(self, request: SessionRequest, model: LoadedModel, moment: Moment | None) -> SessionInfo:
         ttl, idle = lifetimes(request, self._settings)
         seed = request.seed if request.seed is not None else secrets.randbits(64)
-        record = new_record(
-            request.id or new_durable(), request, created_at=self._clock.wall(), seed=seed, ttl=ttl, idle=idle
-        )
+        key, now = key_of(request.id or new_durable()), self._store_clock.now()
+        record = new_record(key, request, created_at=now, seed=seed, ttl=ttl, idle=idle)
         if moment is not None:
-            record.position, record.state, record.seed = moment.position, moment.state, moment.seed
-            record.forked_from = moment.source
+            record.summary.position = moment.position
+            record.body.state, record.body.seed, record.body.forked_from = moment.state, moment.seed, moment.source
         _place(record, model)
         for _ in range(_TRIES):
-            before = await self._ledger.read(record.id) if request.id is not None else None
+            before = await self._ledger.read(key) if request.id is not None else None
             if before is not None and (existing := self._existing(before, record)) is not None:
                 return self._info(existing)
             write = _first(before, record)
             if await self._ledger.write_one(write):
-                self._keep_copy(model, Entry(write.revision, write.record), record)
-                return self._info(record)
-        raise _contended(record.id)
+                self._keep_copy(model, write, record)
+                return self._info(record.summary)
+        raise _contended(key.id)
 
-    def _keep_copy(self, model: LoadedModel, entry: Entry, record: Record) -> None:
+    def _keep_copy(self, model: LoadedModel, write: Write, record: Record) -> None:
         """Hold a copy of a session just opened, for its first step; where there is no room it is brought then."""
-        if self._registry.find_loaded(record.model, record.version) is not model:
+        id_ = write.key.id
+        if self._registry.find_loaded(record.summary.model, record.summary.version) is not model:
             return  # it was unloaded while the record was written: whoever steps is told so
-        held = self._cache.find(record.id)
+        held = self._cache.find(id_)
         if held is not None:
             if held.is_busy or held.is_reading:
-                self._cache.distrust(record.id)
+                self._cache.distrust(id_)
                 return
             self._drop(held)  # of a session of that id that ended elsewhere, perhaps on another model
         try:
-            self._copy(model, entry, record)
+            self._copy(model, _entry(write), record)
         except OverloadedError:
-            log.debug("no room for a copy of session %s", record.id)
+            log.debug("no room for a copy of session %s", id_)
 
-    def _existing(self, entry: Entry, wanted: Record) -> Record | None:
+    def _existing(self, entry: Entry, wanted: Record) -> Summary | None:
         """Return the open session that is stored where ``wanted`` should be, None where it has ended.
 
         Raises:
             AlreadyExistsError: It was opened with another request.
         """
-        record = decode_record(entry)
-        if record.ended or overdue(record, self._clock.wall()) is not None:
+        key = key_of(wanted.summary.id)
+        summary = decode_summary(key, entry)
+        if self._phase(entry, summary) is not Phase.OPEN:
             return None
-        if (record.request, record.forked_from) != (wanted.request, wanted.forked_from):
-            raise AlreadyExistsError(f"session {record.id} was opened with another request", reason="SESSION_EXISTS")
-        return record
+        body = decode_record(key, entry).body
+        if (body.request, body.forked_from) != (wanted.body.request, wanted.body.forked_from):
+            raise AlreadyExistsError(f"session {key.id} was opened with another request", reason="SESSION_EXISTS")
+        return summary
 
     async def _open_record(self, id_: str) -> tuple[Entry, Record]:
         """Return the record of a session that runs; one whose time is over is ended now."""
-        for _ in range(_TRIES):
-            entry = await self._ledger.read(id_)
-            if entry is None:
-                self._ephemeral.check_not_ended(id_)
-                raise NotFoundError(f"unknown session {id_}", reason="UNKNOWN_SESSION")
-            record = decode_record(entry)
-            phase = phase_of(record)
-            if phase is not Phase.OPEN:
-                raise ended(id_, phase)
-            event = overdue(record, self._clock.wall())
-            if event is None:
-                return entry, record
-            if await self._ledger.write_one(self._ending(entry, record, _AFTER[event])):
-                self._end_copy(id_, event)
-        raise _contended(id_)
+        key = key_of(id_)
+        entry = await self._running(key, lambda: self._ledger.read(key))
+        return entry, decode_record(key, entry)
 
-    async def _change(self, id_: str, change: Callable[[Entry, Record], Awaitable[Write]]) -> None:
-        """Change an open session's record, as often as it takes for nobody to come between."""
+    async def _open_summary(self, id_: str) -> tuple[Stored, Summary]:
+        """As `_open_record`, without the body."""
+        key = key_of(id_)
+        stored = await self._running(key, lambda: self._ledger.read_summary(key))
+        return stored, decode_summary(key, stored)
+
+    async def _running(self, key: SessionKey, read: Callable[[], Awaitable[Kept | None]]) -> Kept:
+        """Return what is stored of a session that runs; one whose time is over is ended now.
+
+        Raises:
+            NotFoundError, SessionEndedError: It does not run.
+        """
+        for _ in range(_TRIES):
+            stored = await read()
+            if stored is None:
+                self._ephemeral.check_not_ended(key.id)
+                raise NotFoundError(f"unknown session {key.id}", reason="UNKNOWN_SESSION")
+            summary, now = decode_summary(key, stored), self._store_clock.now()
+            phase = self._phase(stored, summary)
+            if phase is Phase.OPEN:
+                return stored
+            since = self._endings.seconds_since(summary, self._clock.monotonic())
+            if summary.ended or (since is not None and since < REMEMBERED_SECONDS):
+                raise ended(key.id, phase)
+            if await self._ledger.write_one(expiring(summary, stored.revision, phase, now)):
+                self._has_ended(summary, phase)
+                raise ended(key.id, phase)
+        raise _contended(key.id)
+
+    async def _change(self, id_: str, change: Callable[[Record], Awaitable[Attachments]]) -> Record:
+        """Change an open session's record, as often as it takes for nobody to come between; return what it is then."""
         for _ in range(_TRIES):
             entry, record = await self._open_record(id_)
-            write = await change(entry, record)
+            attachments, due = await change(record), None
+            if record.summary.ended:  # by a clock that was wrong
+                record.summary.ClearField("ended")
+                record.summary.ClearField("ended_at")
+                due = Due(end_of(record.summary))
+            revision = new_revision()
+            summary, body = encode_record(record, revision)
+            write = Write(key_of(id_), entry.revision, revision, summary, body, due, attachments=attachments)
             if await self._ledger.write_one(write):
                 self._follow(write, record)
-                return
+                return record
         raise _contended(id_)
 
     def _follow(self, write: Write, record: Record) -> None:
         """Bring the copy here, if any, in step with a record that was just changed."""
-        session = self._cache.find(write.id)
+        session = self._cache.find(write.key.id)
         if session is None:
             return
         if session.is_busy or session.is_reading:
             session.is_fresh = False
         elif is_of(record, session):
-            copy_in(session, Entry(write.revision, write.record), record)
+            copy_in(session, _entry(write), record)
         else:
             self._drop(session)
 
-    def _ending(self, entry: Entry, record: Record, phase: Phase) -> Write:
-        return ending(record, entry.revision, phase, self._clock.wall())
+    def _has_ended(self, summary: Summary, phase: Phase) -> None:
+        """The session was ended here: so is the copy, if any."""
+        self._endings.note(summary, self._clock.monotonic())
+        self._end_copy(summary.id, phase)
 
-    def _end_copy(self, id_: str, event: Event) -> None:
-        """The session is over: so is the copy here, if any."""
+    def _end_copy(self, id_: str, phase: Phase) -> None:
         session = self._cache.find(id_)
         if session is not None:
-            session.end(event)
+            session.phase = phase
             self._drop(session)
 
-    def _model_of(self, record: Record) -> LoadedModel:
-        model = self._registry.find_loaded(record.model, record.version)
-        if model is None or model.bundle.sha256 != record.model_sha256:
+    def _phase(self, stored: Stored | Entry, summary: Summary) -> Phase:
+        """Return how the session ended, or should have by now; OPEN where it runs."""
+        now = self._store_clock.now()
+        return ended_phase(summary, now) or self._overdue(stored, summary, now) or Phase.OPEN
+
+    def _overdue(self, stored: Stored | Entry, summary: Summary, now: float) -> Phase | None:
+        """As `expiry.overdue`; but what was used here in time by this process's own seconds is used, whatever a clock
+        says that was set meanwhile.
+        """
+        session = self._copy_of(stored, summary)
+        if session is not None and session.overdue(self._clock.monotonic()) is None:
+            return None
+        return overdue(summary, now)
+
+    def _end_of(self, stored: Stored, summary: Summary, now: float) -> float | None:
+        """When to look at a running session again."""
+        at = end_of(summary)
+        if at is None or at > now:
+            return at
+        session = self._copy_of(stored, summary)
+        left = 0.0 if session is None or session.expires_at is None else session.expires_at - self._clock.monotonic()
+        return now + max(left, 1.0)
+
+    def _copy_of(self, stored: Stored | Entry, summary: Summary) -> DurableSession | None:
+        """Return the copy here of just that record, if any."""
+        session = self._cache.find(summary.id)
+        return session if session is not None and session.revision == stored.revision else None
+
+    def _readable(self, key: SessionKey, stored: Stored) -> Summary | None:
+        """Return the summary; None of one that is damaged, which is logged and holds up nobody else."""
+        try:
+            return decode_summary(key, stored)
+        except TidegateError as error:
+            self._damage.note(error, self._clock.monotonic())
+            return None
+
+    def _model_of(self, summary: Summary) -> LoadedModel:
+        model = self._registry.find_loaded(summary.model, summary.version)
+        if model is None or model.bundle.sha256 != summary.model_sha256:
             raise FailedPreconditionError(
-                f"session {record.id} runs on {record.model}/{record.version}, which is not here with that content; "
+                f"session {summary.id} runs on {summary.model}/{summary.version}, which is not here with that content; "
                 "the session is kept",
                 reason="MODEL_GONE",
             )
         return model
 
-    def _info(self, record: Record) -> SessionInfo:
-        model = self._registry.find_loaded(record.model, record.version)
-        return info_of(record, len(record.state) if model is None else model.manifest.state_bytes)
+    def _info(self, summary: Summary) -> SessionInfo:
+        model = self._registry.find_loaded(summary.model, summary.version)
+        state_bytes = summary.state_bytes if model is None else model.manifest.state_bytes
+        return info_of(summary, state_bytes, end_of(summary))
+
+    async def _read_clock(self) -> None:
+        self._store_clock.set(await self._ledger.ask(lambda store: store.time()))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -476,48 +572,54 @@ class DurableDesk:
         task.add_done_callback(self._tasks.discard)
 
 
-_AFTER = {Event.OUTLIVE: Phase.EXPIRED, Event.IDLE: Phase.IDLE}
+class DamageLog:
+    """Tells of records that cannot be read: a line now and then, however often they are met."""
+
+    def __init__(self) -> None:
+        self._num_untold = 0
+        self._told_at = -math.inf
+
+    def note(self, error: TidegateError, now: float) -> None:
+        if now - self._told_at < _DAMAGE_SECONDS:
+            self._num_untold += 1
+            return
+        log.error("%s (met %d more times since the last such line)", error.message, self._num_untold)
+        self._num_untold, self._told_at = 0, now
 
 
 def _place(record: Record, model: LoadedModel) -> None:
     """Put the record's session on a model."""
-    record.model, record.version = model.manifest.name, model.manifest.version
-    record.model_sha256, record.layout = model.bundle.sha256, model.layout
-    record.ClearField("chart")
+    summary = record.summary
+    summary.model, summary.version = model.manifest.name, model.manifest.version
+    summary.model_sha256, summary.state_bytes = model.bundle.sha256, model.manifest.state_bytes
+    summary.ClearField("chart")
+    record.body.layout = model.layout
 
 
 def _first(before: Entry | None, record: Record) -> Write:
     """Return the write of a new session, in the place of one that has ended, if any."""
-    expected = None if before is None else before.revision
-    gone: dict[str, bytes | None] = {}
+    key, expected, gone = key_of(record.summary.id), None, {}
     if before is not None:
-        gone = {kept.name: None for kept in decode_record(before).checkpoints}
-    return Write(
-        record.id, expected, new_revision(), record.SerializeToString(), due=Due(end_of(record)), attachments=gone
-    )
+        expected, gone = before.revision, {kept.name: None for kept in decode_summary(key, before).checkpoints}
+    revision = new_revision()
+    summary, body = encode_record(record, revision)
+    return Write(key, expected, revision, summary, body, Due(end_of(record.summary)), attachments=gone)
 
 
-def _replace(entry: Entry, record: Record) -> Write:
-    return Write(record.id, entry.revision, new_revision(), record.SerializeToString())
+def _entry(write: Write) -> Entry:
+    assert write.body is not None
+    return Entry(write.revision, write.summary, write.body)
 
 
-def _keep(entry: Entry, record: Record, name: str) -> Write:
-    """Return the write that keeps where the session is under ``name``."""
-    content = records_pb2.CheckpointRecord(
-        format=FORMAT,
-        version=record.version,
-        model_sha256=record.model_sha256,
-        position=record.position,
-        state=record.state,
-    ).SerializeToString()
-    kept = [(it.name, it.position) for it in record.checkpoints if it.name != name] + [(name, record.position)]
+def _keep(record: Record, name: str) -> Attachments:
+    """Retain where the session is under ``name``; return what is stored beside the record for it."""
+    summary = record.summary
+    kept = [(it.name, it.position) for it in summary.checkpoints if it.name != name] + [(name, summary.position)]
     dropped, kept = kept[:-MAX_CHECKPOINTS], kept[-MAX_CHECKPOINTS:]
-    del record.checkpoints[:]
+    del summary.checkpoints[:]
     for each, position in kept:
-        record.checkpoints.add(name=each, position=position)
-    attachments: dict[str, bytes | None] = {each: None for each, _ in dropped}
-    write = _replace(entry, record)
-    return Write(write.id, write.expected, write.revision, write.record, attachments={**attachments, name: content})
+        summary.checkpoints.add(name=each, position=position)
+    return {**{each: None for each, _ in dropped}, name: encode_checkpoint(key_of(summary.id), name, record)}
 
 
 def _contended(id_: str) -> UnavailableError:

@@ -7,6 +7,7 @@ import secrets
 
 from tidegate.errors import InvalidInputError, shown
 from tidegate.limits import MAX_NAME_LENGTH
+from tidegate.sessions.stores.store import SessionKey
 
 _NAME = re.compile(rf"[A-Za-z0-9._~-]{{1,{MAX_NAME_LENGTH}}}")
 
@@ -14,6 +15,8 @@ EPHEMERAL = "e~"
 """``e~<replica>~<random>``: an ephemeral session, which lives on that replica only."""
 DURABLE = "d~"
 """``d~<random>``: a durable one."""
+DEFAULT_TENANT = "default"
+"""Whose all sessions are, as long as nobody says who asks."""
 SEQUENCE = "q~"
 """A sequence of the Open Inference Protocol; what follows is its key."""
 
@@ -24,6 +27,11 @@ def new_ephemeral(replica: str) -> str:
 
 def new_durable() -> str:
     return f"{DURABLE}{secrets.token_urlsafe(16)}"
+
+
+def key_of(id_: str) -> SessionKey:
+    """Return what the session is stored under."""
+    return SessionKey(DEFAULT_TENANT, id_)
 
 
 def replica_of(id_: str) -> str | None:

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 
 from tidegate.errors import ConfigurationError, TidegateError, UnavailableError
 from tidegate.observe.histogram import Histogram, Reading
-from tidegate.sessions.stores.store import Entry, Store, Write
+from tidegate.sessions.stores.store import Entry, SessionKey, Store, Stored, Write
 
 log = logging.getLogger(__name__)
 
@@ -116,10 +116,15 @@ class Ledger:
             raise written
         return written
 
-    async def read(self, id_: str) -> Entry | None:
+    async def read(self, key: SessionKey) -> Entry | None:
         """Return what is stored of a session; UnavailableError."""
-        (entry,) = await self.ask(lambda store: store.read([id_]))
+        (entry,) = await self.ask(lambda store: store.read([key]))
         return entry
+
+    async def read_summary(self, key: SessionKey) -> Stored | None:
+        """Return what is stored of a session, without its body; UnavailableError."""
+        (stored,) = await self.ask(lambda store: store.read_summaries([key]))
+        return stored
 
     async def ask(self, question: Callable[[Store], Awaitable[Result]]) -> Result:
         """Ask the store something by one call of it, bounded in time; UnavailableError."""
@@ -159,13 +164,13 @@ class Ledger:
 
     def _take_group(self) -> list[tuple[Sequence[Write], asyncio.Future[list[Written]]]]:
         """Take what waits, in order, up to the first that touches a session for the second time."""
-        seen: set[str] = set()
+        seen: set[SessionKey] = set()
         size = 0
         for writes, _ in self._waiting:
-            ids = {write.id for write in writes}
-            if seen & ids:
+            keys = {write.key for write in writes}
+            if seen & keys:
                 break
-            seen |= ids
+            seen |= keys
             size += 1
         group, self._waiting = self._waiting[:size], self._waiting[size:]
         return group
@@ -181,7 +186,7 @@ class Ledger:
         """Look up what became of writes whose reply did not come."""
         try:
             async with asyncio.timeout(self._timeout):
-                entries = await self._store.read([write.id for write in writes])
+                entries = await self._store.read_summaries([write.key for write in writes])
         except (UnavailableError, TimeoutError):
             self._lose(error)
             return [error] * len(writes)
@@ -235,7 +240,7 @@ class Ledger:
             self.changed.set()
 
 
-def _outcome(write: Write, entry: Entry | None, error: TidegateError) -> Written:
+def _outcome(write: Write, entry: Stored | None, error: TidegateError) -> Written:
     # Where what it expects is there, it may still be on its way. Where another revision is, it may have been made, and
     # others gone on from it: made again, a rewind would take back their steps.
     return True if entry is not None and entry.revision == write.revision else error

@@ -14,6 +14,7 @@ from tidegate.core import LAST_POSITION, SessionRequest
 from tidegate.errors import FailedPreconditionError, InvalidInputError, PositionConflictError, SessionEndedError
 from tidegate.observe.drift import NOT_WHOLE, Charted
 from tidegate.sessions.lifecycle import TRANSITIONS, WHY, Event, Phase
+from tidegate.sessions.stores.store import SessionKey
 
 if TYPE_CHECKING:
     from tidegate.engine.cohort import Cohort
@@ -151,21 +152,36 @@ class Session:
         self.used_at = now
 
 
+class Head(NamedTuple):
+    """What steps leave of a durable session's record as it is, encoded, and the checksum of the session's key."""
+
+    key_checksum: int
+    summary: bytes
+    body: bytes
+
+
+_NO_KEY, _NO_HEAD = SessionKey("", ""), Head(0, b"", b"")
+
+
 @dataclass(slots=True, eq=False)
 class DurableSession(Session):
     """A copy of a durable session, whose truth is its record in the store.
 
     Attributes:
+        key: What the record is stored under.
         revision: Of the record that this is a copy of: what a commit must find in the store.
-        head: The part of the record that steps do not change, encoded.
+        head: The parts of the record that steps do not change.
+        has_expired: Whether the record says that the session expired, which its next commit takes back.
         is_fresh: False once the record is known, or suspected, to have moved on: it must be read before the next run.
         is_reading: Whether it is being read.
     """
 
     is_durable: ClassVar[bool] = True
 
+    key: SessionKey = _NO_KEY
     revision: bytes = b""
-    head: bytes = b""
+    head: Head = _NO_HEAD
+    has_expired: bool = False
     is_fresh: bool = True
     is_reading: bool = False
 

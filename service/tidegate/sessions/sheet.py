@@ -1,6 +1,6 @@
-"""The usual step of a durable session, encoded quickly: one predicted token and a surprise.
+"""The usual last reply of a durable session, encoded quickly: one predicted token and a surprise.
 
-Knows what a record keeps of such a step, as `records` fills it in. Making the seven messages for each step takes twice
+Knows what a body keeps of such a step, as `records` fills it in. Making the seven messages for each step takes twice
 as long as filling them, so one set of them is filled again and again.
 """
 
@@ -15,29 +15,28 @@ class Sheet:
     """Messages for one step at a time; what is written replaces all that was there."""
 
     def __init__(self) -> None:
-        self._record = records_pb2.SessionRecord()
-        self._last = self._record.last
+        self._body = records_pb2.SessionBody()
+        self._last = self._body.last
         self._step = self._last.step
         self._prediction = self._step.prediction
         self._candidate = self._prediction.next.add().candidates.add()
         self._surprise = self._prediction.surprise
 
-    def encode(self, position: int, used_at: float, last: LastReply) -> bytes | None:
-        """Return what the step changes but for the state, as protobuf would write it; None of an unusual step."""
+    def encode(self, last: LastReply) -> bytes | None:
+        """Return the body's field of the last reply, as protobuf would write it; None of an unusual step."""
         start, fingerprint, result = last
         if not isinstance(result, StepResult) or not _is_usual(prediction := result.prediction):
             return None
         assert prediction.next is not None
         assert prediction.surprise is not None
         assert isinstance(fingerprint, bytes)
-        self._record.position, self._record.used_at = position, used_at
         kept, step, candidate, surprise = self._last, self._step, self._candidate, self._surprise
         kept.start, kept.fingerprint, kept.every_step = start, fingerprint, prediction.every_step
         step.session, step.position, _ = result
         self._prediction.length = prediction.length
         candidate.token, candidate.id, candidate.probability = prediction.next[0][0]
         surprise.mean, surprise.unit, _ = prediction.surprise
-        return self._record.SerializeToString()
+        return self._body.SerializeToString()
 
 
 def _is_usual(prediction: Prediction) -> bool:

@@ -3,7 +3,7 @@
 isort:skip_file
 How durable sessions are stored, and how snapshots travel. Not an interface: no service uses these messages.
 
-A reader takes any message of its own format or an older one and refuses newer ones. Fields are only ever added.
+A reader takes records of its own format; older ones are migrated, newer ones refused (docs/durability.md).
 """
 
 from collections import abc as _abc
@@ -23,101 +23,120 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
-class SessionRecord(_message.Message):
-    """The truth of a durable session. Times are seconds since the epoch."""
+class SessionSummary(_message.Message):
+    """The truth of a durable session is stored in two parts. The summary, short and bounded, is all that lists, expiry and
+    erasure read; the body is the rest. Each summary stands behind a checksum over the session's key, the revision and the
+    summary itself, which holds the body's (`sessions/records.py`). Times are seconds since the epoch, by the store's clock.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     FORMAT_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    USED_AT_FIELD_NUMBER: _builtins.int
+    BODY_BYTES_FIELD_NUMBER: _builtins.int
+    BODY_CHECKSUM_FIELD_NUMBER: _builtins.int
+    CHART_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    ENDED_AT_FIELD_NUMBER: _builtins.int
     ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     TTL_SECONDS_FIELD_NUMBER: _builtins.int
     IDLE_SECONDS_FIELD_NUMBER: _builtins.int
-    SEED_FIELD_NUMBER: _builtins.int
-    TENANT_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
-    REQUEST_FIELD_NUMBER: _builtins.int
-    FORKED_FROM_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     MODEL_SHA256_FIELD_NUMBER: _builtins.int
-    LAYOUT_FIELD_NUMBER: _builtins.int
-    POSITION_FIELD_NUMBER: _builtins.int
-    USED_AT_FIELD_NUMBER: _builtins.int
-    STATE_FIELD_NUMBER: _builtins.int
-    LAST_FIELD_NUMBER: _builtins.int
-    CHART_FIELD_NUMBER: _builtins.int
+    STATE_BYTES_FIELD_NUMBER: _builtins.int
     CHECKPOINTS_FIELD_NUMBER: _builtins.int
-    ENDED_FIELD_NUMBER: _builtins.int
-    ENDED_AT_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     format: _builtins.int
+    position: _builtins.int
+    """What a step changes, of fixed width: a summary keeps its length."""
+    used_at: _builtins.float
+    body_bytes: _builtins.int
+    """Of the body as it is stored; 0: none is kept, and the session is over for good."""
+    body_checksum: _builtins.int
+    ended: _builtins.str
+    """Why the session ended (SESSION_CLOSED, ...) and when; empty: it runs."""
+    ended_at: _builtins.float
     id: _builtins.str
     """What stays the same from opening to end."""
+    tenant: _builtins.str
     created_at: _builtins.float
     ttl_seconds: _builtins.float
     """Seconds from opening, and from the last step; absent: never."""
     idle_seconds: _builtins.float
-    seed: _builtins.int
-    tenant: _builtins.str
     origin: _builtins.str
-    forked_from: _builtins.str
     model: _builtins.str
     """What an upgrade changes."""
     version: _builtins.str
     model_sha256: _builtins.str
-    layout: _builtins.bytes
-    """SHA-256 of the names, dtypes and shapes of what `state` holds."""
-    position: _builtins.int
-    """What a step changes."""
-    used_at: _builtins.float
-    state: _builtins.bytes
-    """The states in the manifest's order, then the kept output, if any: raw, little-endian, row-major. Empty at position 0."""
-    ended: _builtins.str
-    """Why the session ended (SESSION_CLOSED, …); empty: it runs. What ended keeps only who it was."""
-    ended_at: _builtins.float
-    @_builtins.property
-    def request(self) -> _sessions_pb2.OpenRequest:
-        """What was asked for, so that an equal repeat returns what exists: the opening, or of a fork its source."""
-
-    @_builtins.property
-    def last(self) -> Global___LastReply: ...
+    state_bytes: _builtins.int
     @_builtins.property
     def chart(self) -> Global___SessionChart:
         """Of a session that has a chart of its own."""
 
     @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
     def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetainedCheckpoint]:
-        """Oldest first; their records are stored beside this one."""
+        """Oldest first; what they retain is stored beside the record."""
+
+    @_builtins.property
+    def source(self) -> Global___SessionSource:
+        """Where the session's inputs come from, if from a log: what was applied last stands in the same commit as the state."""
 
     def __init__(
         self,
         *,
         format: _builtins.int = ...,
+        position: _builtins.int = ...,
+        used_at: _builtins.float = ...,
+        body_bytes: _builtins.int = ...,
+        body_checksum: _builtins.int = ...,
+        chart: Global___SessionChart | None = ...,
+        ended: _builtins.str = ...,
+        ended_at: _builtins.float = ...,
         id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
         created_at: _builtins.float = ...,
         ttl_seconds: _builtins.float | None = ...,
         idle_seconds: _builtins.float | None = ...,
-        seed: _builtins.int = ...,
-        tenant: _builtins.str = ...,
         origin: _builtins.str = ...,
-        request: _sessions_pb2.OpenRequest | None = ...,
-        forked_from: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         model: _builtins.str = ...,
         version: _builtins.str = ...,
         model_sha256: _builtins.str = ...,
-        layout: _builtins.bytes = ...,
-        position: _builtins.int = ...,
-        used_at: _builtins.float = ...,
-        state: _builtins.bytes = ...,
-        last: Global___LastReply | None = ...,
-        chart: Global___SessionChart | None = ...,
+        state_bytes: _builtins.int = ...,
         checkpoints: _abc.Iterable[Global___RetainedCheckpoint] | None = ...,
-        ended: _builtins.str = ...,
-        ended_at: _builtins.float = ...,
+        source: Global___SessionSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds", "_ttl_seconds", b"_ttl_seconds", "chart", b"chart", "idle_seconds", b"idle_seconds", "last", b"last", "request", b"request", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds", "_ttl_seconds", b"_ttl_seconds", "chart", b"chart", "idle_seconds", b"idle_seconds", "source", b"source", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds", "_ttl_seconds", b"_ttl_seconds", "chart", b"chart", "checkpoints", b"checkpoints", "created_at", b"created_at", "ended", b"ended", "ended_at", b"ended_at", "forked_from", b"forked_from", "format", b"format", "id", b"id", "idle_seconds", b"idle_seconds", "last", b"last", "layout", b"layout", "model", b"model", "model_sha256", b"model_sha256", "origin", b"origin", "position", b"position", "request", b"request", "seed", b"seed", "state", b"state", "tenant", b"tenant", "ttl_seconds", b"ttl_seconds", "used_at", b"used_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds", "_ttl_seconds", b"_ttl_seconds", "body_bytes", b"body_bytes", "body_checksum", b"body_checksum", "chart", b"chart", "checkpoints", b"checkpoints", "created_at", b"created_at", "ended", b"ended", "ended_at", b"ended_at", "format", b"format", "id", b"id", "idle_seconds", b"idle_seconds", "labels", b"labels", "model", b"model", "model_sha256", b"model_sha256", "origin", b"origin", "position", b"position", "source", b"source", "state_bytes", b"state_bytes", "tenant", b"tenant", "ttl_seconds", b"ttl_seconds", "used_at", b"used_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__idle_seconds: _TypeAlias = _typing.Literal["idle_seconds"]  # noqa: Y015
     _WhichOneofArgType__idle_seconds: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds"]  # noqa: Y015
@@ -128,7 +147,77 @@ class SessionRecord(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl_seconds) -> _WhichOneofReturnType__ttl_seconds | None: ...
 
-Global___SessionRecord: _TypeAlias = SessionRecord  # noqa: Y015
+Global___SessionSummary: _TypeAlias = SessionSummary  # noqa: Y015
+
+@_typing.final
+class SessionSource(_message.Message):
+    """A partition of a log, and the first of its records that the session has not applied."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_FIELD_NUMBER: _builtins.int
+    TOPIC_ID_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    NEXT_OFFSET_FIELD_NUMBER: _builtins.int
+    cluster: _builtins.str
+    topic_id: _builtins.str
+    partition: _builtins.int
+    next_offset: _builtins.int
+    def __init__(
+        self,
+        *,
+        cluster: _builtins.str = ...,
+        topic_id: _builtins.str = ...,
+        partition: _builtins.int = ...,
+        next_offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "next_offset", b"next_offset", "partition", b"partition", "topic_id", b"topic_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionSource: _TypeAlias = SessionSource  # noqa: Y015
+
+@_typing.final
+class SessionBody(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    FORKED_FROM_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    forked_from: _builtins.str
+    seed: _builtins.int
+    layout: _builtins.bytes
+    """SHA-256 of the names, dtypes and shapes of what `state` holds."""
+    state: _builtins.bytes
+    """The states in the manifest's order, then the kept output, if any: raw, little-endian, row-major. Empty at position 0."""
+    @_builtins.property
+    def request(self) -> _sessions_pb2.OpenRequest:
+        """What was asked for, so that an equal repeat returns what exists: the opening, or of a fork its source."""
+
+    @_builtins.property
+    def last(self) -> Global___LastReply: ...
+    def __init__(
+        self,
+        *,
+        request: _sessions_pb2.OpenRequest | None = ...,
+        forked_from: _builtins.str = ...,
+        seed: _builtins.int = ...,
+        layout: _builtins.bytes = ...,
+        last: Global___LastReply | None = ...,
+        state: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last", b"last", "request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forked_from", b"forked_from", "last", b"last", "layout", b"layout", "request", b"request", "seed", b"seed", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionBody: _TypeAlias = SessionBody  # noqa: Y015
 
 @_typing.final
 class SessionChart(_message.Message):
@@ -366,3 +455,111 @@ class SnapshotBody(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl_seconds) -> _WhichOneofReturnType__ttl_seconds | None: ...
 
 Global___SnapshotBody: _TypeAlias = SnapshotBody  # noqa: Y015
+
+@_typing.final
+class SessionRecordFormat1(_message.Message):
+    """A durable session as format 1 stored it, for the migration only (`sessions/format1.py`)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMAT_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    TTL_SECONDS_FIELD_NUMBER: _builtins.int
+    IDLE_SECONDS_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    FORKED_FROM_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    MODEL_SHA256_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    USED_AT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    CHART_FIELD_NUMBER: _builtins.int
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    ENDED_AT_FIELD_NUMBER: _builtins.int
+    format: _builtins.int
+    id: _builtins.str
+    """What stays the same from opening to end."""
+    created_at: _builtins.float
+    ttl_seconds: _builtins.float
+    """Seconds from opening, and from the last step; absent: never."""
+    idle_seconds: _builtins.float
+    seed: _builtins.int
+    tenant: _builtins.str
+    origin: _builtins.str
+    forked_from: _builtins.str
+    model: _builtins.str
+    """What an upgrade changes."""
+    version: _builtins.str
+    model_sha256: _builtins.str
+    layout: _builtins.bytes
+    """SHA-256 of the names, dtypes and shapes of what `state` holds."""
+    position: _builtins.int
+    """What a step changes."""
+    used_at: _builtins.float
+    state: _builtins.bytes
+    """The states in the manifest's order, then the kept output, if any: raw, little-endian, row-major. Empty at position 0."""
+    ended: _builtins.str
+    """Why the session ended (SESSION_CLOSED, …); empty: it runs. What ended keeps only who it was."""
+    ended_at: _builtins.float
+    @_builtins.property
+    def request(self) -> _sessions_pb2.OpenRequest:
+        """What was asked for, so that an equal repeat returns what exists: the opening, or of a fork its source."""
+
+    @_builtins.property
+    def last(self) -> Global___LastReply: ...
+    @_builtins.property
+    def chart(self) -> Global___SessionChart:
+        """Of a session that has a chart of its own."""
+
+    @_builtins.property
+    def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetainedCheckpoint]:
+        """Oldest first; their records are stored beside this one."""
+
+    def __init__(
+        self,
+        *,
+        format: _builtins.int = ...,
+        id: _builtins.str = ...,
+        created_at: _builtins.float = ...,
+        ttl_seconds: _builtins.float | None = ...,
+        idle_seconds: _builtins.float | None = ...,
+        seed: _builtins.int = ...,
+        tenant: _builtins.str = ...,
+        origin: _builtins.str = ...,
+        request: _sessions_pb2.OpenRequest | None = ...,
+        forked_from: _builtins.str = ...,
+        model: _builtins.str = ...,
+        version: _builtins.str = ...,
+        model_sha256: _builtins.str = ...,
+        layout: _builtins.bytes = ...,
+        position: _builtins.int = ...,
+        used_at: _builtins.float = ...,
+        state: _builtins.bytes = ...,
+        last: Global___LastReply | None = ...,
+        chart: Global___SessionChart | None = ...,
+        checkpoints: _abc.Iterable[Global___RetainedCheckpoint] | None = ...,
+        ended: _builtins.str = ...,
+        ended_at: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds", "_ttl_seconds", b"_ttl_seconds", "chart", b"chart", "idle_seconds", b"idle_seconds", "last", b"last", "request", b"request", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds", "_ttl_seconds", b"_ttl_seconds", "chart", b"chart", "checkpoints", b"checkpoints", "created_at", b"created_at", "ended", b"ended", "ended_at", b"ended_at", "forked_from", b"forked_from", "format", b"format", "id", b"id", "idle_seconds", b"idle_seconds", "last", b"last", "layout", b"layout", "model", b"model", "model_sha256", b"model_sha256", "origin", b"origin", "position", b"position", "request", b"request", "seed", b"seed", "state", b"state", "tenant", b"tenant", "ttl_seconds", b"ttl_seconds", "used_at", b"used_at", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__idle_seconds: _TypeAlias = _typing.Literal["idle_seconds"]  # noqa: Y015
+    _WhichOneofArgType__idle_seconds: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__ttl_seconds: _TypeAlias = _typing.Literal["ttl_seconds"]  # noqa: Y015
+    _WhichOneofArgType__ttl_seconds: _TypeAlias = _typing.Literal["_ttl_seconds", b"_ttl_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idle_seconds) -> _WhichOneofReturnType__idle_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl_seconds) -> _WhichOneofReturnType__ttl_seconds | None: ...
+
+Global___SessionRecordFormat1: _TypeAlias = SessionRecordFormat1  # noqa: Y015

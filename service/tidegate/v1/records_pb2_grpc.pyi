@@ -3,7 +3,7 @@
 isort:skip_file
 How durable sessions are stored, and how snapshots travel. Not an interface: no service uses these messages.
 
-A reader takes any message of its own format or an older one and refuses newer ones. Fields are only ever added.
+A reader takes records of its own format; older ones are migrated, newer ones refused (docs/durability.md).
 """
 
 from collections import abc as _abc

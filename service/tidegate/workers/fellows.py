@@ -103,7 +103,7 @@ class Fellows:
 
     def __init__(self, seat: Seat, settings: Settings, clock: Clock) -> None:
         self._seat = seat
-        self._has_store = settings.store != "memory"
+        self._has_store = settings.store != "none"
         self._fellows = {
             number: Fellow(seat.address(number), settings.request_timeout, clock) for number in seat.others
         }

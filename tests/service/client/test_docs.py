@@ -20,7 +20,7 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "client.md"
 async def test_the_examples_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_tiny_bundle(tmp_path, "shakespeare-lstm")
     write_tiny_forecast_bundle(tmp_path, "load-lstm")
-    service = Service(load_settings({"bundles": tmp_path, "store": "memory"}))
+    service = Service(load_settings({"bundles": tmp_path, "store": "none"}))
     await service.start()
     server = create_server(service, "127.0.0.1:0")
     await server.start()

@@ -26,7 +26,7 @@ async def client(tmp_path: Path) -> AsyncIterator[AsyncClient]:
     write_tiny_bundle(tmp_path)
     write_tiny_forecast_bundle(tmp_path)
     write_tiny_stream_bundle(tmp_path)
-    service = Service(load_settings({"bundles": tmp_path, "store": "memory"}))
+    service = Service(load_settings({"bundles": tmp_path, "store": "none"}))
     await service.start()
     server = create_server(service, "127.0.0.1:0")
     await server.start()

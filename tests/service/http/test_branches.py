@@ -192,7 +192,7 @@ async def test_a_snapshot_needs_its_model(client: httpx.AsyncClient, session: st
     snapshot = (await client.get(f"/v1/sessions/{session}/snapshot")).content
     elsewhere = tmp_path / "elsewhere"
     write_tiny_bundle(elsewhere, seed=7)
-    other = Service(load_settings({"bundles": elsewhere, "store": "memory"}))
+    other = Service(load_settings({"bundles": elsewhere, "store": "none"}))
     await other.start()
     transport = httpx.ASGITransport(create_app(other))
     async with httpx.AsyncClient(transport=transport, base_url="http://other") as stranger:
@@ -201,7 +201,7 @@ async def test_a_snapshot_needs_its_model(client: httpx.AsyncClient, session: st
     assert (reply.status_code, reply.json()["reason"]) == (412, "MODEL_GONE")
 
 
-@pytest.mark.parametrize("store", ["memory"])
+@pytest.mark.parametrize("store", ["none"])
 async def test_without_a_store_nothing_is_durable(client: httpx.AsyncClient) -> None:
     session = await opened(client)
     snapshot = (await client.get(f"/v1/sessions/{session}/snapshot")).content

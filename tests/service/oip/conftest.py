@@ -48,7 +48,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 async def service(bundles: Path, clock: ManualClock) -> AsyncIterator[Service]:
-    async with serving(bundles, clock, store="memory", max_rows=32) as service:
+    async with serving(bundles, clock, store="none", max_rows=32) as service:
         yield service
 
 

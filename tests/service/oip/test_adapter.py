@@ -54,7 +54,7 @@ async def test_a_start_succeeds_where_the_sequence_was_durable_once(tmp_path: Pa
 async def test_sessions_that_ended_by_themselves_are_let_go_of(tmp_path: Path) -> None:
     write_tiny_bundle(tmp_path)
     clock = ManualClock()
-    async with serving(tmp_path, clock, store="memory") as service:
+    async with serving(tmp_path, clock, store="none") as service:
         core = ServiceCore(service)
         await core.open_sequence("tiny", "", "q~i~tiny~5")
         clock.now += 90_000

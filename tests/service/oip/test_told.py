@@ -89,7 +89,7 @@ async def test_the_configuration_fits_the_metadata(http: httpx.AsyncClient, stub
 
 
 async def test_a_model_may_be_served_without_sequences(bundles: Path) -> None:
-    async with serving(bundles, store="memory", models={"tiny": {"sequences": False}}) as service:
+    async with serving(bundles, store="none", models={"tiny": {"sequences": False}}) as service:
         inference = Inference(ServiceCore(service))
         assert "sequence_batching" in inference.config("tiny-stream", "")
         config = inference.config("tiny", "")

@@ -46,7 +46,7 @@ async def infer(inference: Inference, asked: InferRequest) -> InferReply:
 async def test_what_follows_a_start_at_once_is_of_the_version_that_the_start_named(tmp_path: Path) -> None:
     write_tiny_bundle(tmp_path)
     write_tiny_bundle(tmp_path, version="2", cell="gru")
-    async with inferring(tmp_path, store="memory") as (_, inference):
+    async with inferring(tmp_path, store="none") as (_, inference):
         asked = [request(version="1", start=True), request(), request(end=True)]
         replies = await asyncio.gather(*(inference.submit(each).reply(told) for each in asked))
         assert [reply.version for reply in replies] == ["1", "1", "1"]

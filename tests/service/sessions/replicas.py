@@ -10,12 +10,14 @@ from typing import Any
 
 from tests.clock import ManualClock
 from tests.service.serving import check_integrity
+from tidegate.clock import Clock
 from tidegate.config import load_settings
 from tidegate.core import Ask, Input, Prediction, SessionInfo, SessionRequest, StepResult
 from tidegate.errors import UnavailableError
 from tidegate.service import Service
+from tidegate.sessions.ids import key_of
 from tidegate.sessions.stores.memory import MemoryStore
-from tidegate.sessions.stores.store import Entry, Write
+from tidegate.sessions.stores.store import Entry, SessionKey, Stored, Write
 
 MODEL = "tiny-lstm"
 
@@ -25,20 +27,20 @@ class Faulty(MemoryStore):
     """A store that fails when told to.
 
     Attributes:
+        clock: Its own.
         is_away: Whether it answers nothing.
         lost_replies: How many writes it will make and not confirm.
-        damaged: Sessions whose records cannot be read.
         meanwhile: By the name of a call, what others do once between the next such call and its answer.
     """
 
+    clock: Clock
     is_away: bool = False
     lost_replies: int = 0
-    damaged: set[str] = field(default_factory=set)
     meanwhile: dict[str, Callable[[], Awaitable[Any]]] = field(default_factory=dict)
     num_writes: int = field(default=0)
 
     def __post_init__(self) -> None:
-        super().__init__()
+        super().__init__(self.clock)
 
     async def ping(self) -> None:
         self._check()
@@ -46,18 +48,28 @@ class Faulty(MemoryStore):
     async def start(self) -> None:
         self._check()
 
-    async def read(self, ids: Sequence[str]) -> list[Entry | None]:
+    async def read(self, keys: Sequence[SessionKey]) -> list[Entry | None]:
         self._check()
-        if self.damaged.intersection(ids):
-            raise UnavailableError("a record is damaged", reason="STORE_CORRUPT")
-        found = await super().read(ids)
+        found = await super().read(keys)
         await self._wait("read")
         return found
 
-    async def read_attachment(self, id: str, name: str) -> bytes | None:  # noqa: A002
-        content = await super().read_attachment(id, name)
+    async def read_summaries(self, keys: Sequence[SessionKey]) -> list[Stored | None]:
+        self._check()
+        found = await super().read_summaries(keys)
+        await self._wait("read_summaries")
+        return found
+
+    async def read_attachment(self, key: SessionKey, name: str) -> bytes | None:
+        content = await super().read_attachment(key, name)
         await self._wait("read_attachment")
         return content
+
+    def damage(self, id_: str) -> None:
+        """Flip a bit of the session's summary, and one of its body."""
+        kept = self._kept[key_of(id_)]
+        revision, summary, body = kept.entry
+        kept.entry = Entry(revision, _flipped(summary), _flipped(body))
 
     async def write(self, writes: Sequence[Write]) -> list[bool]:
         self._check()
@@ -76,6 +88,10 @@ class Faulty(MemoryStore):
     def _check(self) -> None:
         if self.is_away:
             raise UnavailableError("the store is away", reason="STORE_AWAY")
+
+
+def _flipped(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
 
 
 @dataclass
@@ -102,7 +118,8 @@ class Replicas:
 @asynccontextmanager
 async def replicas(root: Path, count: int = 2, **settings: Any) -> AsyncIterator[Replicas]:
     """Started services; when they are left, nothing leaked in any of them."""
-    clock, store = ManualClock(), Faulty()
+    clock = ManualClock()
+    store = Faulty(clock.clock())
     given = load_settings({"bundles": root, "store_timeout": 30, **settings})
     async with AsyncExitStack() as stack:
         services = [Service(given, clock.clock(), store) for _ in range(count)]

@@ -10,6 +10,7 @@ import pytest
 
 from tidegate.clock import Clock
 from tidegate.errors import UnavailableError
+from tidegate.sessions.ids import key_of
 from tidegate.sessions.ledger import Ledger
 from tidegate.sessions.stores.memory import MemoryStore
 from tidegate.sessions.stores.store import Write
@@ -27,14 +28,14 @@ class Slow(MemoryStore):
         super().__init__()
 
     async def write(self, writes: Sequence[Write]) -> list[bool]:
-        self.groups.append([write.id for write in writes])
+        self.groups.append([write.key.id for write in writes])
         self.begun.set()
         await self.gate.wait()
         return await super().write(writes)
 
 
 def write(id_: str, expected: bytes | None = None, revision: bytes = b"1") -> Write:
-    return Write(id_, expected, revision, b"record")
+    return Write(key_of(id_), expected, revision, b"", b"record")
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ async def test_a_caller_that_leaves_harms_nobody(ledger: Ledger, store: Slow) ->
     leaving.cancel()
     store.gate.set()
     assert await staying == [True]
-    assert await store.read(["a"]) != [None]
+    assert await store.read([key_of("a")]) != [None]
 
 
 async def test_a_lost_compare_is_counted(ledger: Ledger, store: Slow) -> None:
@@ -128,17 +129,17 @@ async def test_a_store_that_does_not_answer_in_time_is_away_until_it_does() -> N
         await asyncio.Event().wait()
         raise AssertionError
 
-    read, store.read = store.read, hang  # type: ignore[method-assign, assignment]
+    read, store.read_summaries = store.read_summaries, hang  # type: ignore[method-assign, assignment]
     (told,) = await ledger.write([write("a")])
     assert isinstance(told, UnavailableError)
     assert (told.reason, told.retry_after, ledger.is_reachable) == ("STORE_AWAY", 1.0, False)
     with pytest.raises(UnavailableError):
-        await ledger.read("a")
+        await ledger.read(key_of("a"))
     ledger.changed.clear()
-    store.read = read  # type: ignore[method-assign]
+    store.read_summaries = read  # type: ignore[method-assign]
     await ledger.changed.wait()
     assert ledger.is_reachable
-    assert await ledger.read("a") is None
+    assert await ledger.read(key_of("a")) is None
     await ledger.stop()
 
 

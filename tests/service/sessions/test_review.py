@@ -22,6 +22,7 @@ from tidegate.errors import (
     SessionEndedError,
     UnavailableError,
 )
+from tidegate.sessions.ids import key_of
 
 FORECAST = "tiny-forecast"
 VALUES = Input(values=np.array([[20.0, 3.0]], np.float32))
@@ -85,7 +86,7 @@ async def test_who_was_stepped_in_time_is_not_told_to_be_idle(root: Path) -> Non
             they.clock.now += 5
 
         they.clock.now += 11
-        they.store.meanwhile["read"] = step_in_time
+        they.store.meanwhile["read_summaries"] = step_in_time
         await a.expire()
         assert (await waiting[0]).position == 2
 
@@ -95,8 +96,8 @@ async def test_a_damaged_record_is_one_sessions_trouble(root: Path) -> None:
         a, b = they
         for name in ("damaged", "sound", "old"):
             await they.open(name, idle_seconds=10)
-        they.store.damaged.add("damaged")
-        with pytest.raises(UnavailableError) as caught:
+        they.store.damage("damaged")
+        with pytest.raises(InternalError) as caught:
             await step(b, "a", id_="damaged")
         assert caught.value.reason == "STORE_CORRUPT"
         assert b.is_ready
@@ -195,9 +196,9 @@ async def test_a_session_that_its_store_lost_is_unknown_and_not_closed(root: Pat
         (a,) = they
         await they.open()
         await step(a, "ab", 0)
-        (entry,) = await they.store.read(["s"])
+        (entry,) = await they.store.read([key_of("s")])
         assert entry is not None
-        assert await they.store.delete("s", entry.revision)
+        assert await they.store.delete(key_of("s"), entry.revision)
         for _ in range(2):
             with pytest.raises(NotFoundError) as caught:
                 await step(a, "c", 2)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tidegate.core import Candidate, Drift, Forecast, Prediction, StepResult, Surprise
 from tidegate.engine.work import Transcript
 from tidegate.sessions.records import encode_step, last_reply
-from tidegate.sessions.session import LastReply
+from tidegate.sessions.session import Head, LastReply
 from tidegate.sessions.sheet import Sheet
 from tidegate.v1 import records_pb2
 from tidegate.wire.predictions import fill_step
@@ -32,14 +32,14 @@ def usual_replies(draw: st.DrawFn) -> LastReply:
     return LastReply(draw(NATURAL), draw(st.binary(max_size=32)), result)
 
 
-@given(NATURAL, st.floats(allow_nan=False), usual_replies())
-def test_a_usual_step_is_what_filling_new_messages_gives(position: int, used_at: float, last: LastReply) -> None:
-    whole = records_pb2.SessionRecord(position=position, used_at=used_at)
+@given(usual_replies())
+def test_a_usual_step_is_what_filling_new_messages_gives(last: LastReply) -> None:
+    whole = records_pb2.SessionBody()
     assert isinstance(last.fingerprint, bytes)
     whole.last.start, whole.last.fingerprint = last.start, last.fingerprint
     fill_step(whole.last.step, last.result)
     whole.last.every_step = last.result.prediction.every_step
-    assert SHEET.encode(position, used_at, last) == whole.SerializeToString()
+    assert SHEET.encode(last) == whole.SerializeToString()
 
 
 @pytest.mark.parametrize(
@@ -57,13 +57,13 @@ def test_a_usual_step_is_what_filling_new_messages_gives(position: int, used_at:
 )
 def test_an_unusual_step_is_stored_whole_all_the_same(prediction: Prediction) -> None:
     last = LastReply(3, b"fingerprint", StepResult("s", 4, prediction))
-    assert SHEET.encode(4, 1.0, last) is None
+    assert SHEET.encode(last) is None
     assert _stored(last).prediction.next == prediction.next
     assert _stored(last).prediction.drift == prediction.drift
 
 
 def test_a_generation_is_no_step() -> None:
-    assert SHEET.encode(4, 1.0, LastReply(3, b"fingerprint", Transcript())) is None
+    assert SHEET.encode(LastReply(3, b"fingerprint", Transcript())) is None
 
 
 def test_a_usual_step_is_read_back_from_a_record() -> None:
@@ -71,9 +71,10 @@ def test_a_usual_step_is_read_back_from_a_record() -> None:
 
 
 def _stored(last: LastReply) -> StepResult:
-    record = records_pb2.SessionRecord.FromString(encode_step(b"", 4, 1.0, b"state", last))
-    found = last_reply(record)
+    _, encoded = encode_step(Head(0, b"", b""), b"revision", 4, 1.0, b"state", last)
+    body = records_pb2.SessionBody.FromString(encoded)
+    found = last_reply(body)
     assert found is not None
-    assert record.state == b"state"
+    assert body.state == b"state"
     assert isinstance(found.result, StepResult)
     return found.result

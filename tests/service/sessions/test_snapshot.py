@@ -113,7 +113,7 @@ def assert_refused(body: Body, words: str) -> None:
 
 async def test_a_forged_snapshot_opens_nothing(tmp_path: Path) -> None:
     write_tiny_bundle(tmp_path, MODEL)
-    async with serving(tmp_path, store="memory") as service:
+    async with serving(tmp_path, store="none") as service:
         await service.open_session(SessionRequest(MODEL, id="s"))
         await step(service, "hello", 0)
         body = decode_snapshot(await service.snapshot_session("s"))

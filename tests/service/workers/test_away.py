@@ -148,7 +148,7 @@ async def test_an_ephemeral_session_is_not_opened_in_its_owner_s_place(alone: Al
     assert (alone.core.opened, alone.core.restored) == ([], [])
 
 
-@pytest.mark.parametrize("alone", ["memory"], indirect=True)
+@pytest.mark.parametrize("alone", ["none"], indirect=True)
 @pytest.mark.parametrize("call", [*REPEATABLE.values(), *OPENING.values()], ids=[*REPEATABLE, *OPENING])
 async def test_without_a_store_there_is_nothing_to_look_into(alone: Alone, call: Call) -> None:
     store(alone.core, SESSION)

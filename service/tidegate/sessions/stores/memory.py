@@ -1,4 +1,4 @@
-"""A store in a dict: what `store` asks for in its plainest form. Nothing outlives the process."""
+"""A store in a dict: what `store` asks for in its plainest form. Nothing outlives the process. For tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tidegate.sessions.stores.store import Entry, Write
+from tidegate.clock import Clock
+from tidegate.sessions.stores.store import Entry, SessionKey, Stored, Write
 
 
 @dataclass(slots=True)
@@ -20,10 +21,15 @@ class _Kept:
 
 
 class MemoryStore:
-    """Durable sessions of one process, for tests and for trying things out."""
+    """Durable sessions of one process.
 
-    def __init__(self) -> None:
-        self._kept: dict[str, _Kept] = {}
+    Args:
+        clock: It has none of its own.
+    """
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._wall = (clock or Clock()).wall
+        self._kept: dict[SessionKey, _Kept] = {}
 
     async def start(self) -> None:
         """Nothing to open."""
@@ -34,43 +40,58 @@ class MemoryStore:
     async def ping(self) -> None:
         """It always answers."""
 
-    async def read(self, ids: Sequence[str]) -> list[Entry | None]:
-        return [kept.entry if (kept := self._kept.get(id_)) else None for id_ in ids]
+    async def time(self) -> float:
+        return self._wall()
 
-    async def read_attachment(self, id: str, name: str) -> bytes | None:  # noqa: A002
-        kept = self._kept.get(id)
+    async def read(self, keys: Sequence[SessionKey]) -> list[Entry | None]:
+        return [kept.entry if (kept := self._kept.get(key)) else None for key in keys]
+
+    async def read_summaries(self, keys: Sequence[SessionKey]) -> list[Stored | None]:
+        return [_without_body(kept.entry) if (kept := self._kept.get(key)) else None for key in keys]
+
+    async def read_attachment(self, key: SessionKey, name: str) -> bytes | None:
+        kept = self._kept.get(key)
         return kept.attachments.get(name) if kept else None
 
     async def write(self, writes: Sequence[Write]) -> list[bool]:
         return [self._put(write) for write in writes]
 
-    async def delete(self, id: str, expected: bytes) -> bool:  # noqa: A002
-        if not self._holds(id, expected):
+    async def delete(self, key: SessionKey, expected: bytes) -> bool:
+        if not self._holds(key, expected):
             return False
-        del self._kept[id]
+        del self._kept[key]
         return True
 
-    async def due(self, now: float, limit: int) -> list[str]:
-        over = ((kept.due, id_) for id_, kept in self._kept.items() if kept.due is not None and kept.due <= now)
-        return [id_ for _, id_ in heapq.nsmallest(limit, over)]
+    async def due(self, now: float, limit: int) -> list[SessionKey]:
+        over = ((kept.due, key) for key, kept in self._kept.items() if kept.due is not None and kept.due <= now)
+        return [key for _, key in heapq.nsmallest(limit, over)]
 
-    async def postpone(self, id: str, at: float | None) -> None:  # noqa: A002
-        if kept := self._kept.get(id):
+    async def postpone(self, key: SessionKey, at: float | None) -> None:
+        if kept := self._kept.get(key):
             kept.due = at
 
-    async def page(self, limit: int, after: str) -> list[tuple[str, Entry]]:
-        above = ((id_, kept.entry) for id_, kept in self._kept.items() if kept.is_listed and id_ > after)
+    async def page(self, tenant: str, limit: int, after: str) -> list[tuple[str, Stored]]:
+        above = (
+            (key.id, _without_body(kept.entry))
+            for key, kept in self._kept.items()
+            if kept.is_listed and key.tenant == tenant and key.id > after
+        )
         return heapq.nsmallest(limit, above)
 
-    def _holds(self, id_: str, revision: bytes | None) -> bool:
-        kept = self._kept.get(id_)
+    def _holds(self, key: SessionKey, revision: bytes | None) -> bool:
+        kept = self._kept.get(key)
         return (kept.entry.revision if kept else None) == revision
 
     def _put(self, write: Write) -> bool:
-        if not self._holds(write.id, write.expected):
+        if not self._holds(write.key, write.expected):
             return False
-        entry = Entry(write.revision, write.record)
-        kept = self._kept.setdefault(write.id, _Kept(entry, write.is_listed, due=None))
+        kept = self._kept.get(write.key)
+        body = write.body
+        if body is None:
+            body = kept.entry.body if kept else b""
+        entry = Entry(write.revision, write.summary, body)
+        if kept is None:
+            kept = self._kept[write.key] = _Kept(entry, write.is_listed, None)
         kept.entry, kept.is_listed = entry, write.is_listed
         if write.due is not None:
             kept.due = write.due.at
@@ -80,3 +101,7 @@ class MemoryStore:
             else:
                 kept.attachments[name] = content
         return True
+
+
+def _without_body(entry: Entry) -> Stored:
+    return Stored(entry.revision, entry.summary)

@@ -14,18 +14,23 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from heapq import nsmallest
 from typing import TYPE_CHECKING
 
 from tidegate.errors import ConfigurationError, UnavailableError
 from tidegate.sessions.stores import redis_commands as commands
-from tidegate.sessions.stores.redis_commands import BUCKETS, FORMAT_KEY, LOADS, Bucket, Command
-from tidegate.sessions.stores.store import FORMAT, Entry, Write
+from tidegate.sessions.stores.redis_commands import BUCKETS, FORMAT_KEY, LOADS, NUM_BUCKETS, Bucket, Command
+from tidegate.sessions.stores.redis_merge import Merge
+from tidegate.sessions.stores.store import DUE_CALLS, FORMAT, Entry, SessionKey, Stored, Write
 
 if TYPE_CHECKING:
     from tidegate.sessions.stores.redis_line import Reply
 
 log = logging.getLogger(__name__)
+
+_MOST_COMMANDS = 128
+"""In one pipeline."""
+_FEW_DUE = 16
+"""Of a bucket, at first; what is due is spread over all of them."""
 
 
 class RedisStore:
@@ -51,6 +56,7 @@ class RedisStore:
         # Why nothing may be read or written, once the stored format is found to be another.
         self._refused: str | None = None
         self._is_cluster = False
+        self._due_part = 0
 
     async def start(self) -> None:
         try:
@@ -78,12 +84,21 @@ class RedisStore:
         self._refused = _refusal(stored)
         self._check_refused()
 
-    async def read(self, ids: Sequence[str]) -> list[Entry | None]:
-        replies = await self._ask([commands.read(id_, "revision", "record") for id_ in ids])
-        return [None if revision is None else Entry(revision, record) for revision, record in replies]
+    async def time(self) -> float:
+        """Return the time of Redis's own clock, which all replicas share."""
+        ((seconds, microseconds),) = await self._ask([("TIME",)])
+        return float(seconds) + float(microseconds) / 1e6
 
-    async def read_attachment(self, id: str, name: str) -> bytes | None:  # noqa: A002
-        (content,) = await self._ask([commands.read_attachment(id, name)])
+    async def read(self, keys: Sequence[SessionKey]) -> list[Entry | None]:
+        rows = await self._read_rows(keys, "revision", "summary", "body")
+        return [None if row is None else Entry(*row) for row in rows]
+
+    async def read_summaries(self, keys: Sequence[SessionKey]) -> list[Stored | None]:
+        rows = await self._read_rows(keys, "revision", "summary")
+        return [None if row is None else Stored(*row) for row in rows]
+
+    async def read_attachment(self, key: SessionKey, name: str) -> bytes | None:
+        (content,) = await self._ask([commands.read_attachment(key, name)])
         return content  # type: ignore[no-any-return]
 
     async def write(self, writes: Sequence[Write]) -> list[bool]:
@@ -91,42 +106,62 @@ class RedisStore:
         replies = await self._ask([commands.write([writes[at] for at in group]) for group in groups])
         made = [False] * len(writes)
         for group, reply in zip(groups, replies, strict=True):
-            await self._line.check(reply)
+            # A key that holds something foreign is its own session's trouble: nothing is written there.
+            await self._line.check([done for done in reply if not self._theirs.is_foreign(done)])
             for at, done in zip(group, reply, strict=True):
                 made[at] = done == 1
         return made
 
-    async def delete(self, id: str, expected: bytes) -> bool:  # noqa: A002
-        (done,) = await self._ask([commands.delete(id, expected)])
+    async def delete(self, key: SessionKey, expected: bytes) -> bool:
+        (done,) = await self._ask([commands.delete(key, expected)])
         return bool(done)
 
-    async def due(self, now: float, limit: int) -> list[str]:
-        found: list[tuple[float, bytes]] = []
-        for reply in await self._ask([commands.due(bucket, now, limit) for bucket in BUCKETS]):
-            found += zip(map(float, reply[1::2]), reply[::2], strict=True)
-        return [id_.decode() for _, id_ in nsmallest(limit, found)]
+    async def due(self, now: float, limit: int) -> list[SessionKey]:
+        size = NUM_BUCKETS // DUE_CALLS
+        buckets = BUCKETS[self._due_part * size :][:size]
+        few = min(limit, _FEW_DUE)
+        replies = await self._ask([commands.due(bucket, now, few) for bucket in buckets])
+        if sum(map(len, replies)) < limit:
+            full = [at for at, reply in enumerate(replies) if len(reply) == few]
+            for at, reply in zip(
+                full, await self._ask([commands.due(buckets[at], now, limit) for at in full]), strict=True
+            ):
+                replies[at] = reply
+        found = [member for reply in replies for member in reply]
+        if len(found) < limit:
+            self._due_part = (self._due_part + 1) % DUE_CALLS
+        return [commands.key_of(member) for member in found[:limit]]
 
-    async def postpone(self, id: str, at: float | None) -> None:  # noqa: A002
-        await self._ask([commands.postpone(id, at)])
+    async def postpone(self, key: SessionKey, at: float | None) -> None:
+        await self._ask([commands.postpone(key, at)])
 
-    async def page(self, limit: int, after: str) -> list[tuple[str, Entry]]:
-        found: list[tuple[str, Entry]] = []
+    async def page(self, tenant: str, limit: int, after: str) -> list[tuple[str, Stored]]:
+        found: list[tuple[str, Stored]] = []
         while missing := limit - len(found):
-            ids = await self._listed(missing, after)
+            ids = await self._listed(tenant, missing, after)
             if not ids:
                 break
             # Some may be gone by now: then there is room for more, since a short page would say that these were all.
-            found += [(id_, entry) for id_, entry in zip(ids, await self._read_shown(ids), strict=True) if entry]
+            keys = [SessionKey(tenant, id_) for id_ in ids]
+            for id_, row in zip(ids, await self._read_rows(keys, "revision", "summary", "hidden"), strict=True):
+                if row is not None and not row[2]:
+                    found.append((id_, Stored(*row[:2])))
             after = ids[-1]
         return found
 
-    async def _listed(self, limit: int, after: str) -> list[str]:
-        replies = await self._ask([commands.listed(bucket, limit, after) for bucket in BUCKETS])
-        return [id_.decode() for id_ in nsmallest(limit, (id_ for reply in replies for id_ in reply))]
+    async def _listed(self, tenant: str, limit: int, after: str) -> list[str]:
+        """Return the first ids above ``after``, merged from all buckets: few of each, more only where these run out."""
+        merge = Merge(NUM_BUCKETS, limit, commands.member_of(tenant, after))
+        while lacking := merge.lacking():
+            asked = [commands.listed(BUCKETS[at], tenant, count, above) for at, count, above in lacking]
+            merge.take(lacking, await self._ask(asked))
+        return [commands.key_of(member).id for member in merge.first()]
 
-    async def _read_shown(self, ids: Sequence[str]) -> list[Entry | None]:
-        replies = await self._ask([commands.read(id_, "revision", "record", "hidden") for id_ in ids])
-        return [None if revision is None or hidden else Entry(revision, record) for revision, record, hidden in replies]
+    async def _read_rows(self, keys: Sequence[SessionKey], *fields: str) -> list[tuple[bytes, ...] | None]:
+        """Return fields of sessions, in order; None of what is not stored, empty bytes for what cannot be read."""
+        replies = await self._replies([commands.read(key, *fields) for key in keys])
+        await self._line.check([reply for reply in replies if not self._theirs.is_foreign(reply)])
+        return [_row(reply, len(fields)) if isinstance(reply, list) else (b"",) * len(fields) for reply in replies]
 
     def _groups(self, writes: Sequence[Write]) -> list[list[int]]:
         """Which of them go in one command, by their places in the list."""
@@ -134,19 +169,26 @@ class RedisStore:
             return [list(range(len(writes)))] if writes else []
         groups: defaultdict[Bucket, list[int]] = defaultdict(list)
         for at, write in enumerate(writes):
-            groups[commands.bucket_of(write.id)].append(at)
+            groups[commands.place_of(write.key).bucket].append(at)
         return list(groups.values())
 
     async def _ask(self, asked: Sequence[Command]) -> list[Reply]:
         """The replies, none of them an error."""
+        replies = await self._replies(asked)
+        await self._line.check(replies)
+        return replies
+
+    async def _replies(self, asked: Sequence[Command]) -> list[Reply]:
+        """The replies, asked for in parts: neither Redis nor this process does anything else meanwhile."""
         self._check_refused()
-        replies = await self._line.ask(asked)
+        replies: list[Reply] = []
+        for start in range(0, len(asked), _MOST_COMMANDS):
+            replies += await self._line.ask(asked[start : start + _MOST_COMMANDS])
         unknown = [at for at, reply in enumerate(replies) if self._theirs.is_unknown_script(reply)]
         if unknown:
             again = await self._line.ask([*LOADS, *(asked[at] for at in unknown)])
             for at, reply in zip(unknown, again[len(LOADS) :], strict=True):
                 replies[at] = reply
-        await self._line.check(replies)
         return replies
 
     def _check_refused(self) -> None:
@@ -180,6 +222,10 @@ class RedisStore:
         losses = _losses(*(value.decode() for _, value in replies))
         if losses:
             log.warning("Redis may lose acknowledged steps: %s", "; ".join(losses))
+
+
+def _row(reply: Sequence[bytes | None], size: int) -> tuple[bytes, ...] | None:
+    return None if reply == [None] * size else tuple(b"" if value is None else value for value in reply)
 
 
 def _refusal(stored: bytes) -> str | None:

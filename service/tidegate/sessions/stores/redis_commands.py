@@ -1,12 +1,13 @@
 """How sessions lie in Redis: keys, scripts, and the commands made of them.
 
-A session is one hash ``tidegate:{B}:session:<id>`` with the fields ``revision``, ``record``, ``hidden`` (where
-`Store.page` does not show it) and ``attachment:<name>``. B is one of 32 buckets, chosen by the id's CRC-32; each has
-two indexes beside its sessions: ``tidegate:{B}:due``, sorted by time, and ``tidegate:{B}:listed``, sorted by id. What
-stands in braces is Redis Cluster's hash tag, so that a session and its entries in the indexes lie in one slot: a write
-is one script over three keys of that slot, atomic whole. There is no order of updates to get wrong in a crash and
-nothing to clean up later; what it costs is that `due` and `page` ask 32 indexes. A step without a new due time leaves
-the indexes alone.
+A session is one hash ``tidegate:{B}:session:<tenant>:<id>`` with the fields ``revision``, ``summary``, ``body``,
+``hidden`` (where `Store.page` does not show it) and ``attachment:<name>``. B is one of 1,024 buckets, chosen by the
+CRC-32 of ``<tenant>:<id>``; each has two indexes beside its sessions, whose members are ``<tenant>:<id>``:
+``tidegate:{B}:due``, sorted by time, and ``tidegate:{B}:listed``, sorted by name. What stands in braces is Redis
+Cluster's hash tag, so that a session and its entries in the indexes lie in one slot: a write is one script over three
+keys of that slot, atomic whole. There is no order of updates to get wrong in a crash and nothing to clean up later;
+what it costs is that `due` and `page` ask many indexes (`redis`). A step without a new due time leaves the indexes
+alone.
 
 The writes of a call are one script, in a cluster one a bucket. Redis takes 16 KB from a connection at a time, runs what
 is whole in it, and with ``appendfsync always`` goes to the disk before it takes more: 64 records of 4 KB as 64 commands
@@ -17,15 +18,16 @@ Knows nothing of connections, and does not import redis-py.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 from zlib import crc32
 
-from tidegate.sessions.stores.store import Write
+from tidegate.sessions.stores.store import SessionKey, Write
 
 FORMAT_KEY = "tidegate:format"
-NUM_BUCKETS = 32
+NUM_BUCKETS = 1024
 """Part of the format: which bucket a session is in decides its key."""
 
 Command = tuple[bytes | str | int, ...]
@@ -44,35 +46,40 @@ def _script(text: str) -> Script:
 
 # All scripts: KEYS are a session, its bucket's due times and its bucket's listing; WRITE takes several such groups.
 
-# ARGV of each write: id, expected revision ('' for none), new revision, record, due ('' leaves it, 'never', or
-# seconds), '1' if listed, how many attachments; then of each attachment 'put' or 'remove', its field, its content.
+# ARGV of each write: member, expected revision ('' for none), new revision, summary, '1' if there is a new body, the
+# body, due ('' leaves it, 'never', or seconds), '1' if listed, how many attachments; then of each attachment 'put' or
+# 'remove', its field, its content.
 # Returns of each write 1, 0, or the error that its key gave. Out of memory fails the first HSET, before any change.
 WRITE = _script("""
-local function write(session, due, listed, id, expected, revision, record, at, shown)
+local function write(session, due, listed, member, expected, revision, summary, renewed, body, at, shown)
   local stored = redis.pcall('HMGET', session, 'revision', 'hidden')
   if stored.err then return stored end
   if (stored[1] or '') ~= expected then return 0 end
-  redis.call('HSET', session, 'revision', revision, 'record', record)
+  if renewed == '1' then
+    redis.call('HSET', session, 'revision', revision, 'summary', summary, 'body', body)
+  else
+    redis.call('HSET', session, 'revision', revision, 'summary', summary)
+  end
   if shown ~= '1' then
     redis.call('HSET', session, 'hidden', '1')
-    redis.call('ZREM', listed, id)
+    redis.call('ZREM', listed, member)
   elseif stored[2] or not stored[1] then
     redis.call('HDEL', session, 'hidden')
-    redis.call('ZADD', listed, 0, id)
+    redis.call('ZADD', listed, 0, member)
   end
   if at == 'never' then
-    redis.call('ZREM', due, id)
+    redis.call('ZREM', due, member)
   elseif at ~= '' then
-    redis.call('ZADD', due, at, id)
+    redis.call('ZADD', due, at, member)
   end
   return 1
 end
 
 local made, key, next = {}, 1, 1
 while ARGV[next] do
-  made[#made + 1] = write(KEYS[key], KEYS[key + 1], KEYS[key + 2], unpack(ARGV, next, next + 5))
-  local last = next + 6 + 3 * ARGV[next + 6]
-  for i = next + 7, last, 3 do
+  made[#made + 1] = write(KEYS[key], KEYS[key + 1], KEYS[key + 2], unpack(ARGV, next, next + 7))
+  local last = next + 8 + 3 * ARGV[next + 8]
+  for i = next + 9, last, 3 do
     if made[#made] ~= 1 then break end
     if ARGV[i] == 'put' then
       redis.call('HSET', KEYS[key], ARGV[i + 1], ARGV[i + 2])
@@ -85,7 +92,7 @@ end
 return made
 """)
 
-# ARGV: id, expected revision.
+# ARGV: member, expected revision.
 DELETE = _script("""
 if redis.call('HGET', KEYS[1], 'revision') ~= ARGV[2] then return 0 end
 redis.call('DEL', KEYS[1])
@@ -94,10 +101,9 @@ redis.call('ZREM', KEYS[3], ARGV[1])
 return 1
 """)
 
-# ARGV: id, 'never' or seconds.
+# ARGV: member, 'never' or seconds. An entry of the index that has no session, of a migration cut short, goes.
 POSTPONE = _script("""
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-if ARGV[2] == 'never' then return redis.call('ZREM', KEYS[2], ARGV[1]) end
+if ARGV[2] == 'never' or redis.call('EXISTS', KEYS[1]) == 0 then return redis.call('ZREM', KEYS[2], ARGV[1]) end
 return redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
 """)
 
@@ -112,6 +118,14 @@ class Bucket(NamedTuple):
     listed: str
 
 
+class Place(NamedTuple):
+    """Where a session is: its bucket, its key, and what stands for it in the indexes."""
+
+    bucket: Bucket
+    session: str
+    member: str
+
+
 BUCKETS = tuple(
     Bucket(f"tidegate:{{{number}}}:session:", f"tidegate:{{{number}}}:due", f"tidegate:{{{number}}}:listed")
     for number in range(NUM_BUCKETS)
@@ -120,16 +134,30 @@ BUCKETS = tuple(
 NOTHING_ACROSS_BUCKETS: Command = ("EVALSHA", WRITE.sha1, 2, BUCKETS[0].due, BUCKETS[1].due)
 
 
-def bucket_of(id_: str) -> Bucket:
-    return BUCKETS[crc32(id_.encode()) % NUM_BUCKETS]
+@functools.lru_cache(8192)
+def place_of(key: SessionKey) -> Place:
+    member = f"{key.tenant}:{key.id}"
+    bucket = BUCKETS[crc32(member.encode()) % NUM_BUCKETS]
+    return Place(bucket, bucket.sessions + member, member)
 
 
-def read(id_: str, *fields: str) -> Command:
-    return ("HMGET", bucket_of(id_).sessions + id_, *fields)
+def member_of(tenant: str, id_: str) -> bytes:
+    """Return what stands for a session in an index."""
+    return f"{tenant}:{id_}".encode()
 
 
-def read_attachment(id_: str, name: str) -> Command:
-    return ("HGET", bucket_of(id_).sessions + id_, _attachment(name))
+def key_of(member: bytes) -> SessionKey:
+    """Return the key that stands in an index."""
+    tenant, _, id_ = member.decode().partition(":")
+    return SessionKey(tenant, id_)
+
+
+def read(key: SessionKey, *fields: str) -> Command:
+    return ("HMGET", place_of(key).session, *fields)
+
+
+def read_attachment(key: SessionKey, name: str) -> Command:
+    return ("HGET", place_of(key).session, _attachment(name))
 
 
 def write(writes: Sequence[Write]) -> Command:
@@ -137,35 +165,44 @@ def write(writes: Sequence[Write]) -> Command:
     keys: list[str] = []
     arguments: list[bytes | str | int] = []
     for one in writes:
-        bucket = bucket_of(one.id)
-        keys += (bucket.sessions + one.id, bucket.due, bucket.listed)
-        arguments += (one.id, one.expected or b"", one.revision, one.record)
-        arguments += ("" if one.due is None else _when(one.due.at), "1" if one.is_listed else "0")
-        arguments.append(len(one.attachments))
+        bucket, session, member = place_of(one.key)
+        keys += (session, bucket.due, bucket.listed)
+        arguments += (
+            member,
+            one.expected or b"",
+            one.revision,
+            one.summary,
+            "0" if one.body is None else "1",
+            one.body or b"",
+            "" if one.due is None else _when(one.due.at),
+            "1" if one.is_listed else "0",
+            len(one.attachments),
+        )
         for name, content in one.attachments.items():
             arguments += ("remove" if content is None else "put", _attachment(name), content or b"")
     return ("EVALSHA", WRITE.sha1, len(keys), *keys, *arguments)
 
 
-def delete(id_: str, expected: bytes) -> Command:
-    return _run(DELETE, id_, expected)
+def delete(key: SessionKey, expected: bytes) -> Command:
+    return _run(DELETE, key, expected)
 
 
-def postpone(id_: str, at: float | None) -> Command:
-    return _run(POSTPONE, id_, _when(at))
+def postpone(key: SessionKey, at: float | None) -> Command:
+    return _run(POSTPONE, key, _when(at))
 
 
 def due(bucket: Bucket, now: float, limit: int) -> Command:
-    return ("ZRANGEBYSCORE", bucket.due, "-inf", repr(now), "WITHSCORES", "LIMIT", 0, limit)
+    return ("ZRANGEBYSCORE", bucket.due, "-inf", repr(now), "LIMIT", 0, limit)
 
 
-def listed(bucket: Bucket, limit: int, after: str) -> Command:
-    return ("ZRANGEBYLEX", bucket.listed, f"({after}", "+", "LIMIT", 0, limit)
+def listed(bucket: Bucket, tenant: str, limit: int, after: bytes) -> Command:
+    # ";" is the character after ":".
+    return ("ZRANGEBYLEX", bucket.listed, b"(" + after, f"({tenant};", "LIMIT", 0, limit)
 
 
-def _run(script: Script, id_: str, argument: bytes | str) -> Command:
-    bucket = bucket_of(id_)
-    return ("EVALSHA", script.sha1, 3, bucket.sessions + id_, bucket.due, bucket.listed, id_, argument)
+def _run(script: Script, key: SessionKey, argument: bytes | str) -> Command:
+    bucket, session, member = place_of(key)
+    return ("EVALSHA", script.sha1, 3, session, bucket.due, bucket.listed, member, argument)
 
 
 def _attachment(name: str) -> str:

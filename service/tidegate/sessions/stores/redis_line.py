@@ -194,6 +194,11 @@ def is_unknown_script(reply: Reply) -> bool:
     return isinstance(reply, theirs.NoScriptError)
 
 
+def is_foreign(reply: Reply) -> bool:
+    """Whether a key holds something of another kind than what was asked of it."""
+    return isinstance(reply, theirs.ResponseError) and str(reply).startswith("WRONGTYPE")
+
+
 def is_across_slots(reply: Reply) -> bool:
     """Whether a cluster's node refused a command over keys of several slots."""
     return isinstance(reply, theirs.ClusterCrossSlotError)

@@ -11,36 +11,43 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from tidegate.clock import Clock
 from tidegate.errors import ConfigurationError, UnavailableError
 from tidegate.sessions.stores import sqlite_file
 from tidegate.sessions.stores.sqlite_file import Checkpointer, FileSettings, transaction
-from tidegate.sessions.stores.store import Entry, Write
+from tidegate.sessions.stores.store import Entry, SessionKey, Stored, Write
 
 T = TypeVar("T")
 
-READ = "SELECT revision, checksum, record FROM sessions WHERE id = ?"
-READ_ATTACHMENT = "SELECT content, checksum FROM attachments WHERE id = ? AND name = ?"
-DUE = "SELECT id FROM sessions WHERE due <= ? ORDER BY due, id LIMIT ?"
+# Casts, because of a damaged row even the types may be others: whatever is there comes as bytes.
+READ = """SELECT CAST(revision AS BLOB), CAST(summary AS BLOB), CAST(body AS BLOB) FROM sessions
+    WHERE tenant = ? AND id = ?"""
+READ_SUMMARY = "SELECT CAST(revision AS BLOB), CAST(summary AS BLOB) FROM sessions WHERE tenant = ? AND id = ?"
+READ_ATTACHMENT = "SELECT CAST(content AS BLOB) FROM attachments WHERE tenant = ? AND id = ? AND name = ?"
+DUE = "SELECT CAST(tenant AS BLOB), CAST(id AS BLOB) FROM sessions WHERE due <= ? ORDER BY due, tenant, id LIMIT ?"
 # Text compares as UTF-8 bytes, whose order is that of code points.
-PAGE = "SELECT id, revision, checksum, record FROM sessions WHERE is_listed AND id > ? ORDER BY id LIMIT ?"
+PAGE = "SELECT CAST(id AS BLOB) FROM sessions WHERE is_listed AND tenant = ? AND id > ? ORDER BY id LIMIT ?"
 
-INSERT = """INSERT INTO sessions (revision, checksum, record, is_listed, due, id) VALUES (?, ?, ?, ?, ?, ?)
-    ON CONFLICT (id) DO NOTHING"""
-STEP = "UPDATE sessions SET revision = ?, checksum = ?, record = ? WHERE id = ? AND revision = ? AND is_listed"
-UPDATE = """UPDATE sessions SET revision = ?, checksum = ?, record = ?, is_listed = ?
-    WHERE id = ? AND revision = ?"""
-POSTPONE = "UPDATE sessions SET due = ? WHERE id = ?"
-DELETE = "DELETE FROM sessions WHERE id = ? AND revision = ?"
+INSERT = """INSERT INTO sessions (revision, summary, body, is_listed, due, tenant, id) VALUES (?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (tenant, id) DO NOTHING"""
+STEP = """UPDATE sessions SET revision = ?, summary = ?, body = ?
+    WHERE tenant = ? AND id = ? AND revision = ? AND is_listed"""
+UPDATE = """UPDATE sessions SET revision = ?, summary = ?, body = coalesce(?, body), is_listed = ?
+    WHERE tenant = ? AND id = ? AND revision = ?"""
+POSTPONE = "UPDATE sessions SET due = ? WHERE tenant = ? AND id = ?"
+DELETE = "DELETE FROM sessions WHERE tenant = ? AND id = ? AND revision = ?"
 
-ATTACH = "INSERT OR REPLACE INTO attachments (id, name, checksum, content) VALUES (?, ?, ?, ?)"
-DETACH = "DELETE FROM attachments WHERE id = ? AND name = ?"
-DETACH_ALL = "DELETE FROM attachments WHERE id = ?"
+ATTACH = "INSERT OR REPLACE INTO attachments (tenant, id, name, content) VALUES (?, ?, ?, ?)"
+DETACH = "DELETE FROM attachments WHERE tenant = ? AND id = ? AND name = ?"
+DETACH_ALL = "DELETE FROM attachments WHERE tenant = ? AND id = ?"
+
+_DAMAGED = b""
+"""What stands for what cannot be read: no check passes it."""
 
 
 class SqliteStore:
@@ -51,6 +58,7 @@ class SqliteStore:
         synchronous: ``normal``: what was written survives the death of the process. ``full``: and of the power.
         busy_seconds: How long a call waits for other processes before it raises ``STORE_AWAY``.
         max_bytes: How large the file may grow; beyond it, writes raise ``STORE_FULL``. None: as large as the disk.
+        clock: SQLite has none of its own.
     """
 
     def __init__(
@@ -60,7 +68,9 @@ class SqliteStore:
         *,
         busy_seconds: float = 2.0,
         max_bytes: int | None = None,
+        clock: Clock | None = None,
     ) -> None:
+        self._wall = (clock or Clock()).wall
         self._settings = FileSettings(path, synchronous, busy_seconds, max_bytes)
         # Threads begin with the first call and end with this object.
         self._thread = ThreadPoolExecutor(1, "tidegate-sqlite")
@@ -80,26 +90,36 @@ class SqliteStore:
     async def ping(self) -> None:
         await self._ask(self._try_out)
 
-    async def read(self, ids: Sequence[str]) -> list[Entry | None]:
-        return await self._ask(lambda connection: [_read(connection, id_) for id_ in ids])
+    async def time(self) -> float:
+        return self._wall()
 
-    async def read_attachment(self, id: str, name: str) -> bytes | None:  # noqa: A002
-        return await self._ask(lambda connection: _read_attachment(connection, id, name))
+    async def read(self, keys: Sequence[SessionKey]) -> list[Entry | None]:
+        rows = await self._ask(lambda connection: [_read(connection, READ, key) for key in keys])
+        return [None if row is None else Entry(*row) for row in rows]
+
+    async def read_summaries(self, keys: Sequence[SessionKey]) -> list[Stored | None]:
+        rows = await self._ask(lambda connection: [_read(connection, READ_SUMMARY, key) for key in keys])
+        return [None if row is None else Stored(*row) for row in rows]
+
+    async def read_attachment(self, key: SessionKey, name: str) -> bytes | None:
+        row = await self._ask(lambda connection: _read(connection, READ_ATTACHMENT, (*key, name)))
+        return None if row is None else row[0]
 
     async def write(self, writes: Sequence[Write]) -> list[bool]:
         return await self._ask(lambda connection: self._write(connection, writes))
 
-    async def delete(self, id: str, expected: bytes) -> bool:  # noqa: A002
-        return await self._ask(lambda connection: _delete(connection, id, expected))
+    async def delete(self, key: SessionKey, expected: bytes) -> bool:
+        return await self._ask(lambda connection: _delete(connection, key, expected))
 
-    async def due(self, now: float, limit: int) -> list[str]:
-        return await self._ask(lambda connection: [id_ for (id_,) in connection.execute(DUE, (now, limit))])
+    async def due(self, now: float, limit: int) -> list[SessionKey]:
+        rows = await self._ask(lambda connection: connection.execute(DUE, (now, limit)).fetchall())
+        return [SessionKey(tenant.decode(), id_.decode()) for tenant, id_ in rows]
 
-    async def postpone(self, id: str, at: float | None) -> None:  # noqa: A002
-        await self._ask(lambda connection: _changes(connection, POSTPONE, (at, id)))
+    async def postpone(self, key: SessionKey, at: float | None) -> None:
+        await self._ask(lambda connection: _changes(connection, POSTPONE, (at, *key)))
 
-    async def page(self, limit: int, after: str) -> list[tuple[str, Entry]]:
-        return await self._ask(lambda connection: _page(connection, limit, after))
+    async def page(self, tenant: str, limit: int, after: str) -> list[tuple[str, Stored]]:
+        return await self._ask(lambda connection: _page(connection, tenant, limit, after))
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
@@ -179,46 +199,31 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _checksum(content: bytes, revision: bytes = b"") -> bytes:
-    """SQLite notices a damaged tree, not a damaged record. CRC-32 takes a microsecond for a record of 4 KB.
-
-    Bytes, because an integer's length in a row varies with its value (`sqlite_file.SCHEMA`).
-    """
-    return zlib.crc32(content, zlib.crc32(revision)).to_bytes(4)
-
-
-def _checked(content: object, checksum: bytes, revision: object = b"") -> bytes:
-    # Of a damaged row, even the types may be others.
-    if not isinstance(content, bytes) or not isinstance(revision, bytes) or _checksum(content, revision) != checksum:
-        raise UnavailableError("a record in the session store's file is damaged", reason="STORE_CORRUPT")
-    return content
+def _read(connection: sqlite3.Connection, statement: str, key: tuple[str, ...]) -> tuple[bytes, ...] | None:
+    """Return a row's columns, as bytes whatever they are; damage where only this row lies is this row's only."""
+    try:
+        row = connection.execute(statement, key).fetchone()
+    except sqlite_file.FAULTS as error:
+        if not sqlite_file.is_damage(error):
+            raise
+        return (_DAMAGED,) * statement.partition(" FROM ")[0].count("CAST")
+    return None if row is None else tuple(_DAMAGED if column is None else column for column in row)
 
 
-def _entry(revision: bytes, checksum: bytes, record: bytes) -> Entry:
-    return Entry(revision, _checked(record, checksum, revision))
+def _page(connection: sqlite3.Connection, tenant: str, limit: int, after: str) -> list[tuple[str, Stored]]:
+    # The ids come out of the index alone, and each row by itself: a damaged one keeps no other from being listed.
+    ids = [id_.decode(errors="replace") for (id_,) in connection.execute(PAGE, (tenant, after, limit)).fetchall()]
+    rows = [_read(connection, READ_SUMMARY, (tenant, id_)) for id_ in ids]
+    return [
+        (id_, Stored(_DAMAGED, _DAMAGED) if row is None else Stored(*row)) for id_, row in zip(ids, rows, strict=True)
+    ]
 
 
-def _read(connection: sqlite3.Connection, id_: str) -> Entry | None:
-    row = connection.execute(READ, (id_,)).fetchone()
-    return _entry(*row) if row else None
-
-
-def _read_attachment(connection: sqlite3.Connection, id_: str, name: str) -> bytes | None:
-    row = connection.execute(READ_ATTACHMENT, (id_, name)).fetchone()
-    return _checked(*row) if row else None
-
-
-def _page(connection: sqlite3.Connection, limit: int, after: str) -> list[tuple[str, Entry]]:
-    # All rows first: the traceback of a damaged one would hold the query open, and with it the log.
-    rows = connection.execute(PAGE, (after, limit)).fetchall()
-    return [(id_, _entry(*row)) for id_, *row in rows]
-
-
-def _delete(connection: sqlite3.Connection, id_: str, expected: bytes) -> bool:
+def _delete(connection: sqlite3.Connection, key: SessionKey, expected: bytes) -> bool:
     with transaction(connection):
-        is_made = _changes(connection, DELETE, (id_, expected))
+        is_made = _changes(connection, DELETE, (*key, expected))
         if is_made:
-            connection.execute(DETACH_ALL, (id_,))
+            connection.execute(DETACH_ALL, key)
     return is_made
 
 
@@ -233,7 +238,7 @@ def _step_all(connection: sqlite3.Connection, writes: Sequence[Write]) -> list[b
     """
     if not all(_is_step(write) for write in writes):
         return None
-    rows = [(*_columns(write), write.id, write.expected) for write in writes]
+    rows = [(write.revision, write.summary, write.body, *write.key, write.expected) for write in writes]
     try:
         with transaction(connection):
             if connection.executemany(STEP, rows).rowcount != len(rows):
@@ -244,7 +249,13 @@ def _step_all(connection: sqlite3.Connection, writes: Sequence[Write]) -> list[b
 
 
 def _is_step(write: Write) -> bool:
-    return write.expected is not None and write.due is None and write.is_listed and not write.attachments
+    return (
+        write.expected is not None
+        and write.body is not None
+        and write.due is None
+        and write.is_listed
+        and not write.attachments
+    )
 
 
 def _put_each(connection: sqlite3.Connection, writes: Sequence[Write]) -> list[bool]:
@@ -261,26 +272,24 @@ def _put(connection: sqlite3.Connection, write: Write) -> bool:
 
 def _insert(connection: sqlite3.Connection, write: Write) -> bool:
     due = write.due.at if write.due else None
-    return _changes(connection, INSERT, (*_columns(write), write.is_listed, due, write.id))
+    row = (write.revision, write.summary, write.body or b"", write.is_listed, due, *write.key)
+    return _changes(connection, INSERT, row)
 
 
 def _update(connection: sqlite3.Connection, write: Write) -> bool:
-    is_made = _changes(connection, UPDATE, (*_columns(write), write.is_listed, write.id, write.expected))
+    row = (write.revision, write.summary, write.body, write.is_listed, *write.key, write.expected)
+    is_made = _changes(connection, UPDATE, row)
     if is_made and write.due is not None:
-        connection.execute(POSTPONE, (write.due.at, write.id))
+        connection.execute(POSTPONE, (write.due.at, *write.key))
     return is_made
-
-
-def _columns(write: Write) -> tuple[bytes, bytes, bytes]:
-    return write.revision, _checksum(write.record, write.revision), write.record
 
 
 def _attach(connection: sqlite3.Connection, write: Write) -> None:
     for name, content in write.attachments.items():
         if content is None:
-            connection.execute(DETACH, (write.id, name))
+            connection.execute(DETACH, (*write.key, name))
         else:
-            connection.execute(ATTACH, (write.id, name, _checksum(content), content))
+            connection.execute(ATTACH, (*write.key, name, content))
 
 
 def _changes(connection: sqlite3.Connection, statement: str, values: tuple[object, ...]) -> bool:

@@ -31,26 +31,28 @@ the log holds once a step, is moved once for many steps.
 """
 
 SCHEMA = (
-    # A rowid table with an index of ids: rows of kilobytes in the tree of ids itself (WITHOUT ROWID) would leave four
-    # to a page, and a million of them ten pages deep. The record stands last: what is long lies on pages of its own,
-    # and a record of unchanged length is overwritten where it is.
+    # A rowid table with an index of keys: rows of kilobytes in the tree of keys itself (WITHOUT ROWID) would leave four
+    # to a page, and a million of them ten pages deep. The body stands last: what is long lies on pages of its own,
+    # which nobody reads who asks for the summary, and a row of unchanged length is overwritten where it is.
     """CREATE TABLE sessions (
-        id TEXT NOT NULL UNIQUE,
+        tenant TEXT NOT NULL,
+        id TEXT NOT NULL,
         revision BLOB NOT NULL,
-        checksum BLOB NOT NULL,
         is_listed INTEGER NOT NULL,
         due REAL,
-        record BLOB NOT NULL
+        summary BLOB NOT NULL,
+        body BLOB NOT NULL,
+        UNIQUE (tenant, id)
     )""",
     # Steps change no column of these two. Ended sessions are not in the first, so a page costs its length.
-    "CREATE INDEX listed ON sessions (id) WHERE is_listed",
-    "CREATE INDEX by_due ON sessions (due, id) WHERE due IS NOT NULL",
+    "CREATE INDEX listed ON sessions (tenant, id) WHERE is_listed",
+    "CREATE INDEX by_due ON sessions (due, tenant, id) WHERE due IS NOT NULL",
     """CREATE TABLE attachments (
+        tenant TEXT NOT NULL,
         id TEXT NOT NULL,
         name TEXT NOT NULL,
-        checksum BLOB NOT NULL,
         content BLOB NOT NULL,
-        UNIQUE (id, name)
+        UNIQUE (tenant, id, name)
     )""",
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {FORMAT}",
@@ -160,13 +162,13 @@ def check_format(connection: sqlite3.Connection) -> None:
 
 
 def try_to_grow(connection: sqlite3.Connection) -> None:
-    """Write something of a tick's size and remove it; no session's id is empty.
+    """Write something of a tick's size and remove it; no tenant's name is empty.
 
     Raises:
         sqlite3.Error: It cannot be written.
     """
-    connection.execute("INSERT OR REPLACE INTO attachments VALUES ('', 'trial', 0, zeroblob(262144))")
-    connection.execute("DELETE FROM attachments WHERE id = ''")
+    connection.execute("INSERT OR REPLACE INTO attachments VALUES ('', '', 'trial', zeroblob(262144))")
+    connection.execute("DELETE FROM attachments WHERE tenant = ''")
 
 
 class Checkpointer:
@@ -186,7 +188,7 @@ class Checkpointer:
     def count(self, writes: Sequence[Write]) -> None:
         """Note what was written; begin a checkpoint when it is due."""
         # A record of n bytes changes the page of its row and those of its length.
-        self._num_bytes += sum(len(write.record) + PAGE_BYTES for write in writes)
+        self._num_bytes += sum(len(write.body or b"") + PAGE_BYTES for write in writes)
         if self._num_bytes >= CHECKPOINT_BYTES and (self._running is None or self._running.done()):
             self._num_bytes = 0
             self._running = self._thread.submit(self._checkpoint)
@@ -228,6 +230,11 @@ def unavailable(error: Exception) -> UnavailableError:
 def is_passing(error: Exception) -> bool:
     """Whether the connection is as good as before; after any other error a new one is to be made."""
     return _code(error) & 0xFF in _PASSING
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether what was asked for lies on damaged pages; others may be whole."""
+    return _code(error) & 0xFF == sqlite3.SQLITE_CORRUPT
 
 
 def _code(error: Exception) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from tests.redis import RedisServer
 from tidegate.sessions.stores.memory import MemoryStore
 from tidegate.sessions.stores.redis import RedisStore
 from tidegate.sessions.stores.sqlite import SqliteStore
-from tidegate.sessions.stores.store import Due, Store, Write
+from tidegate.sessions.stores.store import DUE_CALLS, Due, Entry, SessionKey, Store, Stored, Write
 
 
 class Place(Protocol):
@@ -82,11 +82,36 @@ def revision() -> bytes:
     return next(_NUMBERS).to_bytes(16)
 
 
-def first(id_: str, record: bytes = b"new", *, due: float | None = None, is_listed: bool = True) -> Write:
+def key(id_: str, tenant: str = "t") -> SessionKey:
+    return SessionKey(tenant, id_)
+
+
+def keys(ids: Iterable[str]) -> list[SessionKey]:
+    return [key(id_) for id_ in ids]
+
+
+def first(id_: str, body: bytes = b"new", *, due: float | None = None, is_listed: bool = True) -> Write:
     """The write that opens a session."""
-    return Write(id_, None, revision(), record, Due(due), is_listed)
+    return Write(key(id_), None, revision(), b"in short: " + body[:9], body, Due(due), is_listed)
 
 
-def after(write: Write, record: bytes = b"stepped") -> Write:
+def after(write: Write, body: bytes = b"stepped") -> Write:
     """A step after ``write``."""
-    return Write(write.id, write.revision, revision(), record)
+    return Write(write.key, write.revision, revision(), b"in short: " + body[:9], body)
+
+
+def entry(write: Write) -> Entry:
+    """What is stored after a write."""
+    assert write.body is not None
+    return Entry(write.revision, write.summary, write.body)
+
+
+def listed(*writes: Write) -> list[tuple[str, Stored]]:
+    """What a page shows after some writes."""
+    return [(write.key.id, Stored(write.revision, write.summary)) for write in writes]
+
+
+async def all_due(store: Store, now: float) -> list[str]:
+    """The ids of all that is due, sorted."""
+    found = [each.id for _ in range(DUE_CALLS) for each in await store.due(now, 9999)]
+    return sorted(set(found))

@@ -10,9 +10,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.service.sessions.stores.places import Place, after, first, opened, revision
+from tests.service.sessions.stores.places import Place, after, all_due, first, key, keys, opened, revision
 from tidegate.sessions.stores.memory import MemoryStore
-from tidegate.sessions.stores.store import Due, Store, Write
+from tidegate.sessions.stores.store import Due, SessionKey, Store, Write
 
 IDS = ("a", "b", "~")
 Operation = Callable[[Store], Awaitable[Any]]
@@ -31,28 +31,37 @@ class History:
         self._tried: dict[str, list[bytes]] = {id_: [] for id_ in IDS}
 
     def write(
-        self, id_: str, expected: int | None, due: Due | None, is_listed: bool, attached: dict[str, bytes | None]
+        self,
+        id_: str,
+        expected: int | None,
+        body: bytes | None,
+        due: Due | None,
+        is_listed: bool,
+        attached: dict[str, bytes | None],
     ) -> Write:
         before, new = self._revision(id_, expected), revision()
         self._tried[id_].append(new)
-        return Write(id_, before, new, new[-2:] * 20, due, is_listed, attached)
+        return Write(key(id_), before, new, new[-2:] * 5, body and new[-2:] * 20, due, is_listed, attached)
 
-    def delete(self, id_: str, expected: int) -> tuple[str, bytes]:
-        return id_, self._revision(id_, expected) or bytes(16)
+    def delete(self, id_: str, expected: int) -> tuple[SessionKey, bytes]:
+        return key(id_), self._revision(id_, expected) or bytes(16)
 
     def _revision(self, id_: str, expected: int | None) -> bytes | None:
         tried = self._tried[id_]
         return tried[-1 - expected] if expected is not None and expected < len(tried) else None
 
 
-writes = st.tuples(ids, expectations, st.none() | times.map(Due), st.booleans(), attachments)
-steps: st.SearchStrategy[Any] = st.tuples(ids, st.integers(0, 1), st.none(), st.just(True), st.just({}))
+bodies = st.sampled_from([b"a body", None])
+writes = st.tuples(ids, expectations, bodies, st.none() | times.map(Due), st.booleans(), attachments)
+steps: st.SearchStrategy[Any] = st.tuples(
+    ids, st.integers(0, 1), st.just(b"a body"), st.none(), st.just(True), st.just({})
+)
 groups = st.lists(writes | steps, min_size=1, max_size=3, unique_by=lambda write: write[0])
 choices = st.one_of(
     groups.map(lambda group: ("write", group)),
     groups.map(lambda group: ("write", group)),
     st.tuples(ids, st.integers(0, 1)).map(lambda deleted: ("delete", deleted)),
-    st.tuples(ids, times).map(lambda postponed: ("postpone", postponed)),
+    st.tuples(ids.map(key), times).map(lambda postponed: ("postpone", postponed)),
 )
 histories = st.lists(st.tuples(st.booleans(), choices), max_size=25)
 
@@ -71,11 +80,12 @@ def operation(history: History, kind: str, arguments: Any) -> Operation:
 
 async def everything(store: Store) -> list[Any]:
     return [
-        await store.read(IDS),
-        [await store.read_attachment(id_, name) for id_ in IDS for name in "xy"],
-        await store.due(3.0, 9),
-        await store.due(9.0, 2),
-        await store.page(9, ""),
+        await store.read(keys(IDS)),
+        await store.read_summaries(keys(IDS)),
+        [await store.read_attachment(key(id_), name) for id_ in IDS for name in "xy"],
+        await all_due(store, 3.0),
+        await all_due(store, 9.0),
+        await store.page("t", 9, ""),
     ]
 
 
@@ -96,14 +106,14 @@ def test_two_stores_behave_as_one_dict(place: Place, chosen: list[tuple[bool, tu
     asyncio.run(follow(place, chosen))
 
 
-async def count_up(store: Store, id_: str, times_: int) -> list[tuple[bytes, bytes]]:
+async def count_up(store: Store, counter: SessionKey, times_: int) -> list[tuple[bytes, bytes]]:
     """Add one to a stored number so many times, against everybody else; return (expected, made) of each win."""
     wins: list[tuple[bytes, bytes]] = []
     while len(wins) < times_:
-        (entry,) = await store.read([id_])
+        (entry,) = await store.read([counter])
         assert entry is not None
-        number = int.from_bytes(entry.record) + 1
-        step = Write(id_, entry.revision, revision(), number.to_bytes(8))
+        number = int.from_bytes(entry.body) + 1
+        step = Write(counter, entry.revision, revision(), b"", number.to_bytes(8))
         if await store.write([step]) == [True]:
             wins.append((entry.revision, step.revision))
     return wins
@@ -112,11 +122,11 @@ async def count_up(store: Store, id_: str, times_: int) -> list[tuple[bytes, byt
 async def test_racing_writers_win_each_revision_once(store: Store, other: Store) -> None:
     opening = first("s", bytes(8))
     await store.write([opening])
-    racers = [count_up(one, "s", 40) for one in (store, other, store, other)]
+    racers = [count_up(one, opening.key, 40) for one in (store, other, store, other)]
     wins = list(itertools.chain(*await asyncio.gather(*racers)))
-    (entry,) = await store.read(["s"])
+    (entry,) = await store.read([opening.key])
     assert entry is not None
-    assert int.from_bytes(entry.record) == len(wins) == 160
+    assert int.from_bytes(entry.body) == len(wins) == 160
 
     # The wins are links of one chain from the opening to what is stored.
     links = dict(wins)
@@ -135,8 +145,8 @@ async def test_of_racing_groups_every_session_has_one_winner(store: Store, other
     made = await asyncio.gather(*(one.write(group) for one, group in zip(stores, groups_, strict=True)))
     winners = [[racer for racer in range(6) if made[racer][number]] for number in range(20)]
     assert all(len(won) == 1 for won in winners)
-    entries = await other.read([opening.id for opening in openings])
-    assert [entry.record for entry in entries if entry] == [bytes(won) for won in winners]
+    entries = await other.read([opening.key for opening in openings])
+    assert [entry.body for entry in entries if entry] == [bytes(won) for won in winners]
 
 
 async def test_of_racing_openings_and_deletions_one_wins(store: Store, other: Store) -> None:
@@ -146,5 +156,5 @@ async def test_of_racing_openings_and_deletions_one_wins(store: Store, other: St
     )
     assert sum(won for (won,) in made) == 1
     winner = openings[made.index([True])]
-    deleted = await asyncio.gather(*(one.delete("s", winner.revision) for one in [store, other] * 4))
+    deleted = await asyncio.gather(*(one.delete(winner.key, winner.revision) for one in [store, other] * 4))
     assert sum(deleted) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import random
 import shutil
 import sqlite3
 import subprocess
@@ -18,12 +19,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.service.sessions.stores import writer
-from tests.service.sessions.stores.places import after, first, opened
-from tidegate.errors import ConfigurationError, TidegateError, UnavailableError
+from tests.service.sessions.stores.places import after, all_due, entry, first, key, keys, opened
+from tidegate.core import SessionRequest
+from tidegate.errors import ConfigurationError, InternalError, TidegateError, UnavailableError
+from tidegate.sessions.records import (
+    decode_checkpoint,
+    decode_record,
+    decode_summary,
+    encode_checkpoint,
+    encode_record,
+    new_record,
+)
 from tidegate.sessions.stores import sqlite
 from tidegate.sessions.stores.sqlite import SqliteStore
 from tidegate.sessions.stores.sqlite_file import BACKSTOP_PAGES, PAGE_BYTES
-from tidegate.sessions.stores.store import FORMAT, Entry, Store, Write
+from tidegate.sessions.stores.store import FORMAT, Store, Write
 
 KILOBYTES = bytes(range(256)) * 16
 
@@ -84,7 +94,7 @@ async def test_both_ways_to_sync_keep_what_was_written(path: Path, synchronous: 
     async with opened(SqliteStore(path, "full" if synchronous == "full" else "normal")) as store:
         await store.write([first("s")])
     with raw(path) as file:
-        assert file.execute("SELECT id, record FROM sessions").fetchall() == [("s", b"new")]
+        assert file.execute("SELECT id, body FROM sessions").fetchall() == [("s", b"new")]
 
 
 async def test_a_path_may_hold_what_urls_may_not(tmp_path: Path) -> None:
@@ -98,7 +108,7 @@ async def test_many_stores_may_make_the_file_at_once(path: Path) -> None:
     await asyncio.gather(*(store.start() for store in stores))
     made = await asyncio.gather(*(store.write([first(f"s{n}")]) for n, store in enumerate(stores)))
     assert made == [[True]] * 8
-    assert len(await stores[0].page(99, "")) == 8
+    assert len(await stores[0].page("t", 99, "")) == 8
     await asyncio.gather(*(store.stop() for store in stores))
 
 
@@ -106,7 +116,7 @@ async def test_nothing_is_asked_of_a_store_that_is_not_open(path: Path) -> None:
     store = SqliteStore(path)
     for _ in range(2):
         with pytest.raises(UnavailableError) as caught:
-            await store.read(["s"])
+            await store.read(keys(["s"]))
         assert caught.value.reason == "STORE_AWAY"
         await store.start()
         await store.stop()
@@ -197,42 +207,95 @@ async def test_a_lost_table_is_refused(path: Path) -> None:
         file.execute("DROP TABLE sessions")
     async with opened(SqliteStore(path)) as store:
         with pytest.raises(UnavailableError) as caught:
-            await store.read(["s"])
+            await store.read(keys(["s"]))
     assert caught.value.reason == "STORE_CORRUPT"
 
 
-@pytest.mark.parametrize("damage", ["record = zeroblob(length(record))", "revision = zeroblob(16)", "record = 'text'"])
-async def test_a_damaged_record_is_not_served(path: Path, store: Store, damage: str) -> None:
-    whole = first("whole", KILOBYTES)
-    await store.write([first("damaged", KILOBYTES), whole])
+def sealed(id_: str, size: int = 4096, due: float | None = None) -> Write:
+    """The write that opens a session whose record says what it should."""
+    record = new_record(key(id_), SessionRequest("tiny"), created_at=1.0, seed=1, ttl=None, idle=None)
+    record.body.state = random.Random(id_).randbytes(size)
+    opening = first(id_, due=due)
+    summary, body = encode_record(record, opening.revision)
+    return opening._replace(summary=summary, body=body)
+
+
+async def reading(store: Store, id_: str) -> str:
+    """What is read of a session: its whole content, "none", or why not."""
+    try:
+        (found,) = await store.read(keys([id_]))
+        return "none" if found is None else str(decode_record(key(id_), found))
+    except TidegateError as error:
+        return error.reason
+
+
+def content(write: Write) -> str:
+    return str(decode_record(write.key, entry(write)))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "body = zeroblob(length(body))",
+        "body = substr(body, 1, 9)",
+        "body = x''",
+        "body = 'text'",
+        "summary = zeroblob(length(summary))",
+        "summary = x''",
+        "summary = 7",
+        "revision = zeroblob(16)",
+        "revision = CAST(x'ff' AS TEXT)",
+    ],
+)
+async def test_a_damaged_record_is_one_sessions_trouble(path: Path, store: Store, damage: str) -> None:
+    damaged, whole = sealed("damaged", due=1.0), sealed("whole", due=1.0)
+    await store.write([damaged, whole])
     with raw(path) as file:
         file.execute(f"UPDATE sessions SET {damage} WHERE id = 'damaged'")  # noqa: S608
-    for call in (store.read(["damaged"]), store.page(9, "")):
-        with pytest.raises(UnavailableError) as caught:
-            await call
-        assert caught.value.reason == "STORE_CORRUPT"
-    assert await store.read(["whole"]) == [Entry(whole.revision, KILOBYTES)]
+    assert [await reading(store, id_) for id_ in ("damaged", "whole")] == ["STORE_CORRUPT", content(whole)]
+    assert [id_ for id_, _ in await store.page("t", 9, "")] == ["damaged", "whole"]
+    assert await all_due(store, 1.0) == ["damaged", "whole"]
+    assert await store.write([after(whole)]) == [True]
 
 
-async def test_a_damaged_attachment_is_not_served(path: Path, store: Store) -> None:
-    await store.write([first("s")._replace(attachments={"kept": KILOBYTES})])
+async def test_damage_on_a_page_of_a_body_is_one_sessions_trouble(path: Path) -> None:
+    """SQLite itself finds it: it refuses the row, and no other."""
+    sessions = [sealed(f"s{number}", 100_000) for number in range(3)]
+    await fill(path, *sessions)
+    damaged, body = files(path.parent)[path.name], sessions[1].body
+    assert body is not None
+    at = damaged.index(body[50_000:50_016]) // PAGE_BYTES * PAGE_BYTES
+    put(path, damaged[:at] + b"\xff" * 4 + damaged[at + 4 :])  # the number of the page that follows
+    async with opened(SqliteStore(path)) as store:
+        told = [await reading(store, write.key.id) for write in sessions]
+        assert told == [content(sessions[0]), "STORE_CORRUPT", content(sessions[2])]
+        # Its summary lies elsewhere.
+        assert [decode_summary(key(id_), stored).id for id_, stored in await store.page("t", 9, "")] == [
+            "s0",
+            "s1",
+            "s2",
+        ]
+
+
+async def test_a_damaged_attachment_is_told_as_such(path: Path, store: Store) -> None:
+    record = decode_record(key("s"), entry(sealed("s")))
+    await store.write([sealed("s")._replace(attachments={"kept": encode_checkpoint(key("s"), "kept", record)})])
+    found = await store.read_attachment(key("s"), "kept")
+    assert found is not None
+    assert decode_checkpoint(key("s"), "kept", found).state == record.body.state
     with raw(path) as file:
-        file.execute("UPDATE attachments SET content = zeroblob(length(content))")
-    with pytest.raises(UnavailableError) as caught:
-        await store.read_attachment("s", "kept")
+        file.execute("UPDATE attachments SET content = CAST(zeroblob(length(content)) AS TEXT)")
+    damaged = await store.read_attachment(key("s"), "kept")
+    assert damaged is not None
+    with pytest.raises(InternalError) as caught:
+        decode_checkpoint(key("s"), "kept", damaged)
     assert caught.value.reason == "STORE_CORRUPT"
 
 
-async def look(path: Path) -> list[Entry | str | None]:
-    """What is read of each session: an entry, nothing, or why not."""
-    seen: list[Entry | str | None] = []
+async def look(path: Path) -> list[str]:
+    """What is read of each session."""
     async with opened(SqliteStore(path)) as store:
-        for number in range(20):
-            try:
-                seen += await store.read([f"s{number}"])
-            except UnavailableError as error:
-                seen.append(error.reason)
-    return seen
+        return [await reading(store, f"s{number}") for number in range(20)]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -240,33 +303,33 @@ class Sound:
     """A file with twenty sessions."""
 
     path: Path
-    writes: list[Write]
+    contents: list[str]
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Sound:
     path = tmp_path_factory.mktemp("sound") / "sessions.sqlite"
-    writes = [first(f"s{number}", KILOBYTES[: 100 + 300 * number], due=float(number)) for number in range(20)]
+    writes = [sealed(f"s{number}", 100 + 300 * number, due=float(number)) for number in range(20)]
     asyncio.run(fill(path, *writes))
-    return Sound(path, writes)
+    return Sound(path, [content(write) for write in writes])
 
 
 @given(at=st.floats(0, 1, exclude_max=True), flips=st.binary(min_size=1, max_size=64).filter(any))
 def test_flipped_bytes_anywhere_are_never_served(sound: Sound, at: float, flips: bytes) -> None:
     """Nor do they end in an error that is not one of ours."""
-    content = bytearray(sound.path.read_bytes())
-    start = int(at * len(content))
-    for offset, flip in enumerate(flips[: len(content) - start]):
-        content[start + offset] ^= flip
+    damage = bytearray(sound.path.read_bytes())
+    start = int(at * len(damage))
+    for offset, flip in enumerate(flips[: len(damage) - start]):
+        damage[start + offset] ^= flip
     with tempfile.TemporaryDirectory(prefix="tidegate-") as directory:
         damaged = Path(directory) / "sessions.sqlite"
-        put(damaged, content)
+        put(damaged, damage)
         try:
             seen = asyncio.run(look(damaged))
         except TidegateError:
             return
-    for write, entry in zip(sound.writes, seen, strict=True):
-        assert entry in {Entry(write.revision, write.record), None, "STORE_CORRUPT", "STORE_AWAY"}
+    for whole, found in zip(sound.contents, seen, strict=True):
+        assert found in {whole, "none", "STORE_CORRUPT", "STORE_AWAY"}
 
 
 # Faults that pass
@@ -283,9 +346,9 @@ async def test_a_full_store_keeps_what_it_has_and_works_again_with_room(path: Pa
             with pytest.raises(UnavailableError) as caught:
                 await call
             assert caught.value.reason == "STORE_FULL"
-        assert await store.read(["kept", "more"]) == [Entry(kept.revision, KILOBYTES), None]
+        assert await store.read(keys(["kept", "more"])) == [entry(kept), None]
 
-        assert await store.delete("large", large.revision)
+        assert await store.delete(key("large"), large.revision)
         await store.ping()
         assert await store.write(group) == [True, True]
 
@@ -295,26 +358,30 @@ async def test_a_locked_file_is_away_for_writers_until_it_is_let_go(path: Path, 
     await store.write([opening])
     with raw(path) as file:
         file.execute("BEGIN IMMEDIATE")
-        for call in (store.write([after(opening)]), store.delete("s", opening.revision), store.postpone("s", 2.0)):
+        for call in (
+            store.write([after(opening)]),
+            store.delete(key("s"), opening.revision),
+            store.postpone(key("s"), 2.0),
+        ):
             with pytest.raises(UnavailableError) as caught:
                 await call
             assert caught.value.reason == "STORE_AWAY"
             assert caught.value.retry_after is not None
-        assert await store.read(["s"]) == [Entry(opening.revision, b"new")]
+        assert await store.read(keys(["s"])) == [entry(opening)]
         waiting = SqliteStore(path, busy_seconds=0.01)
         with pytest.raises(UnavailableError):
             await waiting.start()
         file.execute("ROLLBACK")
     async with opened(waiting):
         assert await waiting.write([after(opening)]) == [True]
-    assert await store.due(1.0, 9) == ["s"]
+    assert await all_due(store, 1.0) == ["s"]
 
 
 async def test_a_file_that_was_moved_away_takes_no_writes_until_it_is_back(path: Path, store: Store) -> None:
     opening = first("s")
     await store.write([opening])
     away = path.parent.rename(path.parent.with_name("away"))
-    for call in (store.write([after(opening)]), store.ping(), store.read(["s"])):
+    for call in (store.write([after(opening)]), store.ping(), store.read(keys(["s"]))):
         with pytest.raises(UnavailableError) as caught:
             await call
         assert caught.value.reason == "STORE_AWAY"
@@ -331,7 +398,7 @@ async def test_a_file_that_was_put_in_its_place_is_served(tmp_path: Path, path: 
     shutil.rmtree(path.parent)
     path.parent.mkdir()
     backup.rename(path)
-    assert await store.read(["lost", "restored"]) == [None, Entry(restored.revision, b"new")]
+    assert await store.read(keys(["lost", "restored"])) == [None, entry(restored)]
 
 
 async def test_another_programs_file_in_its_place_is_not(path: Path, store: Store) -> None:
@@ -357,7 +424,7 @@ async def test_a_read_finds_the_write_whose_caller_gave_up(store: Store) -> None
     writing = asyncio.create_task(store.write([opening]))
     await asyncio.sleep(0)  # the write is on its way to the thread
     writing.cancel()
-    assert await store.read(["s"]) in ([Entry(opening.revision, b"new")], [None])
+    assert await store.read(keys(["s"])) in ([entry(opening)], [None])
 
 
 # Other processes
@@ -371,10 +438,10 @@ def started(*arguments: object) -> subprocess.Popen[str]:
 async def stored(path: Path) -> int:
     """The number that the writer stored last."""
     async with opened(SqliteStore(path)) as store:
-        (entry,) = await store.read(["s"])
-    assert entry is not None
-    number = int.from_bytes(entry.revision)
-    assert entry.record == writer.content(number)
+        (found,) = await store.read(keys(["s"]))
+    assert found is not None
+    number = int.from_bytes(found.revision)
+    assert found.body == writer.content(number)
     return number
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from tidegate.errors import UnavailableError
 from tidegate.sessions.stores.sqlite import SqliteStore
-from tidegate.sessions.stores.store import Store, Write
+from tidegate.sessions.stores.store import SessionKey, Store, Write
 
+KEY = SessionKey("t", "s")
 SIZE = 20_000
 
 
@@ -27,10 +28,10 @@ def tell(word: object) -> None:
     sys.stdout.flush()
 
 
-async def step(store: Store, id_: str, number: int) -> None:
+async def step(store: Store, number: int) -> None:
     """Store ``number`` in the session after ``number - 1``, with a revision that can be told from it."""
     expected = number - 1
-    write = Write(id_, expected.to_bytes(16) if expected else None, number.to_bytes(16), content(number))
+    write = Write(KEY, expected.to_bytes(16) if expected else None, number.to_bytes(16), b"", content(number))
     assert await store.write([write]) == [True]
     tell(number)
 
@@ -42,7 +43,7 @@ async def run(path: Path, limit: int | None) -> None:
         await run_into(store, limit)
     else:
         for number in itertools.count(1):
-            await step(store, "s", number)
+            await step(store, number)
 
 
 async def run_into(store: Store, limit: int) -> None:
@@ -53,11 +54,11 @@ async def run_into(store: Store, limit: int) -> None:
     try:
         while True:
             number += 1
-            await step(store, "s", number)
+            await step(store, number)
     except UnavailableError as error:
         tell(error.reason)
     resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-    await step(store, "s", number)
+    await step(store, number)
     await store.ping()
 
 

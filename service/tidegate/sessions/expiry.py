@@ -1,0 +1,124 @@
+"""How long a durable session lives, and what its end leaves of it. Pure: time is an argument, by the store's clock.
+
+A client's closing is final. Expiry is not: clocks may be wrong, so a session that expired keeps its whole record while
+its ending is remembered, and goes on where a replica, by its own view of the clock, finds that its time is not over.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+
+from tidegate.sessions.lifecycle import Event, Phase
+from tidegate.sessions.records import Summary, encode_summary, key_of, new_revision
+from tidegate.sessions.stores.store import Due, SessionKey, Write
+
+REMEMBERED_SECONDS = 3600.0
+"""How long an ending and its reason are remembered, and how long what expired may come back."""
+
+_AFTER = {Event.OUTLIVE: Phase.EXPIRED, Event.IDLE: Phase.IDLE}
+_MOST_OBSERVED = 65_536
+
+
+class StoreClock:
+    """The store's clock as of its last reading, and this process's own seconds since then.
+
+    Args:
+        monotonic: Seconds that only rise.
+        wall: Seconds since the epoch, for as long as the store has not told its own.
+    """
+
+    def __init__(self, monotonic: Callable[[], float], wall: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._offset = wall() - monotonic()
+
+    def now(self) -> float:
+        """Return seconds since the epoch."""
+        return self._monotonic() + self._offset
+
+    def set(self, time: float) -> None:
+        """Take over what the store's clock says now."""
+        self._offset = time - self._monotonic()
+
+
+def end_of(summary: Summary) -> float | None:
+    """When the session ends if no step comes, in seconds since the epoch; None for never."""
+    return min((at for at, _ in _ends(summary)), default=None)
+
+
+def overdue(summary: Summary, now: float) -> Phase | None:
+    """Return how the session should have ended by ``now``, or None."""
+    return next((_AFTER[event] for at, event in _ends(summary) if at <= now), None)
+
+
+def ended_phase(summary: Summary, now: float) -> Phase | None:
+    """Return how the session ended; None where it runs, or expired by a clock that ``now`` does not agree with."""
+    if not summary.ended:
+        return None
+    phase = Phase(summary.ended)
+    is_final = phase not in _AFTER.values() or not summary.body_bytes
+    return phase if is_final or overdue(summary, now) is not None else None
+
+
+def closing(summary: Summary, expected: bytes, phase: Phase, now: float) -> Write:
+    """Return the write that ends a session for good: what is left remembers who it was and why it ended."""
+    gone: dict[str, bytes | None] = {kept.name: None for kept in summary.checkpoints}
+    left = Summary()
+    left.CopyFrom(summary)
+    left.ended, left.ended_at = phase.value, now
+    left.body_bytes = left.body_checksum = 0
+    for field in ("chart", "checkpoints"):
+        left.ClearField(field)
+    return _ending(left, expected, b"", now)._replace(attachments=gone)
+
+
+def expiring(summary: Summary, expected: bytes, phase: Phase, now: float) -> Write:
+    """Return the write that ends a session whose time is over, and keeps what it would go on from."""
+    left = Summary()
+    left.CopyFrom(summary)
+    left.ended, left.ended_at = phase.value, now
+    return _ending(left, expected, None, now)
+
+
+def _ending(left: Summary, expected: bytes, body: bytes | None, now: float) -> Write:
+    revision = new_revision()
+    due = Due(now + REMEMBERED_SECONDS)
+    return Write(key_of(left), expected, revision, encode_summary(left, revision), body, due, is_listed=False)
+
+
+def _ends(summary: Summary) -> Iterable[tuple[float, Event]]:
+    if summary.HasField("ttl_seconds"):
+        yield summary.created_at + summary.ttl_seconds, Event.OUTLIVE
+    if summary.HasField("idle_seconds"):
+        yield summary.used_at + summary.idle_seconds, Event.IDLE
+
+
+class Endings:
+    """The sessions that this process saw end, by its own monotonic clock, which no other clock can mislead.
+
+    What it ended itself and finds running again was revived by a replica whose clock disagrees: ending it again at once
+    would take turns with that replica for ever. What it ended, it forgets only after it has itself seen an hour pass.
+    """
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[tuple[SessionKey, float], float] = OrderedDict()
+
+    def note(self, summary: Summary, now: float) -> None:
+        """The session was seen to end ``now``, in seconds of the monotonic clock."""
+        self._seen[_identity(summary)] = now
+        self._seen.move_to_end(_identity(summary))
+        while self._seen and (len(self._seen) > _MOST_OBSERVED or self._oldest() + 2 * REMEMBERED_SECONDS < now):
+            self._seen.popitem(last=False)
+
+    def seconds_since(self, summary: Summary, now: float) -> float | None:
+        """Return how long ago the session was seen to end; None where that is not known."""
+        seen = self._seen.get(_identity(summary))
+        return None if seen is None else now - seen
+
+    def _oldest(self) -> float:
+        return next(iter(self._seen.values()))
+
+
+def _identity(summary: Summary) -> tuple[SessionKey, float]:
+    """A session that is opened again under the same key began at another time."""
+    return key_of(summary), summary.created_at
