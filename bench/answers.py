@@ -72,7 +72,7 @@ def _must_equal(answer: Answer, wanted: dict[str, float]) -> None:
 def expected(bundle: Path, tokens: list[int]) -> list[tuple[int, float, float]]:
     """After each token the most probable next one, its probability, and the token's surprise."""
     found = read_bundle(bundle)
-    graph = onnxruntime.InferenceSession(str(found.graph), providers=["CPUExecutionProvider"])
+    graph = onnxruntime.InferenceSession(found.graph, providers=["CPUExecutionProvider"])
     feeds: dict[str, Any] = {"tokens": np.array([tokens], np.int64)}
     for spec in found.manifest.states:
         feeds[spec.input] = np.zeros([1 if axis == "batch" else int(axis) for axis in spec.axes], np.float32)

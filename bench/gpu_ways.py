@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tidegate.bundle import BATCH, Bundle
+from tidegate.bundle import BATCH, GRAPH, Bundle
 from tidegate.core import Tensor
 from tidegate.engine.arena import Arena, ArenaLike, Budget, Plane
 from tidegate.engine.device.arena import DeviceArena
@@ -31,7 +31,7 @@ _BUDGET = 1 << 30
 def host_states(bundle: Bundle, provider: str, rows: int) -> Way:
     """Bare onnxruntime: states go to the device and back in every run."""
     manifest = bundle.manifest
-    session = open_session(bundle.graph.read_bytes(), bundle.graph.name, provider, 1)
+    session = open_session(bundle.graph, GRAPH, provider, 1)
     names = ["logits", *(spec.output for spec in manifest.states)]
     states = _initial(bundle, rows)
 
@@ -48,7 +48,7 @@ def bound_states(bundle: Bundle, provider: str, rows: int) -> Way:
     that take turns.
     """
     manifest = bundle.manifest
-    session = open_session(bundle.graph.read_bytes(), bundle.graph.name, provider, 1)
+    session = open_session(bundle.graph, GRAPH, provider, 1)
     sets = [[_put(state, provider) for state in _initial(bundle, rows)] for _ in range(2)]
 
     def step(tokens: NDArray[np.int64]) -> Tensor:

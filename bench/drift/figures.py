@@ -80,7 +80,7 @@ class FalseAlarms:
 def false_alarms(bundle: Bundle) -> FalseAlarms:
     drift, data = drift_of(bundle), calibration(bundle.manifest, files_of(bundle))
     assert not isinstance(data, str)
-    values = surprises(bundle.graph.read_bytes(), bundle.manifest, data.sequences)
+    values = surprises(bundle.graph, bundle.manifest, data.sequences)
     learned = learn(values, drift.block)
     assert isinstance(learned, Learned)
     shuffled = np.random.default_rng(0).permutation(learned.means)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tidegate.bundle import Bundle, Drift, ForecastCodec, TokenCodec
+from tidegate.bundle import Bundle, Drift, ForecastCodec, Scaling, Standard, TokenCodec
 from tidegate.observe.drift import add_steps
 from tidegate.replay import GraphRunner
 from tidegate_export.held_out import calibration
@@ -99,7 +99,8 @@ def load_cases(bundle: Bundle) -> list[Case]:
     found = calibration(bundle.manifest, files_of(bundle))
     assert not isinstance(found, str)
     series = found.sequences[0]
-    scaling = bundle.read_json("scaling.json")["features"][0]
+    scaling = bundle.read("scaling.json", Scaling).features[0]
+    assert isinstance(scaling, Standard)
     random = np.random.default_rng(0)
     length = (BEFORE + 1 + AFTER) * drift.block
     days = (len(series) - length) // drift.block
@@ -117,8 +118,8 @@ def load_cases(bundle: Bundle) -> list[Case]:
     cases = []
     for change, apply in changes.items():
         altered, since = streams.copy(), (BEFORE + 1) * drift.block
-        load = altered[:, since:, 0] * scaling["scale"] + scaling["mean"]
-        altered[:, since:, 0] = (apply(load) - scaling["mean"]) / scaling["scale"]
+        load = altered[:, since:, 0] * scaling.scale + scaling.mean
+        altered[:, since:, 0] = (apply(load) - scaling.mean) / scaling.scale
         cases.append(Case(change, drift, block_means(run(bundle, altered), drift)))
     return cases
 

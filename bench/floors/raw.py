@@ -47,7 +47,7 @@ class Graph:
         found = read_bundle(bundle)
         if not isinstance(found.manifest.codec, TokenCodec):
             raise SystemExit(f"{bundle}: takes no tokens")
-        self._session = onnxruntime.InferenceSession(str(found.graph), settings, ["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(found.graph, settings, ["CPUExecutionProvider"])
         self._states = found.manifest.states
         self._names = [spec.name for spec in found.manifest.outputs] + [spec.output for spec in self._states]
         logits = found.manifest.outputs[0]

@@ -31,7 +31,7 @@ def calibrate_bundle(folder: Path, root: Path, *, name: str | None, version: int
         BundleError: `folder` holds no sound bundle, or the version exists with other content.
     """
     source = read_bundle(folder.resolve())
-    files = {each: (source.path / each).read_bytes() for each in source.manifest.files}
+    files = dict(source.files)
     drift = chart(files[GRAPH], source.manifest, files)
     if isinstance(drift, str):
         raise ExportError(f"{folder} cannot be calibrated: {drift}")
@@ -41,7 +41,7 @@ def calibrate_bundle(folder: Path, root: Path, *, name: str | None, version: int
     manifest = Manifest.model_validate({**source.manifest.model_dump(), **changes})
     if CARD in files:
         title = f"# {source.manifest.name}, version {source.manifest.version}"
-        text = files[CARD].decode().replace(title, f"# {name}, version {number}", 1)
+        text = files[CARD].decode(errors="replace").replace(title, f"# {name}, version {number}", 1)
         files[CARD] = with_chart(text, manifest).encode()
     return Calibrated(write_bundle(root, manifest, files), drift)
 

@@ -50,7 +50,7 @@ class Calibration(HeldOut):
 
 def held_out(bundle: Bundle) -> HeldOut | str:
     """Return the test split of the bundle's own data, or the reason why there is none."""
-    files = {name: (bundle.path / name).read_bytes() for name in bundle.manifest.files if name.endswith(".json")}
+    files = {name: data for name, data in bundle.files.items() if name.endswith(".json")}
     task = _task(bundle.manifest, files)
     if isinstance(task, str):
         return task

@@ -68,7 +68,7 @@ def quantize_bundle(request: Request) -> Quantized:
         BundleError: The source is no sound bundle, or the version exists with other content.
     """
     source = read_bundle(request.source.resolve())
-    graph, manifest = rewrite(source.graph.read_bytes(), source.manifest, request.method)
+    graph, manifest = rewrite(source.graph, source.manifest, request.method)
     manifest = _named(manifest, request)
     manifest = manifest.model_copy(update={"batch_invariant": _is_invariant(graph, manifest, request.method)})
     pair = Pair(source, graph, manifest)
@@ -139,7 +139,7 @@ def _figures(source: Bundle, graph: bytes, pair: Pair, request: Request) -> Figu
         reason = data
     elif isinstance(codec, TokenCodec | ForecastCodec) and codec.surprise:
         scored = score(pair, data, codec.surprise, codec.surprise_unit)
-    sizes = source.graph.stat().st_size, len(graph)
+    sizes = len(source.graph), len(graph)
     return Figures(*sizes, error, speeds(pair, request.seconds), scored, reason)
 
 
@@ -163,5 +163,4 @@ def _provenance(source: Bundle, graph: bytes, request: Request, figures: Figures
 
 def _codec_files(source: Bundle) -> dict[str, bytes]:
     """Everything that is not of the source's weights: vocabulary and scaling, but no other graph and no card."""
-    names = [name for name in source.manifest.files if name != CARD and not name.endswith(".onnx")]
-    return {name: (source.path / name).read_bytes() for name in names}
+    return {name: data for name, data in source.files.items() if name != CARD and not name.endswith(".onnx")}

@@ -82,7 +82,6 @@ def _checks(manifest: Manifest) -> Iterator[str]:
 
 def _source_card(source: Bundle) -> list[str]:
     """The source's card one level down, without its title and its calls."""
-    path = source.path / CARD
-    text = path.read_text("utf-8") if path.is_file() else ""
+    text = source.files.get(CARD, b"").decode(errors="replace")
     body = text.partition("\n## ")[2].partition("\n## Call")[0]
     return [f"## {body}".rstrip()] if body else ["It has none."]

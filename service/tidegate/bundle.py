@@ -3,22 +3,41 @@
 ``bundles/<name>/<version>/`` holds ``model.onnx``, ``manifest.json``, codec files and ``card.md``. This module knows
 the manifest (one class, used by writer and reader), how a bundle is written so that no reader ever sees half of one,
 and how it is verified. It knows nothing of onnxruntime, networks or sessions.
+
+A bundle may be anybody's work, so every field has a bound, every file that is used is a regular file of the folder, and
+its bytes are read once: what was hashed is what is used.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
+import re
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tidegate.errors import BundleError
+from tidegate.limits import (
+    MAX_AXES,
+    MAX_BUNDLE_FILES,
+    MAX_CODEC_BYTES,
+    MAX_GRAPH_BYTES,
+    MAX_LABEL_LENGTH,
+    MAX_MANIFEST_BYTES,
+    MAX_MODEL_TENSORS,
+    MAX_STATE_BYTES,
+    MAX_TENSOR_ELEMENTS,
+)
+from tidegate.onnx_file import check_graph
 
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
@@ -30,26 +49,37 @@ MOST_TOLERANCE = 1.0
 BATCH = "batch"
 TIME = "time"
 
+Text = Annotated[str, Field(max_length=4096)]
+TensorName = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_LENGTH)]
+Count = Annotated[int, Field(ge=1, le=(1 << 31) - 1)]
+
 Axis = str | int
 """A named axis (``batch`` and ``time`` vary at run time, other names are labels) or a fixed size."""
+Axes = Annotated[tuple[Axis, ...], Field(max_length=MAX_AXES)]
 
 DType = Literal["float32", "float16", "float64", "int64", "int32", "uint8", "int8", "bool"]
 TaskName = Literal["next_token", "forecast", "classify", "tag", "next_frame", "answer", "stream"]
 Json = Any
+P = TypeVar("P", bound="Part")
 
 
 class Part(BaseModel):
-    """A piece of the manifest: immutable, and an unknown key is an error."""
+    """A piece of the manifest: immutable, all numbers finite, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TensorSpec(Part):
     """A tensor of the graph: name, dtype and axes, for example ``("batch", "time", 8)``."""
 
-    name: str
+    name: TensorName
     dtype: DType
-    axes: tuple[Axis, ...]
+    axes: Axes
+
+    @model_validator(mode="after")
+    def _is_bounded(self) -> TensorSpec:
+        _check_axes(self.name, self.axes)
+        return self
 
     @property
     def batch_axis(self) -> int | None:
@@ -68,16 +98,17 @@ class StateSpec(Part):
     Every axis but ``batch`` is a fixed size; ``initial`` fills the state of a new session.
     """
 
-    input: str
-    output: str
+    input: TensorName
+    output: TensorName
     dtype: DType
-    axes: tuple[Axis, ...]
+    axes: Axes
     initial: float = 0.0
 
     @model_validator(mode="after")
     def _only_batch_varies(self) -> StateSpec:
         if any(isinstance(axis, str) and axis != BATCH for axis in self.axes) or self.axes.count(BATCH) > 1:
             raise ValueError(f"state {self.input}: every axis but one 'batch' must be a fixed size, got {self.axes}")
+        _check_axes(self.input, self.axes)
         return self
 
     @property
@@ -91,34 +122,80 @@ class StateSpec(Part):
         return tuple(axis for axis in self.axes if isinstance(axis, int))
 
 
+class Vocabulary(Part):
+    """The vocabulary file: the tokens in the order of their ids, and the id of what is none of them, if any."""
+
+    tokens: list[str]
+    unknown: int | None = None
+
+
+class Standard(Part):
+    """One column: (x - mean) / scale."""
+
+    kind: Literal["standard"]
+    mean: float
+    scale: float = Field(gt=0)
+
+    @property
+    def width(self) -> int:
+        return 1
+
+
+class Cyclic(Part):
+    """Two columns: sin and cos of 2πx / period."""
+
+    kind: Literal["cyclic"]
+    period: float = Field(gt=0)
+
+    @property
+    def width(self) -> int:
+        return 2
+
+
+Transform = Annotated[Standard | Cyclic, Field(discriminator="kind")]
+
+
+class Scaling(Part):
+    """The scaling file: what becomes of each feature, in the manifest's order."""
+
+    features: list[Transform]
+
+
 class TokenCodec(Part):
-    """Task ``next_token``: ids in, logits out. The vocabulary file is ``{"tokens": [str], "unknown": id | null}``."""
+    """Task ``next_token``: ids in, logits out. Its file is a `Vocabulary`."""
 
     kind: Literal["tokens"] = "tokens"
     vocabulary: str = "vocabulary.json"
-    output: str = "logits"
-    surprise: str | None = "surprise"
-    surprise_unit: str = "bits"
+    output: TensorName = "logits"
+    surprise: TensorName | None = "surprise"
+    surprise_unit: Text = "bits"
+
+    @property
+    def file(self) -> str:
+        """The codec's file."""
+        return self.vocabulary
 
 
 class ForecastCodec(Part):
-    """Task ``forecast``: rows of features in data units in, quantiles of the target out.
+    """Task ``forecast``: rows of features in data units in, quantiles of the target out. Its file is a `Scaling`.
 
-    The scaling file is ``{"features": [transform…]}`` in the order of the manifest's features, each transform either
-    ``{"kind": "standard", "mean", "scale"}`` (one column, (x - mean) / scale) or ``{"kind": "cyclic", "period"}`` (two
-    columns, sin and cos of 2πx / period). The graph's output [batch, time, horizon, quantile] is in scaled units of
-    ``target``.
+    The graph's output [batch, time, horizon, quantile] is in scaled units of ``target``.
     """
 
     kind: Literal["forecast"] = "forecast"
     scaling: str = "scaling.json"
-    output: str = "quantiles"
-    surprise: str | None = "surprise"
-    surprise_unit: str = "scaled absolute error"
-    target: str
-    horizon: int = Field(ge=1)
-    quantiles: tuple[float, ...]
+    output: TensorName = "quantiles"
+    surprise: TensorName | None = "surprise"
+    surprise_unit: Text = "scaled absolute error"
+    target: Text
+    horizon: Count
+    quantiles: Annotated[tuple[float, ...], Field(min_length=1, max_length=1024)]
     seasonal_naive_error: float = Field(gt=0, description="data units, the denominator of the scaled error")
+
+    @property
+    def file(self) -> str:
+        """The codec's file."""
+        return self.scaling
 
 
 class TensorCodec(Part):
@@ -129,8 +206,12 @@ class TensorCodec(Part):
     """
 
     kind: Literal["tensors"] = "tensors"
-    outputs: tuple[str, ...]
-    context: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    outputs: Annotated[tuple[TensorName, ...], Field(max_length=MAX_MODEL_TENSORS)]
+    context: dict[TensorName, Count] = Field(default_factory=dict)
+
+    @property
+    def file(self) -> None:
+        """It has none."""
 
 
 Codec = Annotated[TokenCodec | ForecastCodec | TensorCodec, Field(discriminator="kind")]
@@ -147,8 +228,8 @@ class Proof(Part):
         le=MOST_TOLERANCE,
         description="what max_error may be: 1e-5 in fp32, more where int8 or fp16 rounds",
     )
-    cases: int = Field(ge=1, description="comparisons made")
-    runtime: str = Field(description="the runtime and version that ran it")
+    cases: Count = Field(description="comparisons made")
+    runtime: Text = Field(description="the runtime and version that ran it")
 
 
 class Limit(Part):
@@ -166,7 +247,7 @@ class Drift(Part):
     codec's unit of surprise.
     """
 
-    block: int = Field(ge=1)
+    block: Count
     factor: float = Field(gt=0, le=1, description="weight of the newest block in the moving average")
     mean: float
     spread: float = Field(gt=0)
@@ -174,9 +255,9 @@ class Drift(Part):
     warning: Limit
     drift: Limit
     autocorrelation: float = Field(description="of neighbouring blocks: the limits allow for it")
-    blocks: int = Field(ge=2, description="how many blocks it was learned from")
-    data: str = Field(description="which data that was")
-    ranges: dict[str, tuple[float, float]] = Field(
+    blocks: Count = Field(ge=2, description="how many blocks it was learned from")
+    data: Text = Field(description="which data that was")
+    ranges: dict[Text, tuple[float, float]] = Field(
         default_factory=dict, description="least and greatest value of a feature in training, in data units"
     )
 
@@ -188,18 +269,35 @@ class Manifest(Part):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
     version: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
     task: TaskName
-    cell: str = Field(description="lstm, gru, rnn or foreign")
-    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
-    outputs: tuple[TensorSpec, ...] = Field(min_length=1)
-    states: tuple[StateSpec, ...] = Field(min_length=1)
-    features: tuple[str, ...] = ()
-    lengths: str | None = None
+    cell: Text = Field(description="lstm, gru, rnn or foreign")
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1, max_length=MAX_MODEL_TENSORS)
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1, max_length=MAX_MODEL_TENSORS)
+    states: tuple[StateSpec, ...] = Field(min_length=1, max_length=MAX_MODEL_TENSORS)
+    features: tuple[Text, ...] = ()
+    lengths: TensorName | None = None
     codec: Codec
     batch_invariant: bool = True
-    files: dict[str, str] = Field(default_factory=dict, description="sha256 of every file but the manifest")
+    files: dict[str, str] = Field(
+        default_factory=dict, max_length=MAX_BUNDLE_FILES, description="sha256 of every file but the manifest"
+    )
     proof: Proof | None = None
     drift: Drift | None = None
     provenance: dict[str, Json] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _is_sound(self) -> Manifest:
+        names = [spec.name for spec in self.inputs] + [state.input for state in self.states]
+        _check_once("input", names if self.lengths is None else [*names, self.lengths])
+        _check_once("output", [spec.name for spec in self.outputs])
+        _check_once("output", [state.output for state in self.states])
+        if self.state_bytes > MAX_STATE_BYTES:
+            raise ValueError(f"the states of a session have {self.state_bytes:,} bytes, at most {MAX_STATE_BYTES:,}")
+        for name in self.files:
+            if not _FILE_NAME.fullmatch(name):
+                raise ValueError(f"the manifest lists {name!r}, which is not a plain file name")
+        # Where the disk takes capitals for small letters, they would be one file.
+        _check_once("file", [name.lower() for name in (MANIFEST, *self.files)])
+        return self
 
     @property
     def state_bytes(self) -> int:
@@ -226,21 +324,32 @@ class Manifest(Part):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A verified bundle: its folder, its manifest, and ``sha256``, which names the content (the manifest lists the
-    rest).
+    """A verified bundle.
+
+    Attributes:
+        path: Its folder.
+        manifest: What it says.
+        sha256: Names the content: the manifest lists the rest.
+        files: What was read of every file that the manifest lists. A model that is loaded holds them no longer.
     """
 
     path: Path
     manifest: Manifest
     sha256: str
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
-    def graph(self) -> Path:
-        return self.path / GRAPH
+    def graph(self) -> bytes:
+        """The content of the ONNX file."""
+        return self.files[GRAPH]
 
-    def read_json(self, name: str) -> Json:
-        """Return the parsed JSON of a file of the bundle."""
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
+    def read(self, name: str, kind: type[P]) -> P:
+        """Return what a JSON file of the bundle says.
+
+        Raises:
+            ValueError: It is none, or says something else.
+        """
+        return _parse_json(self.files[name], kind)
 
 
 def write_bundle(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
@@ -261,6 +370,7 @@ def write_bundle(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> 
     try:
         for name, data in {**files, MANIFEST: text}.items():
             (staging / name).write_bytes(data)
+        _parse_manifest(text, target)
         staging.chmod(0o755)
         staging.replace(target)
     except BaseException:
@@ -270,61 +380,155 @@ def write_bundle(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> 
 
 
 def read_bundle(path: Path) -> Bundle:
-    """Read and verify the bundle in the folder ``path``: manifest, checksum of every file, recorded proof.
+    """Read and verify the bundle in the folder ``path``: manifest, checksum of every file, recorded proof, and that all
+    weights of the graph lie in it.
+
+    Files that the manifest does not list are not looked at.
 
     Raises:
         BundleError: With the file and the reason.
     """
-    bundle = _read_manifest(path)
-    manifest = bundle.manifest
+    text = _read_file(path, MANIFEST, MAX_MANIFEST_BYTES)
+    manifest = _parse_manifest(text, path)
     if (manifest.name, manifest.version) != (path.parent.name, path.name):
         raise BundleError(f"{path}: the manifest names {manifest.name}/{manifest.version}, its folder does not")
-    if GRAPH not in manifest.files:
-        raise BundleError(f"{path}: the manifest lists no {GRAPH}")
+    for name in filter(None, (GRAPH, manifest.codec.file)):
+        if name not in manifest.files:
+            raise BundleError(f"{path}: the manifest lists no {name}")
+    files, room = {}, MAX_CODEC_BYTES
     for name, expected in manifest.files.items():
-        _verify(path, name, expected)
+        data = _read_file(path, name, MAX_GRAPH_BYTES if name == GRAPH else room)
+        room -= 0 if name == GRAPH else len(data)
+        if _sha256(data) != expected:
+            raise BundleError(f"{path}/{name}: checksum differs from the manifest's", reason="CHECKSUM_MISMATCH")
+        files[name] = data
     if manifest.proof is None or not manifest.proof.passed:
         raise BundleError(f"{path}: no passed streaming proof is recorded", reason="NOT_STREAMABLE")
-    return bundle
+    check_graph(files[GRAPH], f"{path}/{GRAPH}")
+    return Bundle(path, manifest, _sha256(text), files)
 
 
 def find_bundles(root: Path) -> Iterator[Path]:
-    """Yield the folders ``<name>/<version>`` under ``root``, by name, then rising version."""
-    for name in sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
-        versions = [
-            entry for entry in name.iterdir() if entry.is_dir() and entry.name.isascii() and entry.name.isdigit()
-        ]
-        yield from sorted(versions, key=lambda entry: int(entry.name))
+    """Yield the folders ``<name>/<version>`` under ``root``, by name, then rising version.
+
+    What cannot be looked into (a link to nowhere, a folder that is not readable) is yielded as well, so that whoever
+    reads it says why.
+
+    Raises:
+        OSError: ``root`` itself cannot be read.
+    """
+    for name in sorted(entry for entry in root.iterdir() if not entry.name.startswith(".")):
+        try:
+            if not stat.S_ISDIR(name.stat().st_mode):
+                continue
+            entries = [entry for entry in name.iterdir() if entry.name.isascii() and entry.name.isdigit()]
+        except OSError:
+            yield name
+        else:
+            yield from sorted(entries, key=lambda entry: (int(entry.name), entry.name))
+
+
+def is_version(name: str) -> bool:
+    """Whether a folder of this name may hold a version: a whole number from 1, without zeros in front."""
+    return _VERSION.fullmatch(name) is not None
 
 
 def next_version(root: Path, name: str) -> str:
     """Return the lowest version above those that ``root`` holds of ``name``."""
-    taken = [int(path.name) for path in find_bundles(root) if path.parent.name == name] if root.is_dir() else []
+    found = find_bundles(root) if root.is_dir() else ()
+    taken = [int(path.name) for path in found if path.parent.name == name and is_version(path.name)]
     return str(max(taken, default=0) + 1)
 
 
-def _read_manifest(path: Path) -> Bundle:
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+
+def _check_axes(name: str, axes: tuple[Axis, ...]) -> None:
+    for axis in axes:
+        if not (0 < len(axis) <= MAX_LABEL_LENGTH if isinstance(axis, str) else 0 < axis <= MAX_TENSOR_ELEMENTS):
+            raise ValueError(
+                f"{name}: an axis is a label or a size from 1 to {MAX_TENSOR_ELEMENTS:,}, got {axis!r:.40}"
+            )
+    if axes.count(BATCH) > 1 or axes.count(TIME) > 1:
+        raise ValueError(f"{name}: an axis 'batch' or 'time' is there twice, got {axes}")
+    size = math.prod(axis for axis in axes if isinstance(axis, int))
+    if size > MAX_TENSOR_ELEMENTS:
+        raise ValueError(f"{name}: {size:,} elements in the shape {axes}, at most {MAX_TENSOR_ELEMENTS:,}")
+
+
+def _check_once(kind: str, names: Iterable[str]) -> None:
+    known: set[str] = set()
+    for name in names:
+        if name in known:
+            raise ValueError(f"the {kind} {name!r} is there twice")
+        known.add(name)
+
+
+def _parse_manifest(text: bytes, path: Path) -> Manifest:
     try:
-        text = (path / MANIFEST).read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path}: no readable {MANIFEST} ({error.strerror})") from error
-    try:
-        return Bundle(path, Manifest.model_validate_json(text), _sha256(text))
+        return _parse_json(text, Manifest)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the document"
         raise BundleError(f"{path}/{MANIFEST}: {where}: {first['msg']}") from error
+    except ValueError as error:
+        raise BundleError(f"{path}/{MANIFEST}: not JSON: {error}") from error
 
 
-def _verify(path: Path, name: str, expected: str) -> None:
-    if Path(name).name != name or name in {".", ".."}:
-        raise BundleError(f"{path}: the manifest lists {name!r}, which is not a plain file name")
+def _parse_json(text: bytes, kind: type[P]) -> P:
+    """Return what every reader of the JSON would read: no key twice, no number that is none, all text UTF-8.
+
+    Raises:
+        ValueError: It is not JSON, or one that readers do not agree on, or says something else.
+    """
     try:
-        found = _sha256((path / name).read_bytes())
+        json.loads(text.decode(), object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise ValueError("too many brackets within each other") from None
+    return kind.model_validate_json(text, strict=True)
+
+
+def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        _check_once("key", [key for key, _ in pairs])
+    return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no finite number")
+    return number
+
+
+def _read_file(folder: Path, name: str, most: int) -> bytes:
+    """Read a regular file of the bundle, once.
+
+    A link is followed within the folder of the model, where volumes of Kubernetes have theirs (``..data``): what lies
+    elsewhere does not belong to the bundle, whatever its checksum.
+    """
+    file = folder / name
+    try:
+        home = os.path.realpath(folder.parent, strict=True)
+        place = Path(os.path.realpath(file, strict=True))
+        if not place.is_relative_to(home):
+            raise BundleError(f"{file}: a link to a file outside the model's folder: copy the file into the bundle")
+        # Asked before it is opened too, for opening a device or a FIFO may do something, or wait.
+        if stat.S_ISREG(place.stat().st_mode):
+            descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with open(descriptor, "rb") as stream:  # noqa: PTH123 - of a descriptor
+                found = os.fstat(descriptor)
+                if stat.S_ISREG(found.st_mode):
+                    if found.st_size > most:
+                        raise BundleError(f"{file}: {found.st_size:,} bytes, at most {most:,} are read")
+                    return stream.read(found.st_size)
+        raise BundleError(f"{file}: not a regular file")
     except OSError as error:
-        raise BundleError(f"{path}/{name}: cannot be read ({error.strerror})") from error
-    if found != expected:
-        raise BundleError(f"{path}/{name}: checksum differs from the manifest's", reason="CHECKSUM_MISMATCH")
+        if name == MANIFEST:
+            raise BundleError(f"{folder}: no readable {MANIFEST} ({error.strerror})") from error
+        raise BundleError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def _sha256(data: bytes) -> str:

@@ -76,3 +76,38 @@ MAX_DIGESTS = 8192
 
 MAX_COURSES = 16
 """Pieces of work of one request that its trace tells: a message of a thousand lanes is not to become 3,000 spans."""
+
+# ---- what a bundle may hold
+
+MAX_MANIFEST_BYTES = 1 << 20
+"""Bytes of a manifest."""
+
+MAX_GRAPH_BYTES = (1 << 31) - 1
+"""Bytes of a graph: a message of Protocol buffers has no more, and a graph is one."""
+
+MAX_CODEC_BYTES = 64 << 20
+"""Bytes of all files of a bundle but the graph and the manifest together."""
+
+MAX_BUNDLE_FILES = 64
+"""Files that a manifest may list."""
+
+MAX_GRAPH_FIELDS = 1_000_000
+"""Fields of a graph's file: a graph of 100,000 nodes has as many, and to look at each takes some 2 µs."""
+
+MAX_GRAPH_DEPTH = 100
+"""Messages within each other in a graph's file: readers of Protocol buffers go no deeper."""
+
+MAX_MODEL_TENSORS = 1024
+"""Inputs, outputs and states of a model, each."""
+
+MAX_AXES = 16
+"""Axes of a tensor of a model."""
+
+MAX_LABEL_LENGTH = 1024
+"""Characters of the name of a tensor or of an axis."""
+
+MAX_TENSOR_ELEMENTS = 1 << 27
+"""Elements of a tensor of a model, of one row and one step: half a gigabyte in fp32, beyond any step or state."""
+
+MAX_STATE_BYTES = 1 << 30
+"""Bytes of all states of one session. That one session fits the arena is asked besides, as the server is set up."""

@@ -5,12 +5,15 @@ Everything of ours that needs onnxruntime takes it from here; a test holds that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-__all__ = ["CPU", "FAILURES", "load_session", "onnxruntime"]
+from tidegate.bundle import BATCH, TIME, Axis, Manifest
+from tidegate.errors import BundleError
+
+__all__ = ["CPU", "FAILURES", "check_edges", "load_session", "onnxruntime"]
 
 # Telemetry is off by the environment (`tidegate/__init__.py`), which releases without this call read too.
 onnxruntime.disable_telemetry_events()
@@ -60,3 +63,51 @@ def load_session(
     # took 400 MB more.
     session._model_bytes = None  # noqa: SLF001 - there is no public way
     return session
+
+
+def check_edges(session: onnxruntime.InferenceSession, manifest: Manifest) -> None:
+    """Refuse a graph that takes or gives something else than its manifest says: every run of it would fail.
+
+    Raises:
+        BundleError: With the tensor.
+    """
+    taken = {spec.name: (spec.dtype, spec.axes) for spec in manifest.inputs}
+    taken |= {spec.input: (spec.dtype, spec.axes) for spec in manifest.states}
+    given = {spec.name: spec.dtype for spec in manifest.outputs}
+    given |= {spec.output: spec.dtype for spec in manifest.states}
+    found = {item.name: item for item in session.get_inputs()}
+    wanted = set(taken) if manifest.lengths is None else {*taken, manifest.lengths}
+    if set(found) != wanted:
+        raise BundleError(f"the graph's inputs are {sorted(found)}, the manifest's inputs and states {sorted(wanted)}")
+    for name, (dtype, axes) in taken.items():
+        _check_type(name, found[name].type, dtype)
+        _check_shape(name, found[name].shape, axes)
+    outputs = {item.name: item for item in session.get_outputs()}
+    for name, dtype in given.items():
+        if name not in outputs:
+            raise BundleError(f"the graph has no output {name}")
+        _check_type(name, outputs[name].type, dtype)
+
+
+def dtype_of(onnx_type: str) -> str:
+    """Return numpy's name of what onnxruntime calls ``tensor(float)``; its own word where that is no tensor."""
+    word = onnx_type.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(word, word)
+
+
+def _check_type(name: str, found: str, wanted: str) -> None:
+    if dtype_of(found) != wanted:
+        raise BundleError(f"{name} is {dtype_of(found)} in the graph, {wanted} in the manifest")
+
+
+def _check_shape(name: str, found: Sequence[int | str | None], wanted: Sequence[Axis]) -> None:
+    """Of an input: onnxruntime refuses every run whose sizes are not those that the graph declares."""
+    if not found:  # it has no axes, or the graph does not say which: onnxruntime tells both alike
+        return
+    if len(found) != len(wanted) or not all(map(_fits, found, wanted)):
+        raise BundleError(f"{name} is {list(found)} in the graph, {list(wanted)} in the manifest")
+
+
+def _fits(size: int | str | None, axis: Axis) -> bool:
+    """Whether a size of the graph may be that of an axis of the manifest, where a label may have any size."""
+    return not isinstance(size, int) or axis == size or (isinstance(axis, str) and axis not in {BATCH, TIME})

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from tidegate.bundle import BATCH, TIME, Manifest, Proof, read_bundle
+from tidegate.codecs import make_codec
+from tidegate.codecs.scores import read_scores
 from tidegate.errors import BundleError
 from tidegate.ort import onnxruntime
 from tidegate.replay import (
@@ -36,7 +38,7 @@ _LENGTHS = (24, 17, 9, 1)
 """Steps of the sequences that the proof runs: ragged, with a single step among them."""
 
 
-def prove(graph: Path | bytes, manifest: Manifest, *, seed: int = 0, tolerance: float = ABSOLUTE) -> Proof:
+def prove(graph: bytes, manifest: Manifest, *, seed: int = 0, tolerance: float = ABSOLUTE) -> Proof:
     """Prove that `graph` streams as `manifest` says.
 
     `tolerance` stands in the place of 1e-5 for graphs that round more coarsely than fp32 (int8, fp16).
@@ -66,7 +68,7 @@ def prove(graph: Path | bytes, manifest: Manifest, *, seed: int = 0, tolerance: 
     )
 
 
-def is_batch_invariant(graph: Path | bytes, manifest: Manifest, *, seed: int = 0, tolerance: float = ABSOLUTE) -> bool:
+def is_batch_invariant(graph: bytes, manifest: Manifest, *, seed: int = 0, tolerance: float = ABSOLUTE) -> bool:
     """Say whether a row's result is its own, whatever its neighbours; dynamic int8 scales make it false.
 
     `tolerance` as for `prove`: the last bit of fp16 is no neighbour's doing.
@@ -81,12 +83,15 @@ def is_batch_invariant(graph: Path | bytes, manifest: Manifest, *, seed: int = 0
 
 
 def check_bundle(path: Path) -> Proof:
-    """Verify the bundle in the folder `path` and prove anew that it streams, within the tolerance that it records.
+    """Verify the bundle in the folder `path`, its codec's file included, and prove anew that it streams, within the
+    tolerance that it records.
 
     Raises:
         BundleError: With the reason.
     """
     bundle = read_bundle(path)
+    make_codec(bundle)
+    read_scores(bundle)
     assert bundle.manifest.proof is not None  # read_bundle refuses a bundle without one
     return prove(bundle.graph, bundle.manifest, tolerance=bundle.manifest.proof.tolerance)
 

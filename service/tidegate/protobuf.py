@@ -1,7 +1,7 @@
-"""Protocol buffers by hand: just enough to add to a message without knowing the rest of it.
+"""Protocol buffers by hand: just enough to look into a message, or to add to it, without knowing the rest of it.
 
 A message is a run of fields; fields may come in any order, and unknown ones are copied as they are. So a few fields can
-be put into an ONNX file, or left out of one, without the schema, and without the package ``onnx`` in the server.
+be found in an ONNX file, put into it or left out, without the schema, and without the package ``onnx`` in the server.
 
 Source: https://protobuf.dev/programming-guides/encoding/
 """
@@ -12,25 +12,33 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 _VARINT, _BYTES = 0, 2
+_MOST_KEY = (1 << 32) - 1
+_NOTHING = memoryview(b"")
 
 
 class Entry(NamedTuple):
-    """One field of a message: its number, its whole encoding, and its content where it has a length, else nothing."""
+    """One field of a message: its number, its whole encoding, and its content where it has a length, else nothing.
+
+    Both are views of the message: weights are not copied.
+    """
 
     number: int
-    encoding: bytes
-    content: bytes
+    encoding: memoryview
+    content: memoryview
 
 
-def entries(message: bytes) -> Iterator[Entry]:
+def entries(message: bytes | memoryview) -> Iterator[Entry]:
     """Yield the fields of a message in their order.
 
     Raises:
         ValueError: It is not a message, or ends in the middle of a field.
     """
+    message = memoryview(message)
     start = 0
     while start < len(message):
         key, body = _read_varint(message, start)
+        if key > _MOST_KEY:  # other readers drop the bits above, and would see another field than this one
+            raise ValueError(f"no field's number at byte {start}")
         stop = content = body
         match key & 7:
             case 0:
@@ -46,7 +54,7 @@ def entries(message: bytes) -> Iterator[Entry]:
                 raise ValueError(f"wire type {kind} at byte {start}")
         if stop > len(message):
             raise ValueError(f"the field at byte {start} ends beyond the message")
-        yield Entry(key >> 3, message[start:stop], message[content:stop] if key & 7 == _BYTES else b"")
+        yield Entry(key >> 3, message[start:stop], message[content:stop] if key & 7 == _BYTES else _NOTHING)
         start = stop
 
 
@@ -81,8 +89,10 @@ def varint(value: int) -> bytes:
     return bytes(encoded)
 
 
-def _read_varint(message: bytes, start: int) -> tuple[int, int]:
+def _read_varint(message: memoryview, start: int) -> tuple[int, int]:
     """Return the number at ``start`` and where it ends."""
+    if start < len(message) and (value := message[start]) < 0x80:  # nearly all are
+        return value, start + 1
     value = shift = 0
     for index in range(start, min(start + 10, len(message))):
         value |= (message[index] & 0x7F) << shift

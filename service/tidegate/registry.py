@@ -11,10 +11,10 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tidegate.bundle import Bundle, Manifest, TensorSpec, find_bundles, read_bundle
+from tidegate.bundle import Bundle, Manifest, TensorSpec, find_bundles, is_version, read_bundle
 from tidegate.codecs import Codec, make_codec
 from tidegate.codecs.scores import read_scores
 from tidegate.codecs.tensors import Tensors
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 Key = tuple[str, int]
 
 _DEVICE_ROWS = 1024
-"""Rows of states that a device arena begins with."""
+"""Rows of states that a device arena begins with, where the budget has room for them."""
 
 
 @dataclass(eq=False)
@@ -201,7 +201,7 @@ class Registry:
             found = await asyncio.to_thread(_find, self._settings.bundles)
             for path in found:
                 await self._load(path, report)
-            there = {_key(path) for path in found}
+            there = {_key(path) for path in found if is_version(path.name)}
             for key in [key for key, model in self._models.items() if model.is_offered and key not in there]:
                 report.removed.append(self._models[key].label)
                 self._models[key].is_offered = False
@@ -240,7 +240,10 @@ class Registry:
                 report.loaded.append(present.label)
         except ConfigurationError:
             raise
-        except TidegateError as error:
+        except Exception as error:  # whatever a bundle does to the code that loads it, the others are served
+            if not isinstance(error, TidegateError):
+                log.exception("bundle %s could not be loaded", path)
+                error = BundleError(f"{path}: it could not be loaded ({type(error).__name__})")
             label = f"{path.parent.name}/{path.name}"
             # The log says where the folder is; callers are told its name and nothing of our disk.
             log.warning("bundle %s refused: %s", path, error.message)
@@ -252,6 +255,13 @@ class Registry:
         manifest = bundle.manifest
         codec = make_codec(bundle)
         kept = None if codec.kept_output is None else _kept_plane(bundle, codec.kept_output)
+        slot_bytes = manifest.state_bytes + (0 if kept is None else kept.row_bytes)
+        if slot_bytes > self._budget.total:
+            raise BundleError(
+                f"{bundle.path}: the state of one session takes {slot_bytes:,} bytes, more than --arena-mb "
+                f"{settings.arena_mb} has for all",
+                reason="STATE_TOO_LARGE",
+            )
         try:
             runner, arena = _states_home(bundle, kept, settings, self._budget)
         except MemoryError:
@@ -278,7 +288,8 @@ class Registry:
         planes = {spec.input: Plane.of_state(spec) for spec in manifest.states}
         if kept is not None and codec.kept_output is not None:
             planes[codec.kept_output] = kept
-        return LoadedModel(bundle, codec, runner, arena, engine, loop, executor, planes, quality)
+        # What was read of the files is in the codec and the runner by now.
+        return LoadedModel(replace(bundle, files={}), codec, runner, arena, engine, loop, executor, planes, quality)
 
 
 def _key(path: Path) -> Key:
@@ -303,7 +314,8 @@ def _states_home(
         runner = Runner(bundle, settings.provider, settings.threads)
         return runner, Arena(planes if kept is None else [*planes, kept], budget)
     check_provider(settings.provider)  # before memory of the device is asked for
-    memory = DeviceMemory(manifest.states, settings.provider, FIRST_ROW + _DEVICE_ROWS)
+    num_rows = max(1, min(_DEVICE_ROWS, budget.total // manifest.state_bytes))
+    memory = DeviceMemory(manifest.states, settings.provider, FIRST_ROW + num_rows)
     device_runner = open_device_runner(
         bundle,
         memory,

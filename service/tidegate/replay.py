@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from tidegate.bundle import BATCH, TIME, Manifest, StateSpec, TensorSpec, TokenCodec
 from tidegate.errors import BundleError
-from tidegate.ort import FAILURES, load_session
+from tidegate.ort import FAILURES, check_edges, load_session
 
 Array: TypeAlias = NDArray[Any]
 Tensors: TypeAlias = dict[str, Array]
@@ -34,19 +33,19 @@ class Result:
 class GraphRunner:
     """A graph in onnxruntime on one CPU thread, spoken to in the manifest's names."""
 
-    def __init__(self, graph: Path | bytes, manifest: Manifest) -> None:
-        """Load `graph`.
+    def __init__(self, graph: bytes, manifest: Manifest) -> None:
+        """Load `graph`, the content of an ONNX file.
 
         Raises:
             BundleError: The runtime refuses the graph, or the manifest names what it does not have.
         """
         self.manifest = manifest
         try:
-            self._session = load_session(graph if isinstance(graph, bytes) else graph.read_bytes())
+            self._session = load_session(graph)
         except FAILURES as error:
             raise _refused(error) from error
         self._fetches = [spec.name for spec in manifest.outputs] + [state.output for state in manifest.states]
-        self._check_names()
+        check_edges(self._session, manifest)
 
     def initial(self, rows: int) -> Tensors:
         """Return the states of `rows` sequences that have not begun."""
@@ -117,19 +116,6 @@ class GraphRunner:
         )
         kind = {item.name: item.type for item in self._session.get_inputs()}[self.manifest.lengths]
         return np.full(self._rows(inputs), steps, dtype=kind.removeprefix("tensor(").removesuffix(")"))
-
-    def _check_names(self) -> None:
-        manifest = self.manifest
-        wanted = {spec.name for spec in manifest.inputs} | {state.input for state in manifest.states}
-        wanted |= {manifest.lengths} if manifest.lengths else set()
-        found = {item.name for item in self._session.get_inputs()}
-        if wanted != found:
-            raise BundleError(
-                f"the graph's inputs are {sorted(found)}, the manifest's inputs and states {sorted(wanted)}"
-            )
-        missing = set(self._fetches) - {item.name for item in self._session.get_outputs()}
-        if missing:
-            raise BundleError(f"the graph has no output {min(missing)}")
 
 
 def random_inputs(manifest: Manifest, rows: int, steps: int, rng: np.random.Generator) -> Tensors:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.chaos.history import Reply
-from tidegate.bundle import GRAPH, read_bundle
+from tidegate.bundle import read_bundle
 from tidegate.replay import GraphRunner, Result
 
 
@@ -96,7 +96,8 @@ class Sequence:
 
 def empty_sequence(bundle: Path) -> Sequence:
     """The beginning of all sequences through a bundle of the task `next_token`."""
-    return Sequence(GraphRunner(bundle / GRAPH, read_bundle(bundle).manifest))
+    found = read_bundle(bundle)
+    return Sequence(GraphRunner(found.graph, found.manifest))
 
 
 def _equal(left: float, right: float) -> bool:

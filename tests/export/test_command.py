@@ -108,7 +108,7 @@ def test_a_text_run_becomes_a_bundle_with_card_and_provenance(tmp_path: Path) ->
     assert printed.startswith(f"{out / 'my-text' / '1'}: next_token, lstm, 128 bytes of state per session\n")
     assert "streaming proof" in printed
     bundle = read_bundle(out / "my-text" / "1")
-    assert bundle.read_json("vocabulary.json") == {"tokens": ["a", "b", "\ufffd"], "unknown": 2}
+    assert json.loads(bundle.files["vocabulary.json"]) == {"tokens": ["a", "b", "\ufffd"], "unknown": 2}
     provenance = bundle.manifest.provenance
     assert provenance["recipe"] == {"name": "my-text", "seed": 7}
     assert provenance["data"]["sha256"] == "ab" * 32
@@ -131,7 +131,7 @@ def test_a_forecast_run_becomes_a_bundle_with_its_scaling(tmp_path: Path) -> Non
     bundle = read_bundle(tmp_path / "load" / "12")
     assert bundle.manifest.features == ("load", "hour")
     assert bundle.manifest.provenance["series"] == {"season": 24, "step_seconds": 3600.0}
-    assert bundle.read_json("scaling.json") == {
+    assert json.loads(bundle.files["scaling.json"]) == {
         "features": [{"kind": "standard", "mean": 50.0, "scale": 20.0}, {"kind": "cyclic", "period": 24.0}]
     }
     card = (bundle.path / "card.md").read_text("utf-8")
@@ -160,7 +160,7 @@ def test_a_module_by_its_import_path_gets_its_weights(tmp_path: Path) -> None:
     assert bundle.manifest.features == ("a", "b", "c", "d", "e", "f")
     assert len(bundle.manifest.provenance["weights_sha256"]) == 64
     initializer = trained.head.bias.detach().numpy().tobytes()
-    assert initializer in bundle.graph.read_bytes()
+    assert initializer in bundle.graph
 
 
 def test_a_language_model_takes_its_vocabulary_from_a_plain_list(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_language_model_takes_its_vocabulary_from_a_plain_list(tmp_path: Path)
         *(f"{MODULES}:Language", "--weights", str(tmp_path / "w.pt"), "--name", "l", "--task", "next_token"),
         *("--vocabulary", str(tmp_path / "vocabulary.json"), "--out", str(tmp_path)),
     )
-    assert read_bundle(tmp_path / "l" / "1").read_json("vocabulary.json")["unknown"] is None
+    assert json.loads(read_bundle(tmp_path / "l" / "1").files["vocabulary.json"])["unknown"] is None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def test_a_language_model_of_ones_own_gets_the_vocabularys_codec(tmp_path: Path)
     assert isinstance(manifest.codec, TokenCodec)
     assert manifest.codec.surprise is None
     assert (manifest.inputs[0].name, manifest.outputs[0].name) == ("tokens", "logits")
-    assert read_bundle(tmp_path / "mine" / "1").read_json("vocabulary.json") == VOCABULARY
+    assert json.loads(read_bundle(tmp_path / "mine" / "1").files["vocabulary.json"]) == VOCABULARY
 
 
 def test_a_module_whose_rows_see_each_other_is_exported_to_run_rows_alone(tmp_path: Path) -> None:

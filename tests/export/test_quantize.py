@@ -94,7 +94,7 @@ def test_with_fixed_scales_any_cut_among_any_neighbours_gives_what_the_row_alone
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], neighbours: int, seed: int
 ) -> None:
     source = read_bundle(write_tiny_bundle(tmp_path_factory.mktemp("tiny"), hidden=24))
-    graph, manifest = rewrite(source.graph.read_bytes(), source.manifest, "static")
+    graph, manifest = rewrite(source.graph, source.manifest, "static")
     runner = GraphRunner(graph, manifest)
     inputs = random_inputs(manifest, neighbours + 1, sum(lengths), np.random.default_rng(seed))
     alone = runner.walk(runner.row(inputs, manifest.inputs, 0), [sum(lengths)])
@@ -169,7 +169,7 @@ def test_a_bundle_says_what_it_was_made_of_and_brings_its_codec_files(tmp_path: 
     assert printed.startswith(f"{bundle.path}: ")
     assert "batch invariant: yes" in printed
     assert "held-out figures were not taken: the bundle does not say what it was trained on" in printed
-    assert bundle.read_json("vocabulary.json") == source.read_json("vocabulary.json")
+    assert bundle.files["vocabulary.json"] == source.files["vocabulary.json"]
     assert quantization(bundle)["method"] == "static"
     origin = bundle.manifest.provenance["source"]
     assert (origin["name"], origin["version"], origin["sha256"]) == ("tiny", "1", source.sha256)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,17 @@ from tests.bundles import (
     write_tiny_forecast_bundle,
     write_tiny_stream_bundle,
 )
-from tidegate.bundle import Bundle, ForecastCodec, Manifest, TensorSpec, TokenCodec, read_bundle, write_bundle
+from tidegate.bundle import (
+    Bundle,
+    Cyclic,
+    ForecastCodec,
+    Manifest,
+    Standard,
+    TensorSpec,
+    TokenCodec,
+    read_bundle,
+    write_bundle,
+)
 from tidegate.codecs import Codec, make_codec
 from tidegate.codecs.forecast import Forecasts
 from tidegate.codecs.scores import Band, Ranges
@@ -39,7 +50,10 @@ def characters(unknown: int | None = None) -> Tokens:
 
 
 def forecasts() -> Forecasts:
-    transforms = [{"kind": "standard", "mean": 10.0, "scale": 4.0}, {"kind": "cyclic", "period": 24.0}]
+    transforms: list[Standard | Cyclic] = [
+        Standard(kind="standard", mean=10.0, scale=4.0),
+        Cyclic(kind="cyclic", period=24.0),
+    ]
     spec = ForecastCodec(target="load", horizon=2, quantiles=(0.1, 0.5, 0.9), seasonal_naive_error=1.0)
     return Forecasts(("load", "hour"), transforms, spec)
 
@@ -204,38 +218,94 @@ def test_the_size_of_a_reply_is_known_beforehand() -> None:
     assert characters().reply_bytes(1, Ask(1 << 40)) == characters().reply_bytes(1, Ask(5))
 
 
+def vocabulary(tokens: object = VOCABULARY, **more: object) -> bytes:
+    return json.dumps({"tokens": list(tokens) if isinstance(tokens, str) else tokens, **more}).encode()
+
+
+def scaling(*transforms: object) -> bytes:
+    return json.dumps({"features": transforms}).encode()
+
+
+STANDARD, CYCLIC = {"kind": "standard", "mean": 1, "scale": 2}, {"kind": "cyclic", "period": 24}
+
+BAD_FILES: dict[str, tuple[bytes, str]] = {
+    "cut off": (b"{", "not a vocabulary"),
+    "a list": (b"[]", "not a vocabulary"),
+    "no tokens": (b"{}", "not a vocabulary"),
+    "numbers for tokens": (vocabulary(list(range(65))), "not a vocabulary"),
+    "text for tokens": (json.dumps({"tokens": VOCABULARY}).encode(), "not a vocabulary"),
+    "a key more": (vocabulary(colour="blue"), "not a vocabulary"),
+    "a key twice": (b'{"tokens": [], "tokens": []}', "'tokens' is there twice"),
+    "half a character": (vocabulary(["\ud800", *VOCABULARY[1:]]), "not a vocabulary"),
+    "too few tokens": (vocabulary("a"), "1 tokens"),
+    "a token twice": (vocabulary("a" * 65), "twice"),
+    "an unknown token beyond": (vocabulary(unknown=65), "unknown token 65"),
+    "an unknown token before": (vocabulary(unknown=-1), "unknown token -1"),
+    "a truth for an id": (vocabulary(unknown=True), "not a vocabulary"),
+    "no transforms": (scaling(), "0 transforms for 2 features"),
+    "transforms of no kind": (scaling({"kind": "log"}, {}), "not a scaling file"),
+    "null": (b"null", "not a scaling file"),
+    "text for a number": (scaling({**STANDARD, "mean": "1"}, CYCLIC), "not a scaling file"),
+    "a scale of zero": (scaling({**STANDARD, "scale": 0}, CYCLIC), "not a scaling file"),
+    "no number": (scaling({**STANDARD, "mean": math.nan}, CYCLIC), "NaN is no finite number"),
+    "a period of zero": (scaling(STANDARD, {**CYCLIC, "period": 0}), "not a scaling file"),
+    "no period": (scaling(STANDARD, {"kind": "cyclic"}), "not a scaling file"),
+    "a column less": (scaling(STANDARD, STANDARD), "the codec makes float32 [2]"),
+    "a column more": (scaling(CYCLIC, CYCLIC), "the codec makes float32 [4]"),
+    "a cyclic target": (scaling(CYCLIC, STANDARD), "the target 'load' is cyclic"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_codec_file_is_refused_with_its_name(tmp_path: Path, name: str) -> None:
+    content, message = BAD_FILES[name]
+    is_scaling = b"features" in content or content == b"null"
+    path = (write_tiny_forecast_bundle if is_scaling else write_tiny_bundle)(tmp_path)
+    file = "scaling.json" if is_scaling else "vocabulary.json"
+    with pytest.raises(BundleError) as caught:
+        make_codec(with_file(path, tmp_path / "other", {file: content}))
+    assert message in caught.value.message
+    assert file in caught.value.message
+
+
+TOKENS, LOGITS = TensorSpec(name="x", dtype="int64", axes=("batch", "time")), ("batch", "time", 65)
+
+
 @pytest.mark.parametrize(
-    ("write", "file", "content", "message"),
+    ("changes", "message"),
     [
-        (write_tiny_bundle, "vocabulary.json", b"{", "not a vocabulary"),
-        (write_tiny_bundle, "vocabulary.json", b"[]", "not a vocabulary"),
-        (write_tiny_bundle, "vocabulary.json", b"{}", "not a vocabulary"),
-        (write_tiny_bundle, "vocabulary.json", json.dumps({"tokens": ["a"]}).encode(), "1 tokens"),
-        (write_tiny_bundle, "vocabulary.json", json.dumps({"tokens": ["a"] * 65}).encode(), "twice"),
-        (
-            write_tiny_bundle,
-            "vocabulary.json",
-            json.dumps({"tokens": list(VOCABULARY), "unknown": 65}).encode(),
-            "unknown token 65",
-        ),
-        (write_tiny_forecast_bundle, "scaling.json", b'{"features": []}', "0 transforms for 2 features"),
-        (write_tiny_forecast_bundle, "scaling.json", b'{"features": [{"kind": "log"}, {}]}', "not a scaling file"),
-        (write_tiny_forecast_bundle, "scaling.json", b"null", "not a scaling file"),
+        ({"inputs": (TOKENS, TOKENS.model_copy(update={"name": "y"}))}, "2 inputs, the codec makes one"),
+        ({"inputs": (TOKENS.model_copy(update={"dtype": "float32"}),)}, "x takes float32 [] a step"),
+        ({"inputs": (TOKENS.model_copy(update={"axes": LOGITS}),)}, "x takes int64 [65] a step"),
+        ({"inputs": (TOKENS.model_copy(update={"axes": ("batch",)}),)}, "x has no axis 'time'"),
+        ({"codec": TokenCodec(output="none")}, "the codec names an output 'none'"),
+        ({"codec": TokenCodec(output="surprise")}, "surprise gives [] a step, the codec reads 1 axes"),
+        ({"codec": TokenCodec(surprise="logits")}, "logits gives [65] a step, the codec reads 0 axes"),
+        ({"codec": TokenCodec(surprise="none")}, "the codec names an output 'none'"),
     ],
 )
-def test_a_bad_codec_file_is_refused_with_its_name(
-    tmp_path: Path, write: Callable[[Path], Path], file: str, content: bytes, message: str
+def test_a_codec_that_does_not_fit_its_graph_is_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(BundleError, match=message) as caught:
-        make_codec(with_file(write(tmp_path), tmp_path / "other", {file: content}))
-    assert file in caught.value.message
+    bundle = read_bundle(write_tiny_bundle(tmp_path))
+    with pytest.raises(BundleError) as caught:
+        make_codec(replace(bundle, manifest=bundle.manifest.model_copy(update=changes)))
+    assert message in caught.value.message
+
+
+@pytest.mark.parametrize("changes", [{"horizon": 4}, {"quantiles": (0.1, 0.9)}])
+def test_a_forecast_of_another_shape_than_the_codecs_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
+    bundle = read_bundle(write_tiny_forecast_bundle(tmp_path))
+    codec = bundle.manifest.codec.model_copy(update=changes)
+    with pytest.raises(BundleError, match=r"quantiles gives \[3, 3\] a step"):
+        make_codec(replace(bundle, manifest=bundle.manifest.model_copy(update={"codec": codec})))
 
 
 def test_a_codec_that_names_an_output_which_is_not_there_is_refused(tmp_path: Path) -> None:
     bundle = read_bundle(write_tiny_stream_bundle(tmp_path))
     codec = bundle.manifest.codec.model_copy(update={"outputs": ("score", "state")})
     with pytest.raises(BundleError, match="'state'"):
-        make_codec(Bundle(bundle.path, bundle.manifest.model_copy(update={"codec": codec}), bundle.sha256))
+        make_codec(replace(bundle, manifest=bundle.manifest.model_copy(update={"codec": codec})))
 
 
 def with_file(path: Path, root: Path, files: Mapping[str, bytes]) -> Bundle:

@@ -44,6 +44,7 @@ def test_entries_are_the_message_and_name_what_has_a_length(
         b"\x09\x00",  # eight bytes were announced
         b"\x0b",  # a group, which proto3 has not
         b"\xff" * 11,
+        b"\xf2\x80\x80\x80\x10\x00",  # field 14 for who reads 32 bits of it, another for who reads them all
     ],
 )
 def test_what_is_no_message_is_refused(broken: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle
 from tests.clock import ManualClock
 from tests.service.serving import change_bundle, collect, corrupt, serving
-from tidegate.bundle import GRAPH, MANIFEST, read_bundle, write_bundle
+from tidegate.bundle import GRAPH, MANIFEST, StateSpec, read_bundle, write_bundle
 from tidegate.config import load_settings
 from tidegate.core import Ask, Input, Sampling, SessionRequest
 from tidegate.errors import ConfigurationError, InvalidInputError, NotFoundError, SessionEndedError
@@ -197,6 +198,36 @@ async def test_bad_bundles_are_refused_each_with_its_reason_and_the_others_serve
             "nonsense": "GRAPH_REFUSED",
             "unproven": "NOT_STREAMABLE",
             "wordless": "BAD_BUNDLE",
+        }
+        assert (await service.predict("good", None, [ABC], Ask())).version == "1"
+    finally:
+        await service.stop()
+
+
+async def test_what_a_stranger_wrote_is_refused_alone_and_nobody_waits(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path, "good")
+    (write_tiny_bundle(tmp_path, "fifo") / MANIFEST).unlink()
+    os.mkfifo(tmp_path / "fifo" / "1" / MANIFEST)
+    (tmp_path / "loop").symlink_to("loop")
+    write_tiny_bundle(tmp_path, "zeros").rename(tmp_path / "zeros" / "01")
+    change_bundle(write_tiny_bundle(tmp_path / "sources", "names"), "2", lengths="n")
+    wide = StateSpec(input="h_in", output="h_out", dtype="float32", axes=(2, "batch", 1 << 20))
+    change_bundle(write_tiny_bundle(tmp_path / "sources", "large", cell="gru"), "2", states=(wide,))
+    for name in ("names", "large"):
+        (tmp_path / name).mkdir()
+        (tmp_path / "sources" / name / "2").rename(tmp_path / name / "2")
+    shutil.rmtree(tmp_path / "sources")
+    service = Service(load_settings({"bundles": tmp_path, "arena_mb": 4}))
+    report = await service.start()
+    try:
+        assert report.loaded == ["good/1"]
+        assert {(refusal.bundle, refusal.reason): refusal.message for refusal in report.refused} == {
+            ("fifo/1", "BAD_BUNDLE"): "fifo/1/manifest.json: not a regular file",
+            ("large/2", "STATE_TOO_LARGE"): "the state of one session takes 8,388,868 bytes, more than --arena-mb 4 "
+            "has for all",
+            (f"{tmp_path.name}/loop", "BAD_BUNDLE"): "no readable manifest.json (Too many levels of symbolic links)",
+            ("names/2", "BAD_BUNDLE"): "the graph has no input n, which the manifest names for lengths",
+            ("zeros/01", "BAD_BUNDLE"): "the manifest names zeros/1, its folder does not",
         }
         assert (await service.predict("good", None, [ABC], Ask())).version == "1"
     finally:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tidegate.bundle import Bundle, ForecastCodec, Json
-from tidegate.codecs.rows import check_rows, kind_of, mean_surprise
+from tidegate.bundle import Bundle, Cyclic, ForecastCodec, Manifest, Scaling, Standard
+from tidegate.codecs.rows import check_input, check_output, check_rows, kind_of, mean_surprise
 from tidegate.codecs.scores import BAND, find_band
 from tidegate.core import Ask, FloatArray, Forecast, Input, Prediction, Predictions, Surprise, Tensor
 from tidegate.errors import BundleError, InvalidInputError
@@ -20,23 +20,24 @@ class Forecasts:
 
     kept_output: str | None = None
 
-    def __init__(self, features: Sequence[str], transforms: Sequence[Mapping[str, Json]], spec: ForecastCodec) -> None:
+    def __init__(self, features: Sequence[str], transforms: Sequence[Standard | Cyclic], spec: ForecastCodec) -> None:
         self._features = tuple(features)
         self._transforms = tuple(transforms)
         self._spec = spec
         self.surprise_unit = spec.surprise_unit if spec.surprise else ""
         self._band = find_band(spec, self._features, self._transforms)
         target = self._transforms[self._features.index(spec.target)]
-        self._mean, self._scale = np.float32(target["mean"]), np.float32(target["scale"])
+        if not isinstance(target, Standard):
+            raise ValueError(f"the target {spec.target!r} is cyclic: nothing scales its forecast back")  # noqa: TRY004
+        self._mean, self._scale = np.float32(target.mean), np.float32(target.scale)
 
     @classmethod
     def load(cls, bundle: Bundle, spec: ForecastCodec) -> Forecasts:
         try:
-            transforms = bundle.read_json(spec.scaling)["features"]
-            if len(transforms) != len(bundle.manifest.features):
-                raise ValueError(f"{len(transforms)} transforms for {len(bundle.manifest.features)} features")
-            return cls(bundle.manifest.features, transforms, spec)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            scaling = bundle.read(spec.scaling, Scaling)
+            _check_scaling(scaling, bundle.manifest, spec)
+            return cls(bundle.manifest.features, scaling.features, spec)
+        except ValueError as error:
             raise BundleError(f"{bundle.path}/{spec.scaling}: not a scaling file ({error!r})") from error
 
     def encode(self, source: Input) -> tuple[Tensor, ...]:
@@ -100,11 +101,20 @@ class Forecasts:
         return values
 
 
-def _encode(column: FloatArray, transform: Mapping[str, Json]) -> tuple[FloatArray, ...]:
-    kind = transform["kind"]
-    if kind == "standard":
-        return ((column - transform["mean"]) / transform["scale"],)
-    if kind == "cyclic":
-        angle = column * (2 * np.pi / transform["period"])
-        return np.sin(angle), np.cos(angle)
-    raise ValueError(f"unknown transform {kind!r}")
+def _check_scaling(scaling: Scaling, manifest: Manifest, spec: ForecastCodec) -> None:
+    """Raise ValueError unless the columns are those that the graph takes and the forecast is the one that it gives."""
+    if len(scaling.features) != len(manifest.features):
+        raise ValueError(f"{len(scaling.features)} transforms for {len(manifest.features)} features")
+    check_input(manifest, "float32", (sum(transform.width for transform in scaling.features),))
+    axes, wanted = check_output(manifest, spec.output, 2), (spec.horizon, len(spec.quantiles))
+    if any(isinstance(axis, int) and axis != size for axis, size in zip(axes, wanted, strict=True)):
+        raise ValueError(f"{spec.output} gives {list(axes)} a step, the codec reads [horizon, quantile] {list(wanted)}")
+    if spec.surprise is not None:
+        check_output(manifest, spec.surprise, 0)
+
+
+def _encode(column: FloatArray, transform: Standard | Cyclic) -> tuple[FloatArray, ...]:
+    if isinstance(transform, Standard):
+        return ((column - transform.mean) / transform.scale,)
+    angle = column * (2 * np.pi / transform.period)
+    return np.sin(angle), np.cos(angle)

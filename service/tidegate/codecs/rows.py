@@ -1,4 +1,4 @@
-"""What the codecs share: checking rows of numbers, and surprise over a chunk."""
+"""What the codecs share: checking what a graph takes and gives, rows of numbers, and surprise over a chunk."""
 
 from __future__ import annotations
 
@@ -6,10 +6,42 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tidegate.bundle import BATCH, TIME, Axis, Manifest, TensorSpec
 from tidegate.core import Ask, FloatArray, Input, Surprise, Tensor
 from tidegate.errors import InvalidInputError
 
 _LARGEST = float(np.finfo(np.float32).max)
+
+
+def check_input(manifest: Manifest, dtype: str, axes: tuple[Axis, ...]) -> None:
+    """Raise ValueError unless the graph takes one input, of ``dtype``, whose axes but batch and time are ``axes``."""
+    if len(manifest.inputs) != 1:
+        raise ValueError(f"{len(manifest.inputs)} inputs, the codec makes one")
+    (spec,) = manifest.inputs
+    found = _axes_of_a_step(spec)
+    if (
+        spec.dtype != dtype
+        or len(found) != len(axes)
+        or any(isinstance(axis, int) and axis != wanted for axis, wanted in zip(found, axes, strict=True))
+    ):
+        raise ValueError(f"{spec.name} takes {spec.dtype} {list(found)} a step, the codec makes {dtype} {list(axes)}")
+
+
+def check_output(manifest: Manifest, name: str, rank: int) -> tuple[Axis, ...]:
+    """Return the axes of an output but batch and time; ValueError unless they are ``rank``, for each step."""
+    try:
+        found = _axes_of_a_step(manifest.output(name))
+    except KeyError as error:
+        raise ValueError(f"the codec names an output {error} that the graph has not") from error
+    if len(found) != rank:
+        raise ValueError(f"{name} gives {list(found)} a step, the codec reads {rank} axes")
+    return found
+
+
+def _axes_of_a_step(spec: TensorSpec) -> tuple[Axis, ...]:
+    if spec.time_axis is None:
+        raise ValueError(f"{spec.name} has no axis 'time'")
+    return tuple(axis for axis in spec.axes if axis not in {BATCH, TIME})
 
 
 def kind_of(source: Input) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tidegate.bundle import Bundle, ForecastCodec, Json, TokenCodec
+from tidegate.bundle import Bundle, Cyclic, ForecastCodec, Scaling, Standard, TokenCodec, Vocabulary
 from tidegate.core import FloatArray, Tensor
 from tidegate.errors import BundleError
 
@@ -87,26 +87,26 @@ def read_scores(bundle: Bundle) -> Scores:
     codec = bundle.manifest.codec
     try:
         if isinstance(codec, TokenCodec):
-            unknown = bundle.read_json(codec.vocabulary).get("unknown")
-            return Scores(codec.surprise, codec.surprise_unit, unknown=unknown)
+            vocabulary = bundle.read(codec.vocabulary, Vocabulary)
+            return Scores(codec.surprise, codec.surprise_unit, unknown=vocabulary.unknown)
         if isinstance(codec, ForecastCodec):
             return _forecast_scores(bundle, codec)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise BundleError(f"{bundle.path}: what the model says cannot be scored ({error!r})") from error
     return Scores()
 
 
-def find_band(codec: ForecastCodec, features: Sequence[str], transforms: Sequence[Mapping[str, Json]]) -> Band | None:
+def find_band(codec: ForecastCodec, features: Sequence[str], transforms: Sequence[Standard | Cyclic]) -> Band | None:
     """Return where the 80 % interval is, None where the model does not forecast its bounds."""
     if not {_LOW, _HIGH} <= set(codec.quantiles):
         return None
-    column = sum(_width(transform) for transform in transforms[: features.index(codec.target)])
+    column = sum(transform.width for transform in transforms[: features.index(codec.target)])
     return Band(codec.output, column, codec.quantiles.index(_LOW), codec.quantiles.index(_HIGH))
 
 
 def _forecast_scores(bundle: Bundle, codec: ForecastCodec) -> Scores:
     manifest = bundle.manifest
-    transforms = bundle.read_json(codec.scaling)["features"]
+    transforms = bundle.read(codec.scaling, Scaling).features
     ranges = {} if manifest.drift is None else manifest.drift.ranges
     return Scores(
         codec.surprise,
@@ -117,21 +117,16 @@ def _forecast_scores(bundle: Bundle, codec: ForecastCodec) -> Scores:
 
 
 def _ranges(
-    features: Sequence[str], transforms: Sequence[Mapping[str, Json]], known: Mapping[str, tuple[float, float]]
+    features: Sequence[str], transforms: Sequence[Standard | Cyclic], known: Mapping[str, tuple[float, float]]
 ) -> Ranges:
     low, high = [], []
     for feature, transform in zip(features, transforms, strict=True):
-        width = _width(transform)
-        if feature not in known or transform["kind"] != "standard":
-            low += [-np.inf] * width
-            high += [np.inf] * width
+        if feature not in known or not isinstance(transform, Standard):
+            low += [-np.inf] * transform.width
+            high += [np.inf] * transform.width
             continue
-        bounds = (np.array(known[feature]) - transform["mean"]) / transform["scale"]
+        bounds = (np.array(known[feature]) - transform.mean) / transform.scale
         edge = _EDGE * (bounds[1] - bounds[0])
         low.append(bounds[0] - edge)
         high.append(bounds[1] + edge)
     return Ranges(np.array(low, np.float32), np.array(high, np.float32))
-
-
-def _width(transform: Mapping[str, Json]) -> int:
-    return 2 if transform["kind"] == "cyclic" else 1

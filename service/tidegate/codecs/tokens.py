@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tidegate.bundle import Axis, Bundle, TokenCodec
-from tidegate.codecs.rows import check_tokens, kind_of, mean_surprise
+from tidegate.bundle import Bundle, Manifest, TokenCodec, Vocabulary
+from tidegate.codecs.rows import check_input, check_output, check_tokens, kind_of, mean_surprise
 from tidegate.core import Ask, Candidate, FloatArray, Input, Prediction, Predictions, Surprise, Tensor
 from tidegate.errors import BundleError, InvalidInputError
 
@@ -33,12 +33,11 @@ class Tokens:
     @classmethod
     def load(cls, bundle: Bundle, spec: TokenCodec) -> Tokens:
         try:
-            document = bundle.read_json(spec.vocabulary)
-            tokens, unknown = document["tokens"], document.get("unknown")
-            _check_vocabulary(tokens, unknown, bundle.manifest.output(spec.output).axes[-1])
-            return cls(tokens, unknown, spec)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            vocabulary = bundle.read(spec.vocabulary, Vocabulary)
+            _check_vocabulary(vocabulary, bundle.manifest, spec)
+        except ValueError as error:
             raise BundleError(f"{bundle.path}/{spec.vocabulary}: not a vocabulary ({error!r})") from error
+        return cls(vocabulary.tokens, vocabulary.unknown, spec)
 
     def encode(self, source: Input) -> tuple[Tensor, ...]:
         text = source.text
@@ -125,8 +124,13 @@ class Tokens:
         ]
 
 
-def _check_vocabulary(tokens: Sequence[str], unknown: int | None, width: Axis) -> None:
-    """Raise ValueError unless the graph's logits have a column for each of the tokens."""
+def _check_vocabulary(vocabulary: Vocabulary, manifest: Manifest, spec: TokenCodec) -> None:
+    """Raise ValueError unless the graph takes ids and its logits have a column for each of the tokens."""
+    tokens, unknown = vocabulary.tokens, vocabulary.unknown
+    check_input(manifest, "int64", ())
+    (width,) = check_output(manifest, spec.output, 1)
+    if spec.surprise is not None:
+        check_output(manifest, spec.surprise, 0)
     if isinstance(width, int) and len(tokens) != width:
         raise ValueError(f"{len(tokens)} tokens for {width} logits")
     if len(set(tokens)) != len(tokens):

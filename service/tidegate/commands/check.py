@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -58,8 +59,8 @@ def check(
 
 def _bundles(path: Path) -> list[Path]:
     """The bundles that ``path`` means: itself, the versions in a model's folder, or all in a directory of models."""
-    if (path / MANIFEST).is_file():
-        return [path.resolve()]
+    if os.path.lexists(path / MANIFEST):  # whatever it is: reading it says what is wrong with it
+        return [Path(os.path.abspath(path))]  # noqa: PTH100 - a link of the model's folder keeps the model's name
     found = list(find_bundles(path)) if path.is_dir() else []
     found = found or [manifest.parent for manifest in sorted(path.glob(f"*/{MANIFEST}"))]
     if not found:

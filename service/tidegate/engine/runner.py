@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tidegate.bundle import BATCH, TIME, Axis, Bundle, StateSpec, TensorSpec
+from tidegate.bundle import BATCH, GRAPH, TIME, Axis, Bundle, StateSpec, TensorSpec
 from tidegate.core import Tensor
 from tidegate.errors import BundleError, ConfigurationError
-from tidegate.ort import load_session, onnxruntime
+from tidegate.ort import check_edges, load_session, onnxruntime
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # TF32 keeps 10 bits of mantissa: off, so that a GPU gives what the CPU gives.
@@ -48,7 +48,7 @@ class Runner:
         threads: Threads that one run may use.
 
     Raises:
-        BundleError: onnxruntime refuses the graph.
+        BundleError: onnxruntime refuses the graph, or it is not what the manifest says.
         ConfigurationError: The provider is not there or does not start.
 
     Attributes:
@@ -62,9 +62,10 @@ class Runner:
         self._inputs = manifest.inputs
         self._outputs = manifest.outputs
         self._states = manifest.states
-        self._session = open_session(bundle.graph.read_bytes(), str(bundle.graph), provider, threads)
+        self._session = open_session(bundle.graph, f"{bundle.path}/{GRAPH}", provider, threads)
         self.provider = self._session.get_providers()[0]
         self._lengths = lengths_input(self._session, manifest.lengths)
+        check_edges(self._session, manifest)
         self._names = [spec.name for spec in self._outputs] + [spec.output for spec in self._states]
 
     def run(self, inputs: Sequence[Tensor], states: Sequence[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:

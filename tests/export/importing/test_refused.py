@@ -205,7 +205,7 @@ def test_external_data_beside_the_model_is_taken_into_the_bundle(tmp_path: Path)
     source = external(tmp_path)
     bundle = imported(source, tmp_path)
     assert {path.name for path in bundle.path.iterdir()} == {"model.onnx", "manifest.json", "card.md"}
-    assert not any(item.external_data for item in onnx.load(bundle.graph).graph.initializer)
+    assert not any(item.external_data for item in onnx.load_from_string(bundle.graph).graph.initializer)
 
 
 @pytest.mark.parametrize("location", ["../weights.bin", "/etc/passwd", "a/../../weights.bin", "", "~/weights.bin", "."])

@@ -82,7 +82,7 @@ def test_the_bundle_gives_what_the_wrapper_gives_frame_by_frame(tmp_path: Path, 
 
 
 def test_only_the_branch_of_the_chosen_rate_is_in_the_bundle(tmp_path: Path) -> None:
-    sizes = [vad(tmp_path, rate).graph.stat().st_size for rate in (16000, 8000)]
+    sizes = [len(vad(tmp_path, rate).graph) for rate in (16000, 8000)]
     assert sum(sizes) < 1.05 * packaged("silero_vad.onnx").stat().st_size
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,7 +29,6 @@ def bundle(
     text = f'<ir_version: 10, opset_import: ["" : 21]> g ({x} x, {h} h{extra}) => ({y} y, {h} h_out) {{ {body} }}'
     model = onnx.parser.parse_model(text)
     onnx.checker.check_model(model)
-    (folder / GRAPH).write_bytes(model.SerializeToString())
     manifest = Manifest(
         name="hand-made",
         version="1",
@@ -39,7 +40,7 @@ def bundle(
         codec=TensorCodec(outputs=("y",)),
         lengths=lengths,
     )
-    return Bundle(folder, manifest, "")
+    return Bundle(folder, manifest, "", {GRAPH: model.SerializeToString()})
 
 
 def some(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -72,11 +73,6 @@ def test_without_a_batch_there_is_one_row(tmp_path: Path) -> None:
 
 def test_an_output_may_be_of_the_last_step_only(tmp_path: Path) -> None:
     axes: list[tuple[Axis, ...]] = [("batch", "time", 2), ("batch", 2), ("batch", 2)]
-    runner = Runner(
-        bundle(tmp_path, "y = ReduceMax<keepdims=0>(x, axis) h_out = Add(h, y)", axes, extra=", int64[1] axis")
-    )
-    with pytest.raises(ValueError, match="axis"):  # an input that the manifest does not know is never guessed
-        runner.run([some(3, 4, 2)], [some(3, 2)])
     runner = Runner(bundle(tmp_path, "y = Add(h, h) z = ReduceSum(x) h_out = Add(h, z)", axes))
     outputs, _ = runner.run([some(3, 4, 2)], [some(3, 2)])
     np.testing.assert_array_equal(outputs["y"], 2 * some(3, 2))
@@ -97,12 +93,45 @@ def test_a_lengths_input_that_is_not_there_is_refused(tmp_path: Path) -> None:
         Runner(bundle(tmp_path, "y = Add(x, h) h_out = Add(h, h)", axes, lengths="n"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inputs": (TensorSpec(name="z", dtype="float32", axes=("batch", "time", 2)),)}, r"inputs are \['h', 'x'\]"),
+        ({"outputs": (TensorSpec(name="z", dtype="float32", axes=("batch", "time", 2)),)}, "no output z"),
+        ({"inputs": (TensorSpec(name="x", dtype="int64", axes=("batch", "time", 2)),)}, "x is float32 in the graph"),
+        ({"outputs": (TensorSpec(name="y", dtype="int64", axes=("batch", "time", 2)),)}, "y is float32 in the graph"),
+        ({"inputs": (TensorSpec(name="x", dtype="float32", axes=("batch", "time", 3)),)}, "x is .* 2\\] in the graph"),
+        (
+            {"states": (StateSpec(input="h", output="h_out", dtype="float32", axes=("batch", 2)),)},
+            "h is .* in the graph",
+        ),
+        (
+            {"states": (StateSpec(input="h", output="h_out", dtype="float32", axes=(1, "batch", 2)),)},
+            r"h is \['batch', 1, 2\] in the graph, \[1, 'batch', 2\] in the manifest",
+        ),
+    ],
+)
+def test_a_graph_that_is_not_what_the_manifest_says_is_refused_before_it_runs(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    axes: list[tuple[Axis, ...]] = [("batch", "time", 2), ("batch", "time", 2), ("batch", 1, 2)]
+    sound = bundle(tmp_path, "y = Add(x, h) h_out = Add(h, h)", axes)
+    with pytest.raises(BundleError, match=message):
+        Runner(replace(sound, manifest=sound.manifest.model_copy(update=changes)))
+
+
+def test_an_input_that_the_manifest_does_not_know_is_never_guessed(tmp_path: Path) -> None:
+    axes: list[tuple[Axis, ...]] = [("batch", "time", 2), ("batch", 2), ("batch", 2)]
+    body = "y = ReduceMax<keepdims=0>(x, axis) h_out = Add(h, y)"
+    with pytest.raises(BundleError, match="'axis'"):
+        Runner(bundle(tmp_path, body, axes, extra=", int64[1] axis"))
+
+
 def test_what_is_no_graph_is_refused_with_its_file(tmp_path: Path) -> None:
     axes: list[tuple[Axis, ...]] = [("batch", "time", 2), ("batch", "time", 2), ("batch", 1, 2)]
     broken = bundle(tmp_path, "y = Add(x, h) h_out = Add(h, h)", axes)
-    broken.graph.write_bytes(b"not a graph")
     with pytest.raises(BundleError, match=r"model\.onnx: onnxruntime refuses it") as caught:
-        Runner(broken)
+        Runner(replace(broken, files={GRAPH: b"not a graph"}))
     assert caught.value.reason == "GRAPH_REFUSED"
 
 

@@ -54,7 +54,7 @@ def device_graph(model: bytes, states: Sequence[StateSpec], kept: Sequence[str] 
     """
     hidden = {(_INPUT, state.input) for state in states}
     hidden |= {(_OUTPUT, state.output) for state in states if state.output not in kept}
-    parts: list[bytes] = []
+    parts: list[bytes | memoryview] = []
     for entry in entries(model):
         if entry.number == _MODEL_GRAPH:
             parts.append(block(_MODEL_GRAPH, _wrapped(entry.content, states, hidden)))
@@ -63,7 +63,7 @@ def device_graph(model: bytes, states: Sequence[StateSpec], kept: Sequence[str] 
     return b"".join(parts)
 
 
-def _wrapped(graph: bytes, states: Sequence[StateSpec], hidden: set[tuple[int, str]]) -> bytes:
+def _wrapped(graph: memoryview, states: Sequence[StateSpec], hidden: set[tuple[int, str]]) -> bytes:
     """Nodes come in the order in which they can run: those that gather, the model's, those that scatter."""
     body = [entry.encoding for entry in entries(graph) if (entry.number, _name(entry)) not in hidden]
     before = [part for index, state in enumerate(states) for part in _gather(state, index)]
@@ -76,7 +76,7 @@ def _name(entry: Entry) -> str:
     """Return the name of an input or output of a graph; others have none that matters here."""
     if entry.number not in {_INPUT, _OUTPUT}:
         return ""
-    return next((field.content.decode() for field in entries(entry.content) if field.number == 1), "")
+    return next((bytes(field.content).decode() for field in entries(entry.content) if field.number == 1), "")
 
 
 def _gather(state: StateSpec, index: int) -> Iterator[bytes]:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tidegate.bundle import BATCH, TIME, Bundle, Manifest, TensorSpec
+from tidegate.bundle import BATCH, GRAPH, TIME, Bundle, Manifest, TensorSpec
 from tidegate.core import Tensor
 from tidegate.engine.device.binding import NOT_CAPTURED, Binding
 from tidegate.engine.device.graph import SOURCES, TARGETS, device_graph
@@ -52,7 +52,7 @@ def open_device_runner(
         BundleError: onnxruntime refuses the graph.
         ConfigurationError: The provider is not there or does not start.
     """
-    graph, name = _wrapped(bundle), str(bundle.graph)
+    graph, name = _wrapped(bundle), f"{bundle.path}/{GRAPH}"
     if captures:
         try:
             session = open_session(graph, name, provider, threads, {"enable_cuda_graph": "1"})
@@ -171,9 +171,9 @@ def _wrapped(bundle: Bundle) -> bytes:
     manifest = bundle.manifest
     kept = [spec.name for spec in manifest.outputs]
     try:
-        return device_graph(bundle.graph.read_bytes(), manifest.states, kept)
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{bundle.graph}: not an ONNX file: {error}", reason="GRAPH_REFUSED") from error
+        return device_graph(bundle.graph, manifest.states, kept)
+    except ValueError as error:
+        raise BundleError(f"{bundle.path}/{GRAPH}: not an ONNX file: {error}", reason="GRAPH_REFUSED") from error
 
 
 def _filled(array: Tensor, rows: int, value: int) -> Tensor:

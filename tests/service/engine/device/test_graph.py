@@ -31,7 +31,7 @@ def arena_of(rows: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
 def test_rows_come_from_the_sources_and_go_to_the_targets(tmp_path: Path, kind: str) -> None:
     axes = STATES[kind]
     model = bundle(tmp_path, "y = Identity(h) h_out = Add(h, x)", [(1,), axes, axes])
-    session = open_session(device_graph(model.graph.read_bytes(), model.manifest.states), kind, "cpu", 1)
+    session = open_session(device_graph(model.graph, model.manifest.states), kind, "cpu", 1)
     before, after = arena_names(0)
     arena, sources, targets = arena_of(7), np.array([4, 2]), np.array([[1], [5]])
     if kind == "none":
@@ -48,7 +48,7 @@ def test_rows_come_from_the_sources_and_go_to_the_targets(tmp_path: Path, kind: 
 @pytest.mark.parametrize("name", ["tiny-lstm", "tiny-gru", "tiny-rnn", "tiny-forecast", "tiny-stream"])
 def test_every_kind_of_bundle_can_be_wrapped(tmp_path: Path, name: str) -> None:
     model = read_bundle(write_bundles(tmp_path) / name / "1")
-    wrapped = onnx.load_from_string(device_graph(model.graph.read_bytes(), model.manifest.states))
+    wrapped = onnx.load_from_string(device_graph(model.graph, model.manifest.states))
     onnx.checker.check_model(wrapped, full_check=True)
     arenas = [arena_names(index) for index in range(len(model.manifest.states))]
     assert {value.name for value in wrapped.graph.input} == {
@@ -62,5 +62,5 @@ def test_every_kind_of_bundle_can_be_wrapped(tmp_path: Path, name: str) -> None:
 def test_a_state_that_is_also_an_output_stays_one(tmp_path: Path) -> None:
     axes: list[tuple[Axis, ...]] = [("batch", 2), ("batch", 2), ("batch", 2)]
     model = bundle(tmp_path, BODY, axes)
-    wrapped = onnx.load_from_string(device_graph(model.graph.read_bytes(), model.manifest.states, kept=["h_out", "y"]))
+    wrapped = onnx.load_from_string(device_graph(model.graph, model.manifest.states, kept=["h_out", "y"]))
     assert [value.name for value in wrapped.graph.output] == ["y", "h_out", arena_names(0).after]
