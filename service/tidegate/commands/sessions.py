@@ -1,11 +1,12 @@
-"""``tidegate sessions``: the running sessions of a server."""
+"""``tidegate sessions``: the running sessions of a server, and the store of one that does not run."""
 
 from __future__ import annotations
 
 import os
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -14,11 +15,13 @@ import typer
 
 from tidegate.commands.connection import DEFAULT_SERVER, Server, connected
 from tidegate.commands.output import AsJson, print_json, print_table
+from tidegate.config import load_settings
 from tidegate.core import SessionInfo
 from tidegate.errors import InvalidInputError, SessionEndedError
 
 sessions = typer.Typer(
-    help="List, show, close, export and import the sessions of a running server.", no_args_is_help=True
+    help="List, show, close, export and import the sessions of a running server, or migrate a stopped one's.",
+    no_args_is_help=True,
 )
 
 Id = Annotated[str, typer.Argument(help="The session.")]
@@ -93,6 +96,49 @@ def import_session(
     with connected(server) as client:
         restored = client.restore(snapshot, id=name, durable=durable, ttl_seconds=ttl, idle_seconds=idle)
     _print_session(restored.info, as_json=as_json)
+
+
+@sessions.command()
+def migrate(
+    store: Annotated[
+        str | None, typer.Option("--store", help="sqlite or redis://HOST:PORT/DATABASE.", show_default="as of serve")
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option("--data-dir", help="Where sqlite's file is.", show_default="as of serve")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a store of an older format to the one that this tidegate reads. Stop every server before.
+
+    What was cut short is begun again. SQLite's file is copied first; a server that starts migrates it by itself.
+    """
+    given = {"store": store, "data_dir": data_dir}
+    settings = load_settings({name: value for name, value in given.items() if value is not None})
+    from tidegate.sessions.stores.making import migrate_store
+
+    with _progress() as progress:
+        done = migrate_store(settings, progress)
+    if as_json:
+        print_json(done._asdict())
+    elif done.backup is None and not done.num_sessions:
+        typer.echo("Nothing to migrate.")
+    else:
+        kept = f" What was there is kept in {done.backup}." if done.backup else ""
+        typer.echo(f"{done.num_sessions} sessions migrated, {done.num_damaged} of them damaged.{kept}")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar where somebody looks."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
+    console = Console(stderr=True)
+    with Progress(
+        *Progress.get_default_columns(), MofNCompleteColumn(), console=console, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("sessions")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _read(file: Path) -> bytes:

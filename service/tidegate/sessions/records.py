@@ -195,14 +195,18 @@ def encode_step(
 def encode_checkpoint(key: SessionKey, name: str, record: Record) -> bytes:
     """Return what a checkpoint retains of a session, as it is stored."""
     summary = record.summary
-    content = Checkpoint(
+    checkpoint = Checkpoint(
         format=FORMAT,
         version=summary.version,
         model_sha256=summary.model_sha256,
         position=summary.position,
         state=record.body.state,
-    ).SerializeToString()
-    return _seal(_checksum_of(key), name.encode(), content)
+    )
+    return seal_checkpoint(key, name, checkpoint)
+
+
+def seal_checkpoint(key: SessionKey, name: str, checkpoint: Checkpoint) -> bytes:
+    return _seal(_checksum_of(key), name.encode(), checkpoint.SerializeToString())
 
 
 def _encode_rest(chart: KeptChart | None, ended: Phase | None, used_at: float) -> bytes:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from tidegate.errors import ConfigurationError, UnavailableError
 from tidegate.sessions.stores import redis_commands as commands
-from tidegate.sessions.stores.redis_commands import BUCKETS, FORMAT_KEY, LOADS, NUM_BUCKETS, Bucket, Command
+from tidegate.sessions.stores.redis_commands import BUCKETS, FORMAT_KEY, LOADS, MIGRATING, NUM_BUCKETS, Bucket, Command
 from tidegate.sessions.stores.redis_merge import Merge
 from tidegate.sessions.stores.store import DUE_CALLS, FORMAT, Entry, SessionKey, Stored, Write
 
@@ -45,12 +45,9 @@ class RedisStore:
     """
 
     def __init__(self, url: str, timeout: float = 2.0) -> None:
-        try:
-            from tidegate.sessions.stores import redis_line
-        except ModuleNotFoundError as error:
-            raise ConfigurationError(
-                f"a Redis store needs the package {error.name}: pip install 'tidegate[redis]'"
-            ) from error
+        check_installed()
+        from tidegate.sessions.stores import redis_line
+
         self._theirs = redis_line
         self._line = redis_line.Line(url, timeout)
         # Why nothing may be read or written, once the stored format is found to be another.
@@ -224,6 +221,16 @@ class RedisStore:
             log.warning("Redis may lose acknowledged steps: %s", "; ".join(losses))
 
 
+def check_installed() -> None:
+    """Raise ConfigurationError unless the packages are installed that a Redis store needs."""
+    try:
+        from tidegate.sessions.stores import redis_line  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"a Redis store needs the package {error.name}: pip install 'tidegate[redis]'"
+        ) from error
+
+
 def _row(reply: Sequence[bytes | None], size: int) -> tuple[bytes, ...] | None:
     return None if reply == [None] * size else tuple(b"" if value is None else value for value in reply)
 
@@ -232,6 +239,12 @@ def _refusal(stored: bytes) -> str | None:
     """What is wrong with a stored format."""
     if stored == str(FORMAT).encode():
         return None
+    if stored in {b"1", MIGRATING.encode()}:
+        what = "is of format 1" if stored == b"1" else "was not migrated to the end"
+        return (
+            f"the store in Redis {what}, this tidegate reads format {FORMAT}: stop every server, run "
+            "`tidegate sessions migrate --store URL`, then start them"
+        )
     return f"the store in Redis has format {stored.decode(errors='replace')}, this tidegate reads format {FORMAT}"
 
 

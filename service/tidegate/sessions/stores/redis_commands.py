@@ -24,9 +24,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from zlib import crc32
 
-from tidegate.sessions.stores.store import SessionKey, Write
+from tidegate.sessions.stores.store import FORMAT, SessionKey, Write
 
 FORMAT_KEY = "tidegate:format"
+MIGRATING = f"1>{FORMAT}"
+"""The stored format while an older one is migrated: no server takes it."""
 NUM_BUCKETS = 1024
 """Part of the format: which bucket a session is in decides its key."""
 

@@ -25,6 +25,8 @@ from tidegate.errors import ConfigurationError, UnavailableError
 from tidegate.sessions.stores.redis_commands import Command
 
 RETRY_AFTER_SECONDS = 1.0
+CLIENT_NAME = "tidegate"
+"""What Redis lists our connections as."""
 
 # Its published type says that a command is a tuple of one.
 _pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]
@@ -182,7 +184,7 @@ def _connector(url: str) -> Callable[[], AbstractConnection]:
         options: dict[str, Any] = dict(parse_url(url))
         kind = options.pop("connection_class", Connection)
         # Version 2 of the protocol is all that is needed; no limits of its own, since a call's covers everything.
-        options |= {"protocol": 2, "decode_responses": False, "socket_timeout": None, "client_name": "tidegate"}
+        options |= {"protocol": 2, "decode_responses": False, "socket_timeout": None, "client_name": CLIENT_NAME}
         kind(**options)
     except (ValueError, TypeError, theirs.RedisError) as error:
         raise ConfigurationError(f"the store's URL is not one of Redis: {error}") from error

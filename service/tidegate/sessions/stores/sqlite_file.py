@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from tidegate.errors import ConfigurationError, TidegateError, UnavailableError
+from tidegate.sessions.stores.sqlite_migration import Migration, Progress, log_progress, migrate
 from tidegate.sessions.stores.store import FORMAT, Write
 
 APPLICATION_ID = int.from_bytes(b"tide")
@@ -98,7 +99,7 @@ class FileSettings:
 
 
 def open_file(settings: FileSettings) -> sqlite3.Connection:
-    """Open the file, after making it where there is none.
+    """Open the file, after making it where there is none, or migrating it where it is of an older format.
 
     Raises:
         ConfigurationError: It can never work.
@@ -106,9 +107,29 @@ def open_file(settings: FileSettings) -> sqlite3.Connection:
     """
     _make_file(settings.path)
     try:
+        migrate_file(settings)
         connection = reopen_file(settings)
         with transaction(connection):  # it can be written to
             return connection
+    except FAULTS as error:
+        raise _at_start(error, settings.path) from error
+
+
+def migrate_file(settings: FileSettings, progress: Progress = log_progress) -> Migration:
+    """Bring a file of ours to the format that is served, where it is of an older one; keep a copy of what it was.
+
+    Raises:
+        ConfigurationError, UnavailableError: It could not be done; the file is as it was.
+    """
+    try:
+        with contextlib.closing(_connect(settings)) as connection:
+            if _is_empty(connection) or _pragma(connection, "application_id") != APPLICATION_ID:
+                return Migration()
+            return migrate(connection, settings.path, SCHEMA, progress)
+    except OSError as error:
+        raise ConfigurationError(
+            f"session store {settings.path}: cannot be copied before it is migrated: {error.strerror}"
+        ) from None
     except FAULTS as error:
         raise _at_start(error, settings.path) from error
 
@@ -120,12 +141,7 @@ def reopen_file(settings: FileSettings) -> sqlite3.Connection:
         ConfigurationError: It is not ours, or of another format.
         sqlite3.Error: It cannot be opened.
     """
-    connection = sqlite3.connect(
-        f"{settings.path.absolute().as_uri()}?mode=rw",
-        uri=True,
-        timeout=settings.busy_seconds,
-        isolation_level=None,  # transactions begin and end where this package says so
-    )
+    connection = _connect(settings)
     try:
         _recognize(connection, settings.path)
         _set_up(connection, settings)
@@ -133,6 +149,15 @@ def reopen_file(settings: FileSettings) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _connect(settings: FileSettings) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"{settings.path.absolute().as_uri()}?mode=rw",
+        uri=True,
+        timeout=settings.busy_seconds,
+        isolation_level=None,  # transactions begin and end where this package says so
+    )
 
 
 @contextlib.contextmanager
@@ -272,7 +297,7 @@ def _recognize(connection: sqlite3.Connection, path: Path) -> None:
     if (found := _pragma(connection, "user_version")) != FORMAT:
         raise ConfigurationError(
             f"session store {path}: holds format {found}, this server reads format {FORMAT}; "
-            f"run the version of tidegate that wrote it"
+            f"run the version of tidegate that wrote it, or a newer one"
         )
 
 
