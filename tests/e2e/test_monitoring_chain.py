@@ -87,7 +87,7 @@ def house(tmp_path: Path) -> Iterator[House]:
     bundles = write_bundles(tmp_path / "bundles")
     with ExitStack() as stack:
         redis = stack.enter_context(redis_server())
-        flags = ("--store", redis.url, "--store-timeout", "0.5")
+        flags = ("--store", redis.url, "--store-timeout", "2")
         replicas = [stack.enter_context(serving(bundles, *flags)) for _ in range(2)]
         upstreams = [Upstream(replica.http.removeprefix("http://"), replica.grpc) for replica in replicas]
         envoy = stack.enter_context(envoy_before(upstreams))

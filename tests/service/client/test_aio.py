@@ -18,7 +18,7 @@ from tidegate.ingress.grpc.server import create_server
 
 @pytest.fixture
 async def client(address: str) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(address, timeout=10) as client:
+    async with AsyncClient(address, timeout=60) as client:
         yield client
 
 

@@ -24,10 +24,10 @@ async def no_wait(seconds: float) -> None:
 async def client(address: str, service: FakeService, request: pytest.FixtureRequest) -> AsyncIterator[AsyncClient]:
     service.add_sessions("a")
     if request.param == "asyncio":
-        async with AsyncClient(address, timeout=10, sleep=no_wait) as client:
+        async with AsyncClient(address, timeout=60, sleep=no_wait) as client:
             yield client
     else:
-        async with threaded(Client(address, timeout=10, sleep=lambda _: None)) as client:
+        async with threaded(Client(address, timeout=60, sleep=lambda _: None)) as client:
             yield client
 
 

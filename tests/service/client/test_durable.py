@@ -69,7 +69,7 @@ async def host(tmp_path: Path) -> AsyncIterator[Host]:
 
 @pytest.fixture
 async def client(host: Host) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(f"127.0.0.1:{host.port}", timeout=30, sleep=host.sleep) as client:
+    async with AsyncClient(f"127.0.0.1:{host.port}", timeout=60, sleep=host.sleep) as client:
         yield client
 
 
@@ -139,7 +139,7 @@ async def test_a_text_is_stepped_over_several_servers(
 
 async def test_a_blocking_client_goes_on_too(host: Host) -> None:
     def body() -> list[int | None]:
-        with Client(f"127.0.0.1:{host.port}", timeout=30, sleep=host.block) as client:
+        with Client(f"127.0.0.1:{host.port}", timeout=60, sleep=host.block) as client:
             session = client.open("tiny", durable=True, id="mine")
             with session.stream() as stream:
                 positions = [stream.step("a").position]

@@ -41,10 +41,10 @@ async def pauses(site: Site) -> Pauses:
 async def client(site: Site, pauses: Pauses, request: pytest.FixtureRequest) -> AsyncIterator[AsyncClient]:
     retry = Retry(attempts=5)
     if request.param == "asyncio":
-        async with AsyncClient(site.address, timeout=10, retry=retry, sleep=pauses.wait) as client:
+        async with AsyncClient(site.address, timeout=60, retry=retry, sleep=pauses.wait) as client:
             yield client
     else:
-        async with threaded(Client(site.address, timeout=10, retry=retry, sleep=pauses.block)) as client:
+        async with threaded(Client(site.address, timeout=60, retry=retry, sleep=pauses.block)) as client:
             yield client
 
 

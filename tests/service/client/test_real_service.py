@@ -30,7 +30,7 @@ async def client(tmp_path: Path) -> AsyncIterator[AsyncClient]:
     await service.start()
     server = create_server(service, "127.0.0.1:0")
     await server.start()
-    async with AsyncClient(f"127.0.0.1:{server.port}", timeout=30) as client:
+    async with AsyncClient(f"127.0.0.1:{server.port}", timeout=60) as client:
         yield client
     await server.stop()
     await service.stop()

@@ -19,7 +19,7 @@ In = Callable[[Callable[[Client], None]], Awaitable[None]]
 @pytest.fixture
 async def in_thread(address: str) -> AsyncIterator[In]:
     """Runs a function with a client in a thread."""
-    client = Client(address, timeout=10)
+    client = Client(address, timeout=60)
 
     async def run(body: Callable[[Client], None]) -> None:
         await asyncio.to_thread(body, client)

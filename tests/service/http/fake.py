@@ -345,7 +345,7 @@ class Socket:
         self._to_app.put_nowait({"type": "websocket.receive", **frame})
 
     async def receive(self) -> Message:
-        return await asyncio.wait_for(self._from_app.get(), 10)
+        return await asyncio.wait_for(self._from_app.get(), 60)
 
     async def answer(self) -> Json:
         message = await self.receive()

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from tests.service.http.fake import FakeService
 from tidegate.server import HttpServer
 
-SECONDS = 10
+SECONDS = 60
 
 
 class Running(NamedTuple):

@@ -31,7 +31,7 @@ async def core(tmp_path: Path, store: str) -> AsyncIterator[Service]:
     write_tiny_bundle(tmp_path)
     write_tiny_bundle(tmp_path, version="2", seed=1)
     write_tiny_bundle(tmp_path, version="3", seed=2, hidden=8)
-    async with serving(tmp_path, data_dir=tmp_path / "data", store=store, store_timeout=0.5) as service:
+    async with serving(tmp_path, data_dir=tmp_path / "data", store=store, store_timeout=30) as service:
         yield service
 
 

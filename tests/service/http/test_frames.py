@@ -37,7 +37,7 @@ async def client(server: Running, service: FakeService) -> AsyncIterator[ClientC
 
 
 async def answer(client: ClientConnection) -> Any:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return json.loads(await client.recv())
 
 

@@ -114,7 +114,7 @@ async def test_tokens_are_sent_as_they_come_and_end_with_their_client(
 ) -> None:
     service.is_held = True
     call = Call(app, path, {"text": "RO"}, headers=[(b"accept", b"text/event-stream")])
-    await asyncio.wait_for(call.has_sent_body.wait(), 10)
+    await asyncio.wait_for(call.has_sent_body.wait(), 60)
     assert b"event: token" in call.sent[1]["body"]
     call.hang_up()
     await call.task

@@ -233,5 +233,5 @@ class TestDeadline:
         await service.has_asked.wait()
         call.hang_up()
         await call.task
-        await asyncio.wait_for(service.is_cancelled.wait(), 10)
+        await asyncio.wait_for(service.is_cancelled.wait(), 60)
         assert [message.get("status") for message in call.sent if "status" in message] in ([], [499])

@@ -103,7 +103,7 @@ async def test_the_connection_is_made_again_after_a_restart() -> None:
 
 async def test_a_redis_that_hangs_is_away_until_it_wakes() -> None:
     with redis_server() as redis:
-        async with opened(redis.url, timeout=0.3) as store:
+        async with opened(redis.url, timeout=2) as store:
             await put(store, "a")
             redis.pause()
             # More than the system takes off our hands: sending waits, too.
