@@ -10,6 +10,7 @@ CHAOS_ARGS ?=
 # Stamps live inside the environment, so removing it forgets them too.
 SERVING := $(VENV)/.serving-installed
 EVERYTHING := $(VENV)/.everything-installed
+CLIENTS := $(VENV)/oip-clients
 
 PROTOS := $(sort $(wildcard proto/tidegate/v1/*.proto proto/tidegate/oip/*.proto))
 # The directories of generated stubs: proto/tidegate/v1 → tidegate/v1.
@@ -36,7 +37,13 @@ $(EVERYTHING): pyproject.toml $(SERVING)
 	$(BIN)/python -m pip install --quiet --editable '.[cpu,train,redis,otel,dev,test]'
 	@touch $@
 
-venv: $(EVERYTHING) ## .venv with everything: serving, training, tests, tools
+# The stock clients of tests/e2e/oip want other versions of what we serve with: they have an environment of their own.
+$(CLIENTS)/requirements.txt: tests/e2e/oip/requirements.txt | $(BIN)/python
+	$(BIN)/python -m venv --clear $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --requirement $<
+	@cp $< $@
+
+venv: $(EVERYTHING) $(CLIENTS)/requirements.txt ## .venv with everything: serving, training, tests, tools
 
 serve: $(SERVING) ## serve bundles/ on 127.0.0.1:8080 (HTTP) and :8081 (gRPC)
 	@exec $(BIN)/tidegate serve

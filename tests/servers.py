@@ -79,7 +79,7 @@ def run_tidegate(*arguments: str, **variables: str) -> subprocess.CompletedProce
     """Run a command to its end."""
     environment = {**bare_environment(), **variables}
     return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=100, env=environment
+        [*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=200, env=environment
     )
 
 
