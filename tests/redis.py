@@ -74,6 +74,19 @@ class RedisServer:
         with redis.Redis(port=self.port) as client:
             return client.execute_command(*command)
 
+    def run_for_ever(self) -> None:
+        """Run a script without end, until another connection kills it."""
+        with contextlib.suppress(redis.ResponseError):
+            self.call("EVAL", "while true do end", 0)
+
+    def is_busy(self) -> bool:
+        """Whether it runs a script for longer than it may."""
+        try:
+            self.call("PING")
+        except redis.ResponseError as error:
+            return "BUSY" in str(error)
+        return False
+
     def _end(self) -> None:
         self.process.wait()
         if self.process.stdout is not None:

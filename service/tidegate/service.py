@@ -162,12 +162,12 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether new requests are welcome; not while the store of durable sessions is away."""
-        return self._is_started and not self._is_draining and (self._ledger is None or self._ledger.is_reachable)
+        return self._is_started and not self._is_draining and (self._ledger is None or self._ledger.is_available)
 
     @property
     def is_store_away(self) -> bool:
         """Whether there is a store of durable sessions that does not answer."""
-        return self._is_started and self._ledger is not None and not self._ledger.is_reachable
+        return self._is_started and self._ledger is not None and not self._ledger.is_available
 
     async def readiness_changed(self) -> None:
         """Return when `is_ready` may have changed by itself, for the store went or came back."""
@@ -602,8 +602,8 @@ class Service:
     async def _open(self, request: SessionRequest, moment: Moment | None) -> SessionInfo:
         if not request.durable:
             if request.id is not None and self._durable is not None and not self._desk.knows(request.id):
-                with suppress(UnavailableError):  # what is ephemeral needs no store
-                    await self._durable.check_free(request.id)
+                # Refused while the store is away: a durable session of that id would be answered from this one later.
+                await self._durable.check_free(request.id)
             return self._desk.info_of(self._desk.open(request, moment))
         if self._durable is None:
             raise FailedPreconditionError(

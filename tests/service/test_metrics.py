@@ -73,7 +73,7 @@ ENGINE = EngineStatistics(
     quality=QUALITY,
 )
 SETTINGS = load_settings({"store": "redis://127.0.0.1:1/0", "arena_mb": 2})
-STORE = LedgerStatistics(4, 20, 2, 1, read(0.001, 0.002, 0.003, 0.004).reading(), is_reachable=True)
+STORE = LedgerStatistics(4, 20, 2, 1, read(0.001, 0.002, 0.003, 0.004).reading(), is_available=True)
 DONE = {"fork": 3, "checkpoint": 4, "rewind": 1, "restore": 2, "upgrade": 5, "loaded": 6, "refused": 1}
 
 
@@ -225,7 +225,7 @@ def test_without_a_store_nothing_is_told_of_one() -> None:
 
 
 def test_a_store_that_is_away_is_down() -> None:
-    assert value(samples(Measured(store=STORE._replace(is_reachable=False))), "tidegate_store_up") == 0
+    assert value(samples(Measured(store=STORE._replace(is_available=False))), "tidegate_store_up") == 0
 
 
 @pytest.mark.parametrize("is_ready", [True, False])

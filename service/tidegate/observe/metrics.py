@@ -251,8 +251,8 @@ def _of_store(url: str, store: LedgerStatistics | None) -> Iterator[Family]:
     if store is None:
         return
     key, label = (url.partition(":")[0].replace("rediss", "redis"),), ("store",)
-    up: Values = {key: float(store.is_reachable)}
-    yield _gauge("tidegate_store_up", "1 while the store of durable sessions answers.", up, label, "min")
+    up: Values = {key: float(store.is_available)}
+    yield _gauge("tidegate_store_up", "1 while the store of durable sessions can be written.", up, label, "min")
     text = "A group of writes to the store."
     yield Family("tidegate_store_commit_seconds", "histogram", text, label, {key: store.seconds})
     yield _counter("tidegate_store_writes", "Writes tried.", {key: float(store.num_writes)}, label)

@@ -61,7 +61,8 @@ class Committer:
             except Exception as error:
                 log.exception("a step of session %s could not be encoded", step.session.id)
                 outcomes[place] = InternalError(f"the step cannot be stored: {error}")
-        for place, write, written in zip(places, writes, await self._ledger.write(writes), strict=True):
+        results = await self._ledger.write(writes) if writes else []
+        for place, write, written in zip(places, writes, results, strict=True):
             outcomes[place] = _outcome(write, written)
             if written is True:
                 steps[place].session.has_expired = False

@@ -1,10 +1,15 @@
-"""What all sessions of this process write and read goes through here: grouped, bounded in time, and honest about what
-is not known.
+"""What all sessions of this process write and read goes through here: grouped, bounded, and honest about what is not
+known.
 
 While one group of writes is under way the next one gathers, so a busy store is given fewer and larger groups. After an
 error or a time-out the outcome is looked up: a write's own revision in the store means that it was made; any other
-means that nobody knows, for others may have gone on from it. While the store is away everybody is told so at once, and
-it is asked again and again until it answers.
+means that nobody knows, for others may have gone on from it. Reads gather likewise, and few calls other than writes are
+with the store at once: whoever asks for much waits behind itself, and no write waits behind that.
+
+The store is *away* when it cannot be written, whatever else it answers. A call that fails does not say so, for it may
+be the call's own trouble, or its own size: then the store is asked by a small write of ours, and that decides. Who is
+ready, which health is told and what metrics show is `is_available`, and nothing else. While the store is away everybody
+is told so at once, and it is asked again and again until it can be written.
 """
 
 from __future__ import annotations
@@ -12,8 +17,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from tidegate.errors import ConfigurationError, TidegateError, UnavailableError
 from tidegate.observe.histogram import Histogram, Reading
@@ -24,21 +30,29 @@ log = logging.getLogger(__name__)
 _PROBE_SECONDS = 0.25
 _RETRY_AFTER = 1.0
 
+_MOST_QUESTIONS = 4
+"""Calls other than writes that are with the store at once: a write waits behind no more."""
+_MOST_SUMMARIES, _MOST_ENTRIES = 256, 32
+"""Read by one such call."""
+_MOST_WRITES, _MOST_WRITE_BYTES = 1024, 16 << 20
+"""Of one group."""
+
 Written = bool | TidegateError
 """What became of a write: made; refused, for another revision is there; or nobody knows, and why."""
 
 Result = TypeVar("Result")
+Found = TypeVar("Found")
 
 
 class LedgerStatistics(NamedTuple):
-    """Counters since the start; ``seconds`` that each group of writes took; ``is_reachable`` as of now."""
+    """Counters since the start; ``seconds`` that each group of writes took; ``is_available`` as of now."""
 
     num_groups: int
     num_writes: int
     num_conflicts: int
     num_failures: int
     seconds: Reading
-    is_reachable: bool
+    is_available: bool
 
 
 class Ledger:
@@ -56,15 +70,23 @@ class Ledger:
         self._clock = clock
         self._waiting: list[tuple[Sequence[Write], asyncio.Future[list[Written]]]] = []
         self._writer: asyncio.Task[None] | None = None
-        self._prober: asyncio.Task[None] | None = None
+        self._questions = asyncio.Semaphore(_MOST_QUESTIONS)
+        self._entries = _Gathering(lambda keys: self.ask(lambda store: store.read(keys)), _MOST_ENTRIES)
+        self._summaries = _Gathering(lambda keys: self.ask(lambda store: store.read_summaries(keys)), _MOST_SUMMARIES)
         self._is_started = False
-        self.is_reachable = False
+        # Whether the store can be written, as far as is known; `changed` is set when that changes.
+        self.is_available = False
         self.changed = asyncio.Event()
+        self._judging = asyncio.Lock()
+        self._num_judged = 0
+        self._prober: asyncio.Task[None] | None = None
+        self._reason = "STORE_AWAY"  # why it is away
+        self._trouble = ""  # what the log was told last
         self._num_groups = self._num_writes = self._num_conflicts = self._num_failures = 0
         self._seconds = Histogram()
 
     async def start(self) -> None:
-        """Open the store; one that does not answer yet is waited for in the background.
+        """Open the store; one that cannot be written yet is waited for in the background.
 
         Raises:
             ConfigurationError: It can never work.
@@ -72,7 +94,7 @@ class Ledger:
         try:
             await self._open()
         except (UnavailableError, TimeoutError) as error:
-            self._lose(error)
+            self._lose(_told(error))
 
     async def stop(self) -> None:
         """Let what was begun end, then let go of the store."""
@@ -81,6 +103,8 @@ class Ledger:
             await asyncio.gather(self._prober, return_exceptions=True)
         if self._writer is not None:
             await asyncio.gather(self._writer, return_exceptions=True)
+        await self._entries.stop()
+        await self._summaries.stop()
         with contextlib.suppress(UnavailableError):
             await self._store.stop()
 
@@ -91,13 +115,15 @@ class Ledger:
             self._num_conflicts,
             self._num_failures,
             self._seconds.reading(),
-            self.is_reachable,
+            self.is_available,
         )
+
+    # ---- writes
 
     async def write(self, writes: Sequence[Write]) -> list[Written]:
         """Make writes of different sessions, each by itself, together with what others write just now."""
-        if not self.is_reachable:
-            return [_away()] * len(writes)
+        if not self.is_available:
+            return [self._away()] * len(writes)
         future: asyncio.Future[list[Written]] = asyncio.get_running_loop().create_future()
         self._waiting.append((writes, future))
         if self._writer is None or self._writer.done():
@@ -116,36 +142,6 @@ class Ledger:
             raise written
         return written
 
-    async def read(self, key: SessionKey) -> Entry | None:
-        """Return what is stored of a session; UnavailableError."""
-        (entry,) = await self.ask(lambda store: store.read([key]))
-        return entry
-
-    async def read_summary(self, key: SessionKey) -> Stored | None:
-        """Return what is stored of a session, without its body; UnavailableError."""
-        (stored,) = await self.ask(lambda store: store.read_summaries([key]))
-        return stored
-
-    async def ask(self, question: Callable[[Store], Awaitable[Result]]) -> Result:
-        """Ask the store something by one call of it, bounded in time; UnavailableError."""
-        if not self.is_reachable:
-            raise _away()
-        try:
-            async with asyncio.timeout(self._timeout):
-                return await question(self._store)
-        except (UnavailableError, TimeoutError) as error:
-            if _told(error).reason == "STORE_CORRUPT" and await self._answers():
-                raise  # one record's trouble, not everybody's
-            raise self._lose(error) from error
-
-    async def _answers(self) -> bool:
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._store.ping()
-        except (UnavailableError, TimeoutError):
-            return False
-        return True
-
     async def _write_all(self) -> None:
         while self._waiting:
             group = self._take_group()
@@ -153,9 +149,9 @@ class Ledger:
             started = self._clock()
             try:
                 results = await self._write_group(writes)
-            except Exception as error:
-                log.exception("%d writes failed", len(writes))
-                results = [UnavailableError(f"the store failed: {error}", reason="STORE_AWAY")] * len(writes)
+            except Exception:
+                log.exception("%d writes failed together", len(writes))
+                results = [await self._write_alone(write) for write in writes]
             self._count(results, self._clock() - started)
             for some, future in group:
                 own, results = results[: len(some)], results[len(some) :]
@@ -163,12 +159,14 @@ class Ledger:
                     future.set_result(own)
 
     def _take_group(self) -> list[tuple[Sequence[Write], asyncio.Future[list[Written]]]]:
-        """Take what waits, in order, up to the first that touches a session for the second time."""
+        """Take what waits, in order, up to the first that touches a session for the second time, or is too much."""
         seen: set[SessionKey] = set()
-        size = 0
+        size = num_writes = num_bytes = 0
         for writes, _ in self._waiting:
             keys = {write.key for write in writes}
-            if seen & keys:
+            num_writes += len(writes)
+            num_bytes += sum(len(write.body or b"") for write in writes)
+            if size and (seen & keys or num_writes > _MOST_WRITES or num_bytes > _MOST_WRITE_BYTES):
                 break
             seen |= keys
             size += 1
@@ -182,14 +180,27 @@ class Ledger:
         except (UnavailableError, TimeoutError) as error:
             return await self._find_out(writes, _told(error))
 
-    async def _find_out(self, writes: Sequence[Write], error: TidegateError) -> list[Written]:
-        """Look up what became of writes whose reply did not come."""
+    async def _write_alone(self, write: Write) -> Written:
+        """Make a write that may have been made, with others, by a call that broke."""
+        try:
+            (written,) = await self._write_group([write])
+            if written is False:
+                (written,) = await self._find_out([write], None)
+        except Exception as error:
+            log.exception("a write of session %s failed", write.key.id)
+            return UnavailableError(f"the store failed: {error}", reason="STORE_AWAY", retry_after=_RETRY_AFTER)
+        return written
+
+    async def _find_out(self, writes: Sequence[Write], error: UnavailableError | None) -> list[Written]:
+        """Look up what became of writes whose reply did not come; ``error`` None: they are not made if not there."""
         try:
             async with asyncio.timeout(self._timeout):
                 entries = await self._store.read_summaries([write.key for write in writes])
-        except (UnavailableError, TimeoutError):
+        except (UnavailableError, TimeoutError) as failure:
+            error = error or _told(failure)
             self._lose(error)
             return [error] * len(writes)
+        await self._judge()
         return [_outcome(write, entry, error) for write, entry in zip(writes, entries, strict=True)]
 
     def _count(self, results: Sequence[Written], seconds: float) -> None:
@@ -199,7 +210,47 @@ class Ledger:
         self._num_failures += sum(isinstance(result, TidegateError) for result in results)
         self._seconds.add(seconds)
 
-    # ---- is it there?
+    # ---- questions
+
+    async def read(self, key: SessionKey) -> Entry | None:
+        """Return what is stored of a session; UnavailableError."""
+        return await self._entries.ask(key)
+
+    async def read_summary(self, key: SessionKey) -> Stored | None:
+        """Return what is stored of a session, without its body; UnavailableError."""
+        return await self._summaries.ask(key)
+
+    async def ask(self, question: Callable[[Store], Awaitable[Result]]) -> Result:
+        """Ask the store something by one call of it, bounded in time once its turn has come; UnavailableError."""
+        async with self._questions:
+            if not self.is_available:
+                raise self._away()
+            try:
+                async with asyncio.timeout(self._timeout):
+                    return await question(self._store)
+            except (UnavailableError, TimeoutError) as error:
+                told = _told(error)
+        # Not in a place that others wait for.
+        await self._judge()
+        raise told
+
+    # ---- can it be written?
+
+    async def _judge(self) -> None:
+        """Find out, after a call failed, whether the store can be written; it is away if it cannot."""
+        wanted = self._num_judged + 1 + self._judging.locked()  # one that began before says nothing of what came since
+        async with self._judging:
+            if not self.is_available or self._num_judged >= wanted:
+                return
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._store.ping()
+            except (UnavailableError, TimeoutError) as error:
+                self._lose(_told(error))
+            except Exception as error:
+                log.exception("the store could not be asked")
+                self._lose(UnavailableError(f"the store failed: {error}", reason="STORE_AWAY"))
+            self._num_judged += 1
 
     async def _open(self) -> None:
         async with asyncio.timeout(self._timeout):
@@ -208,42 +259,111 @@ class Ledger:
             else:
                 await self._store.start()
         self._is_started = True
-        self._tell(is_reachable=True)
+        self._trouble = ""
+        self._set_available(is_available=True)
 
-    def _lose(self, error: Exception) -> UnavailableError:
-        """The store is away from now on, until it answers again."""
-        told = _told(error)
-        if self.is_reachable or self._prober is None:
-            log.warning("the store is away: %s", told.message)
-        self._tell(is_reachable=False)
+    def _lose(self, error: UnavailableError) -> None:
+        """The store is away from now on, until it can be written."""
+        self._reason = error.reason
+        self._note("the store is away", error)
+        self._set_available(is_available=False)
         if self._prober is None or self._prober.done():
             self._prober = asyncio.create_task(self._probe(), name="tidegate-store-probe")
-        return told
+
+    def _away(self) -> UnavailableError:
+        return UnavailableError("the store is away", reason=self._reason, retry_after=_RETRY_AFTER)
 
     async def _probe(self) -> None:
-        while not self.is_reachable:
+        while not self.is_available:
             await asyncio.sleep(_PROBE_SECONDS)
             try:
                 await self._open()
             except ConfigurationError as error:
-                log.error("the store cannot be used: %s", error.message)  # noqa: TRY400 - an error of theirs
+                self._note("the store cannot be used", error)
             except (UnavailableError, TimeoutError):
                 continue
-            except Exception:
-                log.exception("the store could not be asked")
+            except Exception as error:  # noqa: BLE001 - a store that breaks is one that is away
+                self._note("the store could not be asked", error)
             else:
-                log.warning("the store answers again")
+                log.warning("the store is back: it can be written")
 
-    def _tell(self, *, is_reachable: bool) -> None:
-        if self.is_reachable != is_reachable:
-            self.is_reachable = is_reachable
+    def _note(self, what: str, error: Exception) -> None:
+        """Log trouble once, however often the store is asked meanwhile."""
+        trouble = f"{what}: {error}"
+        if trouble != self._trouble:
+            log.warning("%s", trouble)
+            self._trouble = trouble
+
+    def _set_available(self, *, is_available: bool) -> None:
+        if self.is_available != is_available:
+            self.is_available = is_available
             self.changed.set()
 
 
-def _outcome(write: Write, entry: Stored | None, error: TidegateError) -> Written:
+class _Gathering(Generic[Found]):
+    """Questions for one thing each, asked by few calls for many: one call at a time, of what came meanwhile.
+
+    Args:
+        read: Asks for several at once.
+        most: How many.
+    """
+
+    def __init__(self, read: Callable[[list[SessionKey]], Awaitable[list[Found]]], most: int) -> None:
+        self._read = read
+        self._most = most
+        self._waiting: OrderedDict[SessionKey, asyncio.Future[Found]] = OrderedDict()
+        self._reader: asyncio.Task[None] | None = None
+
+    async def ask(self, key: SessionKey) -> Found:
+        future = self._waiting.get(key)
+        if future is None:
+            future = self._waiting[key] = asyncio.get_running_loop().create_future()
+        if self._reader is None or self._reader.done():
+            self._reader = asyncio.create_task(self._read_all(), name="tidegate-ledger-reads")
+        # A caller that is cancelled leaves; others may wait for the same.
+        return await asyncio.shield(future)
+
+    async def stop(self) -> None:
+        """Let what was begun end; who still waits is told."""
+        waiting, self._waiting = self._waiting, OrderedDict()
+        for future in waiting.values():
+            _fail(future, UnavailableError("the server is stopping", reason="DRAINING"))
+        if self._reader is not None:
+            await asyncio.gather(self._reader, return_exceptions=True)
+
+    async def _read_all(self) -> None:
+        while self._waiting:
+            size = min(len(self._waiting), self._most)
+            group = dict(self._waiting.popitem(last=False) for _ in range(size))
+            await self._read_group(group)
+
+    async def _read_group(self, group: dict[SessionKey, asyncio.Future[Found]]) -> None:
+        try:
+            found = await self._read(list(group))
+        except UnavailableError as error:
+            for future in group.values():
+                _fail(future, error)
+        except Exception as error:  # noqa: BLE001 - told to who asked for what breaks the call
+            if len(group) == 1:
+                (future,) = group.values()
+                _fail(future, error)
+                return
+            for key, future in group.items():
+                await self._read_group({key: future})
+        else:
+            for future, each in zip(group.values(), found, strict=True):
+                future.set_result(each)
+
+
+def _fail(future: asyncio.Future[Found], error: Exception) -> None:
+    future.set_exception(error)
+    future.exception()  # looked at: whoever waited may have gone
+
+
+def _outcome(write: Write, entry: Stored | None, error: UnavailableError | None) -> Written:
     # Where what it expects is there, it may still be on its way. Where another revision is, it may have been made, and
     # others gone on from it: made again, a rewind would take back their steps.
-    return True if entry is not None and entry.revision == write.revision else error
+    return True if entry is not None and entry.revision == write.revision else error or False
 
 
 def _told(error: Exception) -> UnavailableError:
@@ -251,7 +371,3 @@ def _told(error: Exception) -> UnavailableError:
         error.retry_after = error.retry_after or _RETRY_AFTER
         return error
     return UnavailableError("the store did not answer in time", reason="STORE_AWAY", retry_after=_RETRY_AFTER)
-
-
-def _away() -> UnavailableError:
-    return UnavailableError("the store is away", reason="STORE_AWAY", retry_after=_RETRY_AFTER)

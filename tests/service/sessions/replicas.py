@@ -29,12 +29,14 @@ class Faulty(MemoryStore):
     Attributes:
         clock: Its own.
         is_away: Whether it answers nothing.
+        is_read_only: Whether it takes no writes.
         lost_replies: How many writes it will make and not confirm.
         meanwhile: By the name of a call, what others do once between the next such call and its answer.
     """
 
     clock: Clock
     is_away: bool = False
+    is_read_only: bool = False
     lost_replies: int = 0
     meanwhile: dict[str, Callable[[], Awaitable[Any]]] = field(default_factory=dict)
     num_writes: int = field(default=0)
@@ -44,6 +46,7 @@ class Faulty(MemoryStore):
 
     async def ping(self) -> None:
         self._check()
+        self._check_writable()
 
     async def start(self) -> None:
         self._check()
@@ -73,6 +76,7 @@ class Faulty(MemoryStore):
 
     async def write(self, writes: Sequence[Write]) -> list[bool]:
         self._check()
+        self._check_writable()
         self.num_writes += len(writes)
         made = await super().write(writes)
         await self._wait("write")
@@ -84,6 +88,10 @@ class Faulty(MemoryStore):
     async def _wait(self, call: str) -> None:
         if call in self.meanwhile:
             await self.meanwhile.pop(call)()
+
+    def _check_writable(self) -> None:
+        if self.is_read_only:
+            raise UnavailableError("the store takes no writes", reason="STORE_AWAY")
 
     def _check(self) -> None:
         if self.is_away:

@@ -144,6 +144,46 @@ async def test_a_store_that_is_away_is_told_and_comes_back(root: Path) -> None:
         assert (await step(b, "cd", 2)).position == 4
 
 
+async def test_an_ephemeral_session_is_not_opened_under_an_id_that_cannot_be_looked_up(root: Path) -> None:
+    async with replicas(root) as they:
+        _, b = they
+        await they.open()
+        alone = await b.open_session(SessionRequest(MODEL))
+        snapshot = await b.snapshot_session(alone.id)
+        they.store.is_away = True
+        for opening in (
+            b.open_session(SessionRequest(MODEL, id="s")),
+            b.open_session(SessionRequest(MODEL, id="other")),
+            b.restore_session(snapshot, RestoreRequest(id="s")),
+            b.fork_session(alone.id, ids=["s"]),
+        ):
+            with pytest.raises(UnavailableError) as caught:
+                await opening
+            assert (caught.value.reason, caught.value.retry_after) == ("STORE_AWAY", 1.0)
+        assert len(await b.fork_session(alone.id, count=2)) == 2
+        they.store.is_away = False
+        await b.readiness_changed()
+        await b.readiness_changed()
+        assert (await step(b, "ab", 0)).position == 2
+        assert (await b.get_session("s")).durable
+
+
+async def test_a_store_that_is_read_and_cannot_be_written_is_away(root: Path) -> None:
+    async with replicas(root) as they:
+        a, _ = they
+        await they.open()
+        they.store.is_read_only = True
+        with pytest.raises(UnavailableError):
+            await step(a, "ab", 0)
+        await a.readiness_changed()
+        store = a.statistics().store
+        assert store is not None
+        assert (a.is_ready, a.is_store_away, store.is_available) == (False, True, False)
+        they.store.is_read_only = False
+        await a.readiness_changed()
+        assert (await step(a, "ab", 0)).position == 2
+
+
 async def test_a_generation_goes_on_at_another_replica(root: Path) -> None:
     async with replicas(root) as they:
         a, b = they

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from tidegate.clock import Clock
-from tidegate.errors import UnavailableError
+from tidegate.errors import ConfigurationError, UnavailableError
 from tidegate.sessions.ids import key_of
 from tidegate.sessions.ledger import Ledger
 from tidegate.sessions.stores.memory import MemoryStore
-from tidegate.sessions.stores.store import Write
+from tidegate.sessions.stores.store import Entry, SessionKey, Stored, Write
 
 
 @dataclass
@@ -115,9 +115,245 @@ async def test_an_unknown_outcome_is_looked_up_write_by_write() -> None:
     (unknown,) = await ledger.write([write("a", b"1", b"2")])
     # What it expects is still there: it may yet come.
     assert isinstance(unknown, UnavailableError)
-    assert ledger.is_reachable
+    assert ledger.is_available
     assert await ledger.write([write("a", b"1", b"3")]) == [True]
     await ledger.stop()
+
+
+@dataclass
+class Frozen(MemoryStore):
+    """Answers, and cannot be written while it is frozen; a read may break, or not return.
+
+    Attributes:
+        frozen: Why it cannot be written.
+        thaws: How many more times it is asked whether it can until it can.
+        hung: Sessions whose reads never return.
+        num_pings: How often it was asked whether it can be written.
+    """
+
+    frozen: str = ""
+    thaws: int = 0
+    hung: set[str] = field(default_factory=set)
+    num_pings: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    async def ping(self) -> None:
+        self.num_pings += 1
+        if self.thaws:
+            self.thaws -= 1
+            if not self.thaws:
+                self.frozen = ""
+        self._check()
+
+    async def read(self, keys: Sequence[SessionKey]) -> list[Entry | None]:
+        ids = {key.id for key in keys}
+        if self.hung & ids:
+            await asyncio.Event().wait()
+        if "broken" in ids:
+            raise ValueError("no such name")
+        return await super().read(keys)
+
+    async def write(self, writes: Sequence[Write]) -> list[bool]:
+        if any(write.key.id == "broken" for write in writes):
+            raise ValueError("no such name")
+        self._check()
+        return await super().write(writes)
+
+    def _check(self) -> None:
+        if self.frozen:
+            raise UnavailableError(self.frozen, reason="STORE_AWAY")
+
+
+async def test_a_store_that_is_read_and_cannot_be_written_is_away_until_it_can(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = Frozen()
+    ledger = Ledger(store, 30, Clock().monotonic)
+    await ledger.start()
+    assert await ledger.write([write("a")]) == [True]
+    ledger.changed.clear()
+    store.frozen, store.thaws = "a replica", 4
+    (told,) = await ledger.write([write("a", b"1", b"2")])
+    assert isinstance(told, UnavailableError)
+    # Who was told finds everybody told the same.
+    assert (ledger.is_available, ledger.statistics().is_available, ledger.changed.is_set()) == (False, False, True)
+    with pytest.raises(UnavailableError):
+        await ledger.read(key_of("a"))
+    ledger.changed.clear()
+    await ledger.changed.wait()
+    assert ledger.statistics().is_available
+    assert (await ledger.read(key_of("a"))) is not None
+    assert caplog.messages == ["the store is away: a replica", "the store is back: it can be written"]
+    assert store.num_pings == 4
+    await ledger.stop()
+
+
+async def test_a_call_that_fails_alone_does_not_speak_for_the_store() -> None:
+    store = Frozen(hung={"a"})
+    ledger = Ledger(store, 0.01, Clock().monotonic)
+    await ledger.start()
+    with pytest.raises(UnavailableError, match="in time"):
+        await ledger.read(key_of("a"))
+    assert ledger.statistics().is_available
+    assert await ledger.write([write("b")]) == [True]
+    store.frozen = "a replica"
+    with pytest.raises(UnavailableError, match="in time"):
+        await ledger.read(key_of("a"))
+    assert not ledger.is_available
+    await ledger.stop()
+
+
+async def test_calls_that_fail_together_ask_once_and_none_trusts_an_answer_from_before(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = Frozen()
+    gate, began = asyncio.Event(), asyncio.Event()
+    ledger = Ledger(store, 30, Clock().monotonic)
+    await ledger.start()
+    ping = store.ping
+
+    async def held() -> None:
+        await ping()
+        began.set()
+        await gate.wait()
+
+    async def fail(_: object) -> None:
+        raise UnavailableError("cut", reason="STORE_AWAY")
+
+    store.ping = held  # type: ignore[method-assign]
+    first = asyncio.ensure_future(ledger.ask(fail))
+    await began.wait()
+    store.frozen = "a replica"
+    others = [asyncio.ensure_future(ledger.ask(fail)) for _ in range(3)]
+    await asyncio.sleep(0)
+    gate.set()
+    results = await asyncio.gather(first, *others, return_exceptions=True)
+    assert all(isinstance(result, UnavailableError) for result in results)
+    assert not ledger.is_available
+    assert store.num_pings == 2
+    assert len(caplog.messages) == 1
+    await ledger.stop()
+
+
+async def test_what_is_wrong_with_a_store_is_logged_once_however_often_it_is_asked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Odd(MemoryStore):
+        num_starts = 0
+
+        async def start(self) -> None:
+            self.num_starts += 1
+            if self.num_starts == 1:
+                raise UnavailableError("not yet", reason="STORE_AWAY")
+            if self.num_starts < 4:
+                raise ConfigurationError("another's")
+
+    ledger = Ledger(Odd(), 30, Clock().monotonic)
+    await ledger.start()
+    await ledger.changed.wait()
+    assert caplog.messages == [
+        "the store is away: not yet",
+        "the store cannot be used: another's",
+        "the store is back: it can be written",
+    ]
+    await ledger.stop()
+
+
+async def test_one_write_or_read_that_breaks_the_call_fails_alone() -> None:
+    ledger = Ledger(Frozen(), 30, Clock().monotonic)
+    await ledger.start()
+    one, bad, other = await ledger.write([write("a"), write("broken"), write("b")])
+    assert (one, other) == (True, True)
+    assert isinstance(bad, UnavailableError)
+    found = await asyncio.gather(
+        *(ledger.read(key_of(name)) for name in ("a", "broken", "none")), return_exceptions=True
+    )
+    assert [type(each).__name__ for each in found] == ["Entry", "ValueError", "NoneType"]
+    assert ledger.is_available
+    await ledger.stop()
+
+
+class HalfWay(MemoryStore):
+    """Breaks in the middle of a group."""
+
+    async def write(self, writes: Sequence[Write]) -> list[bool]:
+        made = await super().write(writes)
+        if len(writes) > 1:
+            raise ValueError("broken")
+        return made
+
+
+async def test_what_was_made_before_the_call_broke_is_found() -> None:
+    ledger = Ledger(HalfWay(), 30, Clock().monotonic)
+    await ledger.start()
+    assert await ledger.write([write("a"), write("b"), write("b", b"other", b"2")]) == [True, True, False]
+    await ledger.stop()
+
+
+@dataclass
+class Gated(MemoryStore):
+    """Reads wait at a gate; ``calls`` are the numbers of ids of each, ``most`` how many were under way at once."""
+
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    calls: list[int] = field(default_factory=list)
+    num_now: int = 0
+    most: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    async def read(self, keys: Sequence[SessionKey]) -> list[Entry | None]:
+        self.calls.append(len(keys))
+        await self._pass()
+        return await super().read(keys)
+
+    async def read_summaries(self, keys: Sequence[SessionKey]) -> list[Stored | None]:
+        self.calls.append(len(keys))
+        await self._pass()
+        return await super().read_summaries(keys)
+
+    async def due(self, now: float, limit: int) -> list[SessionKey]:
+        await self._pass()
+        return []
+
+    async def _pass(self) -> None:
+        self.num_now += 1
+        self.most = max(self.most, self.num_now)
+        await self.gate.wait()
+        self.num_now -= 1
+
+
+async def test_many_reads_are_few_bounded_calls_and_no_write_waits_behind_them() -> None:
+    store = Gated()
+    ledger = Ledger(store, 30, Clock().monotonic)
+    await ledger.start()
+    reads = [asyncio.ensure_future(ledger.read(key_of(f"s{number % 300}"))) for number in range(1000)]
+    summaries = [asyncio.ensure_future(ledger.read_summary(key_of(f"s{number % 300}"))) for number in range(1000)]
+    questions = [asyncio.ensure_future(ledger.ask(lambda store: store.due(0.0, 1))) for _ in range(100)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert await ledger.write([write("a")]) == [True]
+    assert store.num_now == 4
+    store.gate.set()
+    assert await asyncio.gather(*reads, *summaries) == [None] * 2000
+    await asyncio.gather(*questions)
+    assert sorted(set(store.calls)) == [12, 32, 44, 256]
+    assert sum(store.calls) == 600
+    assert store.most == 4
+    await ledger.stop()
+
+
+async def test_a_group_of_writes_is_bounded(ledger: Ledger, store: Slow) -> None:
+    store.gate.set()
+    many = [asyncio.ensure_future(ledger.write([write(f"{tick}-{row}") for row in range(400)])) for tick in range(5)]
+    large = [
+        asyncio.ensure_future(ledger.write([Write(key_of(f"large{number}"), None, b"1", b"", bytes(9 << 20))]))
+        for number in range(3)
+    ]
+    assert all(made is True for results in await asyncio.gather(*many, *large) for made in results)
+    assert [len(group) for group in store.groups] == [800, 800, 401, 1, 1]
 
 
 async def test_a_store_that_does_not_answer_in_time_is_away_until_it_does() -> None:
@@ -125,20 +361,20 @@ async def test_a_store_that_does_not_answer_in_time_is_away_until_it_does() -> N
     ledger = Ledger(store, 0.01, Clock().monotonic)
     await ledger.start()
 
-    async def hang(ids: Sequence[str]) -> list[None]:
+    async def hang(keys: Sequence[SessionKey]) -> list[None]:
         await asyncio.Event().wait()
         raise AssertionError
 
     read, store.read_summaries = store.read_summaries, hang  # type: ignore[method-assign, assignment]
     (told,) = await ledger.write([write("a")])
     assert isinstance(told, UnavailableError)
-    assert (told.reason, told.retry_after, ledger.is_reachable) == ("STORE_AWAY", 1.0, False)
+    assert (told.reason, told.retry_after, ledger.is_available) == ("STORE_AWAY", 1.0, False)
     with pytest.raises(UnavailableError):
         await ledger.read(key_of("a"))
     ledger.changed.clear()
     store.read_summaries = read  # type: ignore[method-assign]
     await ledger.changed.wait()
-    assert ledger.is_reachable
+    assert ledger.is_available
     assert await ledger.read(key_of("a")) is None
     await ledger.stop()
 
@@ -154,7 +390,7 @@ async def test_a_store_that_is_not_there_at_the_start_is_waited_for() -> None:
 
     ledger = Ledger(Late(), 30, Clock().monotonic)
     await ledger.start()
-    assert not ledger.is_reachable
+    assert not ledger.is_available
     await ledger.changed.wait()
     assert await ledger.write([write("a")]) == [True]
     await ledger.stop()

@@ -12,6 +12,7 @@ single Redis.
 from __future__ import annotations
 
 import logging
+import secrets
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -54,6 +55,9 @@ class RedisStore:
         self._refused: str | None = None
         self._is_cluster = False
         self._due_part = 0
+        # No tenant's name is empty, and no other server tries the same at the same time.
+        trial = SessionKey("", f"trial-{secrets.token_hex(8)}")
+        self._trial = Write(trial, None, b"trial", b"", b"", is_listed=False)
 
     async def start(self) -> None:
         try:
@@ -74,12 +78,14 @@ class RedisStore:
         await self._line.drop()
 
     async def ping(self) -> None:
-        """Return if it can be written to, and holds our format: servers of another may have come to it meanwhile."""
+        """Return if it can be written, and holds our format: servers of another may have come to it meanwhile."""
         was_empty, stored = await self._stored_format()
         if was_empty:
             log.error("Redis was emptied, or came back empty: the sessions that were stored there are gone")
         self._refused = _refusal(stored)
         self._check_refused()
+        # By the script that writes sessions, which may be forbidden alone.
+        await self._ask([commands.write([self._trial]), commands.delete(self._trial.key, self._trial.revision)])
 
     async def time(self) -> float:
         """Return the time of Redis's own clock, which all replicas share."""

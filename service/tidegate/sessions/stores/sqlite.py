@@ -77,7 +77,6 @@ class SqliteStore:
         self._checkpointer = Checkpointer(self._settings)
         # What follows belongs to the thread.
         self._is_started = False
-        self._is_full = False
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
 
@@ -155,9 +154,7 @@ class SqliteStore:
         except sqlite_file.FAULTS as error:
             if not sqlite_file.is_passing(error):  # a new connection next time
                 self._drop()
-            found = sqlite_file.unavailable(error)
-            self._is_full = self._is_full or found.reason == "STORE_FULL"
-            raise found from error
+            raise sqlite_file.unavailable(error) from error
 
     def _ready(self) -> sqlite3.Connection:
         """Return the connection, a new one after an error or when the file was replaced: to write on into a file that
@@ -180,13 +177,10 @@ class SqliteStore:
 
     def _try_out(self, connection: sqlite3.Connection) -> None:
         sqlite_file.check_format(connection)
-        if self._is_full:
-            sqlite_file.try_to_grow(connection)
-            self._is_full = False
+        sqlite_file.try_to_write(connection, self._settings)
 
     def _write(self, connection: sqlite3.Connection, writes: Sequence[Write]) -> list[bool]:
         made = _step_all(connection, writes) or _put_each(connection, writes)
-        self._is_full = False
         self._checkpointer.count(writes)
         return made
 

@@ -62,6 +62,8 @@ SCHEMA = (
 FAULTS = (sqlite3.Error, UnicodeDecodeError)
 """What a file in trouble raises: the second where the text of an error, or of a row, holds damaged bytes."""
 
+_TRIAL_MILLISECONDS = 250
+
 _REASONS = {
     sqlite3.SQLITE_FULL: ("STORE_FULL", "the session store is full"),
     sqlite3.SQLITE_CORRUPT: ("STORE_CORRUPT", "the session store's file is damaged"),
@@ -69,6 +71,9 @@ _REASONS = {
     # "No such table": somebody changed the schema.
     sqlite3.SQLITE_ERROR: ("STORE_CORRUPT", "the session store's file is damaged"),
     sqlite3.SQLITE_BUSY: ("STORE_AWAY", "another process holds the session store's file locked"),
+    sqlite3.SQLITE_READONLY: ("STORE_AWAY", "the session store's file may not be written"),
+    sqlite3.SQLITE_PERM: ("STORE_AWAY", "the session store's file may not be opened"),
+    sqlite3.SQLITE_CANTOPEN: ("STORE_AWAY", "the session store's file cannot be opened"),
 }
 """By primary result code, https://sqlite.org/rescode.html."""
 
@@ -186,14 +191,20 @@ def check_format(connection: sqlite3.Connection) -> None:
         )
 
 
-def try_to_grow(connection: sqlite3.Connection) -> None:
+def try_to_write(connection: sqlite3.Connection, settings: FileSettings) -> None:
     """Write something of a tick's size and remove it; no tenant's name is empty.
+
+    It waits for nobody for long: who holds the file locked keeps everybody from writing.
 
     Raises:
         sqlite3.Error: It cannot be written.
     """
-    connection.execute("INSERT OR REPLACE INTO attachments VALUES ('', '', 'trial', zeroblob(262144))")
-    connection.execute("DELETE FROM attachments WHERE tenant = ''")
+    connection.execute(f"PRAGMA busy_timeout = {_TRIAL_MILLISECONDS}")
+    try:
+        connection.execute("INSERT OR REPLACE INTO attachments VALUES ('', '', 'trial', zeroblob(262144))")
+        connection.execute("DELETE FROM attachments WHERE tenant = ''")
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {round(settings.busy_seconds * 1000)}")
 
 
 class Checkpointer:

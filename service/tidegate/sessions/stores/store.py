@@ -90,7 +90,7 @@ class Store(Protocol):
         """Let go of it; what was written stays."""
 
     async def ping(self) -> None:
-        """Return if it answers."""
+        """Return if it can be written: prove it by a small write, which leaves nothing."""
 
     async def time(self) -> float:
         """Return the time by which sessions of this store expire, in seconds since the epoch: by a clock that all

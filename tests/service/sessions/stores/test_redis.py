@@ -383,6 +383,53 @@ async def test_a_replica_is_away_until_it_is_promoted() -> None:
             await assert_works(store)
 
 
+@pytest.mark.parametrize(
+    ("trouble", "cure"),
+    [
+        (("REPLICAOF", "127.0.0.1", "9"), ("REPLICAOF", "NO", "ONE")),
+        (("CONFIG", "SET", "maxmemory", 1), ("CONFIG", "SET", "maxmemory", 0)),
+        (("CONFIG", "SET", "min-replicas-to-write", 1), ("CONFIG", "SET", "min-replicas-to-write", 0)),
+        (("ACL", "SETUSER", "default", "-evalsha"), ("ACL", "SETUSER", "default", "+evalsha")),
+        (("ACL", "SETUSER", "default", "-hset"), ("ACL", "SETUSER", "default", "+hset")),
+        (("ACL", "SETUSER", "default", "resetkeys", "~other:*"), ("ACL", "SETUSER", "default", "allkeys")),
+    ],
+)
+async def test_a_redis_that_takes_no_writes_says_so_when_it_is_asked(
+    trouble: tuple[str | int, ...], cure: tuple[str | int, ...]
+) -> None:
+    with redis_server() as redis:
+        async with opened(redis.url) as store:
+            await put(store, "a")
+            redis.call(*trouble)
+            with pytest.raises(UnavailableError):
+                await store.write([Write(key("a"), b"first", b"second", b"", b"")])
+            with pytest.raises(UnavailableError) as caught:
+                await store.ping()
+            assert caught.value.reason == ("STORE_FULL" if "maxmemory" in trouble else "STORE_AWAY")
+            redis.call(*cure)
+            await assert_works(store)
+
+
+async def test_a_redis_that_runs_a_script_for_ever_is_away_until_it_is_killed() -> None:
+    with redis_server("--busy-reply-threshold", "10") as redis:
+        async with opened(redis.url) as store:
+            await store.ping()
+            running = asyncio.get_running_loop().run_in_executor(None, redis.run_for_ever)
+            while not redis.is_busy():
+                pass
+            with pytest.raises(UnavailableError, match="BUSY"):
+                await store.ping()
+            redis.call("SCRIPT", "KILL")
+            await running
+            await assert_works(store)
+
+
+async def test_asking_whether_it_can_be_written_leaves_nothing(server: RedisServer) -> None:
+    async with opened(server.url) as store:
+        await store.ping()
+        assert server.call("KEYS", "*") == [FORMAT_KEY.encode()]
+
+
 async def test_a_foreign_value_under_a_key_of_ours_is_one_sessions_trouble(server: RedisServer) -> None:
     async with opened(server.url) as store:
         await put(store, "a")

@@ -353,6 +353,20 @@ async def test_a_full_store_keeps_what_it_has_and_works_again_with_room(path: Pa
         assert await store.write(group) == [True, True]
 
 
+async def test_who_asks_whether_a_file_can_be_written_waits_for_no_lock(path: Path) -> None:
+    async with opened(SqliteStore(path, busy_seconds=1000)) as store:
+        await store.write([first("s")])
+        with raw(path) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(UnavailableError, match="locked"):
+                await store.ping()
+            assert await store.read(keys(["s"])) != [None]
+            other.execute("ROLLBACK")
+        await store.ping()
+        with raw(path) as other:
+            assert other.execute("SELECT count(*) FROM attachments").fetchone() == (0,)
+
+
 async def test_a_locked_file_is_away_for_writers_until_it_is_let_go(path: Path, store: Store) -> None:
     opening = first("s", due=1.0)
     await store.write([opening])
