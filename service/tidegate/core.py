@@ -12,6 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tidegate.errors import TooLargeError
+from tidegate.limits import MAX_STEPS
+
 FloatArray = NDArray[np.floating]
 Tensor = NDArray[np.generic]
 
@@ -32,6 +35,23 @@ class Input(NamedTuple):
     text: str | None = None
     tokens: Sequence[int] | None = None
     values: FloatArray | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps it has at most; a text has one a character."""
+        text, tokens, values = self
+        if text is not None:
+            return len(text)
+        return len(tokens) if tokens is not None else 0 if values is None else len(values)
+
+
+def check_steps(num_steps: int) -> None:
+    """Raise TooLargeError where a request has more steps than one may."""
+    if num_steps > MAX_STEPS:
+        raise TooLargeError(
+            f"a request takes at most {MAX_STEPS} steps, not {num_steps}: step a session chunk by chunk",
+            reason="REQUEST_TOO_LARGE",
+        )
 
 
 class Ask(NamedTuple):

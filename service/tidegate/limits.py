@@ -9,6 +9,21 @@ from __future__ import annotations
 
 # ---- what a request may hold
 
+MAX_SEQUENCES = 4096
+"""Sequences of one prediction: 16 full runs, some 0.1 s of work. A longer list is several requests."""
+
+MAX_STEPS = 262_144
+"""Steps of one request, all sequences together: 64 for each of `MAX_SEQUENCES`, some seconds of work. A longer sequence
+is stepped in a session, chunk by chunk."""
+
+QUEUE_SHARE = 32
+"""One request has at most this part of `--max-queue` waiting, the 32nd: what else it holds waits inside it, so that no
+other request is refused, or waits for long, for its sake."""
+
+SLICE_SECONDS = 0.001
+"""Seconds that a request's long work may take before others get their turn: a fifth of what is promised, for others do
+the same."""
+
 MAX_STOP_STRINGS = 16
 """Stop strings of one generation. Other servers take 4; each token is matched against all."""
 

@@ -39,10 +39,12 @@ from tidegate.core import (
     SessionRequest,
     StepResult,
     Tensor,
+    check_steps,
 )
 from tidegate.engine.cohort import Cohort, CohortReply
 from tidegate.engine.meter import MeterReading
 from tidegate.engine.quality import QualityReading
+from tidegate.engine.share import Share
 from tidegate.engine.work import Generation, Work
 from tidegate.errors import (
     AlreadyExistsError,
@@ -60,6 +62,7 @@ from tidegate.limits import (
     MAX_FORKS,
     MAX_NAME_LENGTH,
     MAX_PAGE,
+    MAX_SEQUENCES,
     MAX_STOP_LENGTH,
     MAX_STOP_STRINGS,
     MAX_TOKENS,
@@ -78,6 +81,7 @@ from tidegate.sessions.party import Party
 from tidegate.sessions.session import DurableSession, Session
 from tidegate.sessions.stores.making import make_store
 from tidegate.sessions.stores.store import Store
+from tidegate.slices import Slices, in_slices
 
 log = logging.getLogger(__name__)
 
@@ -272,16 +276,20 @@ class Service:
         """
         self._check_open()
         loaded = self._registry.get(model, version)
-        if not sequences:
-            raise InvalidInputError("a prediction needs at least one sequence", reason="EMPTY_SEQUENCE")
-        encoded = [_encode(loaded, source, index) for index, source in enumerate(sequences)]
+        _check_sequences(sequences)
+        encoded = await in_slices(_encode_all(loaded, sequences))
         self._check_ask(ask, sum(loaded.codec.reply_bytes(len(inputs[0]), ask) for inputs in encoded))
+        share = Share(self.settings.max_queue)
         futures: list[asyncio.Future[Prediction]] = []
         try:
             for inputs in encoded:
+                await share.room()
+                if share.has_failed:
+                    break  # the others would be computed for nobody
                 future = self._create_future()
                 loaded.loop.submit(Work(None, inputs, ask, None, deadline, future))
                 futures.append(future)
+                share.take(future)
             predictions = await asyncio.gather(*futures)
         finally:
             for future in futures:
@@ -469,6 +477,7 @@ class Service:
         future: asyncio.Future[StepResult],
     ) -> None:
         model: LoadedModel = live.model
+        check_steps(source.num_steps)
         inputs = model.codec.encode(source)
         self._check_ask(ask, model.codec.reply_bytes(len(inputs[0]), ask))
         model.loop.submit(Work(live, inputs, ask, position, deadline, future))
@@ -654,6 +663,7 @@ class Service:
         if session is None and prompt is None:
             raise InvalidInputError("a generation without a session needs a prompt", reason="EMPTY_SEQUENCE")
         _check_sampling(sampling)
+        check_steps(0 if prompt is None else prompt.num_steps)
         inputs: tuple[Tensor, ...] = () if prompt is None else model.encode(prompt)
         events: asyncio.Queue[GeneratedToken | GenerationDone | None] = asyncio.Queue()
         reply: asyncio.Future[GenerationDone] = self._create_future()
@@ -720,6 +730,26 @@ def _children(ids: Sequence[str] | None, count: int | None) -> list[str | None]:
 
 def _not_started() -> asyncio.Future[Any]:
     raise UnavailableError("the server is still loading its models", reason="LOADING", retry_after=1.0)
+
+
+def _check_sequences(sequences: Sequence[Input]) -> None:
+    """Raise an error unless a request may hold these sequences, before they are looked at."""
+    if not sequences:
+        raise InvalidInputError("a prediction needs at least one sequence", reason="EMPTY_SEQUENCE")
+    if len(sequences) > MAX_SEQUENCES:
+        raise TooLargeError(
+            f"a prediction takes at most {MAX_SEQUENCES} sequences, not {len(sequences)}: send several requests",
+            reason="REQUEST_TOO_LARGE",
+        )
+    check_steps(sum(source.num_steps for source in sequences))
+
+
+def _encode_all(model: LoadedModel, sequences: Sequence[Input]) -> Slices[list[tuple[Tensor, ...]]]:
+    encoded = []
+    for index, source in enumerate(sequences):
+        encoded.append(_encode(model, source, index))
+        yield
+    return encoded
 
 
 def _encode(model: LoadedModel, source: Input, index: int) -> tuple[Tensor, ...]:

@@ -88,6 +88,17 @@ def test_an_unknown_character_is_the_unknown_token_where_there_is_one() -> None:
     assert [codec.encode(Input(text=text))[0].tolist() for text in ("x", "axb")] == [[4], [0, 4, 1]]
 
 
+@pytest.mark.parametrize("length", [31, 32, 1000])
+def test_a_long_text_is_read_as_its_characters_are(length: int) -> None:
+    codec, strict = characters(unknown=4), characters()
+    text = ("abc€\ud800\U0010ffff" * length)[:length]
+    (found,) = codec.encode(Input(text=text))
+    assert found.tolist() == [codec.encode(Input(text=character))[0].item() for character in text]
+    error = refusal(strict, Input(text=text))
+    assert (error.reason, error.message) == ("UNKNOWN_TOKEN", "unknown character '€' at step 3")
+    assert strict.encode(Input(text="c" * length))[0].tolist() == [2] * length
+
+
 VALUES = np.zeros((2, 2))
 
 

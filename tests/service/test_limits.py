@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,6 +91,22 @@ async def reason_of(call: Any) -> str:
     return decode_status(caught.value).reason
 
 
+def columns(**fields: Any) -> predictor_pb2.StreamRequest:
+    return predictor_pb2.StreamRequest(columns=predictor_pb2.Columns(**fields))
+
+
+@asynccontextmanager
+async def stream_of(front: Front, num_lanes: int) -> AsyncIterator[Any]:
+    """A columnar stream whose lanes from 0 on are new sessions."""
+    predictor: Any = front.predictor  # its stub does not know that a stream may be written by hand
+    stream = predictor.Stream()
+    attach = predictor_pb2.Attach(sessions=[await front.open() for _ in range(num_lanes)])
+    await stream.write(predictor_pb2.StreamRequest(attach=attach))
+    assert not (await stream.read()).attached.errors
+    yield stream
+    await stream.done_writing()
+
+
 # ---- the page
 
 
@@ -107,6 +124,63 @@ def test_the_page_shows_every_constant_as_it_is() -> None:
 def test_the_page_shows_settings_that_are_there() -> None:
     flags = {name for name in shown() if name.startswith("--")}
     assert flags <= {flag(name) for name in FLAGS}
+
+
+# ---- sequences and steps
+
+
+async def test_a_prediction_takes_so_many_sequences(front: Front) -> None:
+    for number, status in ((limits.MAX_SEQUENCES, 200), (limits.MAX_SEQUENCES + 1, 413)):
+        found, document = await front.post("/v1/models/tiny:predict", {"sequences": [{"text": "a"}] * number})
+        assert (found, document.get("reason")) == (status, None if status == 200 else "REQUEST_TOO_LARGE")
+    request = predictor_pb2.PredictRequest(model="tiny")
+    for _ in range(limits.MAX_SEQUENCES):
+        request.sequences.add(text="a")
+    assert len((await front.predictor.Predict(request)).predictions) == limits.MAX_SEQUENCES
+    request.sequences.add(text="a")
+    assert await reason_of(front.predictor.Predict(request)) == "REQUEST_TOO_LARGE"
+
+
+LONG_INPUTS = [
+    {"text": "a" * (limits.MAX_STEPS + 1)},
+    {"tokens": [1] * (limits.MAX_STEPS + 1)},
+    {"values": [[0.5, 1]] * (limits.MAX_STEPS + 1)},
+]
+
+
+@pytest.mark.parametrize("source", LONG_INPUTS, ids=["text", "tokens", "values"])
+async def test_a_request_takes_so_many_steps(front: Front, source: Json) -> None:
+    model = "tiny-forecast" if "values" in source else "tiny"
+    _, session = await front.post("/v1/sessions", {"model": model})
+    bodies = {
+        f"/v1/models/{model}:predict": {"sequences": [source]},
+        f"/v1/sessions/{session['id']}:step": source,
+    }
+    if model == "tiny":
+        bodies["/v1/models/tiny:generate"] = {**source, "max_tokens": 1}
+    for path, body in bodies.items():
+        status, document = await front.post(path, body)
+        assert (status, document["reason"]) == (413, "REQUEST_TOO_LARGE")
+
+
+async def test_the_steps_of_all_sequences_count(front: Front) -> None:
+    half = [{"text": "a" * (limits.MAX_STEPS // 2 + 1)}] * 2
+    status, document = await front.post("/v1/models/tiny:predict", {"sequences": half})
+    assert (status, document["reason"]) == (413, "REQUEST_TOO_LARGE")
+
+
+async def test_columns_take_so_many_steps(front: Front) -> None:
+    async with stream_of(front, 1) as stream:
+        await stream.write(columns(lanes=[0], lengths=[limits.MAX_STEPS + 1], tokens=[1] * (limits.MAX_STEPS + 1)))
+        assert (await stream.read()).error.reason == "REQUEST_TOO_LARGE"
+
+
+async def test_a_tensor_holds_so_many_steps(front: Front) -> None:
+    message = service_pb2.ModelInferRequest(model_name="tiny")
+    message.inputs.add(name="tokens", datatype="INT64", shape=[1, limits.MAX_STEPS + 1])
+    message.outputs.add(name="surprise")
+    message.raw_input_contents.append(np.ones(limits.MAX_STEPS + 1, np.int64).tobytes())
+    assert await reason_of(front.oip.ModelInfer(message)) == "REQUEST_TOO_LARGE"
 
 
 # ---- stop strings

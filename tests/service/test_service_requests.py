@@ -17,11 +17,11 @@ from tidegate.errors import (
     InvalidInputError,
     NotFoundError,
     NotSupportedError,
-    OverloadedError,
     TidegateError,
     TooLargeError,
     UnavailableError,
 )
+from tidegate.limits import MAX_SEQUENCES, MAX_STEPS, QUEUE_SHARE
 
 ABC = Input(text="abc")
 
@@ -106,13 +106,34 @@ async def test_a_reply_that_would_be_too_large_is_refused_before_anything_runs(r
         assert (await service.step(session, long)).position == 3000
 
 
-async def test_too_many_sequences_at_once_are_refused_whole(root: Path) -> None:
-    async with serving(root, max_queue=10) as service:
-        with pytest.raises(OverloadedError) as caught:
-            await service.predict("tiny-lstm", None, [ABC] * 11, Ask())
-        assert caught.value.reason == "QUEUE_FULL"
+async def test_too_many_sequences_or_steps_are_refused_whole(root: Path) -> None:
+    async with serving(root) as service:
+        for sequences in ([ABC] * (MAX_SEQUENCES + 1), [Input(tokens=range(MAX_STEPS)), ABC]):
+            with pytest.raises(TooLargeError) as caught:
+                await service.predict("tiny-lstm", None, sequences, Ask())
+            assert caught.value.reason == "REQUEST_TOO_LARGE"
         assert sum(model.num_steps for model in service.statistics().models) == 0
-        await service.drain()
+
+
+async def test_a_long_list_of_sequences_leaves_room_in_the_queue(root: Path) -> None:
+    async with serving(root, max_queue=3 * QUEUE_SHARE) as service:
+        session = (await service.open_session(SessionRequest("tiny-lstm"))).id
+        predicting = asyncio.create_task(service.predict("tiny-lstm", None, [ABC] * (9 * QUEUE_SHARE), Ask()))
+        queued = []
+        for position in range(20):
+            result = await service.step(session, Input(text="a"))
+            assert result.position == position + 1
+            queued.append(sum(model.queued for model in service.statistics().models))
+        assert max(queued) == 3
+        assert len((await predicting).predictions) == 9 * QUEUE_SHARE
+
+
+async def test_where_a_sequence_fails_those_behind_it_are_not_run(root: Path) -> None:
+    clock = ManualClock()
+    async with serving(root, clock, max_queue=QUEUE_SHARE) as service:
+        with pytest.raises(DeadlineExceededError):
+            await service.predict("tiny-lstm", None, [ABC] * 9, Ask(), deadline=clock.now)
+        assert sum(model.num_steps for model in service.statistics().models) == 0
 
 
 async def test_a_prediction_whose_caller_leaves_runs_no_further(root: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tidegate.bundle import Bundle, Manifest, TokenCodec, Vocabulary
 from tidegate.codecs.rows import check_input, check_output, check_tokens, kind_of, mean_surprise
@@ -13,6 +14,8 @@ from tidegate.errors import BundleError, InvalidInputError
 
 _CANDIDATE_BYTES = 80  # one candidate as JSON: keys, token, id and a probability of 20 digits
 _STEP_BYTES = 64
+_LONG_TEXT = 32  # characters, from which on an array is looked up faster than one after the other
+_NONE = -1
 
 
 class Tokens:
@@ -25,8 +28,10 @@ class Tokens:
         self._logits = spec.output
         self._surprise = spec.surprise
         self._unknown = unknown
+        self._unknown_id = _NONE if unknown is None else unknown
         self._has_text = all(len(token) == 1 for token in self.tokens)
         self._ids = {token: id_ for id_, token in enumerate(self.tokens)} if self._has_text else {}
+        self._by_code = _by_code(self._ids, unknown) if self._has_text else np.empty(0, np.int64)
         # One read-only array a token: the single step of a stream, the hottest input, costs a look-up.
         self._singles = tuple(np.array([id_], dtype=np.int64) for id_ in range(len(self.tokens)))
 
@@ -63,12 +68,16 @@ class Tokens:
             raise InvalidInputError("this model's tokens are not characters: send tokens", reason="WRONG_KIND")
         if not text:
             raise InvalidInputError("the sequence is empty: text needs at least one character", reason="EMPTY_SEQUENCE")
-        get, unknown = self._ids.get, self._unknown
-        ids = [get(character, unknown) for character in text]
-        if unknown is None and None in ids:
-            where = ids.index(None)
+        if len(text) < _LONG_TEXT:
+            get = self._ids.get
+            ids = np.array([get(character, self._unknown_id) for character in text], dtype=np.int64)
+        else:
+            codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+            ids = self._by_code[np.minimum(codes, len(self._by_code) - 1)]
+        if self._unknown is None and ids.min() < 0:
+            where = int(ids.argmin())
             raise InvalidInputError(f"unknown character {text[where]!r} at step {where}", reason="UNKNOWN_TOKEN")
-        return np.array(ids, dtype=np.int64)
+        return ids
 
     def reply_bytes(self, length: int, ask: Ask) -> int:
         steps = length if ask.every_step else 1
@@ -122,6 +131,14 @@ class Tokens:
             [Candidate(tokens[id_], id_, probability) for id_, probability in zip(some, their, strict=True)]
             for some, their in zip(ids.tolist(), probabilities.tolist(), strict=True)
         ]
+
+
+def _by_code(ids: Mapping[str, int], unknown: int | None) -> NDArray[np.int64]:
+    """Return the id of each character by its code point; the last entry stands for all that lie beyond."""
+    table = np.full(max(map(ord, ids), default=0) + 2, _NONE if unknown is None else unknown, np.int64)
+    for character, id_ in ids.items():
+        table[ord(character)] = id_
+    return table
 
 
 def _check_vocabulary(vocabulary: Vocabulary, manifest: Manifest, spec: TokenCodec) -> None:

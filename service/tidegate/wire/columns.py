@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tidegate.core import Ask, Drift, FloatArray, Input, Prediction, Predictions, StepResult, Tensor
+from tidegate.core import Ask, Drift, FloatArray, Input, Prediction, Predictions, StepResult, Tensor, check_steps
 from tidegate.errors import InternalError, InvalidInputError, TidegateError
 from tidegate.v1 import predictor_pb2
 from tidegate.wire.errors import decode_error, encode_error
@@ -250,6 +250,7 @@ def _decode_source(message: predictor_pb2.Columns, lengths: list[int], num_lanes
     values = None if tokens else decode_values(message.values)
     num_steps = len(tokens) if values is None else len(values)
     num_wanted = sum(lengths) if lengths else num_lanes
+    check_steps(num_wanted)
     if num_steps != num_wanted:
         raise InvalidInputError(f"{num_steps} steps for lengths that sum to {num_wanted}")
     return Input(None, tokens) if values is None else Input(None, None, values)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tidegate.bundle import BATCH, TIME, Manifest, TensorSpec, TokenCodec
-from tidegate.core import Tensor
+from tidegate.core import Tensor, check_steps
 from tidegate.errors import InvalidInputError, TooLargeError, shown
 from tidegate.ingress.oip.tensors import NAMES, NamedTensor
 
@@ -116,6 +116,7 @@ class Signature:
             raise InvalidInputError(
                 f"a batch has at most {self._max_rows} rows, not {num_rows}", reason="BATCH_TOO_LARGE"
             )
+        check_steps(num_rows * arrays[0].shape[1])
         return list(zip(*arrays, strict=True))
 
     def wanted(self, names: Sequence[str]) -> Sequence[Port]:
