@@ -40,6 +40,7 @@ HORIZON = 3
 QUANTILES = (0.1, 0.5, 0.9)
 SEASONAL_NAIVE_ERROR = 5.0
 LOAD_MEAN, LOAD_SCALE = 100.0, 20.0
+ENDLESS = 1000.0
 
 OPSET, IR_VERSION = 20, 10
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
@@ -59,6 +60,9 @@ class _Graph:
         name = f"constant_{len(self.weights)}"
         self.weights.append(numpy_helper.from_array(value, name))
         return name
+
+    def scalar(self, value: float) -> str:
+        return self.constant(np.array(value, np.float32))
 
     def integers(self, *values: int) -> str:
         return self.constant(np.array(values, np.int64))
@@ -139,6 +143,45 @@ def write_tiny_stream_bundle(
     return _write(
         root, graph, _manifest(name, version, "stream", cell, HIDDEN, TensorCodec(outputs=("score",))), files={}
     )
+
+
+def write_endless_bundle(root: Path, name: str = "endless", version: str = "1") -> Path:
+    """Write a `stream` bundle that never ends a run in which a value is above `ENDLESS`, and return its folder."""
+    graph = _Graph(seed=0)
+    top = _recurrent(graph, "values", "gru", HIDDEN, width=2)
+    score = graph.add("MatMul", top, graph.random(HIDDEN, 4))
+    is_endless = graph.add("Greater", graph.add("ReduceMax", "values", keepdims=0), graph.scalar(ENDLESS))
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["goes_on"], ["goes_on_still"]), helper.make_node("Neg", ["x"], ["y"])],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, []),
+        ],
+        [
+            helper.make_tensor_value_info("goes_on_still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, []),
+        ],
+    )
+    nothing = graph.add("Loop", "", is_endless, graph.scalar(0.0), body=body)
+    graph.add("Add", score, nothing, to="score")
+    manifest = _manifest(name, version, "stream", "gru", HIDDEN, TensorCodec(outputs=("score",)))
+    return _write(root, graph, manifest, files={})
+
+
+def write_slow_bundle(root: Path, name: str = "slow", version: str = "1") -> Path:
+    """Write a `stream` bundle whose constants take onnxruntime some seconds to compute when it is loaded."""
+    graph = _Graph(seed=0)
+    top = _recurrent(graph, "values", "gru", HIDDEN, width=2)
+    score = graph.add("MatMul", top, graph.random(HIDDEN, 4))
+    value = numpy_helper.from_array(np.full(1, 1e-9, np.float32))
+    matrix = graph.add("ConstantOfShape", graph.integers(1600, 1600), value=value)
+    for _ in range(30):
+        matrix = graph.add("MatMul", matrix, matrix)
+    graph.add("Add", score, graph.add("ReduceSum", matrix, keepdims=0), to="score")
+    manifest = _manifest(name, version, "stream", "gru", HIDDEN, TensorCodec(outputs=("score",)))
+    return _write(root, graph, manifest, files={})
 
 
 def _recurrent(graph: _Graph, inputs: str, cell: str, hidden: int, width: int) -> str:

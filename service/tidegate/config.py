@@ -151,6 +151,12 @@ class Settings(BaseSettings):
     max_steps: int = Field(4096, ge=1, description="Steps of all rows together in one tick of a model.")
     max_queue: int = Field(16384, ge=1, description="Chunks that may wait for a model; more are refused.")
     max_message_mb: float = Field(4, gt=0, le=1024, description="MiB of one request or one message of a stream.")
+    run_timeout: Seconds = Field(
+        30, description="Seconds that one run of a model may take; one that takes longer is ended, and its rows fail."
+    )
+    load_timeout: Seconds = Field(
+        120, description="Seconds that a model may take to load; one that takes longer is refused."
+    )
     request_timeout: Seconds = Field(60, description="Seconds for a request that brings no deadline.")
     drain_timeout: float = Field(
         30, ge=0, allow_inf_nan=False, description="Seconds that running requests get to finish after SIGTERM."

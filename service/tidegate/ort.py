@@ -5,7 +5,7 @@ Everything of ours that needs onnxruntime takes it from here; a test holds that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as state
@@ -32,8 +32,16 @@ FAILURES = (
 """What onnxruntime raises where a graph cannot be loaded or run; that memory ran out is a MemoryError now and then."""
 
 
+Load = Callable[[onnxruntime.SessionOptions, Callable[[], onnxruntime.InferenceSession]], onnxruntime.InferenceSession]
+
+
 def load_session(
-    graph: bytes, provider: str = CPU, options: Mapping[str, str] | None = None, *, threads: int = 1
+    graph: bytes,
+    provider: str = CPU,
+    options: Mapping[str, str] | None = None,
+    *,
+    threads: int = 1,
+    load: Load = lambda _, call: call(),
 ) -> onnxruntime.InferenceSession:
     """Load the content of an ONNX file on one provider.
 
@@ -42,6 +50,7 @@ def load_session(
         provider: onnxruntime's name of it, which must be available.
         options: The provider's.
         threads: Threads that one run may use.
+        load: Calls what loads, with the settings by which it can be stopped (`watchdog.RunLimit.load`).
 
     Raises:
         Exception: One of ``FAILURES``, or another of the dozen unrelated types that onnxruntime has.
@@ -57,7 +66,8 @@ def load_session(
     settings.add_session_config_entry(
         "optimization.disable_specified_optimizers", "FuseFp16InitializerToFp32NodeTransformer"
     )
-    session = onnxruntime.InferenceSession(graph, settings, providers=[(provider, dict(options or {}))])
+    providers = [(provider, dict(options or {}))]
+    session = load(settings, lambda: onnxruntime.InferenceSession(graph, settings, providers=providers))
     session.disable_fallback()  # a provider that fails is told, and not replaced by the CPU
     # The session keeps the bytes to load itself again on another provider, which is never asked for: a model of 400 MB
     # took 400 MB more.

@@ -6,9 +6,11 @@ A version that leaves the directory is no longer offered, but stays loaded for a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -39,10 +41,14 @@ from tidegate.errors import (
     shown,
 )
 from tidegate.observe.drift import Chart
+from tidegate.watchdog import RunLimit, Watchdog, load_timeout
 
 log = logging.getLogger(__name__)
 
 Key = tuple[str, int]
+
+_LOAD_GRACE = 5.0
+"""Seconds that onnxruntime gets to end the loading of a graph that it was told to stop."""
 
 _DEVICE_ROWS = 1024
 """Rows of states that a device arena begins with, where the budget has room for them."""
@@ -132,6 +138,7 @@ class Registry:
         self._make_room = make_room
         self._clock = clock
         self._budget = Budget(settings.arena_mb << 20)
+        self._watchdog = Watchdog(settings.run_timeout, settings.load_timeout, clock)
         self._models: dict[Key, LoadedModel] = {}
         self._reloading = asyncio.Lock()
 
@@ -220,6 +227,7 @@ class Registry:
     async def stop(self) -> None:
         """Stop all models."""
         await asyncio.gather(*(model.stop() for model in self._models.values()))
+        self._watchdog.close()
 
     async def _load(self, path: Path, report: ReloadReport) -> None:
         try:
@@ -227,7 +235,7 @@ class Registry:
             present = self._models.get(_key(path))
             if present is None:
                 settings = self._settings.of(bundle.manifest.name)
-                model = await asyncio.to_thread(self._assemble, bundle, settings)
+                model = await self._assemble_in_time(bundle, settings)
                 model.loop.start()
                 self._models[model.key] = model
                 report.loaded.append(model.label)
@@ -250,6 +258,33 @@ class Registry:
             told = error.message.replace(str(path), label).removeprefix(f"{label}: ")
             report.refused.append(Refusal(label, error.reason, told))
 
+    async def _assemble_in_time(self, bundle: Bundle, settings: Settings) -> LoadedModel:
+        """Build everything that runs a bundle, in a thread that is left behind where the graph takes too long to load.
+
+        The watchdog stops it before, where onnxruntime listens: not while it computes the graph's constants.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[LoadedModel] = loop.create_future()
+
+        def assemble() -> None:
+            settle: Callable[[], None]
+            try:
+                settle = functools.partial(future.set_result, self._assemble(bundle, settings))
+            except BaseException as error:  # noqa: BLE001 - told to who waits
+                settle = functools.partial(future.set_exception, error)
+            with contextlib.suppress(RuntimeError):  # the loop is over: nobody waits
+                loop.call_soon_threadsafe(finish, settle)
+
+        def finish(settle: Callable[[], None]) -> None:
+            if not future.done():  # else it was given up
+                settle()
+
+        threading.Thread(target=assemble, name=f"load-{bundle.manifest.name}", daemon=True).start()
+        try:
+            return await asyncio.wait_for(future, settings.load_timeout + _LOAD_GRACE)
+        except TimeoutError:
+            raise load_timeout(settings.load_timeout) from None
+
     def _assemble(self, bundle: Bundle, settings: Settings) -> LoadedModel:
         """Build everything that runs a bundle."""
         manifest = bundle.manifest
@@ -263,7 +298,8 @@ class Registry:
                 reason="STATE_TOO_LARGE",
             )
         try:
-            runner, arena = _states_home(bundle, kept, settings, self._budget)
+            limit = self._watchdog.limit()
+            runner, arena = _states_home(bundle, kept, settings, self._budget, limit)
         except MemoryError:
             raise ConfigurationError(
                 f"--arena-mb: the system has no address space for {settings.arena_mb} MiB of states: ask for less, or "
@@ -284,7 +320,7 @@ class Registry:
             quality=quality,
         )
         executor = ThreadPoolExecutor(1, f"run-{manifest.name}") if settings.execution == "thread" else None
-        loop = Loop(engine, runner, self._clock, committer=self._committer, executor=executor)
+        loop = Loop(engine, runner, self._clock, committer=self._committer, executor=executor, limit=limit)
         planes = {spec.input: Plane.of_state(spec) for spec in manifest.states}
         if kept is not None and codec.kept_output is not None:
             planes[codec.kept_output] = kept
@@ -304,14 +340,14 @@ def _find(root: Path) -> list[Path]:
 
 
 def _states_home(
-    bundle: Bundle, kept: Plane | None, settings: Settings, budget: Budget
+    bundle: Bundle, kept: Plane | None, settings: Settings, budget: Budget, limit: RunLimit
 ) -> tuple[Runner | DeviceRunner, ArenaLike]:
     """Build the runner and the arena, which belong together: states are copied for each run, or stay on the device."""
     manifest = bundle.manifest
     is_on_device = settings.arena == "device" or (settings.arena == "auto" and settings.provider == "cuda")
     if not is_on_device:
         planes = [Plane.of_state(spec) for spec in manifest.states]
-        runner = Runner(bundle, settings.provider, settings.threads)
+        runner = Runner(bundle, settings.provider, settings.threads, limit=limit)
         return runner, Arena(planes if kept is None else [*planes, kept], budget)
     check_provider(settings.provider)  # before memory of the device is asked for
     num_rows = max(1, min(_DEVICE_ROWS, budget.total // manifest.state_bytes))
@@ -323,6 +359,7 @@ def _states_home(
         settings.threads,
         fills=manifest.is_batchable and manifest.batch_invariant,
         captures=settings.cuda_graphs and settings.provider == "cuda",
+        limit=limit,
     )
     return device_runner, DeviceArena(memory, kept, budget)
 

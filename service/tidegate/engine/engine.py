@@ -382,10 +382,11 @@ class Engine:
     def fail(self, plan: Plan, error: Exception) -> None:
         """Answer a failed run's own rows with the error: nobody else's."""
         self._num_failed_runs += 1
+        told = error if isinstance(error, TidegateError) else InternalError(f"the run failed: {error}")
         for work in plan.works:
-            self._drop(work, InternalError(f"the run failed: {error}"))
+            self._drop(work, told)
         for cohort in plan.cohorts:
-            self._drop_together(cohort, InternalError(f"the run failed: {error}"))
+            self._drop_together(cohort, told)
 
     # ---- durable sessions, read again
 

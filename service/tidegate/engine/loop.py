@@ -21,8 +21,9 @@ from tidegate.engine.engine import Engine
 from tidegate.engine.pace import Patience
 from tidegate.engine.scheduler import Plan
 from tidegate.engine.work import Work
-from tidegate.errors import InternalError, UnavailableError
+from tidegate.errors import InternalError, TidegateError, UnavailableError
 from tidegate.sessions.session import DurableSession
+from tidegate.watchdog import NO_LIMIT, RUN_TIMEOUT, RunLimit
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class Loop:
         committer: Stores durable sessions; None where all are ephemeral, whose only truth is the arena. A commit takes
             its time beside the loop: the runs of everybody else go on.
         executor: Where to run onnxruntime; None runs it inline in the event loop.
+        limit: The time that the runner's runs may take.
     """
 
     def __init__(
@@ -67,11 +69,13 @@ class Loop:
         *,
         committer: Committer | None = None,
         executor: Executor | None = None,
+        limit: RunLimit = NO_LIMIT,
     ) -> None:
         self._engine = engine
         self._runner = runner
         self._committer = committer
         self._executor = executor
+        self._limit = limit
         self._clock = clock
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -195,13 +199,31 @@ class Loop:
         task.add_done_callback(self._beside.discard)
 
     async def _fail(self, plan: Plan, error: Exception) -> None:
+        """Answer a failed run's rows: a row of a run of several gets another try, alone.
+
+        Where it took too long, one row may be the cause or all of them. The tries then share the time of one more run.
+        """
         log.error("a run of %d rows failed: %s", plan.num_rows, error)
         if plan.num_rows == 1:
             self._engine.fail(plan, error)
             return
-        for work in self._engine.split(plan):
-            if (alone := self._engine.retry(work, plan.length)) is not None:
+        is_late = isinstance(error, TidegateError) and error.reason == RUN_TIMEOUT
+        works = self._engine.split(plan)
+        end = self._clock() + self._limit.whole
+        for index, work in enumerate(works):
+            alone = self._engine.retry(work, plan.length)
+            if alone is None:
+                continue
+            if not is_late:
                 await self._tick(alone)
+            elif (left := end - self._clock()) > 0:
+                self._limit.seconds = left / (len(works) - index)
+                try:
+                    await self._tick(alone)
+                finally:
+                    self._limit.seconds = self._limit.whole
+            else:
+                self._engine.fail(alone, error)
 
     async def _drain(self) -> None:
         """Wait for work; then, while callers that were just answered are on their way back, let them come in too.

@@ -14,6 +14,7 @@ from tidegate.bundle import BATCH, GRAPH, TIME, Axis, Bundle, StateSpec, TensorS
 from tidegate.core import Tensor
 from tidegate.errors import BundleError, ConfigurationError
 from tidegate.ort import check_edges, load_session, onnxruntime
+from tidegate.watchdog import NO_LIMIT, Options, RunLimit
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # TF32 keeps 10 bits of mantissa: off, so that a GPU gives what the CPU gives.
@@ -46,6 +47,7 @@ class Runner:
         bundle: A verified bundle.
         provider: ``cpu`` or ``cuda``.
         threads: Threads that one run may use.
+        limit: The time that loading and runs may take.
 
     Raises:
         BundleError: onnxruntime refuses the graph, or it is not what the manifest says.
@@ -57,12 +59,14 @@ class Runner:
 
     num_padding_steps = 0
 
-    def __init__(self, bundle: Bundle, provider: str = "cpu", threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, provider: str = "cpu", threads: int = 1, *, limit: RunLimit = NO_LIMIT) -> None:
         manifest = bundle.manifest
         self._inputs = manifest.inputs
         self._outputs = manifest.outputs
         self._states = manifest.states
-        self._session = open_session(bundle.graph, f"{bundle.path}/{GRAPH}", provider, threads)
+        self._session = open_session(bundle.graph, f"{bundle.path}/{GRAPH}", provider, threads, limit=limit)
+        self._limit = limit
+        self._options = Options()
         self.provider = self._session.get_providers()[0]
         self._lengths = lengths_input(self._session, manifest.lengths)
         check_edges(self._session, manifest)
@@ -78,6 +82,9 @@ class Runner:
         Returns:
             The outputs by name, each [batch, steps, …] ([batch, …] where not per step), and the new states like
             ``states``.
+
+        Raises:
+            InternalError: The run took longer than it may; reason RUN_TIMEOUT.
         """
         feeds = {spec.name: to_graph(spec, array) for spec, array in zip(self._inputs, inputs, strict=True)}
         for spec, array in zip(self._states, states, strict=True):
@@ -86,14 +93,20 @@ class Runner:
             name, dtype = self._lengths
             rows, steps = inputs[0].shape[:2]
             feeds[name] = np.full(rows, steps, dtype)
-        results = self._session.run(self._names, feeds)
+        results = self._limit.run(self._options, lambda options: self._session.run(self._names, feeds, options))
         outputs = {spec.name: from_graph(spec, array) for spec, array in zip(self._outputs, results, strict=False)}
         news = results[len(self._outputs) :]
         return outputs, [_state(spec, array) for spec, array in zip(self._states, news, strict=True)]
 
 
 def open_session(
-    graph: bytes, name: str, provider: str, threads: int, options: Mapping[str, str] | None = None
+    graph: bytes,
+    name: str,
+    provider: str,
+    threads: int,
+    options: Mapping[str, str] | None = None,
+    *,
+    limit: RunLimit = NO_LIMIT,
 ) -> onnxruntime.InferenceSession:
     """Load a graph on one provider and no other.
 
@@ -103,6 +116,7 @@ def open_session(
         provider: ``cpu`` or ``cuda``.
         threads: Threads that one run may use.
         options: The provider's, beside those that are always set.
+        limit: The time that it may take.
 
     Raises:
         BundleError: onnxruntime refuses the graph.
@@ -110,7 +124,10 @@ def open_session(
     """
     wanted = check_provider(provider)
     try:
-        session = load_session(graph, wanted, {**_PROVIDER_OPTIONS[provider], **(options or {})}, threads=threads)
+        all_options = {**_PROVIDER_OPTIONS[provider], **(options or {})}
+        session = load_session(graph, wanted, all_options, threads=threads, load=limit.load)
+    except BundleError:
+        raise
     except Exception as error:  # onnxruntime raises a dozen unrelated types
         raise BundleError(f"{name}: onnxruntime refuses it: {error}", reason="GRAPH_REFUSED") from error
     if session.get_providers()[0] != wanted:

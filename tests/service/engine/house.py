@@ -38,6 +38,7 @@ from tidegate.engine.work import Generation, Work
 from tidegate.sessions.lifecycle import Event
 from tidegate.sessions.party import Party
 from tidegate.sessions.session import DurableSession, Session
+from tidegate.watchdog import NO_LIMIT, RunLimit
 
 VOCABULARY = "abcdefgh"
 POISON = "h"
@@ -224,7 +225,7 @@ class House:
 
 
 @asynccontextmanager
-async def house(
+async def house(  # noqa: PLR0913 - what a test may want otherwise
     *,
     max_rows: int = 64,
     max_steps: int = 4096,
@@ -234,6 +235,7 @@ async def house(
     committer: Committer | None = None,
     quality: Quality | None = None,
     kind: type[Tokens] = Tokens,
+    limit: RunLimit = NO_LIMIT,
 ) -> AsyncIterator[House]:
     """A house at work. When it is left, everything is answered and nothing leaked."""
     codec = kind(VOCABULARY, None, TokenCodec())
@@ -249,7 +251,13 @@ async def house(
         memory = DeviceMemory([state], "cpu", capacity=4)
         arena, runner = DeviceArena(memory, planes[1], budget), FakeDeviceRunner(memory=memory)
     engine = Engine(codec, arena, 1, Scheduler(max_rows, max_steps, max_piece), max_queue, quality=quality)
-    loop = Loop(engine, runner, lambda: it.look(), committer=committer)  # noqa: PLW0108 - the house comes after the loop
+    loop = Loop(
+        engine,
+        runner,
+        lambda: it.look(),  # noqa: PLW0108 - the house comes after the loop
+        committer=committer,
+        limit=limit,
+    )
     it = House(runner, arena, budget, engine, loop, codec)
     loop.start()
     try:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from tidegate.core import LAST_POSITION, Ask, Prediction, Predictions, Sampling,
 from tidegate.engine.batch import Batch, Outputs
 from tidegate.engine.cohort import Cohort
 from tidegate.engine.quality import Quality
-from tidegate.errors import FailedPreconditionError, InvalidInputError, PositionConflictError
+from tidegate.errors import FailedPreconditionError, InternalError, InvalidInputError, PositionConflictError
 from tidegate.sessions.session import Session
+from tidegate.watchdog import RUN_TIMEOUT, RunLimit
 
 pytestmark = pytest.mark.usefixtures("arena")
 
@@ -68,6 +70,49 @@ async def test_a_row_that_cannot_be_read_fails_itself(durable: bool, ask: Ask) -
         assert [session.position for session in sessions] == [1, 0, 1]
         assert (await it.step(sessions[1], "a", 0, ask)).position == 1
         assert len(it.runner.runs) == 2
+
+
+@dataclass
+class Slow:
+    """Runs by number, from 0, that are ended when they have taken all the time that they may; what each could take."""
+
+    limit: RunLimit
+    numbers: Sequence[int]
+    taken: list[float] = field(default_factory=list)
+
+    def put_into(self, it: House) -> None:
+        def take() -> None:
+            self.taken.append(self.limit.seconds)
+            if len(self.taken) - 1 in self.numbers:
+                it.now += self.limit.seconds
+                raise InternalError("the run was ended", reason=RUN_TIMEOUT)
+
+        it.runner.during = dict.fromkeys(range(10), take)
+
+
+async def test_a_row_that_never_ends_fails_itself_and_the_tries_share_the_time_of_one_run() -> None:
+    slow = Slow(RunLimit(30, 30, lambda: 0.0), [0, 2])
+    async with house(limit=slow.limit) as it:
+        slow.put_into(it)
+        found = await step_each(it, [it.open() for _ in range(3)], "abc")
+        assert kinds(found) == ["StepResult", "InternalError", "StepResult"]
+        assert isinstance(found[1], InternalError)
+        assert found[1].reason == RUN_TIMEOUT
+        assert slow.taken == pytest.approx([30, 10, 15, 15], abs=0.1)
+        assert (await it.step(it.sessions[1], "b", 0)).position == 1
+        assert slow.taken[-1] == 30
+
+
+async def test_rows_of_a_graph_that_never_ends_all_fail_within_the_time_of_two_runs() -> None:
+    slow = Slow(RunLimit(30, 30, lambda: 0.0), range(10))
+    async with house(limit=slow.limit) as it:
+        slow.put_into(it)
+        began = it.now
+        together = it.step_together([it.open() for _ in range(4)], "abcd")
+        assert together is not None
+        assert kinds((await together).results(4)) == ["InternalError"] * 4
+        assert it.now - began == pytest.approx(60, abs=0.1)
+        assert it.engine.statistics().num_failed_runs == 4
 
 
 async def test_a_lane_that_cannot_be_read_fails_itself() -> None:

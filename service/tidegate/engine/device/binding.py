@@ -9,6 +9,7 @@ from tidegate.core import Tensor
 from tidegate.engine.device.graph import arena_names
 from tidegate.engine.device.memory import DeviceMemory
 from tidegate.ort import onnxruntime
+from tidegate.watchdog import Options, RunLimit
 
 NOT_CAPTURED = -1
 """onnxruntime's id for a run that shall not be captured; any other names a captured graph."""
@@ -24,6 +25,7 @@ class Binding:
         feeds: Inputs by name, whose shapes and dtypes all runs share.
         fixed: Arrays like the outputs whose shape is known beforehand; onnxruntime makes the others in each run.
         id_: Of the captured graph, or ``NOT_CAPTURED``.
+        limit: The time that runs may take.
     """
 
     def __init__(
@@ -34,10 +36,11 @@ class Binding:
         feeds: Mapping[str, Tensor],
         fixed: Mapping[str, Tensor],
         id_: int,
+        limit: RunLimit,
     ) -> None:
         self._session = session
-        self._options = onnxruntime.RunOptions()
-        self._options.add_run_config_entry("gpu_graph_id", str(id_))
+        self._limit = limit
+        self._options = Options({"gpu_graph_id": str(id_)})
         self._io = session.io_binding()
         self._inputs = {name: _put(feed, memory.device) for name, feed in feeds.items()}
         for name, value in self._inputs.items():
@@ -57,7 +60,7 @@ class Binding:
         """Return copies of the outputs, in their order."""
         for name, feed in feeds.items():
             self._inputs[name].update_inplace(feed)
-        self._session.run_with_iobinding(self._io, self._options)
+        self._limit.run(self._options, lambda options: self._session.run_with_iobinding(self._io, options))
         return [value.numpy().copy() for value in self._io.get_outputs()[: self._num_outputs]]
 
 

@@ -24,6 +24,7 @@ from tidegate.engine.device.memory import INITIAL_ROW, SPARE_ROW, DeviceMemory
 from tidegate.engine.runner import from_graph, lengths_input, open_session, to_graph
 from tidegate.errors import BundleError
 from tidegate.ort import onnxruntime
+from tidegate.watchdog import NO_LIMIT, RunLimit
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ def open_device_runner(
     *,
     fills: bool = True,
     captures: bool = False,
+    limit: RunLimit = NO_LIMIT,
 ) -> DeviceRunner:
     """Load a bundle's graph with its states on the device.
 
@@ -47,6 +49,7 @@ def open_device_runner(
         fills: Whether runs of single steps are filled up to a power of two rows; not for rows that see each other.
         captures: Whether runs of single steps shall become CUDA graphs. Where that fails, or a graph gives something
             else when it is replayed, they run as they are, and the log says why.
+        limit: The time that loading and runs may take.
 
     Raises:
         BundleError: onnxruntime refuses the graph.
@@ -55,15 +58,15 @@ def open_device_runner(
     graph, name = _wrapped(bundle), f"{bundle.path}/{GRAPH}"
     if captures:
         try:
-            session = open_session(graph, name, provider, threads, {"enable_cuda_graph": "1"})
-            runner = DeviceRunner(bundle.manifest, session, memory, fills=fills, captures=True)
+            session = open_session(graph, name, provider, threads, {"enable_cuda_graph": "1"}, limit=limit)
+            runner = DeviceRunner(bundle.manifest, session, memory, fills=fills, captures=True, limit=limit)
             runner.check_replay()
         except Exception as error:  # noqa: BLE001 - onnxruntime raises a dozen unrelated types
             log.warning("%s: no CUDA graphs: %s", name, error)
         else:
             return runner
-    session = open_session(graph, name, provider, threads)
-    return DeviceRunner(bundle.manifest, session, memory, fills=fills, captures=False)
+    session = open_session(graph, name, provider, threads, limit=limit)
+    return DeviceRunner(bundle.manifest, session, memory, fills=fills, captures=False, limit=limit)
 
 
 class DeviceRunner:
@@ -75,6 +78,7 @@ class DeviceRunner:
         memory: The states.
         fills: Whether runs of single steps are filled up to a power of two rows.
         captures: Whether runs of single steps are captured.
+        limit: The time that runs may take.
 
     Attributes:
         num_padding_steps: Steps of rows that only filled a run up.
@@ -88,6 +92,7 @@ class DeviceRunner:
         *,
         fills: bool,
         captures: bool,
+        limit: RunLimit = NO_LIMIT,
     ) -> None:
         self.provider: str = session.get_providers()[0]
         self.captures = captures
@@ -98,6 +103,7 @@ class DeviceRunner:
         self._session = session
         self._memory = memory
         self._fills = fills
+        self._limit = limit
         self._ids = itertools.count(1)
         self._bindings: dict[int, Binding] = {}
         self._generation = memory.generation
@@ -159,11 +165,11 @@ class DeviceRunner:
             self._bindings.clear()
             self._generation = self._memory.generation
         if steps != 1:
-            return Binding(self._session, self._memory, self._outputs, feeds, {}, NOT_CAPTURED)
+            return Binding(self._session, self._memory, self._outputs, feeds, {}, NOT_CAPTURED, self._limit)
         if rows not in self._bindings:
             fixed = _single_steps(self._outputs, rows)
             id_ = next(self._ids) if self.captures and len(fixed) == len(self._outputs) else NOT_CAPTURED
-            self._bindings[rows] = Binding(self._session, self._memory, self._outputs, feeds, fixed, id_)
+            self._bindings[rows] = Binding(self._session, self._memory, self._outputs, feeds, fixed, id_, self._limit)
         return self._bindings[rows]
 
 
