@@ -73,7 +73,7 @@ ENGINE = EngineStatistics(
     quality=QUALITY,
 )
 SETTINGS = load_settings({"store": "redis://127.0.0.1:1/0", "arena_mb": 2})
-STORE = LedgerStatistics(4, 20, 2, 1, read(0.001, 0.002, 0.003, 0.004).reading(), is_available=True)
+STORE = LedgerStatistics(4, 20, 2, 1, read(0.001, 0.002, 0.003, 0.004).reading(), is_available=True, num_damaged=5)
 DONE = {"fork": 3, "checkpoint": 4, "rewind": 1, "restore": 2, "upgrade": 5, "loaded": 6, "refused": 1}
 
 
@@ -170,6 +170,7 @@ def test_every_figure_of_a_model_is_told(name: str, expected: float) -> None:
         ("tidegate_store_writes_total", {"store": "redis"}, 20),
         ("tidegate_store_conflicts_total", {"store": "redis"}, 2),
         ("tidegate_store_failures_total", {"store": "redis"}, 1),
+        ("tidegate_store_damaged_total", {"store": "redis"}, 5),
     ],
 )
 def test_every_figure_of_the_service_is_told(name: str, labels: dict[str, str], expected: float) -> None:

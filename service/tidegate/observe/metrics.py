@@ -260,6 +260,8 @@ def _of_store(url: str, store: LedgerStatistics | None) -> Iterator[Family]:
     yield _counter("tidegate_store_conflicts", text, {key: float(store.num_conflicts)}, label)
     text = "Writes of which nobody knows what became."
     yield _counter("tidegate_store_failures", text, {key: float(store.num_failures)}, label)
+    text = "Times that a damaged record was met: its session answers STORE_CORRUPT, no other does."
+    yield _counter("tidegate_store_damaged", text, {key: float(store.num_damaged)}, label)
 
 
 def _key(engine: EngineStatistics) -> tuple[str, str]:

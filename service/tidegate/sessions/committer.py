@@ -90,7 +90,8 @@ class Committer:
             session.phase = Phase.CLOSED
             # Forgotten an hour after its end, or lost with the store: nobody here can tell.
             raise NotFoundError(f"unknown session {session.id}", reason="UNKNOWN_SESSION")
-        record = decode_record(session.key, entry)
+        with self._ledger.meeting_damage():
+            record = decode_record(session.key, entry)
         phase = ended_phase(record.summary, self._now())
         if phase is not None:
             self._leave(session)

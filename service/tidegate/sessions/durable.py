@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
@@ -71,8 +70,6 @@ _PAGE = 256
 _MOST_ROUNDS = 64
 """Looks at what is due in one sweep; what is left is for the next one, a second later."""
 
-_DAMAGE_SECONDS = 10.0
-
 Attachments = dict[str, bytes | None]
 Kept = TypeVar("Kept", Stored, Entry)
 Then = Callable[[DurableSession], None]
@@ -110,7 +107,6 @@ class DurableDesk:
         self._cache = cache
         self._ephemeral = ephemeral
         self._endings = Endings()
-        self._damage = DamageLog()
         self._arriving: dict[str, list[tuple[Then, Failed]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -313,7 +309,8 @@ class DurableDesk:
             content = await self._ledger.ask(lambda store: store.read_attachment(key, name))
             if content is None or name not in {kept.name for kept in record.summary.checkpoints}:
                 raise unknown_checkpoint(id_, name)
-            kept = decode_checkpoint(key, name, content)
+            with self._ledger.meeting_damage():
+                kept = decode_checkpoint(key, name, content)
             record.summary.position, record.summary.used_at = kept.position, self._store_clock.now()
             record.summary.ClearField("chart")
             record.body.state = kept.state
@@ -441,7 +438,8 @@ class DurableDesk:
         """Return the record of a session that runs; one whose time is over is ended now."""
         key = key_of(id_)
         entry = await self._running(key, lambda: self._ledger.read(key))
-        return entry, decode_record(key, entry)
+        with self._ledger.meeting_damage():
+            return entry, decode_record(key, entry)
 
     async def _open_summary(self, id_: str) -> tuple[Stored, Summary]:
         """As `_open_record`, without the body."""
@@ -460,7 +458,9 @@ class DurableDesk:
             if stored is None:
                 self._ephemeral.check_not_ended(key.id)
                 raise NotFoundError(f"unknown session {key.id}", reason="UNKNOWN_SESSION")
-            summary, now = decode_summary(key, stored), self._store_clock.now()
+            with self._ledger.meeting_damage():
+                summary = decode_summary(key, stored)
+            now = self._store_clock.now()
             phase = self._phase(stored, summary)
             if phase is Phase.OPEN:
                 return stored
@@ -542,11 +542,9 @@ class DurableDesk:
 
     def _readable(self, key: SessionKey, stored: Stored) -> Summary | None:
         """Return the summary; None of one that is damaged, which is logged and holds up nobody else."""
-        try:
+        with suppress(InternalError, FailedPreconditionError), self._ledger.meeting_damage():
             return decode_summary(key, stored)
-        except TidegateError as error:
-            self._damage.note(error, self._clock.monotonic())
-            return None
+        return None
 
     def _model_of(self, summary: Summary) -> LoadedModel:
         model = self._registry.find_loaded(summary.model, summary.version)
@@ -570,21 +568,6 @@ class DurableDesk:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-class DamageLog:
-    """Tells of records that cannot be read: a line now and then, however often they are met."""
-
-    def __init__(self) -> None:
-        self._num_untold = 0
-        self._told_at = -math.inf
-
-    def note(self, error: TidegateError, now: float) -> None:
-        if now - self._told_at < _DAMAGE_SECONDS:
-            self._num_untold += 1
-            return
-        log.error("%s (met %d more times since the last such line)", error.message, self._num_untold)
-        self._num_untold, self._told_at = 0, now
 
 
 def _place(record: Record, model: LoadedModel) -> None:

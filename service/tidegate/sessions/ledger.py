@@ -17,11 +17,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from tidegate.errors import ConfigurationError, TidegateError, UnavailableError
+from tidegate.errors import ConfigurationError, InternalError, TidegateError, UnavailableError
 from tidegate.observe.histogram import Histogram, Reading
 from tidegate.sessions.stores.store import Entry, SessionKey, Store, Stored, Write
 
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 _PROBE_SECONDS = 0.25
 _RETRY_AFTER = 1.0
+_DAMAGE_SECONDS = 10.0
+"""Between two lines about damaged records."""
 
 _MOST_QUESTIONS = 4
 """Calls other than writes that are with the store at once: a write waits behind no more."""
@@ -45,7 +48,10 @@ Found = TypeVar("Found")
 
 
 class LedgerStatistics(NamedTuple):
-    """Counters since the start; ``seconds`` that each group of writes took; ``is_available`` as of now."""
+    """Counters since the start; ``seconds`` that each group of writes took; ``is_available`` as of now.
+
+    ``num_damaged`` counts how often a damaged record was met.
+    """
 
     num_groups: int
     num_writes: int
@@ -53,6 +59,7 @@ class LedgerStatistics(NamedTuple):
     num_failures: int
     seconds: Reading
     is_available: bool
+    num_damaged: int = 0
 
 
 class Ledger:
@@ -83,6 +90,8 @@ class Ledger:
         self._reason = "STORE_AWAY"  # why it is away
         self._trouble = ""  # what the log was told last
         self._num_groups = self._num_writes = self._num_conflicts = self._num_failures = 0
+        self._num_damaged = 0
+        self._damage_told_at = -math.inf
         self._seconds = Histogram()
 
     async def start(self) -> None:
@@ -116,7 +125,28 @@ class Ledger:
             self._num_failures,
             self._seconds.reading(),
             self.is_available,
+            self._num_damaged,
         )
+
+    @contextlib.contextmanager
+    def meeting_damage(self) -> Iterator[None]:
+        """Count and log the damaged records that are met in this block, and let the error pass.
+
+        They are told to whoever asks for them; the log gets a line now and then, however often that is.
+        """
+        try:
+            yield
+        except InternalError as error:
+            if error.reason == "STORE_CORRUPT":
+                self._num_damaged += 1
+                self._tell_damage(error)
+            raise
+
+    def _tell_damage(self, error: TidegateError) -> None:
+        now = self._clock()
+        if now - self._damage_told_at >= _DAMAGE_SECONDS:
+            log.error("%s (damaged records were met %d times so far)", error.message, self._num_damaged)
+            self._damage_told_at = now
 
     # ---- writes
 

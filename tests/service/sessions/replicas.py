@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ class Faulty(MemoryStore):
         is_away: Whether it answers nothing.
         is_read_only: Whether it takes no writes.
         lost_replies: How many writes it will make and not confirm.
+        counts: Of writes that were asked for, and of bodies that were read; those of all stores on the place.
         meanwhile: By the name of a call, what others do once between the next such call and its answer.
     """
 
@@ -39,7 +42,7 @@ class Faulty(MemoryStore):
     is_read_only: bool = False
     lost_replies: int = 0
     meanwhile: dict[str, Callable[[], Awaitable[Any]]] = field(default_factory=dict)
-    num_writes: int = field(default=0)
+    counts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         super().__init__(self.clock)
@@ -53,6 +56,7 @@ class Faulty(MemoryStore):
 
     async def read(self, keys: Sequence[SessionKey]) -> list[Entry | None]:
         self._check()
+        self.counts["read"] += len(keys)
         found = await super().read(keys)
         await self._wait("read")
         return found
@@ -68,6 +72,12 @@ class Faulty(MemoryStore):
         await self._wait("read_attachment")
         return content
 
+    def beside(self, clock: Clock) -> Faulty:
+        """Another store on the same place, which goes by another clock."""
+        other = Faulty(clock)
+        other._kept, other.counts = self._kept, self.counts
+        return other
+
     def damage(self, id_: str) -> None:
         """Flip a bit of the session's summary, and one of its body."""
         kept = self._kept[key_of(id_)]
@@ -77,7 +87,7 @@ class Faulty(MemoryStore):
     async def write(self, writes: Sequence[Write]) -> list[bool]:
         self._check()
         self._check_writable()
-        self.num_writes += len(writes)
+        self.counts["written"] += len(writes)
         made = await super().write(writes)
         await self._wait("write")
         if self.lost_replies:
@@ -104,11 +114,17 @@ def _flipped(content: bytes) -> bytes:
 
 @dataclass
 class Replicas:
-    """Services over one store, and the clock that they share."""
+    """Services over one store, and the clock that they share.
+
+    Attributes:
+        store: The one of all; with skewed clocks, one beside theirs.
+        skews: Seconds that each one's wall clock, and the store's as it sees it, is ahead.
+    """
 
     services: list[Service]
     clock: ManualClock
     store: Faulty
+    skews: list[float]
 
     def __iter__(self) -> Any:
         return iter(self.services)
@@ -124,20 +140,31 @@ class Replicas:
 
 
 @asynccontextmanager
-async def replicas(root: Path, count: int = 2, **settings: Any) -> AsyncIterator[Replicas]:
-    """Started services; when they are left, nothing leaked in any of them."""
+async def replicas(
+    root: Path, count: int = 2, skews: Sequence[float] | None = None, **settings: Any
+) -> AsyncIterator[Replicas]:
+    """Started services over one store; when they are left, nothing leaked in any of them. With ``skews`` each sees the
+    store by a clock of its own, as far ahead of the right one.
+    """
     clock = ManualClock()
     store = Faulty(clock.clock())
     given = load_settings({"bundles": root, "store_timeout": 30, **settings})
+    ahead = list(skews or [0.0] * count)
     async with AsyncExitStack() as stack:
-        services = [Service(given, clock.clock(), store) for _ in range(count)]
-        for service in services:
-            await service.start()
-            stack.push_async_callback(service.stop)
-        yield Replicas(services, clock, store)
+        services = []
+        for number in range(count):
+            own = Clock(clock.clock().monotonic, partial(_skewed_wall, clock, ahead, number))
+            services.append(Service(given, own, store if skews is None else store.beside(own)))
+            await services[-1].start()
+            stack.push_async_callback(services[-1].stop)
+        yield Replicas(services, clock, store, ahead)
         for service in services:
             await service.drain()
             check_integrity(service)
+
+
+def _skewed_wall(clock: ManualClock, skews: Sequence[float], number: int) -> float:
+    return clock.clock().wall() + skews[number]
 
 
 async def step(service: Service, text: str, position: int | None = None, id_: str = "s", **ask: Any) -> StepResult:

@@ -85,7 +85,7 @@ async def serving(models: Path, store: Store, clock: Clock) -> AsyncIterator[Ser
 
 def clock() -> Clock:
     manual = ManualClock()
-    return Clock(lambda: manual.now, lambda: format1.WALL + 1e6 + manual.now)
+    return Clock(lambda: manual.now, lambda: format1.WALL + 2000)
 
 
 async def test_sessions_of_a_sqlite_file_go_on(models: Path, rows: dict[str, Row], path: Path) -> None:

@@ -91,7 +91,7 @@ async def test_who_was_stepped_in_time_is_not_told_to_be_idle(root: Path) -> Non
         assert (await waiting[0]).position == 2
 
 
-async def test_a_damaged_record_is_one_sessions_trouble(root: Path) -> None:
+async def test_a_damaged_record_is_one_sessions_trouble(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with replicas(root) as they:
         a, b = they
         for name in ("damaged", "sound", "old"):
@@ -101,6 +101,7 @@ async def test_a_damaged_record_is_one_sessions_trouble(root: Path) -> None:
             await step(b, "a", id_="damaged")
         assert caught.value.reason == "STORE_CORRUPT"
         assert b.is_ready
+        assert [info.id for info in (await b.list_sessions()).sessions] == ["old", "sound"]
         they.clock.now += 6
         assert (await step(b, "a", 0, "sound")).position == 1
         they.clock.now += 6
@@ -108,6 +109,10 @@ async def test_a_damaged_record_is_one_sessions_trouble(root: Path) -> None:
         assert b.is_ready
         with pytest.raises(SessionEndedError):
             await step(a, "a", id_="old")
+        store = b.statistics().store
+        assert store is not None
+        assert store.num_damaged >= 3
+        assert len([record for record in caplog.records if "is damaged" in record.message]) == 2  # one a moment
         # The ending of "old" was stored by b: a store that is asked for what is due has no more of it.
         assert await they.store.due(EPOCH + they.clock.now, 10) == []
 
