@@ -50,7 +50,7 @@ class Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except TidegateError as error:
-            typer.echo(f"tidegate: {error.message}", err=True)
+            typer.echo(f"tidegate: {error}", err=True)
             raise typer.Exit(CANNOT_START if isinstance(error, ConfigurationError) else FAILED) from None
         except BrokenPipeError:
             raise  # who reads the output has seen enough: typer ends quietly

@@ -57,18 +57,23 @@ def _checked_address(text: str) -> str:
     return str(parse_address(text))
 
 
+def without_password(url: str) -> str:
+    """Return a URL as it may be shown: without the user and the password that it may hold."""
+    return re.sub(r"//.*@", "//***@", url)
+
+
 def _known_store(text: str) -> str:
     if text in {"none", "sqlite"} or text.startswith(_REDIS):
         return text
     if text == "memory":
         raise ValueError("'memory' is called none now: it means that there are no durable sessions")
-    raise ValueError(f"{text!r} is not a store: it is none, sqlite or redis://HOST:PORT/DATABASE")
+    raise ValueError(f"{without_password(text)!r} is not a store: it is none, sqlite or redis://HOST:PORT/DATABASE")
 
 
 def _checked_url(text: str | None) -> str | None:
     if text is None or re.fullmatch(r"https?://[^\s/]+/?", text):
         return text
-    raise ValueError(f"{text!r} is not a URL like http://127.0.0.1:4317")
+    raise ValueError(f"{without_password(text)!r} is not a URL like http://127.0.0.1:4317")
 
 
 def _none_by_word(value: object) -> object:

@@ -25,6 +25,8 @@ class TidegateError(Exception):
         reason: A stable UPPER_SNAKE word for programs; each class has a default.
         details: Facts a program may use, such as ``position`` of a conflict.
         retry_after: Seconds after which trying again makes sense, where it does.
+        cause: What else the log is told: addresses, paths, the words of a library. No caller sees it; it is part of
+            ``str(error)``.
     """
 
     default_reason: ClassVar[str] = "INTERNAL"
@@ -36,6 +38,7 @@ class TidegateError(Exception):
         reason: str | None = None,
         details: dict[str, str] | None = None,
         retry_after: float | None = None,
+        cause: str = "",
     ) -> None:
         if len(message) > MAX_MESSAGE_LENGTH:
             message = message[: MAX_MESSAGE_LENGTH - 1] + "…"
@@ -44,6 +47,10 @@ class TidegateError(Exception):
         self.reason = reason or self.default_reason
         self.details = details or {}
         self.retry_after = retry_after
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return f"{self.message}: {self.cause}" if self.cause else self.message
 
 
 def without_traceback(error: TidegateError) -> TidegateError:

@@ -13,7 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from tidegate.bundle import BATCH, TIME, Axis, Manifest
 from tidegate.errors import BundleError
 
-__all__ = ["CPU", "FAILURES", "check_edges", "load_session", "onnxruntime"]
+__all__ = ["CPU", "FAILURES", "REFUSAL", "check_edges", "load_session", "onnxruntime"]
 
 # Telemetry is off by the environment (`tidegate/__init__.py`), which releases without this call read too.
 onnxruntime.disable_telemetry_events()
@@ -30,6 +30,9 @@ FAILURES = (
     state.RuntimeException,
 )
 """What onnxruntime raises where a graph cannot be loaded or run; that memory ran out is a MemoryError now and then."""
+
+REFUSAL: type[Exception] = state.InvalidArgument
+"""What it raises where a node refuses the values that it is given, like an index out of range."""
 
 
 Load = Callable[[onnxruntime.SessionOptions, Callable[[], onnxruntime.InferenceSession]], onnxruntime.InferenceSession]

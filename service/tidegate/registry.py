@@ -254,7 +254,7 @@ class Registry:
                 error = BundleError(f"{path}: it could not be loaded ({type(error).__name__})")
             label = f"{path.parent.name}/{path.name}"
             # The log says where the folder is; callers are told its name and nothing of our disk.
-            log.warning("bundle %s refused: %s", path, error.message)
+            log.warning("bundle %s refused: %s", path, error)
             told = error.message.replace(str(path), label).removeprefix(f"{label}: ")
             report.refused.append(Refusal(label, error.reason, told))
 

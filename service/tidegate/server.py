@@ -217,8 +217,8 @@ async def _reload_when_told(service: Service, told: asyncio.Event) -> None:
             report = await service.reload()
         except TidegateError as error:
             log.error("reload failed", error=error.message)  # noqa: TRY400 - an error of theirs, told without a stack
-        except Exception as error:
-            log.exception("reload failed", error=str(error))
+        except Exception:
+            log.exception("reload failed")
         else:
             log.info("reloaded", loaded=report.loaded, removed=report.removed, refused=len(report.refused))
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 from weakref import WeakSet
 
-from tidegate.errors import BundleError, InternalError
-from tidegate.ort import onnxruntime
+from tidegate.errors import BundleError, InternalError, InvalidInputError
+from tidegate.ort import REFUSAL, onnxruntime
 
 T = TypeVar("T")
 
@@ -86,6 +86,7 @@ class RunLimit:
 
         Raises:
             InternalError: Its time is over; reason RUN_TIMEOUT.
+            InvalidInputError: The graph refuses the values of a row, which one only a run of it alone tells.
         """
         value = options.value
         self._current = (value,)
@@ -97,6 +98,10 @@ class RunLimit:
                     f"the run was ended: it took more than the {self.whole:g} seconds of --run-timeout",
                     reason=RUN_TIMEOUT,
                 ) from error
+            if isinstance(error, REFUSAL):
+                # Its text has paths of the runtime and inner names of the graph.
+                message = "the model's graph refuses the input's values"
+                raise InvalidInputError(message, reason="REFUSED_BY_MODEL") from error
             raise
         finally:
             self._current = None

@@ -73,6 +73,11 @@ def test_settings_never_change() -> None:
             "--store: 'postgres://x' is not a store: it is none, sqlite or redis://HOST:PORT/DATABASE",
         ),
         ({"store": "memory"}, "--store: 'memory' is called none now: it means that there are no durable sessions"),
+        (
+            {"store": "postgres://user:hunter2@x"},
+            "--store: 'postgres://***@x' is not a store: it is none, sqlite or redis://HOST:PORT/DATABASE",
+        ),
+        ({"otlp": "ftp://user:p@ss@host"}, "--otlp: 'ftp://***@host' is not a URL like http://127.0.0.1:4317"),
         ({"workers": "0"}, "--workers: input should be greater than or equal to 1, not '0'"),
         ({"max_rows": "0"}, "--max-rows: input should be greater than or equal to 1, not '0'"),
         ({"request_timeout": "inf"}, "--request-timeout: input should be a finite number, not 'inf'"),

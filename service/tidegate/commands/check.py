@@ -26,14 +26,14 @@ class Finding(NamedTuple):
                 "bundle": str(self.path),
                 "passed": False,
                 "reason": self.error.reason,
-                "message": self.error.message,
+                "message": str(self.error),
             }
         assert self.proof is not None
         return {"bundle": str(self.path), **self.proof.model_dump()}
 
     def as_row(self) -> tuple[str, ...]:
         if self.error is not None:
-            return str(self.path), self.error.reason, "", "", "", self.error.message
+            return str(self.path), self.error.reason, "", "", "", str(self.error)
         assert self.proof is not None
         figures = f"{max(self.proof.max_error, 0):.1e}", f"{self.proof.tolerance:g}"
         return str(self.path), "passed", str(self.proof.cases), *figures, ""

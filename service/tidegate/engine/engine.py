@@ -31,17 +31,19 @@ from tidegate.engine.scheduler import Plan, Scheduler
 from tidegate.engine.work import GENERATED, STEP, Generation, Transcript, Turn, Work
 from tidegate.errors import (
     DeadlineExceededError,
-    InternalError,
     InvalidInputError,
     OverloadedError,
     PositionConflictError,
     TidegateError,
     UnavailableError,
 )
+from tidegate.faults import conceal
 from tidegate.sessions.lifecycle import Phase
 from tidegate.sessions.session import DurableSession, LastReply, Session, Verdict, ended
 
 log = logging.getLogger(__name__)
+
+_UNUSABLE = "a row's result could not be used"
 
 _HORIZON_SECONDS = 0.02
 
@@ -359,7 +361,7 @@ class Engine:
                 self._answer_together(batch, first, cohort, told, now)
             except Exception as error:
                 log.exception("a message of %d lanes could not be answered", cohort.num_rows)
-                self._drop_together(cohort, _fault(error))
+                self._drop_together(cohort, conceal(error, _UNUSABLE))
 
     def settle(self, steps: Sequence[Step], outcomes: Sequence[Outcome], now: float) -> None:
         """Answer the steps that were stored; those that others overtook are decided again, from the record."""
@@ -379,14 +381,14 @@ class Engine:
             logits = np.stack([step.logits for step in hungry if step.logits is not None])
             self._feed(logits, [step.work for step in hungry if isinstance(step.work, Generation)])
 
-    def fail(self, plan: Plan, error: Exception) -> None:
+    def fail(self, plan: Plan, error: TidegateError) -> None:
         """Answer a failed run's own rows with the error: nobody else's."""
-        self._num_failed_runs += 1
-        told = error if isinstance(error, TidegateError) else InternalError(f"the run failed: {error}")
+        # What the graph refuses is the request's fault, and no failure of the engine.
+        self._num_failed_runs += not isinstance(error, InvalidInputError)
         for work in plan.works:
-            self._drop(work, told)
+            self._drop(work, error)
         for cohort in plan.cohorts:
-            self._drop_together(cohort, told)
+            self._drop_together(cohort, error)
 
     # ---- durable sessions, read again
 
@@ -615,7 +617,7 @@ class Engine:
                 work.fail(error)
             except Exception as error:  # it is this work's answer, and nobody else's
                 log.exception("work of session %s could not be begun", session.id)
-                work.fail(_fault(error))
+                work.fail(conceal(error, _UNUSABLE))
             self._waiting.discard(work)
             del session.queue[0]
 
@@ -668,8 +670,7 @@ class Engine:
 
     def _break(self, work: Work, error: Exception) -> None:
         """Answer work that met a fault of ours, unless it has its answer; whoever shared its run goes on."""
-        log.error("a row's result could not be used", exc_info=error)
-        self._drop(work, _fault(error))
+        self._drop(work, conceal(error, _UNUSABLE))
 
     def _forget(self, work: Work) -> None:
         """The work is over: give back what it held and let its session's next work come."""
@@ -753,10 +754,6 @@ def _watch(look: Callable[[Quality], None], quality: Quality) -> None:
         look(quality)
     except Exception:
         log.exception("what a run says of the model's quality could not be counted")
-
-
-def _fault(error: Exception) -> InternalError:
-    return InternalError(f"the result could not be used: {error}")
 
 
 def _too_late() -> DeadlineExceededError:

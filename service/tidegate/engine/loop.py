@@ -21,7 +21,8 @@ from tidegate.engine.engine import Engine
 from tidegate.engine.pace import Patience
 from tidegate.engine.scheduler import Plan
 from tidegate.engine.work import Work
-from tidegate.errors import InternalError, TidegateError, UnavailableError
+from tidegate.errors import InvalidInputError, TidegateError, UnavailableError
+from tidegate.faults import conceal
 from tidegate.sessions.session import DurableSession
 from tidegate.watchdog import NO_LIMIT, RUN_TIMEOUT, RunLimit
 
@@ -158,9 +159,8 @@ class Loop:
                 self._spawn(self._store(steps))
             engine.reply(batch, self._clock())
             self._read_records()
-        except Exception as error:
-            log.exception("the results of %d rows could not be read", plan.num_rows)
-            engine.fail(plan, error)
+        except Exception as error:  # noqa: BLE001 - told to the rows it concerns
+            engine.fail(plan, conceal(error, f"the results of {plan.num_rows} rows could not be read"))
 
     async def _store(self, steps: Sequence[Step]) -> None:
         """Commit steps, then answer them."""
@@ -169,9 +169,8 @@ class Loop:
         began = self._clock()
         try:
             outcomes = await self._committer.commit(steps)
-        except Exception as error:
-            log.exception("%d steps could not be committed", len(steps))
-            outcomes = [InternalError(f"the commit failed: {error}")] * len(steps)
+        except Exception as error:  # noqa: BLE001 - told to the steps it concerns
+            outcomes = [conceal(error, f"{len(steps)} steps could not be committed")] * len(steps)
         now = self._clock()
         if self._is_traced:
             for step in steps:
@@ -203,9 +202,11 @@ class Loop:
 
         Where it took too long, one row may be the cause or all of them. The tries then share the time of one more run.
         """
-        log.error("a run of %d rows failed: %s", plan.num_rows, error)
+        if isinstance(error, TidegateError) and not isinstance(error, InvalidInputError):
+            log.error("a run of %d rows failed: %s", plan.num_rows, error)
+        told = conceal(error, f"a run of {plan.num_rows} rows failed")
         if plan.num_rows == 1:
-            self._engine.fail(plan, error)
+            self._engine.fail(plan, told)
             return
         is_late = isinstance(error, TidegateError) and error.reason == RUN_TIMEOUT
         works = self._engine.split(plan)
@@ -223,7 +224,7 @@ class Loop:
                 finally:
                     self._limit.seconds = self._limit.whole
             else:
-                self._engine.fail(alone, error)
+                self._engine.fail(alone, told)
 
     async def _drain(self) -> None:
         """Wait for work; then, while callers that were just answered are on their way back, let them come in too.

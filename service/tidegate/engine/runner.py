@@ -79,6 +79,9 @@ class Runner:
             inputs: One array an input, [batch, steps, …].
             states: One array a state, batch where the graph has it (first where it has none, with one row).
 
+        Raises:
+            InvalidInputError: A row's values are refused by the graph; alone, every row finds out whether it is meant.
+
         Returns:
             The outputs by name, each [batch, steps, …] ([batch, …] where not per step), and the new states like
             ``states``.
@@ -129,7 +132,7 @@ def open_session(
     except BundleError:
         raise
     except Exception as error:  # onnxruntime raises a dozen unrelated types
-        raise BundleError(f"{name}: onnxruntime refuses it: {error}", reason="GRAPH_REFUSED") from error
+        raise BundleError(f"{name}: onnxruntime refuses it", reason="GRAPH_REFUSED", cause=str(error)) from error
     if session.get_providers()[0] != wanted:
         raise ConfigurationError(f"provider {provider} did not start", reason="PROVIDER_NOT_AVAILABLE")
     return session

@@ -31,8 +31,8 @@ Style = Literal["console", "json"]
 CLOSE_SECONDS = 1.0
 """For the last lines, when a process ends."""
 
-_OTHERS = ("uvicorn.error", "asyncio", "grpc._cython.cygrpc", "py.warnings", "stderr")
-"""Loggers of what is not ours: a client may cause a line of theirs by every request."""
+_THROTTLED = ("uvicorn.error", "asyncio", "grpc._cython.cygrpc", "py.warnings", "stderr", "tidegate.faults")
+"""Loggers of which a client may cause a line by every request."""
 
 _THROTTLE_SECONDS = 10.0
 _NUMBERS = re.compile(r"0x[0-9a-f]+|[0-9]+")
@@ -142,7 +142,8 @@ class _Throttled(logging.Filter):
         self._throttle = Throttle(_THROTTLE_SECONDS, Clock().monotonic)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        held = self._throttle.let_through((record.name, _NUMBERS.sub("", str(record.msg))))
+        kind = getattr(record, "fault", None) or _NUMBERS.sub("", str(record.msg))
+        held = self._throttle.let_through((record.name, kind))
         if held:
             record.more_like_it = held
         return held is not None
@@ -181,14 +182,14 @@ def _everything_caught() -> Iterator[None]:
     throttled = _Throttled()
     threading.excepthook, sys.unraisablehook = _of_thread, _of_destructor
     logging.captureWarnings(capture=True)
-    for name in _OTHERS:
+    for name in _THROTTLED:
         logging.getLogger(name).addFilter(throttled)
     try:
         yield
     finally:
         threading.excepthook, sys.unraisablehook = before
         logging.captureWarnings(capture=False)
-        for name in _OTHERS:
+        for name in _THROTTLED:
             logging.getLogger(name).removeFilter(throttled)
 
 

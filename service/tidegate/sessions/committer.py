@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from tidegate.engine.batch import Outcome, Step
 from tidegate.engine.engine import Engine
 from tidegate.errors import InternalError, NotFoundError, TidegateError, UnavailableError
+from tidegate.faults import conceal
 from tidegate.sessions.cache import SessionCache
 from tidegate.sessions.expiry import ended_phase
 from tidegate.sessions.ledger import Ledger
@@ -58,9 +59,8 @@ class Committer:
             try:
                 writes.append(_write(step, revision, now))
                 places.append(place)
-            except Exception as error:
-                log.exception("a step of session %s could not be encoded", step.session.id)
-                outcomes[place] = InternalError(f"the step cannot be stored: {error}")
+            except Exception as error:  # noqa: BLE001 - told to the step that it concerns
+                outcomes[place] = conceal(error, f"a step of session {step.session.id} could not be encoded")
         results = await self._ledger.write(writes) if writes else []
         for place, write, written in zip(places, writes, results, strict=True):
             outcomes[place] = _outcome(write, written)
@@ -74,11 +74,8 @@ class Committer:
         try:
             entry = await self._ledger.read(session.key)
             self._take_in(session, entry)
-        except TidegateError as error:
-            engine.resume(session, error)
-        except Exception as error:
-            log.exception("the record of session %s could not be read", session.id)
-            engine.resume(session, InternalError(f"the session's record could not be read: {error}"))
+        except Exception as error:  # noqa: BLE001 - told to the session's work
+            engine.resume(session, conceal(error, f"the record of session {session.id} could not be read"))
         else:
             engine.resume(session)
 
@@ -120,7 +117,10 @@ def copy_in(session: DurableSession, entry: Entry, record: Record) -> None:
         last = last_reply(body)
         session.model.engine.load(session, body.state)
     except ValueError as error:
-        raise InternalError(f"session {session.id}: {error}", reason="STORE_CORRUPT") from error
+        log.error("the record of session %s does not fit its model: %s", session.id, error)  # noqa: TRY400
+        raise InternalError(
+            f"session {session.id} cannot be read: its record is damaged", reason="STORE_CORRUPT"
+        ) from error
     session.position = summary.position
     session.last = last
     if (kept := kept_chart(summary)) is not None:

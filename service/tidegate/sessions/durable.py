@@ -20,13 +20,13 @@ from tidegate.core import CheckpointInfo, SessionInfo, SessionRequest
 from tidegate.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
-    InternalError,
     NotFoundError,
     OverloadedError,
     SessionEndedError,
     TidegateError,
     UnavailableError,
 )
+from tidegate.faults import conceal
 from tidegate.limits import MAX_CHECKPOINTS
 from tidegate.registry import LoadedModel, Registry
 from tidegate.sessions.cache import SessionCache
@@ -166,21 +166,16 @@ class DurableDesk:
     async def _bring(self, id_: str) -> None:
         try:
             session = await self._load(id_)
-        except Exception as error:
-            told = error
-            if not isinstance(error, TidegateError):
-                log.exception("session %s could not be read", id_)
-                told = InternalError(f"the session could not be read: {error}")
-            assert isinstance(told, TidegateError)
+        except Exception as error:  # noqa: BLE001 - told to who waits
+            told = conceal(error, f"session {id_} could not be read")
             for _, failed in self._arriving.pop(id_):
                 failed(told)
             return
         for then, failed in self._arriving.pop(id_):
             try:
                 then(session)
-            except Exception as error:
-                log.exception("what waited for session %s failed", id_)
-                failed(InternalError(f"the request failed: {error}"))
+            except Exception as error:  # noqa: BLE001 - told to who waits
+                failed(conceal(error, f"what waited for session {id_} failed"))
 
     async def _load(self, id_: str) -> DurableSession:
         entry, record = await self._open_record(id_)

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidegate.core import Ask, Drift, FloatArray, Input, Prediction, Predictions, StepResult, Tensor, check_steps
-from tidegate.errors import InternalError, InvalidInputError, TidegateError
+from tidegate.errors import InvalidInputError, TidegateError
+from tidegate.faults import conceal
 from tidegate.v1 import predictor_pb2
 from tidegate.wire.errors import decode_error, encode_error
 from tidegate.wire.inputs import decode_ask, decode_values, fill_ask, fill_values
@@ -143,7 +144,7 @@ def _packable(lane: int, result: StepResult | TidegateError) -> StepResult | Tid
     try:
         _fill_columns(predictor_pb2.ColumnsReply(), [lane], [result])
     except Exception as error:  # noqa: BLE001 - it is this lane's answer
-        return InternalError(f"the answer does not fit into a message: {error}")
+        return conceal(error, "a lane's answer does not fit into a message")
     return result
 
 

@@ -298,5 +298,5 @@ def _encoded(encode: Callable[P, Message], *args: P.args, **kwargs: P.kwargs) ->
     """A request as a message. JSON has numbers that no field holds, and no model takes."""
     try:
         return encode(*args, **kwargs)
-    except ValueError as error:
-        raise InvalidInputError(f"a number is out of range: {error}") from None
+    except ValueError:
+        raise InvalidInputError("a number is out of its field's range") from None

@@ -60,18 +60,19 @@ DEFAULTS = Defaults()
 class FakeRunner:
     """state' = (state · 31 + token + 1) mod 1000003; the logits are a fixed jumble of the state.
 
-    A run fails where a row holds ``POISON``. ``during[n]`` is done in the middle of the n-th run, from 0.
+    A run fails, with ``failure``, where a row holds ``POISON``. ``during[n]`` is done amid the n-th run, from 0.
     """
 
     runs: list[tuple[int, int]] = field(default_factory=list)
     during: dict[int, Callable[[], object]] = field(default_factory=dict)
+    failure: Exception = field(default_factory=lambda: ArithmeticError("poison"))
 
     def run(self, inputs: Sequence[Tensor], states: Sequence[Tensor]) -> tuple[Outputs, list[Tensor]]:
         tokens = np.asarray(inputs[0], dtype=np.int64)
         self.runs.append(tokens.shape)
         self.during.pop(len(self.runs) - 1, lambda: None)()
         if (tokens == VOCABULARY.index(POISON)).any():
-            raise ArithmeticError("poison")
+            raise self.failure
         state = np.asarray(states[0], dtype=np.int64)[0]
         trace = np.empty(tokens.shape, np.int64)
         for step in range(tokens.shape[1]):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from tests.service.engine.house import House, house
+from tests.service.engine.house import POISON, House, house
 from tests.service.engine.test_durable import Records
 from tidegate.codecs.scores import Scores
 from tidegate.codecs.tokens import Tokens
@@ -144,6 +144,28 @@ async def test_a_fault_of_who_watches_the_models_quality_costs_nobody_the_answer
         together = it.step_together(sessions, "ab")
         assert together is not None
         assert kinds((await together).results(2)) == ["StepResult"] * 2
+
+
+async def test_a_row_that_the_graph_refuses_is_its_senders_fault_and_no_failure_of_the_engine(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with house() as it:
+        it.runner.failure = InvalidInputError("out of range", reason="REFUSED_BY_MODEL")
+        sessions = [it.open() for _ in range(3)]
+        found = await step_each(it, sessions, f"a{POISON}b")
+        assert kinds(found) == ["StepResult", "InvalidInputError", "StepResult"]
+        assert it.engine.statistics().num_failed_runs == 0
+    assert caplog.messages == []
+
+
+async def test_a_run_that_fails_is_told_by_a_number_and_logged_under_it(caplog: pytest.LogCaptureFixture) -> None:
+    async with house() as it:
+        (found,) = await step_each(it, [it.open()], POISON)
+        assert isinstance(found, InternalError)
+        assert it.engine.statistics().num_failed_runs == 1
+    assert "poison" not in found.message
+    assert f"fault {found.details['fault']}: a run of 1 rows failed" in caplog.text
+    assert "ArithmeticError: poison" in caplog.text
 
 
 class Broken:

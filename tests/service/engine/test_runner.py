@@ -13,7 +13,7 @@ import pytest
 
 from tidegate.bundle import GRAPH, Axis, Bundle, Manifest, StateSpec, TensorCodec, TensorSpec
 from tidegate.engine.runner import Runner, check_provider
-from tidegate.errors import BundleError, ConfigurationError
+from tidegate.errors import BundleError, ConfigurationError, InvalidInputError
 
 
 def bundle(
@@ -139,3 +139,15 @@ def test_a_provider_that_is_not_there_is_fatal() -> None:
     assert check_provider("cpu") == "CPUExecutionProvider"
     with pytest.raises(ConfigurationError, match=r"install tidegate\[cuda\]"):
         check_provider("cuda")
+
+
+def test_what_the_graph_refuses_is_told_without_the_runtimes_words(tmp_path: Path) -> None:
+    body = "i = Cast<to=7>(x) z = Gather<axis=1>(x, i) y = Squeeze(z) h_out = Add(h, h)"
+    axes: list[tuple[Axis, ...]] = [("batch", "time", 1), ("batch", "time"), ("batch", 1, 1)]
+    runner = Runner(bundle(tmp_path, body, axes))
+    with pytest.raises(InvalidInputError) as caught:
+        runner.run([np.full((1, 2, 1), 9, np.float32)], [some(1, 1, 1)])
+    assert (caught.value.message, caught.value.reason) == (
+        "the model's graph refuses the input's values",
+        "REFUSED_BY_MODEL",
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,7 +14,6 @@ from tests.service.http.fake import FakeService
 from tidegate import errors
 from tidegate.config import load_settings
 from tidegate.ingress.http.app import create_app
-from tidegate.ingress.http.errors import problem
 
 STEP = "/v1/sessions/s-1:step"
 
@@ -238,13 +236,50 @@ async def test_a_client_that_leaves_while_it_sends_costs_nothing(service: FakeSe
     assert sent[0]["status"] == 499
 
 
-def test_an_unexpected_error_is_logged_with_its_stack(caplog: pytest.LogCaptureFixture) -> None:
-    from tidegate.ingress.http.errors import unexpected
+async def test_an_unexpected_error_is_told_by_the_number_that_the_log_has(
+    client: httpx.AsyncClient, service: FakeService, caplog: pytest.LogCaptureFixture
+) -> None:
+    service.error = ZeroDivisionError("secret")
+    for path, body in ((STEP, {"text": "R"}), ("/v1/sessions", {"model": "tiny"})):
+        reply = await client.post(path, json=body)
+        assert f"fault {reply.json()['fault']}: a request failed" in caplog.text
+        assert reply.json()["detail"] == (
+            f"internal error: the server's log says more under fault {reply.json()['fault']}"
+        )
 
-    fault = ZeroDivisionError("secret")
-    with caplog.at_level(logging.ERROR):
-        told = unexpected(fault)
-    (record,) = caplog.records
-    assert record.exc_info is not None
-    assert record.exc_info[1] is fault
-    assert problem(told).status == 500
+
+async def test_a_reply_of_ours_that_breaks_is_our_fault_not_the_client_s(
+    client: httpx.AsyncClient, service: FakeService
+) -> None:
+    async def broken(*_: object) -> object:
+        return object()  # no session: its document cannot be made
+
+    service.get_session = broken  # type: ignore[assignment, method-assign]
+    reply = await client.get("/v1/sessions/s-1")
+    assert (reply.status_code, reply.json()["reason"]) == (500, "INTERNAL")
+    assert "instance" not in reply.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "detail"),
+    [
+        ("/v1/sessions", {}, "model: is missing"),
+        ("/v1/sessions", {"model": 7}, "model: must be a string"),
+        ("/v1/sessions", {"model": "m", "seed": "7"}, "seed: must be a whole number"),
+        ("/v1/sessions", {"model": "m", "durable": 1}, "durable: must be true or false"),
+        ("/v1/sessions", {"model": "m", "ttl_seconds": 0}, "ttl_seconds: must be greater than 0"),
+        ("/v1/sessions", {"model": "m", "id": "a/b"}, "id: must match pattern '^[A-Za-z0-9._~-]{1,128}$'"),
+        ("/v1/sessions/s-1:fork", {"ids": []}, "ids: must have at least 1 item"),
+        ("/v1/sessions/s-1:generate", {"stop": [7]}, "stop.0: must be a string"),
+        ("/v1/sessions/s-1:generate", {"temperature": "hot"}, "temperature: must be a number"),
+    ],
+)
+async def test_what_is_wrong_is_told_in_the_words_of_who_wrote_the_request(
+    client: httpx.AsyncClient, path: str, body: Any, detail: str
+) -> None:
+    reply = await client.post(path, json=body)
+    assert (reply.status_code, reply.json()["detail"]) == (400, detail)
+
+
+async def test_a_number_in_a_query_is_told_likewise(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/v1/sessions?limit=x")).json()["detail"] == "limit: must be a whole number"

@@ -21,6 +21,7 @@ import structlog
 from tests.servers import bare_environment
 from tidegate.clock import Clock
 from tidegate.errors import ConfigurationError
+from tidegate.faults import conceal
 from tidegate.observe.detail import DetailedRequests
 from tidegate.observe.logs import logging_to, num_dropped_lines, write_lines
 from tidegate.observe.stderr import StderrLines
@@ -184,6 +185,19 @@ def test_lines_of_others_that_repeat_themselves_are_held_back(logged: Logged) ->
             logging.getLogger("asyncio").warning("task 0x%x took %d s" % (number, number))  # noqa: G002, UP031
 
     assert len(logged(repeat)) == 2
+
+
+def test_a_fault_that_every_request_meets_is_one_line(logged: Logged) -> None:
+    def fail() -> None:
+        for number in range(20):
+            try:
+                int("no number" * number)
+            except ValueError as error:
+                conceal(error)
+
+    (line,) = map(json.loads, logged(fail))
+    assert line["fault"] in line["event"]
+    assert "Traceback" in line["exception"]
 
 
 def test_text_that_is_none_and_lines_that_are_formatted_already_are_written(logged: Logged) -> None:

@@ -179,7 +179,9 @@ def _wrapped(bundle: Bundle) -> bytes:
     try:
         return device_graph(bundle.graph, manifest.states, kept)
     except ValueError as error:
-        raise BundleError(f"{bundle.path}/{GRAPH}: not an ONNX file: {error}", reason="GRAPH_REFUSED") from error
+        raise BundleError(
+            f"{bundle.path}/{GRAPH}: not an ONNX file", reason="GRAPH_REFUSED", cause=str(error)
+        ) from error
 
 
 def _filled(array: Tensor, rows: int, value: int) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -17,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from grpc import aio
 
 from tidegate.core import GeneratedToken, GenerationDone
-from tidegate.errors import InternalError, InvalidInputError, TidegateError, without_traceback
+from tidegate.errors import InvalidInputError
+from tidegate.faults import conceal
 from tidegate.observe.requests import CANCELLED, OK, Requests, outcome_of
 from tidegate.wire import SESSION_KEY
 from tidegate.wire.errors import encode_status
@@ -25,8 +25,6 @@ from tidegate.wire.predictions import encode_event
 
 if TYPE_CHECKING:
     from tidegate.service import Service
-
-logger = logging.getLogger(__name__)
 
 _NO_DEADLINE = float(sys.maxsize)
 
@@ -111,14 +109,6 @@ def _ended(method: Call[Servicer, Request, Reply], name: str | None) -> Call[Ser
             calls.end()
 
     return call
-
-
-def conceal(error: Exception) -> TidegateError:
-    """The error a client may see: one of ours as it is; any other is logged whole and told as a fault of ours."""
-    if isinstance(error, TidegateError):
-        return without_traceback(error)
-    logger.error("unexpected error in a gRPC call", exc_info=error)
-    return InternalError("internal error: the server's log says more")
 
 
 async def write_events(events: AsyncIterator[GeneratedToken | GenerationDone], context: Context) -> None:

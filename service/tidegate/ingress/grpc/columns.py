@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from tidegate.core import StepResult
 from tidegate.errors import TidegateError
-from tidegate.ingress.grpc.calls import conceal
+from tidegate.faults import conceal
 from tidegate.observe.requests import OK, Requests, outcome_of
 from tidegate.v1 import predictor_pb2
 from tidegate.wire.columns import fill_columns, fill_together

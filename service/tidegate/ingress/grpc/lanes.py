@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
 from tidegate.errors import InvalidInputError, TidegateError
-from tidegate.ingress.grpc.calls import conceal
+from tidegate.faults import conceal
 from tidegate.limits import MAX_LANES
 from tidegate.sessions.party import Party
 from tidegate.v1 import predictor_pb2

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from tidegate.core import Ask, Input, StepResult
 from tidegate.errors import InvalidInputError, TidegateError
-from tidegate.ingress.grpc.calls import Context, client_seconds, conceal, session_in_metadata
+from tidegate.faults import conceal
+from tidegate.ingress.grpc.calls import Context, client_seconds, session_in_metadata
 from tidegate.ingress.grpc.columns import Part, PendingColumns, refusal
 from tidegate.ingress.grpc.lanes import Group, Lane, Lanes
 from tidegate.ingress.grpc.line import Pending

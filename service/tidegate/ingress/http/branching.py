@@ -16,6 +16,7 @@ from starlette.responses import Response
 from tidegate.core import RestoreRequest
 from tidegate.ingress.http import documents, schemas
 from tidegate.ingress.http.documents import OCTETS, body, octets, problems
+from tidegate.ingress.http.errors import read_form
 from tidegate.ingress.http.exchange import (
     Json,
     RawRoute,
@@ -42,7 +43,7 @@ raw = APIRouter(prefix=PREFIX, tags=["sessions"], route_class=RawRoute)
 )
 async def fork(request: Request, session: Id) -> Response:
     """Open new sessions that go on from where this one is, under ids of your own or as many as you like."""
-    form = schemas.Fork.model_validate(await _read_wishes(request))
+    form = read_form(schemas.Fork, await _read_wishes(request))
     forks = await service_of(request).fork_session(session, form.ids, form.count)
     return json_reply(schemas.Forks.model_validate({"sessions": forks}))
 
@@ -57,7 +58,7 @@ async def fork(request: Request, session: Id) -> Response:
 )
 async def checkpoint(request: Request, session: Id) -> Response:
     """Keep where the session is, to come back to it. A session has eight checkpoints; the oldest makes room."""
-    form = schemas.MakeCheckpoint.model_validate(await _read_wishes(request))
+    form = read_form(schemas.MakeCheckpoint, await _read_wishes(request))
     kept = await service_of(request).checkpoint_session(session, form.name)
     return json_reply(schemas.Checkpoint.model_validate(kept))
 
@@ -73,7 +74,7 @@ async def checkpoint(request: Request, session: Id) -> Response:
 async def rewind(request: Request, session: Id) -> Response:
     """Take the session back to a checkpoint, which stays."""
     service = service_of(request)
-    form = schemas.Rewind.model_validate(await read_json(request.scope, request.receive, service.settings))
+    form = read_form(schemas.Rewind, await read_json(request.scope, request.receive, service.settings))
     info = await service.rewind_session(session, form.checkpoint)
     return json_reply(schemas.Session.model_validate(info))
 
@@ -88,7 +89,7 @@ async def rewind(request: Request, session: Id) -> Response:
 )
 async def upgrade(request: Request, session: Id) -> Response:
     """Let another version of its model, of the same state layout, take the session over where it is."""
-    form = schemas.Upgrade.model_validate(await _read_wishes(request))
+    form = read_form(schemas.Upgrade, await _read_wishes(request))
     info = await service_of(request).upgrade_session(session, form.version)
     return json_reply(schemas.Session.model_validate(info))
 

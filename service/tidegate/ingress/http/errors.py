@@ -5,14 +5,14 @@ Knows status codes and titles. Knows nothing of routes or of what went wrong.
 
 from __future__ import annotations
 
-import logging
 import math
+import re
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,15 +20,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from tidegate import errors
-from tidegate.ingress.http.watch import OUTCOME
+from tidegate.ingress.http.exchange import OUTCOME
 from tidegate.observe.requests import outcome_of
 
 PROBLEM = "application/problem+json"
 CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is left to read it but an access log
-
-UNEXPECTED = "an unexpected error; the server's log has more"
-
-logger = logging.getLogger(__name__)
 
 
 class Kind(NamedTuple):
@@ -93,14 +89,6 @@ def problem(error: errors.TidegateError) -> Problem:
     return Problem(kind.status, members | details | members, _retry_after(kind.status, error.retry_after))
 
 
-def unexpected(error: Exception) -> errors.TidegateError:
-    """``error`` where it is ours; else it goes into the log and the caller is told no more than that."""
-    if isinstance(error, errors.TidegateError):
-        return errors.without_traceback(error)
-    logger.error("unexpected error in a request", exc_info=error)
-    return errors.InternalError(UNEXPECTED)
-
-
 def _members(kind: Kind) -> dict[str, Any]:
     return {"type": kind.type, "title": kind.title, "status": kind.status}
 
@@ -109,17 +97,40 @@ def _retry_after(status: int, seconds: float | None) -> dict[str, str]:
     return {"Retry-After": str(max(1, math.ceil(seconds or 0)))} if status in RETRIABLE else {}
 
 
-def invalid(error: ValidationError | RequestValidationError) -> errors.InvalidInputError:
+Form = TypeVar("Form", bound=BaseModel)
+
+# pydantic's words, which are for who wrote the model, and those for who wrote the request.
+_WORDS = (
+    (re.compile(r"^Field required"), "is missing"),
+    (re.compile(r" or instance of \w+"), ""),
+    (re.compile(r"^(Input|String|List|Value) should "), "must "),
+    (re.compile(r"a valid dictionary"), "an object"),
+    (re.compile(r"a valid integer"), "a whole number"),
+    (re.compile(r"a valid boolean"), "true or false"),
+    (re.compile(r"a valid "), "a "),
+    (re.compile(r" after validation, not \d+"), ""),
+    (re.compile(r", unable to (parse|interpret) .*"), ""),
+)
+
+
+def read_form(kind: type[Form], document: dict[str, Any]) -> Form:
+    """A request's body as its schema has it; InvalidInputError where it is not so."""
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        raise invalid(error.errors()) from None
+
+
+def invalid(complaints: Sequence[Any]) -> errors.InvalidInputError:
     """The first of pydantic's complaints as a sentence that names the key."""
-    return _first_complaint(error.errors())
-
-
-def _first_complaint(complaints: Sequence[Any]) -> errors.InvalidInputError:
     first = complaints[0]
     where = ".".join(str(part) for part in first["loc"] if part not in {"body", "query"})
     if first["type"] == "extra_forbidden":
         return errors.InvalidInputError(f"unknown key {errors.shown(where)}")
-    return errors.InvalidInputError(f"{where}: {first['msg']}" if where else first["msg"])
+    text = str(first["msg"])
+    for pattern, word in _WORDS:
+        text = pattern.sub(word, text)
+    return errors.InvalidInputError(f"{where}: {text}" if where else text)
 
 
 def _unrouted(error: HTTPException) -> Problem:
@@ -137,19 +148,14 @@ async def answer_error(request: Request, error: Exception) -> Response:
     return problem(error).response()
 
 
-async def answer_unexpected(_: Request, error: Exception) -> Response:
-    """Starlette raises ``error`` again after this answer, and so the server logs it."""
-    return problem(errors.InternalError(UNEXPECTED)).response()
-
-
 async def answer_unrouted(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return _unrouted(error).response()
 
 
 async def answer_invalid(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ValidationError | RequestValidationError)
-    return problem(invalid(error)).response()
+    assert isinstance(error, RequestValidationError)
+    return problem(invalid(error.errors())).response()
 
 
 async def answer_nobody(_: Request, error: Exception) -> Response:
@@ -158,7 +164,6 @@ async def answer_nobody(_: Request, error: Exception) -> Response:
 
 HANDLERS: dict[type[Exception], Callable[[Request, Exception], Any]] = {
     errors.TidegateError: answer_error,
-    ValidationError: answer_invalid,
     RequestValidationError: answer_invalid,
     HTTPException: answer_unrouted,
     ClientDisconnect: answer_nobody,
@@ -169,4 +174,3 @@ def install(app: Starlette) -> None:
     """Let ``app`` answer every error as a problem document."""
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    app.add_exception_handler(Exception, answer_unexpected)

@@ -33,6 +33,9 @@ JSON = "application/json"
 TIMEOUT = b"tidegate-timeout"
 MEBIBYTE = 2**20
 
+OUTCOME = "tidegate.outcome"
+"""The scope's key for how a request ended, where the status does not say it all."""
+
 
 class NameConvertor(Convertor[str]):
     """A path's segment without a colon, for a verb may follow one: ``/v1/sessions/{session:name}:step``."""

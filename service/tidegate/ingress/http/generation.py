@@ -12,10 +12,10 @@ from starlette.types import Receive, Scope, Send
 
 from tidegate import core
 from tidegate.core import GeneratedToken, GenerationDone
+from tidegate.faults import conceal
 from tidegate.ingress.http import convert, schemas
-from tidegate.ingress.http.errors import problem, unexpected
-from tidegate.ingress.http.exchange import ClientWatch, Json, dump, json_reply
-from tidegate.ingress.http.watch import OUTCOME
+from tidegate.ingress.http.errors import problem
+from tidegate.ingress.http.exchange import OUTCOME, ClientWatch, Json, dump, json_reply
 from tidegate.observe.requests import CANCELLED, OK, outcome_of
 
 EVENT_STREAM = "text/event-stream"
@@ -97,7 +97,7 @@ async def _stream(events: AsyncGenerator[Event], send: Send) -> str:
     except Exception as error:
         if not has_started:
             raise
-        told = unexpected(error)
+        told = conceal(error)
         outcome = outcome_of(told)
         await send(_body(_sse("error", problem(told).document)))
     await send(_body(b"", more=False))

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from tidegate.ingress.http import convert, documents, schemas
 from tidegate.ingress.http.documents import TIMEOUT, body, content, problems
+from tidegate.ingress.http.errors import read_form
 from tidegate.ingress.http.exchange import ClientWatch, RawRoute, deadline, json_reply, read_json, service_of
 from tidegate.ingress.http.generation import Generation, sampling, wants_stream
 
@@ -71,7 +72,7 @@ async def generate(request: Request, model: Name) -> Response:
     """Sample from a next-token model after a prompt. With `Accept: text/event-stream`, each token as it comes."""
     service = service_of(request)
     document = await read_json(request.scope, request.receive, service.settings)
-    form = schemas.Generate.model_validate(document)
+    form = read_form(schemas.Generate, document)
     events = service.generate(
         model,
         form.version,

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from tidegate.core import SessionInfo, SessionRequest
 from tidegate.ingress.http import convert, documents, schemas
 from tidegate.ingress.http.documents import TIMEOUT, body, content, problems
+from tidegate.ingress.http.errors import read_form
 from tidegate.ingress.http.exchange import ClientWatch, RawRoute, deadline, json_reply, read_json, service_of
 from tidegate.ingress.http.generation import Generation, sampling, wants_stream
 from tidegate.ingress.http.models import Limit, PageToken
@@ -43,7 +44,7 @@ WORK = problems(400, 404, 409, 410, 412, 413, 429, 503, 504)
 async def open_session(request: Request) -> Response:
     """Open a session. With an id of your own, an equal repeat returns what exists."""
     service = service_of(request)
-    form = schemas.OpenSession.model_validate(await read_json(request.scope, request.receive, service.settings))
+    form = read_form(schemas.OpenSession, await read_json(request.scope, request.receive, service.settings))
     info = await service.open_session(SessionRequest(**form.model_dump()))
     session = schemas.Session.model_validate(info)
     return json_reply(session, HTTPStatus.CREATED, {"Location": f"{PREFIX}/{quote(session.id)}"})
@@ -90,7 +91,7 @@ async def generate(request: Request, session: Id) -> Response:
     """Go on from where the session is, after a prompt or without. Every returned token is consumed by the session."""
     service = service_of(request)
     document = await read_json(request.scope, request.receive, service.settings)
-    form = schemas.SessionGenerate.model_validate(document)
+    form = read_form(schemas.SessionGenerate, document)
     events = service.generate_on_session(
         session,
         convert.parse_optional_input(document),

@@ -19,8 +19,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from tidegate.core import StepResult
+from tidegate.faults import conceal
 from tidegate.ingress.http import convert
-from tidegate.ingress.http.errors import PROBLEM, problem, unexpected
+from tidegate.ingress.http.errors import PROBLEM, problem
 from tidegate.ingress.http.exchange import JSON, TIMEOUT, dump, max_bytes, parse, seconds
 from tidegate.observe.requests import CANCELLED, OK, Begun, Requests, outcome_of
 
@@ -162,7 +163,7 @@ class StepProtocol(HttpToolsProtocol):
             self._write(200, CONTENT_TYPE, body)
 
     def _refuse(self, error: Exception) -> None:
-        told = unexpected(error)
+        told = conceal(error)
         answer = problem(told)
         self._watched.end(self._begun, outcome_of(told), self._stepped)
         fields = "".join(f"{name}: {value}\r\n" for name, value in answer.headers.items())

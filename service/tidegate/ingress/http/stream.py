@@ -19,8 +19,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tidegate.core import StepResult
 from tidegate.errors import TidegateError, UnavailableError
+from tidegate.faults import conceal
 from tidegate.ingress.http import convert
-from tidegate.ingress.http.errors import problem, unexpected
+from tidegate.ingress.http.errors import problem
 from tidegate.ingress.http.exchange import dump, max_bytes, parse, timeout, too_large
 from tidegate.limits import MAX_IN_FLIGHT
 from tidegate.observe.requests import CANCELLED, OK, Begun, Headers, Requests, outcome_of
@@ -60,7 +61,7 @@ class Streams:
         try:
             seconds = await self._admit(scope)
         except Exception as error:  # noqa: BLE001 - the client is told, whatever it is
-            await _refuse(unexpected(error), send)
+            await _refuse(conceal(error), send)
             return
         session, headers = scope["path_params"]["session"], scope["headers"]
         stream = SessionStream(self._service, session, seconds, receive, send, self._requests, headers)
@@ -179,7 +180,7 @@ class SessionStream:
         try:
             answer = self._submit(data)
         except Exception as error:  # noqa: BLE001 - a frame's error is its answer
-            self._answers.append((unexpected(error), begun))
+            self._answers.append((conceal(error), begun))
             self.flush()
         else:
             self._answers.append((answer, begun))
@@ -227,7 +228,7 @@ def _render(answer: Answer) -> tuple[bytes, str]:
             raise draining()
         return dump(convert.step_json(answer.result())), OK
     except Exception as error:  # noqa: BLE001 - a frame's error is its answer
-        told = unexpected(error)
+        told = conceal(error)
         return problem(told).body, outcome_of(told)
 
 

@@ -1,4 +1,5 @@
-"""Counts what goes by routes: as ASGI middleware, which learns from the scope what was asked for and how it ended.
+"""Counts what goes by routes, and answers where they break: as ASGI middleware, which learns from the scope what was
+asked for and how it ended.
 
 What takes a short cut, small steps and frames, is counted where it is answered.
 """
@@ -9,10 +10,10 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tidegate.observe.requests import INTERNAL, OK, Requests
-
-OUTCOME = "tidegate.outcome"
-"""The scope's key for how a request ended, where the status does not say it all."""
+from tidegate.faults import conceal
+from tidegate.ingress.http.errors import problem
+from tidegate.ingress.http.exchange import OUTCOME
+from tidegate.observe.requests import INTERNAL, OK, Requests, outcome_of
 
 METHODS = {
     "open_session": "Open",
@@ -70,9 +71,12 @@ class Watch:
 
         try:
             await self._app(scope, receive, note)
-        except Exception:
-            scope[OUTCOME] = INTERNAL
-            raise
+        except Exception as error:
+            told = conceal(error)
+            scope[OUTCOME] = outcome_of(told)
+            if status:  # the answer has begun: breaking the connection is all that tells the client
+                raise
+            await problem(told).response()(scope, receive, note)
         finally:
             interface, name = _asked(scope)
             if name is not None:

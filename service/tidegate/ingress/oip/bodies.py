@@ -103,8 +103,8 @@ def decompress(body: bytes, encoding: str, limit: int) -> bytes:
     unpacking = zlib.decompressobj(_WINDOWS[encoding])
     try:
         content = unpacking.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise InvalidInputError(f"the body is not {encoding}: {error}", reason="BAD_COMPRESSION") from None
+    except zlib.error:
+        raise InvalidInputError(f"the body is not {encoding}", reason="BAD_COMPRESSION") from None
     if len(content) > limit:
         raise too_large(limit)
     if not unpacking.eof or unpacking.unused_data:

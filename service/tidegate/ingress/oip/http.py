@@ -16,9 +16,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tidegate.errors import InvalidInputError, NotFoundError, NotSupportedError, TidegateError
-from tidegate.ingress.http.errors import CLIENT_CLOSED_REQUEST, kind_of, problem, unexpected
-from tidegate.ingress.http.exchange import ClientWatch, json_reply, max_bytes, parse, read_body
-from tidegate.ingress.http.watch import OUTCOME
+from tidegate.faults import conceal
+from tidegate.ingress.http.errors import CLIENT_CLOSED_REQUEST, kind_of, problem
+from tidegate.ingress.http.exchange import OUTCOME, ClientWatch, json_reply, max_bytes, parse, read_body
 from tidegate.ingress.oip import documents
 from tidegate.ingress.oip.bodies import HEADER_LENGTH, Body, accepted, compress, decode_body, decompress, encode_body
 from tidegate.ingress.oip.inference import Inference
@@ -73,8 +73,8 @@ def answered(endpoint: Endpoint) -> Endpoint:
             return await endpoint(self, request)
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
-        except Exception as error:  # noqa: BLE001 - unexpected logs what is not ours
-            told = unexpected(error)
+        except Exception as error:  # noqa: BLE001 - conceal logs what is not ours
+            told = conceal(error)
             request.scope[OUTCOME] = outcome_of(told)
             return _refusal(told)
 

@@ -10,7 +10,8 @@ import asyncio
 from typing import Any
 
 from tidegate.errors import InvalidInputError
-from tidegate.ingress.grpc.calls import Context, client_seconds, conceal
+from tidegate.faults import conceal
+from tidegate.ingress.grpc.calls import Context, client_seconds
 from tidegate.ingress.grpc.line import Pending
 from tidegate.ingress.grpc.ordered import OrderedStream
 from tidegate.ingress.oip.answer import Answer

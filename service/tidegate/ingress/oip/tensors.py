@@ -49,6 +49,10 @@ _CONTENTS = {
 # What JSON values a datatype takes. ``bool`` is a subclass of ``int`` in Python, and no number here.
 _JSON_KINDS: dict[str, frozenset[type]] = {"b": frozenset({bool}), "f": frozenset({int, float})}
 _WHOLE = frozenset({int})
+_JSON_NAMES: dict[type, str] = {
+    bool: "booleans", dict: "objects", float: "fractions", int: "whole numbers", list: "lists", str: "strings",
+    type(None): "null",
+}  # fmt: skip
 
 _MAX_AXES = 8
 _MAX_VALUES = 1 << 59
@@ -142,7 +146,7 @@ def from_json(name: str, datatype: str, shape: Sequence[Any], data: Json) -> Nam
     values = data if type(next(iter(data), None)) is not list else list(_flat(name, data, sizes))
     kinds = set(map(type, values))
     if not kinds <= _JSON_KINDS.get(dtype.kind, _WHOLE):
-        found = ", ".join(sorted(kind.__name__ for kind in kinds))
+        found = ", ".join(sorted(_JSON_NAMES[kind] for kind in kinds))
         raise InvalidInputError(f"tensor {shown(name)}: data of {datatype} cannot be {found}", reason="WRONG_CONTENTS")
     return NamedTensor(name, _filled(name, datatype, sizes, dtype, values))
 
@@ -162,8 +166,8 @@ def _filled(name: str, datatype: str, shape: tuple[int, ...], dtype: np.dtype[An
     try:
         with np.errstate(over="ignore"):  # it is infinite then, and refused as that
             return np.array(values, dtype).reshape(shape)
-    except OverflowError as error:
-        raise InvalidInputError(f"tensor {shown(name)}: a value is out of {datatype}'s range: {error}") from None
+    except OverflowError:
+        raise InvalidInputError(f"tensor {shown(name)}: a value is out of {datatype}'s range") from None
 
 
 def _flat(name: str, data: list[Json], shape: tuple[int, ...]) -> Iterable[Json]:

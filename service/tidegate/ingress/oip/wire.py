@@ -117,8 +117,8 @@ def parse(data: bytes) -> service_pb2.ModelInferRequest:
     """The message; InvalidInputError where the bytes are none."""
     try:
         return service_pb2.ModelInferRequest.FromString(data)
-    except DecodeError as error:
-        raise InvalidInputError(f"not a ModelInferRequest: {error}", reason="BAD_MESSAGE") from None
+    except DecodeError:
+        raise InvalidInputError("the message is no ModelInferRequest", reason="BAD_MESSAGE") from None
 
 
 def write_reply(reply: InferReply) -> bytes:

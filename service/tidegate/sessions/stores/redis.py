@@ -66,7 +66,7 @@ class RedisStore:
         except UnavailableError as error:
             await self._line.drop()
             if self._theirs.is_hopeless(error.__cause__):
-                raise ConfigurationError(f"the store cannot be used: {error.message}") from error
+                raise ConfigurationError(f"the store cannot be used: {error.cause}") from error
             raise
         if refused := _refusal(stored):
             await self._line.drop()

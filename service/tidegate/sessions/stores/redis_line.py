@@ -14,6 +14,7 @@ import re
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,8 +24,8 @@ from redis.asyncio.connection import AbstractConnection, Connection, parse_url
 
 from tidegate.errors import ConfigurationError, UnavailableError
 from tidegate.sessions.stores.redis_commands import Command
+from tidegate.sessions.stores.store import trouble
 
-RETRY_AFTER_SECONDS = 1.0
 CLIENT_NAME = "tidegate"
 """What Redis lists our connections as."""
 
@@ -48,7 +49,10 @@ class Line:
     """
 
     def __init__(self, url: str, timeout: float) -> None:
-        self._connect = _connector(url)
+        options = _options(url)
+        self._connect = partial(options.pop("connection_class"), **options)
+        # As it is sent, and as an error may repeat it: the URL has it with percent signs.
+        self._secrets = [secret for secret in (options.get("password"),) if secret]
         self._timeout = timeout
         self._connecting = asyncio.Lock()
         self._live: _Live | None = None
@@ -74,7 +78,7 @@ class Line:
             await self._drop(live)
             raise away(f"Redis did not answer within {self._timeout:g} s") from error
         except (theirs.RedisError, OSError) as error:
-            raise meaning(error) from error
+            raise self._meaning(error) from error
 
     async def check(self, replies: Sequence[Reply]) -> None:
         """Raise the first error among the replies as UnavailableError."""
@@ -83,7 +87,14 @@ class Line:
                 if isinstance(reply, theirs.ReadOnlyError):
                     # A fail-over: the same name may lead to the new primary.
                     await self.drop()
-                raise meaning(reply) from reply
+                raise self._meaning(reply) from reply
+
+    def _meaning(self, error: Exception) -> UnavailableError:
+        """Ours for an error of redis-py's, whose text may repeat what was sent: ``AUTH`` and a password."""
+        said = str(error)
+        for secret in self._secrets:
+            said = said.replace(secret, "***")
+        return meaning(error, said)
 
     async def drop(self) -> None:
         """Close the connection; the next call makes another."""
@@ -102,7 +113,7 @@ class Line:
                 await self.drop()
                 connection = self._connect()
                 try:
-                    await connection.connect()  # type: ignore[no-untyped-call]
+                    await connection.connect()
                 except BaseException:
                     await connection.disconnect(nowait=True)
                     raise
@@ -174,21 +185,23 @@ class _Live:
             return error
 
 
-def _connector(url: str) -> Callable[[], AbstractConnection]:
-    """What makes a connection to that address; nothing is connected here."""
+def _options(url: str) -> dict[str, Any]:
+    """What to make connections to that address with, ``connection_class`` among it; nothing is connected here."""
     address = urlsplit(url)
     try:
         # redis-py takes what follows the host for database 0 where it is no number.
         if address.scheme != "unix" and not re.fullmatch(r"/?\d*", address.path):
-            raise ValueError(f"the database must be a number, not {address.path.lstrip('/')!r}")
+            raise ValueError("the database must be a number (a password with / in it has %2F there)")
         options: dict[str, Any] = dict(parse_url(url))
         kind = options.pop("connection_class", Connection)
         # Version 2 of the protocol is all that is needed; no limits of its own, since a call's covers everything.
         options |= {"protocol": 2, "decode_responses": False, "socket_timeout": None, "client_name": CLIENT_NAME}
         kind(**options)
     except (ValueError, TypeError, theirs.RedisError) as error:
-        raise ConfigurationError(f"the store's URL is not one of Redis: {error}") from error
-    return lambda: kind(**options)
+        # A part of the URL that is read wrongly may be a password's.
+        told = str(error) if address.password is None and "@" not in url else "see its port, database and options"
+        raise ConfigurationError(f"the store's URL is not one of Redis: {told}") from None
+    return {"connection_class": kind, **options}
 
 
 def is_unknown_script(reply: Reply) -> bool:
@@ -206,20 +219,19 @@ def is_across_slots(reply: Reply) -> bool:
     return isinstance(reply, theirs.ClusterCrossSlotError)
 
 
-def away(message: str) -> UnavailableError:
-    return UnavailableError(message, reason="STORE_AWAY", retry_after=RETRY_AFTER_SECONDS)
+def away(cause: str) -> UnavailableError:
+    return trouble("STORE_AWAY", cause)
 
 
-def meaning(error: Exception) -> UnavailableError:
-    """Ours for an error of redis-py's."""
+def meaning(error: Exception, said: str) -> UnavailableError:
+    """Ours for an error of redis-py's that said so."""
     if isinstance(error, theirs.MovedError):
         return away("Redis: this is one of several nodes of a cluster, and a store is a single Redis")
-    said = f"Redis: {error}"
-    if isinstance(error, theirs.OutOfMemoryError) or said.startswith("Redis: MISCONF"):
-        return UnavailableError(said, reason="STORE_FULL", retry_after=RETRY_AFTER_SECONDS)
-    if said.startswith("Redis: WRONGTYPE"):
-        return UnavailableError(said, reason="STORE_CORRUPT")
-    return away(said)
+    if isinstance(error, theirs.OutOfMemoryError) or said.startswith("MISCONF"):
+        return trouble("STORE_FULL", f"Redis: {said}")
+    if said.startswith("WRONGTYPE"):
+        return trouble("STORE_CORRUPT", f"Redis: {said}")
+    return away(f"Redis: {said}")
 
 
 # What passes by itself, among the errors for which redis-py has no better class than ResponseError.

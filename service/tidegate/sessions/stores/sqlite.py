@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from tidegate.clock import Clock
-from tidegate.errors import ConfigurationError, UnavailableError
+from tidegate.errors import ConfigurationError
 from tidegate.sessions.stores import sqlite_file
 from tidegate.sessions.stores.sqlite_file import Checkpointer, FileSettings, transaction
-from tidegate.sessions.stores.store import Entry, SessionKey, Stored, Write
+from tidegate.sessions.stores.store import Entry, SessionKey, Stored, Write, trouble
 
 T = TypeVar("T")
 
@@ -161,7 +161,7 @@ class SqliteStore:
         was moved away would acknowledge what nobody will find.
         """
         if not self._is_started:
-            raise UnavailableError("the session store is not open", reason="STORE_AWAY")
+            raise trouble("STORE_AWAY", "the file is not open")
         identity = _identity(self._settings.path)
         if identity != self._identity:
             self._drop()
@@ -169,9 +169,7 @@ class SqliteStore:
             try:
                 self._connection = sqlite_file.reopen_file(self._settings)
             except ConfigurationError as error:
-                raise UnavailableError(
-                    "the session store's file was replaced by one of another kind", reason="STORE_AWAY", retry_after=1.0
-                ) from error
+                raise trouble("STORE_AWAY", "the file was replaced by one of another kind") from error
             self._identity = identity
         return self._connection
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 from tidegate.errors import ConfigurationError, TidegateError, UnavailableError
 from tidegate.sessions.stores.sqlite_migration import Migration, Progress, log_progress, migrate
-from tidegate.sessions.stores.store import FORMAT, Write
+from tidegate.sessions.stores.store import FORMAT, Write, trouble
 
 APPLICATION_ID = int.from_bytes(b"tide")
 """In the file's header, so that nobody's else file is taken for ours (and `file` can tell)."""
@@ -65,15 +65,10 @@ FAULTS = (sqlite3.Error, UnicodeDecodeError)
 _TRIAL_MILLISECONDS = 250
 
 _REASONS = {
-    sqlite3.SQLITE_FULL: ("STORE_FULL", "the session store is full"),
-    sqlite3.SQLITE_CORRUPT: ("STORE_CORRUPT", "the session store's file is damaged"),
-    sqlite3.SQLITE_NOTADB: ("STORE_CORRUPT", "the session store's file is damaged"),
-    # "No such table": somebody changed the schema.
-    sqlite3.SQLITE_ERROR: ("STORE_CORRUPT", "the session store's file is damaged"),
-    sqlite3.SQLITE_BUSY: ("STORE_AWAY", "another process holds the session store's file locked"),
-    sqlite3.SQLITE_READONLY: ("STORE_AWAY", "the session store's file may not be written"),
-    sqlite3.SQLITE_PERM: ("STORE_AWAY", "the session store's file may not be opened"),
-    sqlite3.SQLITE_CANTOPEN: ("STORE_AWAY", "the session store's file cannot be opened"),
+    sqlite3.SQLITE_FULL: "STORE_FULL",
+    sqlite3.SQLITE_CORRUPT: "STORE_CORRUPT",
+    sqlite3.SQLITE_NOTADB: "STORE_CORRUPT",
+    sqlite3.SQLITE_ERROR: "STORE_CORRUPT",  # "no such table": somebody changed the schema
 }
 """By primary result code, https://sqlite.org/rescode.html."""
 
@@ -186,9 +181,7 @@ def check_format(connection: sqlite3.Connection) -> None:
         sqlite3.Error: The file cannot be read.
     """
     if (found := _pragma(connection, "user_version")) != FORMAT:
-        raise UnavailableError(
-            f"the session store's file is of format {found} now, this server's is {FORMAT}", reason="STORE_AWAY"
-        )
+        raise trouble("STORE_AWAY", f"the file is of format {found} now, this server's is {FORMAT}")
 
 
 def try_to_write(connection: sqlite3.Connection, settings: FileSettings) -> None:
@@ -256,11 +249,10 @@ def _checkpoint(connection: sqlite3.Connection, mode: str) -> int:
 def unavailable(error: Exception) -> UnavailableError:
     """What an error of a running store means to a caller."""
     code, name = _code(error), getattr(error, "sqlite_errorname", type(error).__name__)
-    if code in _CANNOT_WRITE:
-        reason, words = "STORE_FULL", "the session store cannot grow"
-    else:
-        reason, words = _REASONS.get(code & 0xFF, ("STORE_AWAY", "the session store's file cannot be used"))
-    return UnavailableError(f"{words} ({name})", reason=reason, retry_after=1.0)
+    reason = "STORE_FULL" if code in _CANNOT_WRITE else _REASONS.get(code & 0xFF, "STORE_AWAY")
+    is_locked = code & 0xFF == sqlite3.SQLITE_BUSY
+    said = "another process holds the file locked" if is_locked else str(error)
+    return trouble(reason, f"SQLite: {said} ({name})")
 
 
 def is_passing(error: Exception) -> bool:

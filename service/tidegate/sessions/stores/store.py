@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+from tidegate.errors import UnavailableError
+
 FORMAT = 2
 """Of what stores hold. A store of a newer format is refused at the start; an older one is migrated first."""
 
@@ -33,6 +35,21 @@ class Stored(NamedTuple):
 
     revision: bytes
     summary: bytes
+
+
+TROUBLES = {
+    "STORE_AWAY": "the store of sessions is away",
+    "STORE_FULL": "the store of sessions is full",
+    "STORE_CORRUPT": "what the store of sessions holds is damaged",
+}
+"""What callers are told, by reason; where the store is and what it said is for the log."""
+
+_RETRY_AFTER_SECONDS = 1.0
+
+
+def trouble(reason: str, cause: str) -> UnavailableError:
+    """Return the error for a store that cannot answer, for a reason of `TROUBLES`; ``cause`` is for the log."""
+    return UnavailableError(TROUBLES[reason], reason=reason, retry_after=_RETRY_AFTER_SECONDS, cause=cause)
 
 
 class Entry(NamedTuple):

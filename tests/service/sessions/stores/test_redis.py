@@ -317,6 +317,33 @@ def test_a_malformed_url_is_refused(url: str) -> None:
         RedisStore(url)
 
 
+@pytest.mark.parametrize(
+    "url", ["redis://:hunter2@localhost:port", "redis://:hun/ter2@localhost", "redis://:hunter2@localhost?colour=red"]
+)
+def test_a_malformed_url_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="the store's URL") as caught:
+        RedisStore(url)
+    assert "ter2" not in str(caught.value)
+
+
+async def test_where_redis_is_and_the_password_are_told_to_no_caller_and_the_password_to_nobody() -> None:
+    async def repeat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        # An old Redis, or one whose AUTH was renamed, says what it did not understand.
+        writer.write(b"-ERR unknown command 'AUTH', with args beginning with: 'hunter2'\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(repeat, "127.0.0.1", 0) as old:
+        port = old.sockets[0].getsockname()[1]
+        with pytest.raises(ConfigurationError, match="AUTH") as refused:
+            await RedisStore(f"redis://:hunter2@127.0.0.1:{port}").start()
+    assert "hunter2" not in str(refused.value)
+    with pytest.raises(UnavailableError, match=f"127.0.0.1:{port}") as away:  # the log is told
+        await RedisStore(f"redis://:hunter2@127.0.0.1:{port}").start()
+    assert away.value.message == "the store of sessions is away"
+
+
 async def test_what_is_not_redis_is_refused() -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)

@@ -430,7 +430,8 @@ async def test_a_format_that_changes_meanwhile_is_noticed(path: Path, store: Sto
         file.execute(f"PRAGMA user_version = {FORMAT + 1}")
     with pytest.raises(UnavailableError) as caught:
         await store.ping()
-    assert f"format {FORMAT + 1}" in caught.value.message
+    assert f"format {FORMAT + 1}" in str(caught.value)
+    assert caught.value.message == "the store of sessions is away"
 
 
 async def test_a_read_finds_the_write_whose_caller_gave_up(store: Store) -> None:
