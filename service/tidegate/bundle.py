@@ -349,7 +349,10 @@ class Bundle:
         Raises:
             ValueError: It is none, or says something else.
         """
-        return _parse_json(self.files[name], kind)
+        try:
+            return _parse_json(self.files[name], kind)
+        except ValidationError as error:
+            raise ValueError(_first_complaint(error)) from None
 
 
 def write_bundle(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
@@ -469,11 +472,15 @@ def _parse_manifest(text: bytes, path: Path) -> Manifest:
     try:
         return _parse_json(text, Manifest)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise BundleError(f"{path}/{MANIFEST}: {where}: {first['msg']}") from error
+        raise BundleError(f"{path}/{MANIFEST}: {_first_complaint(error)}") from error
     except ValueError as error:
         raise BundleError(f"{path}/{MANIFEST}: not JSON: {error}") from error
+
+
+def _first_complaint(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the document"
+    return f"{where}: {first['msg']}"
 
 
 def _parse_json(text: bytes, kind: type[P]) -> P:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import pytest
@@ -15,6 +16,7 @@ from tidegate.core import DriftReport
 from tidegate.engine.meter import Meter, MeterReading
 from tidegate.engine.quality import QualityReading
 from tidegate.observe.exposition import CONTENT_TYPE, render
+from tidegate.observe.families import Snapshot
 from tidegate.observe.histogram import SECONDS, Histogram
 from tidegate.observe.metrics import Figures
 from tidegate.observe.requests import Requests
@@ -248,3 +250,14 @@ def test_an_idle_meter_tells_zeros() -> None:
 
 def test_the_text_says_what_format_it_has() -> None:
     assert CONTENT_TYPE.startswith("text/plain; version=")
+
+
+async def test_what_the_system_says_is_read_beside_the_event_loop() -> None:
+    class Watched(Figures):
+        def of_process(self) -> Snapshot:
+            self.thread = threading.get_ident()
+            return super().of_process()
+
+    figures = Watched(Measured(), Requests(Clock()))
+    assert {"tidegate_ready", "process_open_fds"} <= {family.name for family in await figures.all()}
+    assert figures.thread != threading.get_ident()

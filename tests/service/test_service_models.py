@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from pathlib import Path
@@ -302,3 +303,16 @@ async def test_an_arena_for_which_there_is_no_address_space_is_told(tmp_path: Pa
     with pytest.raises(ConfigurationError, match="--arena-mb: the system has no address space for 16777216 MiB"):
         async with serving(tmp_path, arena_mb=2**24):
             pass
+
+
+async def test_everybody_is_served_while_bundles_are_read(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path)
+    async with serving(tmp_path) as service:
+        write_tiny_bundle(tmp_path, "large", hidden=256)
+        reloading = asyncio.create_task(service.reload())
+        num_served = 0
+        while not reloading.done():
+            await service.predict("tiny", None, [ABC], Ask())
+            num_served += 1
+        assert reloading.result().loaded == ["large/1"]
+        assert num_served > 3

@@ -38,7 +38,7 @@ class Forecasts:
             _check_scaling(scaling, bundle.manifest, spec)
             return cls(bundle.manifest.features, scaling.features, spec)
         except ValueError as error:
-            raise BundleError(f"{bundle.path}/{spec.scaling}: not a scaling file", cause=str(error)) from error
+            raise BundleError(f"{bundle.path}/{spec.scaling}: not a scaling file ({error})") from error
 
     def encode(self, source: Input) -> tuple[Tensor, ...]:
         if kind_of(source) != "values" or source.values is None:

@@ -92,7 +92,7 @@ def read_scores(bundle: Bundle) -> Scores:
         if isinstance(codec, ForecastCodec):
             return _forecast_scores(bundle, codec)
     except ValueError as error:
-        raise BundleError(f"{bundle.path}: what the model says cannot be scored", cause=str(error)) from error
+        raise BundleError(f"{bundle.path}: what the model says cannot be scored ({error})") from error
     return Scores()
 
 

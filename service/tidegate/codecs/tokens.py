@@ -41,7 +41,7 @@ class Tokens:
             vocabulary = bundle.read(spec.vocabulary, Vocabulary)
             _check_vocabulary(vocabulary, bundle.manifest, spec)
         except ValueError as error:
-            raise BundleError(f"{bundle.path}/{spec.vocabulary}: not a vocabulary", cause=str(error)) from error
+            raise BundleError(f"{bundle.path}/{spec.vocabulary}: not a vocabulary ({error})") from error
         return cls(vocabulary.tokens, vocabulary.unknown, spec)
 
     def encode(self, source: Input) -> tuple[Tensor, ...]:

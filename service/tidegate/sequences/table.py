@@ -245,7 +245,7 @@ class Sequences:
             try:
                 await self._core.close_sequence(session, is_restart=is_restart)
             except TidegateError as error:
-                log.warning("session %s of a sequence could not be closed: %s", session, error.message)
+                log.warning("session %s of a sequence could not be closed: %s", session, error)
 
     # ---- steps
 

@@ -24,7 +24,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from tidegate.errors import ConfigurationError, InternalError, TidegateError, UnavailableError
 from tidegate.observe.histogram import Histogram, Reading
-from tidegate.sessions.stores.store import Entry, SessionKey, Store, Stored, Write
+from tidegate.sessions.stores.store import Entry, SessionKey, Store, Stored, Write, trouble
 
 log = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ class Ledger:
                 (written,) = await self._find_out([write], None)
         except Exception as error:
             log.exception("a write of session %s failed", write.key.id)
-            return UnavailableError(f"the store failed: {error}", reason="STORE_AWAY", retry_after=_RETRY_AFTER)
+            return trouble("STORE_AWAY", str(error))
         return written
 
     async def _find_out(self, writes: Sequence[Write], error: UnavailableError | None) -> list[Written]:
@@ -279,7 +279,7 @@ class Ledger:
                 self._lose(_told(error))
             except Exception as error:
                 log.exception("the store could not be asked")
-                self._lose(UnavailableError(f"the store failed: {error}", reason="STORE_AWAY"))
+                self._lose(trouble("STORE_AWAY", str(error)))
             self._num_judged += 1
 
     async def _open(self) -> None:
@@ -319,10 +319,11 @@ class Ledger:
 
     def _note(self, what: str, error: Exception) -> None:
         """Log trouble once, however often the store is asked meanwhile."""
-        trouble = f"{what}: {error}"
-        if trouble != self._trouble:
-            log.warning("%s", trouble)
-            self._trouble = trouble
+        cause = error.cause if isinstance(error, TidegateError) and error.cause else str(error)
+        told = f"{what}: {cause}"
+        if told != self._trouble:
+            log.warning("%s", told)
+            self._trouble = told
 
     def _set_available(self, *, is_available: bool) -> None:
         if self.is_available != is_available:

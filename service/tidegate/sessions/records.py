@@ -343,9 +343,8 @@ def _check(key: SessionKey, decode: Callable[[], Decoded]) -> Decoded:
     try:
         return decode()
     except (_DamagedError, DecodeError) as error:
-        raise InternalError(
-            f"what is stored of session {key.id} is damaged: {error}", reason="STORE_CORRUPT"
-        ) from error
+        message = f"what is stored of session {key.id} is damaged"
+        raise InternalError(message, reason="STORE_CORRUPT", cause=str(error)) from error
 
 
 def _decode_summary(key: SessionKey, revision: bytes, sealed: bytes) -> Summary:

@@ -299,4 +299,4 @@ def _encoded(encode: Callable[P, Message], *args: P.args, **kwargs: P.kwargs) ->
     try:
         return encode(*args, **kwargs)
     except ValueError:
-        raise InvalidInputError("a number is out of its field's range") from None
+        raise InvalidInputError("a number is out of range for its field") from None

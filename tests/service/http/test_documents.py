@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from pydantic import BaseModel
 from tests.service.http.fake import FakeService
 from tidegate.ingress.http import convert, schemas
 from tidegate.ingress.http.app import create_app
-from tidegate.ingress.http.documents import EXAMPLES
+from tidegate.ingress.http.documents import EXAMPLES, DocumentedApi
 
 Json = Any
 
@@ -113,3 +114,17 @@ def test_what_is_read_by_hand_is_described() -> None:
     assert schemas.Step.model_fields.keys() == convert.STEP_KEYS
     assert schemas.Predict.model_fields.keys() == convert.PREDICT_KEYS
     assert schemas.Input.model_fields.keys() == convert.INPUT_KEYS
+
+
+async def test_the_document_is_made_beside_the_event_loop() -> None:
+    threads = set()
+
+    class Watched(DocumentedApi):
+        def openapi(self) -> Json:
+            threads.add(threading.get_ident())
+            return super().openapi()
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(Watched()), base_url="http://test") as client:
+        assert (await client.get("/openapi.json")).json()["info"]["title"] == "tidegate"
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads

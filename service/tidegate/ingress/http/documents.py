@@ -5,16 +5,22 @@ Knows descriptions and examples. Knows nothing of how a route works; the documen
 
 from __future__ import annotations
 
+import asyncio
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from pydantic_core import to_json
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from tidegate import __version__
 from tidegate.ingress.http import schemas
 from tidegate.ingress.http.errors import KINDS, PROBLEM, RETRIABLE
+from tidegate.ingress.http.exchange import JSON
 
 Json = Any
 Object = dict[str, Json]
@@ -215,6 +221,12 @@ class DocumentedApi(FastAPI):
             redoc_url=None,
             redirect_slashes=False,
         )
+
+        # Before FastAPI's own, which would make the document in the event loop: 80 ms for who asks first.
+        self.router.routes.insert(0, Route("/openapi.json", self._document, include_in_schema=False))
+
+    async def _document(self, _: Request) -> Response:
+        return Response(await asyncio.to_thread(lambda: to_json(self.openapi())), media_type=JSON)
 
     def openapi(self) -> Object:
         if self.openapi_schema is None:
