@@ -20,6 +20,7 @@ from tidegate.core import CheckpointInfo, SessionInfo, SessionRequest
 from tidegate.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
+    InternalError,
     NotFoundError,
     OverloadedError,
     SessionEndedError,
