@@ -65,6 +65,10 @@ class Ask(NamedTuple):
     is_raw: bool = False
 
 
+RAW = Ask(0, every_step=True, is_raw=True)
+"""The graph's outputs of every step, as they are."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How to generate: at most ``max_tokens``; temperature 0 takes the most probable; ``top_k`` 0 and ``top_p`` 1 cut

@@ -75,10 +75,30 @@ MAX_INFERENCES_IN_FLIGHT = 256
 MAX_LANES = 65_536
 """Lanes of one columnar stream."""
 
+# ---- the store of durable sessions
+
+MAX_STORE_QUESTIONS = 4
+"""Calls other than writes that are with the store at once: a write waits behind no more."""
+
+MAX_STORE_SUMMARIES = 256
+"""Sessions whose summaries one such call reads."""
+
+MAX_STORE_ENTRIES = 32
+"""Sessions whose whole records one such call reads: their states may be long."""
+
+MAX_STORE_WRITES = 1024
+"""Writes that go to the store as one group."""
+
+MAX_STORE_WRITE_BYTES = 16 << 20
+"""Bytes of such a group; a longer record goes alone."""
+
 # ---- what is kept
 
 MAX_ENDINGS = 100_000
 """Ended sessions whose reason is remembered, for an hour at most: some 25 MB with ids of 128 characters."""
+
+MAX_LAST_REPLY_BYTES = 16 << 20
+"""Bytes of the last replies of ephemeral sequences that ended, kept for a repeat of the last request, for an hour."""
 
 MAX_HEADS = 8192
 """Heads of inference requests that are remembered, each of at most `MAX_HEAD_BYTES`: 8 MiB and what they mean."""

@@ -22,6 +22,7 @@ from tidegate.clock import Clock
 from tidegate.codecs.tokens import Tokens
 from tidegate.config import Settings
 from tidegate.core import (
+    RAW,
     Ask,
     CheckpointInfo,
     GeneratedToken,
@@ -74,6 +75,7 @@ from tidegate.sessions.desk import Desk, unknown_checkpoint
 from tidegate.sessions.durable import DurableDesk
 from tidegate.sessions.expiry import StoreClock
 from tidegate.sessions.ids import SEQUENCE, check_chosen, new_durable, new_ephemeral
+from tidegate.sessions.last_replies import Remembered
 from tidegate.sessions.ledger import Ledger, LedgerStatistics
 from tidegate.sessions.lifecycle import Event
 from tidegate.sessions.moment import Moment, read_snapshot, take_snapshot
@@ -86,7 +88,6 @@ from tidegate.slices import Slices, in_slices
 log = logging.getLogger(__name__)
 
 _EXPIRY_SECONDS = 1.0
-_AS_IT_IS = Ask(0, every_step=True, is_raw=True)
 
 
 class EngineStatistics(NamedTuple):
@@ -519,17 +520,30 @@ class Service:
         inputs: tuple[Tensor, ...],
         position: int | None = None,
         deadline: float | None = None,
+        *,
+        ends: bool = False,
     ) -> asyncio.Future[Any]:
         """Let the graph's own inputs, each [steps, …], wait for a run, of a session or of none, and return at once.
 
         The result, a ``StepResult`` or a ``Prediction``, holds the graph's outputs of every step, unread by the codec.
+        With ``ends`` a durable session ends with the steps, in the same commit.
         """
         self._check_open()
         future: asyncio.Future[Any] = self._create_future()
-        model.loop.submit(Work(session, inputs, _AS_IT_IS, position, deadline, future))
+        work = Work(session, inputs, RAW, position, deadline, future)
+        work.ends = ends
+        model.loop.submit(work)
         if session is not None:
             self._touch(session)
         return future
+
+    def recall_ephemeral(self, id: str) -> Remembered | None:  # noqa: A002
+        """Return what is remembered of a sequence that its client ended here, for a repeat of its last request."""
+        return self._desk.recall(id)
+
+    async def recall_durable(self, id: str) -> Remembered | None:  # noqa: A002
+        """Return what is stored of a session that runs, or that its client ended with a step; None of any other."""
+        return None if self._durable is None else await self._durable.recall(id)
 
     async def live_session(self, id: str) -> Session:  # noqa: A002
         """Return the session; its copy may leave again as soon as the caller waits for anything else."""

@@ -38,7 +38,7 @@ from tidegate.errors import (
     UnavailableError,
 )
 from tidegate.faults import conceal
-from tidegate.sessions.lifecycle import Phase
+from tidegate.sessions.lifecycle import Event, Phase
 from tidegate.sessions.session import DurableSession, LastReply, Session, Verdict, ended
 
 log = logging.getLogger(__name__)
@@ -427,7 +427,14 @@ class Engine:
         self._take_over(step, outcome, now)
         if isinstance(step.work, Generation):
             return not self._accept(step.work, step.position, now)
-        self._tell(step.work, step.last.result, now)
+        if not step.work.ends:
+            self._tell(step.work, step.last.result, now)
+            return False
+        step.session.end(Event.CLOSE)
+        try:
+            self._tell(step.work, step.last.result, now)
+        finally:
+            self.release(step.session)
         return False
 
     def _take_over(self, step: Step, revision: bytes, now: float) -> None:

@@ -48,11 +48,12 @@ class Work:
         deadline: Monotonic seconds after which it must not be committed.
         reply: Where the result goes.
 
-    ``is_stored`` says whether its steps must be stored before they are told, ``kind`` what they count as.
+    ``is_stored`` says whether its steps must be stored before they are told, ``ends`` whether a session that is stored
+    ends with them, in the same commit; ``kind`` is what they count as.
     """
 
     __slots__ = (
-        "arrived", "ask", "course", "deadline", "inputs", "is_checked", "is_stored", "kind", "length", "offset",
+        "arrived", "ask", "course", "deadline", "ends", "inputs", "is_checked", "is_stored", "kind", "length", "offset",
         "pieces", "position", "reply", "scratch", "session", "start"
     )  # fmt: skip
 
@@ -67,6 +68,7 @@ class Work:
     ) -> None:
         self.session = session
         self.is_stored = session is not None and session.is_durable
+        self.ends = False
         self.inputs = inputs
         self.ask = ask
         self.position = position
@@ -309,6 +311,12 @@ def _canonical(options: Ask) -> bytes:
 def _canonical_sampling(options: Sampling) -> bytes:
     parts = (options.max_tokens, options.temperature, options.top_k, options.top_p, options.seed, list(options.stop))
     return f"sampling {json.dumps(parts)}\n".encode()
+
+
+def repeats(last: LastReply, inputs: Sequence[Tensor], options: Ask, position: int) -> bool:
+    """Whether a request is the one that a session of either kind answered last."""
+    name = digest if isinstance(last.fingerprint, bytes) else name_of
+    return position == last.start and name(inputs, options) == last.fingerprint
 
 
 def name_of(inputs: Sequence[Tensor], options: Ask) -> Hashable:

@@ -33,30 +33,41 @@ class SequenceStep(NamedTuple):
         return self if self.refit is None else self._replace(rows=self.refit(version))
 
 
+class Known(NamedTuple):
+    """A session of a sequence that its keeper knows: the version that it runs or ran on; of one that ended with a step,
+    what answers a repeat of that step.
+    """
+
+    version: str
+    recall: Callable[[tuple[Tensor, ...], int], StepResult | None] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self.recall is None
+
+
 class SequenceCore(Protocol):
     """What sequences need of the core; sessions are named by id."""
 
     async def open_sequence(self, model: str, version: str, session: str) -> str:
         """Open the session and return the version that it runs on; no session of this id is open before."""
 
-    async def find_sequence(self, model: str, session: str) -> str | None:
-        """Return the version of a session that a store has kept; None where there is none."""
+    async def find_sequence(self, model: str, session: str) -> Known | None:
+        """Return what is known of a session by whoever keeps it, though it was not opened here, or has ended."""
 
     async def close_sequence(self, session: str, *, is_restart: bool) -> None:
         """End the session; one that has ended already is no error."""
-
-    async def stamp(self, session: str) -> float | None:
-        """What tells a session from another of the same id, which another server may have opened; None: nobody else
-        can have.
-        """
 
     def is_open(self, session: str) -> bool:
         """Whether the session has not ended. It never waits."""
 
     def step_sequence(
-        self, session: str, inputs: tuple[Tensor, ...], position: int | None, deadline: float | None
+        self, session: str, inputs: tuple[Tensor, ...], position: int | None, deadline: float | None, *, ends: bool
     ) -> Result:
         """Let the steps wait behind the session's other work, and return at once.
+
+        With ``ends`` the session is over when they are answered; a repeat, at the same position with the same inputs,
+        is answered again.
 
         Raises:
             SessionEndedError, NotFoundError: The session is over.

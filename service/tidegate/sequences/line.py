@@ -28,17 +28,11 @@ class Run:
 class Line:
     """What is known of a key.
 
-    ``run`` is its running sequence. ``ended`` is one that was ended with a position, at ``ended_at``, its first session
-    being the one of that ``stamp``: it stays until
-    the timer's end, for its last request may be repeated. ``over`` are those that ended by themselves, in a row of
-    theirs at least: the worker will close what is left. ``waiting`` are requests that the worker will admit.
+    ``run`` is its running sequence. ``over`` are those that ended by themselves, in a row of theirs at least: the
+    worker will close what is left. ``waiting`` are requests that the worker will admit.
     """
 
     run: Run | None = None
-    ended: Run | None = None
     over: list[Run] = field(default_factory=list)
-    ended_at: int = 0
-    stamp: float | None = None
-    timer: asyncio.TimerHandle | None = None
     waiting: deque[tuple[SequenceStep, list[Result]]] = field(default_factory=deque)
     worker: asyncio.Task[None] | None = None

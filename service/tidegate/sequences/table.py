@@ -15,16 +15,13 @@ import asyncio
 import logging
 
 from tidegate.errors import InvalidInputError, NotFoundError, PositionConflictError, SessionEndedError, TidegateError
-from tidegate.sequences.core import Result, SequenceCore, SequenceStep
+from tidegate.sequences.core import Known, Result, SequenceCore, SequenceStep
 from tidegate.sequences.ids import Key, session_ids
 from tidegate.sequences.line import Line, Run
 from tidegate.sequences.refusals import check_fit, not_started, over
 from tidegate.sequences.results import cancel, error_of, fail, link, wait
 
 log = logging.getLogger(__name__)
-
-LINGER_SECONDS = 60.0
-"""How long a sequence that was ended with a position stays, so that a repeat of its last request is answered again."""
 
 _SWEEP_SLACK = 1024
 _NO_REPEAT = PositionConflictError | SessionEndedError | NotFoundError
@@ -33,14 +30,13 @@ _NO_REPEAT = PositionConflictError | SessionEndedError | NotFoundError
 class Sequences:
     """All sequences of one process."""
 
-    def __init__(self, core: SequenceCore, linger_seconds: float = LINGER_SECONDS) -> None:
+    def __init__(self, core: SequenceCore) -> None:
         self._core = core
-        self._linger_seconds = linger_seconds
         self._lines: dict[Key, Line] = {}
         self._sweep_at = _SWEEP_SLACK
 
     def __len__(self) -> int:
-        """Sequences that are known: running, lingering, or about to begin."""
+        """Sequences that are known: running, or about to begin or to end."""
         return len(self._lines)
 
     def version(self, key: Key) -> str | None:
@@ -88,8 +84,6 @@ class Sequences:
         """Drop what waits to be admitted; the sessions are the core's to keep."""
         workers = []
         for line in self._lines.values():
-            if line.timer is not None:
-                line.timer.cancel()
             if line.worker is not None:
                 line.worker.cancel()
                 workers.append(line.worker)
@@ -103,8 +97,6 @@ class Sequences:
 
     async def _work(self, key: Key, line: Line) -> None:
         try:
-            if line.ended is not None and line.timer is None:
-                await self._let_go(line, line.ended)
             await self._close_over(line)
             while line.waiting:
                 step, results = line.waiting.popleft()
@@ -127,11 +119,13 @@ class Sequences:
     async def _admit(self, step: SequenceStep, line: Line, results: list[Result]) -> None:
         if all(result.done() for result in results):
             return
-        if line.run is None and line.ended is None:
-            line.run = await self._find(step.key)
-        if step.position is not None and await self._answer_repeat(step, line, results):
+        if step.start and step.position not in {None, 0}:
+            raise InvalidInputError(f"a sequence starts at position 0, not {step.position}", reason="BAD_POSITION")
+        if line.run is None and await self._look_up(step, line, results):
             return
         if step.start:
+            if step.position is not None and await self._answer_start_again(step, line, results):
+                return
             await self._begin(step, line)
         if line.run is None:
             raise not_started(step.key)
@@ -151,34 +145,68 @@ class Sequences:
         """
         applied = [error_of(one) is None for one in inner]
         if step.end and all(applied):
-            await self._end(step, line, run, inner[0].result().position)
+            line.run = None  # its sessions ended with this step
         elif not all(applied) and (step.start or (any(applied) and step.position is None)):
             line.run = None
             await self._close(run)
 
-    async def _answer_repeat(self, step: SequenceStep, line: Line, results: list[Result]) -> bool:
-        """Answer a request that repeats a start, or the end of a sequence that lingers, as it was answered before."""
-        if step.start and step.position != 0:
-            raise InvalidInputError(f"a sequence starts at position 0, not {step.position}", reason="BAD_POSITION")
-        run = line.run or line.ended
-        if run is None or len(run.sessions) != len(step.rows) or not (step.start or self._is_past_end(step, line)):
+    async def _look_up(self, step: SequenceStep, line: Line, results: list[Result]) -> bool:
+        """Find a sequence that is not known here: begun on another server, or before this one began, or ended.
+
+        Return whether that answers the request: it repeats the one that the sequence ended with.
+        """
+        known: dict[str, Known] = {}
+        for name in session_ids(step.key):
+            found = await self._core.find_sequence(step.key.model, name)
+            if found is None:
+                break
+            known[name] = found
+        if not known:
+            return False
+        version = next(iter(known.values())).version
+        if all(each.is_running for each in known.values()):
+            line.run = Run(version, list(known))
+            return False
+        # A start begins anew, unless what ended was a start too.
+        if step.position is None or (step.start and not step.end) or len(known) < len(step.rows):
+            return False
+        return await self._answer_end_again(step.on(version), step.position, known, results)
+
+    async def _answer_end_again(
+        self, step: SequenceStep, position: int, known: dict[str, Known], results: list[Result]
+    ) -> bool:
+        """Answer a request as the sequence's last one was answered; rows that it did not reach then take it now."""
+        rows = list(zip(known.items(), step.rows, strict=False))
+        ended = [(name, each.recall(row, position)) for (name, each), row in rows if each.recall is not None]
+        again = {name: answer for name, answer in ended if answer is not None}
+        if len(again) < len(ended):
+            return False
+        due: list[Result] = []
+        for ((name, _), row), result in zip(rows, results, strict=True):
+            if name not in again:
+                due.append(self._core.step_sequence(name, row, position, step.deadline, ends=step.end))
+                link(due[-1:], [result])
+            elif not result.done():
+                result.set_result(again[name])
+        await wait(due)
+        return True
+
+    async def _answer_start_again(self, step: SequenceStep, line: Line, results: list[Result]) -> bool:
+        """Answer a request that repeats the start of the sequence that runs as it was answered before."""
+        run = line.run
+        if run is None or len(run.sessions) != len(step.rows):
             return False
         try:
             inner = self._step(step.on(run.version), line, run)
         except (SessionEndedError, NotFoundError):
-            if step.start:
-                return False
-            raise
+            return False
         await asyncio.wait(inner)
-        if step.start and any(isinstance(error_of(one), _NO_REPEAT) for one in inner):
+        if any(isinstance(error_of(one), _NO_REPEAT) for one in inner):
             return False
         link(inner, results)
+        if step.end and all(error_of(one) is None for one in inner):
+            line.run = None
         return True
-
-    @staticmethod
-    def _is_past_end(step: SequenceStep, line: Line) -> bool:
-        """Whether the request can only be a repeat: the sequence has ended, beyond its position."""
-        return line.run is None and step.position is not None and step.position < line.ended_at
 
     async def _begin(self, step: SequenceStep, line: Line) -> None:
         """Open a session for each row, when what runs under the same name has come to its end."""
@@ -186,7 +214,6 @@ class Sequences:
             await wait(list(line.run.due))
             old, line.run = line.run, None
             await self._close(old, is_restart=True)
-        await self._forget_ended(line)
         await self._close_over(line)
         run = Run(step.version, [])
         try:
@@ -197,44 +224,6 @@ class Sequences:
             await self._close(run)
             raise
         line.run = run
-
-    async def _find(self, key: Key) -> Run | None:
-        """The sequence that a store has kept over a restart of the server, None where there is none."""
-        run = Run("", [])
-        for name in session_ids(key):
-            version = await self._core.find_sequence(key.model, name)
-            if version is None:
-                break
-            run.version = version
-            run.sessions.append(name)
-        return run if run.sessions else None
-
-    async def _end(self, step: SequenceStep, line: Line, run: Run, position: int) -> None:
-        line.run = None
-        if step.position is None:
-            await self._close(run)
-            return
-        line.ended, line.ended_at, line.stamp = run, position, await self._core.stamp(run.sessions[0])
-        loop = asyncio.get_running_loop()
-        line.timer = loop.call_later(self._linger_seconds, self._linger_is_over, step.key, line)
-
-    def _linger_is_over(self, key: Key, line: Line) -> None:
-        line.timer = None
-        self._wake(key, line)  # a worker that runs already closes it, or begins the sequence anew
-
-    async def _let_go(self, line: Line, ended: Run) -> None:
-        """Close what has lingered long enough, unless it was begun anew meanwhile, by another server."""
-        if await self._core.stamp(ended.sessions[0]) == line.stamp:
-            await self._close(ended)
-        line.ended = None
-
-    async def _forget_ended(self, line: Line) -> None:
-        if line.timer is not None:
-            line.timer.cancel()
-            line.timer = None
-        if line.ended is not None:
-            old, line.ended = line.ended, None
-            await self._close(old)
 
     async def _close_over(self, line: Line) -> None:
         while line.over:
@@ -255,7 +244,7 @@ class Sequences:
         results: list[Result] = []
         try:
             for session, row in zip(run.sessions, step.rows, strict=True):
-                results.append(self._core.step_sequence(session, row, step.position, step.deadline))
+                results.append(self._core.step_sequence(session, row, step.position, step.deadline, ends=step.end))
         except BaseException as error:
             cancel(results)
             if isinstance(error, SessionEndedError | NotFoundError):
@@ -288,12 +277,10 @@ class Sequences:
         """Let the worker close what is left of a sequence that has ended by itself."""
         if line.run is run:
             line.run = None
-        elif line.ended is run:
-            line.ended = None
         line.over.append(run)
         self._wake(key, line)
 
     def _forget_empty(self, key: Key, line: Line) -> None:
-        is_empty = line.run is None and line.ended is None and line.worker is None and not line.over
+        is_empty = line.run is None and line.worker is None and not line.over
         if is_empty and self._lines.get(key) is line:
             del self._lines[key]

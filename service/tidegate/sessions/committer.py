@@ -13,7 +13,7 @@ from tidegate.engine.engine import Engine
 from tidegate.errors import InternalError, NotFoundError, TidegateError, UnavailableError
 from tidegate.faults import conceal
 from tidegate.sessions.cache import SessionCache
-from tidegate.sessions.expiry import ended_phase
+from tidegate.sessions.expiry import ended_phase, ending_step
 from tidegate.sessions.ledger import Ledger
 from tidegate.sessions.lifecycle import Phase
 from tidegate.sessions.records import (
@@ -66,6 +66,8 @@ class Committer:
             outcomes[place] = _outcome(write, written)
             if written is True:
                 steps[place].session.has_expired = False
+                if steps[place].work.ends:
+                    self._leave(steps[place].session)
         return outcomes
 
     async def refresh(self, session: DurableSession) -> None:
@@ -148,6 +150,8 @@ def _write(step: Step, revision: bytes, now: float) -> Write:
     scored, chart = step.scored, None
     if scored is not None and session.request.drift:
         chart = KeptChart(scored.block_sum, scored.chart)
+    if step.work.ends:
+        return ending_step(session, step.position, step.last, revision, now)
     summary, body = encode_step(session.head, revision, step.position, now, step.state, step.last, chart)
     due = Due(now) if session.has_expired else None  # whoever looks puts it where it belongs
     return Write(session.key, session.revision, revision, summary, body, due)

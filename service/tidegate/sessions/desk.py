@@ -26,6 +26,7 @@ from tidegate.errors import (
 from tidegate.limits import MAX_CHECKPOINTS
 from tidegate.registry import LoadedModel, Registry
 from tidegate.sessions.ids import SEQUENCE, check_checkpoint, new_ephemeral, replica_of
+from tidegate.sessions.last_replies import LastReplies, Remembered
 from tidegate.sessions.lifecycle import Event, Phase
 from tidegate.sessions.moment import Moment
 from tidegate.sessions.party import Party
@@ -44,6 +45,7 @@ class Desk:
         # What few sessions have lies beside them: a hundred thousand others need not pay for it.
         self._sources: dict[str, str] = {}
         self._checkpoints: dict[str, OrderedDict[str, Moment]] = {}
+        self._last_replies = LastReplies()
         self.replica = settings.replica or secrets.token_hex(3)
 
     @property
@@ -81,6 +83,7 @@ class Desk:
             self._sources[session.id] = source
         model.num_sessions += 1
         self._table.add(session)
+        self._last_replies.discard(session.id)
         return session
 
     def find(self, id_: str) -> Session | None:
@@ -97,6 +100,10 @@ class Desk:
             FailedPreconditionError: It lives on another replica.
         """
         return self.find(id_) or self._missing(id_)
+
+    def recall(self, id_: str) -> Remembered | None:
+        """Return what is remembered of a sequence that its client ended, for a repeat of its last request."""
+        return self._last_replies.find(id_, self._clock.monotonic())
 
     def touch(self, session: Session) -> None:
         """A step of the session was taken in: it is the most recently used now."""
@@ -246,7 +253,10 @@ class Desk:
 
     def end(self, session: Session, event: Event) -> None:
         """End a live session: its waiting work fails with the reason."""
-        self._table.end(session, event, self._clock.monotonic())
+        now = self._clock.monotonic()
+        if event is Event.CLOSE and session.id.startswith(SEQUENCE) and (last := session.recall()) is not None:
+            self._last_replies.put(session.id, Remembered(session.model.manifest.version, last), now)
+        self._table.end(session, event, now)
         self._sources.pop(session.id, None)
         self._checkpoints.pop(session.id, None)
         session.model.num_sessions -= 1

@@ -43,7 +43,8 @@ from tidegate.sessions.expiry import (
     expiring,
     overdue,
 )
-from tidegate.sessions.ids import DEFAULT_TENANT, check_checkpoint, key_of, new_durable
+from tidegate.sessions.ids import DEFAULT_TENANT, SEQUENCE, check_checkpoint, key_of, new_durable
+from tidegate.sessions.last_replies import Remembered
 from tidegate.sessions.ledger import Ledger
 from tidegate.sessions.lifecycle import TRANSITIONS, Event, Phase
 from tidegate.sessions.moment import Moment
@@ -56,6 +57,7 @@ from tidegate.sessions.records import (
     encode_checkpoint,
     encode_record,
     info_of,
+    last_reply,
     new_record,
     new_revision,
     request_of,
@@ -261,19 +263,46 @@ class DurableDesk:
         if self._phase(stored, decode_summary(key, stored)) is Phase.OPEN:
             raise AlreadyExistsError(f"session {id_} was opened as durable", reason="SESSION_EXISTS")
 
+    async def recall(self, id_: str) -> Remembered | None:
+        """Return what is stored of a session that runs, or that its client ended with a step: then with its last reply,
+        for a repeat. None of any other.
+        """
+        key = key_of(id_)
+        stored = await self._ledger.read_summary(key)
+        if stored is None:
+            return None
+        summary = decode_summary(key, stored)
+        phase = self._phase(stored, summary)
+        if phase is Phase.OPEN:
+            return Remembered(summary.version)
+        if phase is not Phase.CLOSED or not summary.body_bytes:
+            return None
+        entry = await self._ledger.read(key)
+        record = None if entry is None else decode_record(key, entry)
+        if record is None or record.summary.ended != Phase.CLOSED.value:
+            return None  # it was begun anew meanwhile
+        return Remembered(record.summary.version, last_reply(record.body))
+
     async def close(self, id_: str, event: Event = Event.CLOSE) -> None:
         """End the session; closing twice succeeds."""
         for _ in range(_TRIES):
             try:
-                stored, summary = await self._open_summary(id_)
+                write = await self._close(id_, TRANSITIONS[Phase.OPEN, event])
             except SessionEndedError:
                 return
-            phase = TRANSITIONS[Phase.OPEN, event]
-            if await self._ledger.write_one(closing(summary, stored.revision, phase, self._store_clock.now())):
-                self._end_copy(id_, phase)
+            if await self._ledger.write_one(write):
+                self._end_copy(id_, TRANSITIONS[Phase.OPEN, event])
                 await self._registry.retire()
                 return
         raise _contended(id_)
+
+    async def _close(self, id_: str, phase: Phase) -> Write:
+        """Return the write that ends the session; one that is a sequence may be asked again for its last reply."""
+        if phase is Phase.CLOSED and id_.startswith(SEQUENCE):
+            entry, record = await self._open_record(id_)
+            return closing(record.summary, entry.revision, phase, self._store_clock.now(), record.body)
+        stored, summary = await self._open_summary(id_)
+        return closing(summary, stored.revision, phase, self._store_clock.now())
 
     async def moment(self, id_: str) -> tuple[Moment, SessionRequest]:
         """Return where the session is, and what it was opened with."""

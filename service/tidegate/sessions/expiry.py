@@ -10,7 +10,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 from tidegate.sessions.lifecycle import Event, Phase
-from tidegate.sessions.records import Summary, encode_summary, key_of, new_revision
+from tidegate.sessions.records import Body, Summary, encode_body, encode_step, encode_summary, key_of, new_revision
+from tidegate.sessions.session import DurableSession, LastReply
 from tidegate.sessions.stores.store import Due, SessionKey, Write
 
 REMEMBERED_SECONDS = 3600.0
@@ -60,16 +61,36 @@ def ended_phase(summary: Summary, now: float) -> Phase | None:
     return phase if is_final or overdue(summary, now) is not None else None
 
 
-def closing(summary: Summary, expected: bytes, phase: Phase, now: float) -> Write:
-    """Return the write that ends a session for good: what is left remembers who it was and why it ended."""
-    gone: dict[str, bytes | None] = {kept.name: None for kept in summary.checkpoints}
-    left = Summary()
+def closing(summary: Summary, expected: bytes, phase: Phase, now: float, body: Body | None = None) -> Write:
+    """Return the write that ends a session for good: what is left remembers who it was and why it ended.
+
+    With its ``body`` it remembers the last reply, too, for a repeat.
+    """
+    left, kept = Summary(), b""
     left.CopyFrom(summary)
     left.ended, left.ended_at = phase.value, now
     left.body_bytes = left.body_checksum = 0
     for field in ("chart", "checkpoints"):
         left.ClearField(field)
-    return _ending(left, expected, b"", now)._replace(attachments=gone)
+    if body is not None:
+        body.ClearField("state")
+        kept = encode_body(left, body)
+    return _ending(left, expected, kept, now)._replace(attachments=_checkpoints_gone(summary))
+
+
+def ending_step(session: DurableSession, position: int, last: LastReply, revision: bytes, now: float) -> Write:
+    """Return the write of a step that its session ends with: as `closing`, and the reply is kept for a repeat."""
+    summary = Summary.FromString(session.head.summary)
+    gone = _checkpoints_gone(summary)
+    summary.ClearField("checkpoints")
+    head = session.head._replace(summary=summary.SerializeToString())
+    sealed, body = encode_step(head, revision, position, now, b"", last, ended=Phase.CLOSED)
+    due = Due(now + REMEMBERED_SECONDS)
+    return Write(session.key, session.revision, revision, sealed, body, due, is_listed=False, attachments=gone)
+
+
+def _checkpoints_gone(summary: Summary) -> dict[str, bytes | None]:
+    return {kept.name: None for kept in summary.checkpoints}
 
 
 def expiring(summary: Summary, expected: bytes, phase: Phase, now: float) -> Write:

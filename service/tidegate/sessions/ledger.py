@@ -23,6 +23,13 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from tidegate.errors import ConfigurationError, InternalError, TidegateError, UnavailableError
+from tidegate.limits import (
+    MAX_STORE_ENTRIES,
+    MAX_STORE_QUESTIONS,
+    MAX_STORE_SUMMARIES,
+    MAX_STORE_WRITE_BYTES,
+    MAX_STORE_WRITES,
+)
 from tidegate.observe.histogram import Histogram, Reading
 from tidegate.sessions.stores.store import Entry, SessionKey, Store, Stored, Write, trouble
 
@@ -33,12 +40,6 @@ _RETRY_AFTER = 1.0
 _DAMAGE_SECONDS = 10.0
 """Between two lines about damaged records."""
 
-_MOST_QUESTIONS = 4
-"""Calls other than writes that are with the store at once: a write waits behind no more."""
-_MOST_SUMMARIES, _MOST_ENTRIES = 256, 32
-"""Read by one such call."""
-_MOST_WRITES, _MOST_WRITE_BYTES = 1024, 16 << 20
-"""Of one group."""
 
 Written = bool | TidegateError
 """What became of a write: made; refused, for another revision is there; or nobody knows, and why."""
@@ -77,9 +78,9 @@ class Ledger:
         self._clock = clock
         self._waiting: list[tuple[Sequence[Write], asyncio.Future[list[Written]]]] = []
         self._writer: asyncio.Task[None] | None = None
-        self._questions = asyncio.Semaphore(_MOST_QUESTIONS)
-        self._entries = _Gathering(lambda keys: self.ask(lambda store: store.read(keys)), _MOST_ENTRIES)
-        self._summaries = _Gathering(lambda keys: self.ask(lambda store: store.read_summaries(keys)), _MOST_SUMMARIES)
+        self._questions = asyncio.Semaphore(MAX_STORE_QUESTIONS)
+        self._entries = _Gathering(self._read_entries, MAX_STORE_ENTRIES)
+        self._summaries = _Gathering(self._read_summaries, MAX_STORE_SUMMARIES)
         self._is_started = False
         # Whether the store can be written, as far as is known; `changed` is set when that changes.
         self.is_available = False
@@ -196,7 +197,7 @@ class Ledger:
             keys = {write.key for write in writes}
             num_writes += len(writes)
             num_bytes += sum(len(write.body or b"") for write in writes)
-            if size and (seen & keys or num_writes > _MOST_WRITES or num_bytes > _MOST_WRITE_BYTES):
+            if size and (seen & keys or num_writes > MAX_STORE_WRITES or num_bytes > MAX_STORE_WRITE_BYTES):
                 break
             seen |= keys
             size += 1
@@ -249,6 +250,12 @@ class Ledger:
     async def read_summary(self, key: SessionKey) -> Stored | None:
         """Return what is stored of a session, without its body; UnavailableError."""
         return await self._summaries.ask(key)
+
+    async def _read_entries(self, keys: list[SessionKey]) -> list[Entry | None]:
+        return await self.ask(lambda store: store.read(keys))
+
+    async def _read_summaries(self, keys: list[SessionKey]) -> list[Stored | None]:
+        return await self.ask(lambda store: store.read_summaries(keys))
 
     async def ask(self, question: Callable[[Store], Awaitable[Result]]) -> Result:
         """Ask the store something by one call of it, bounded in time once its turn has come; UnavailableError."""

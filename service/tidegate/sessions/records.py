@@ -131,9 +131,15 @@ def encode_record(record: Record, revision: bytes) -> tuple[bytes, bytes]:
     Raises:
         InternalError: No reader would take it.
     """
-    summary, body = record.summary, record.body.SerializeToString()
-    summary.body_bytes, summary.body_checksum = len(body), crc32(body)
-    return encode_summary(summary, revision), body
+    body = encode_body(record.summary, record.body)
+    return encode_summary(record.summary, revision), body
+
+
+def encode_body(summary: Summary, body: Body) -> bytes:
+    """Return the body as it is stored; the summary gets its checksum."""
+    content = body.SerializeToString()
+    summary.body_bytes, summary.body_checksum = len(content), crc32(content)
+    return content
 
 
 def encode_summary(summary: Summary, revision: bytes) -> bytes:

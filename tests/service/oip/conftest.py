@@ -91,4 +91,4 @@ def core() -> FakeCore:
 
 @pytest.fixture
 def sequences(core: FakeCore) -> Sequences:
-    return Sequences(core, linger_seconds=60)
+    return Sequences(core)

@@ -10,6 +10,7 @@ import numpy as np
 
 from tidegate.core import Prediction, StepResult, Tensor
 from tidegate.errors import PositionConflictError, SessionEndedError, TidegateError
+from tidegate.sequences.core import Known
 
 
 @dataclass
@@ -19,17 +20,23 @@ class FakeSession:
     version: str
     steps: list[float] = field(default_factory=list)
     last: tuple[int, bytes, StepResult] | None = None
-    waiting: list[tuple[asyncio.Future[StepResult], tuple[Tensor, ...], int | None]] = field(default_factory=list)
+    waiting: list[tuple[asyncio.Future[StepResult], tuple[Tensor, ...], int | None, bool]] = field(default_factory=list)
 
     @property
     def position(self) -> int:
         return len(self.steps)
 
+    def recall(self, inputs: tuple[Tensor, ...], position: int) -> StepResult | None:
+        if self.last is None or self.last[:2] != (position, inputs[0].tobytes()):
+            return None
+        return self.last[2]
+
 
 @dataclass
 class FakeCore:
     """With ``is_holding`` steps wait until `release`. ``stored`` are sessions that a store has kept; ``failures`` fail
-    the next steps of a session, one each; ``ended`` are sessions that ended by themselves.
+    the next steps of a session, one each; ``ended`` are sessions that ended by themselves, ``over`` those that ended
+    with a step, ``closed`` those of both kinds that did not end by themselves, and whether by a restart.
     """
 
     is_holding: bool = False
@@ -37,6 +44,7 @@ class FakeCore:
     stored: dict[str, FakeSession] = field(default_factory=dict)
     failures: dict[str, list[TidegateError]] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
+    over: dict[str, FakeSession] = field(default_factory=dict)
     closed: list[tuple[str, bool]] = field(default_factory=list)
     open_failure: TidegateError | None = None
 
@@ -46,34 +54,38 @@ class FakeCore:
             raise self.open_failure
         assert session not in self.live
         self.ended.discard(session)
+        self.over.pop(session, None)
         self.live[session] = FakeSession(version or "1")
         return self.live[session].version
 
-    async def find_sequence(self, model: str, session: str) -> str | None:
+    async def find_sequence(self, model: str, session: str) -> Known | None:
         await asyncio.sleep(0)
+        if session in self.over:
+            return Known(self.over[session].version, self.over[session].recall)
         if session in self.stored:
             self.live[session] = self.stored.pop(session)
-            return self.live[session].version
-        return None
+        return Known(self.live[session].version) if session in self.live else None
 
     async def close_sequence(self, session: str, *, is_restart: bool) -> None:
         await asyncio.sleep(0)
         self.closed.append((session, is_restart))
         self.live.pop(session, None)
 
-    async def stamp(self, session: str) -> float | None:
-        return id(self.live.get(session))
-
     def is_open(self, session: str) -> bool:
         return session not in self.ended
 
     def step_sequence(
-        self, session: str, inputs: tuple[Tensor, ...], position: int | None, deadline: float | None
+        self, session: str, inputs: tuple[Tensor, ...], position: int | None, deadline: float | None, *, ends: bool
     ) -> asyncio.Future[StepResult]:
         if session in self.ended:
             raise SessionEndedError(f"session {session} has ended: nobody came", reason="SESSION_IDLE")
         result: asyncio.Future[StepResult] = asyncio.get_running_loop().create_future()
-        self.live[session].waiting.append((result, inputs, position))
+        if session in self.over and position is not None:
+            again = self.over[session].recall(inputs, position)
+            if again is not None:
+                result.set_result(again)
+                return result
+        self.live[session].waiting.append((result, inputs, position, ends))
         if not self.is_holding:
             asyncio.get_running_loop().call_soon(self.release, session)
         return result
@@ -82,9 +94,12 @@ class FakeCore:
         """Apply what waits, in order."""
         live = self.live.get(session)
         while live is not None and live.waiting:
-            result, inputs, position = live.waiting.pop(0)
+            result, inputs, position, ends = live.waiting.pop(0)
             if not result.done():
                 self._apply(session, live, result, inputs, position)
+                if ends and result.exception() is None:
+                    self.over[session] = self.live.pop(session)
+                    self.closed.append((session, False))
 
     def _apply(
         self,

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import pytest
 
 from tests.bundles import write_tiny_bundle
 from tests.clock import ManualClock
 from tests.service.serving import serving
 from tidegate.core import Prediction, SessionRequest, StepResult
+from tidegate.errors import SessionEndedError
 from tidegate.ingress.oip.adapter import ORIGIN, ServiceCore
 from tidegate.ingress.oip.inference import Inference
 from tidegate.ingress.oip.requests import InferReply, InferRequest, Options
@@ -71,7 +73,7 @@ async def test_a_durable_sequence_that_a_step_did_not_find_is_not_open(tmp_path:
         core = ServiceCore(service)
         await core.open_sequence("tiny", "", "q~i~tiny~5")
         await service.close_session("q~i~tiny~5")
-        result = core.step_sequence("q~i~tiny~5", (TOKENS[0],), None, None)
+        result = core.step_sequence("q~i~tiny~5", (TOKENS[0],), None, None, ends=False)
         await asyncio.wait([result])
         assert result.exception() is not None
         assert not core.is_open("q~i~tiny~5")
@@ -93,7 +95,11 @@ class SlowFirst:
             await self.fetched.wait()
         return SimpleNamespace(model=None)
 
-    def submit_tensors(self, _: Any, __: Any, inputs: Any, ___: Any, ____: Any) -> asyncio.Future[StepResult]:
+    def recall_ephemeral(self, _: str) -> None:
+        return None
+
+    def submit_tensors(self, _: Any, __: Any, inputs: Any, *___: Any, ends: bool) -> asyncio.Future[StepResult]:
+        assert not ends
         self.applied.append(int(inputs[0][0]))
         done: asyncio.Future[StepResult] = asyncio.get_running_loop().create_future()
         done.set_result(StepResult("s", len(self.applied), Prediction(1)))
@@ -104,7 +110,7 @@ async def test_steps_of_a_durable_sequence_do_not_overtake_one_that_fetches_it()
     service = SlowFirst()
     service.reload = None  # type: ignore[attr-defined]
     core = ServiceCore(cast("Service", service))
-    due = [core.step_sequence("s", (np.array([number]),), None, None) for number in range(3)]
+    due = [core.step_sequence("s", (np.array([number]),), None, None, ends=False) for number in range(3)]
     for _ in range(5):
         await asyncio.sleep(0)
     service.fetched.set()
@@ -112,16 +118,62 @@ async def test_steps_of_a_durable_sequence_do_not_overtake_one_that_fetches_it()
     assert service.applied == [0, 1, 2]
 
 
-async def test_two_durable_sequences_of_one_name_have_different_stamps(tmp_path: Path) -> None:
+async def end(core: ServiceCore, name: str, position: int | None) -> StepResult:
+    return await core.step_sequence(name, (TOKENS[0],), position, None, ends=True)
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_a_last_step_ends_its_session_and_is_answered_again(tmp_path: Path, durable: bool) -> None:
     write_tiny_bundle(tmp_path)
-    clock = ManualClock()
-    async with serving(tmp_path, clock, store="sqlite", data_dir=tmp_path / "data", durable=True) as service:
-        core, stamps = ServiceCore(service), []
+    clock, name = ManualClock(), "q~i~tiny~5"
+    stored: dict[str, Any] = {"store": "sqlite", "data_dir": tmp_path / "data", "durable": durable}
+    async with serving(tmp_path, clock, **stored) as service:
+        core = ServiceCore(service)
+        await core.open_sequence("tiny", "", name)
+        first = await end(core, name, 0)
+        assert (await service.list_sessions()).sessions == []
+        with pytest.raises(SessionEndedError):
+            await service.get_session(name)
+        again = await end(core, name, 0)
+        assert again.position == first.position == 3
+        for output in ("logits", "surprise"):
+            np.testing.assert_array_equal(outputs(again)[output], outputs(first)[output])
+        for position, tokens in ((0, TOKENS[1]), (1, TOKENS[0]), (3, TOKENS[0]), (None, TOKENS[0])):
+            due = core.step_sequence(name, (tokens,), position, None, ends=False)
+            with pytest.raises(SessionEndedError):
+                await due
+        clock.now += 3601
+        await service.expire()
+        assert await core.find_sequence("tiny", name) is None
+
+
+def outputs(result: StepResult) -> Any:
+    return result.prediction.outputs
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_a_last_step_that_repeats_one_that_ended_nothing_ends_the_session(tmp_path: Path, durable: bool) -> None:
+    write_tiny_bundle(tmp_path)
+    stored: dict[str, Any] = {"store": "sqlite", "data_dir": tmp_path / "data", "durable": durable}
+    async with serving(tmp_path, **stored) as service:
+        core = ServiceCore(service)
+        await core.open_sequence("tiny", "", "q~i~tiny~5")
+        await core.step_sequence("q~i~tiny~5", (TOKENS[0],), 0, None, ends=False)
         for _ in range(2):
-            await core.open_sequence("tiny", "", "q~i~tiny~5")
-            stamps.append(await core.stamp("q~i~tiny~5"))
-            clock.now += 1
-            await core.close_sequence("q~i~tiny~5", is_restart=False)
-        assert None not in stamps
-        assert stamps[0] != stamps[1]
-        assert await core.stamp("q~i~tiny~5") is None
+            assert (await end(core, "q~i~tiny~5", 0)).position == 3
+            assert (await service.list_sessions()).sessions == []
+
+
+async def test_what_waits_behind_a_last_step_is_told_that_the_session_is_over(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path)
+    async with serving(tmp_path, store="sqlite", data_dir=tmp_path / "data", durable=True) as service:
+        core = ServiceCore(service)
+        await core.open_sequence("tiny", "", "q~i~tiny~5")
+        last = core.step_sequence("q~i~tiny~5", (TOKENS[0],), None, None, ends=True)
+        behind = [core.step_sequence("q~i~tiny~5", (TOKENS[1],), None, None, ends=False) for _ in range(3)]
+        assert (await last).position == 3
+        for each in behind:
+            with pytest.raises(SessionEndedError):
+                await each
+        await core.open_sequence("tiny", "", "q~i~tiny~5")
+        assert (await end(core, "q~i~tiny~5", None)).position == 3

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.service.oip.fake import FakeCore, FakeSession, row, total
-from tidegate.errors import SessionEndedError
+from tests.service.oip.fake import FakeCore, row, total
+from tidegate.errors import InvalidInputError, SessionEndedError
 from tidegate.sequences.core import SequenceStep
 from tidegate.sequences.ids import Key
 from tidegate.sequences.table import Sequences
@@ -91,23 +91,14 @@ async def test_a_restart_waits_for_all_earlier_requests_though_the_last_was_aban
     assert [total(await earlier), total(await anew)] == [3, 8]
 
 
-class BegunElsewhere(FakeCore):
-    """Another server begins each sequence anew that has lingered."""
-
-    num_asked = 0
-
-    async def stamp(self, session: str) -> float | None:
-        self.num_asked += 1
-        if self.num_asked == 2:
-            self.live[session] = FakeSession("1")
-        return await super().stamp(session)
-
-
-async def test_what_another_server_began_anew_is_not_closed_when_the_old_one_has_lingered() -> None:
-    core = BegunElsewhere()
-    sequences = Sequences(core, linger_seconds=0)
-    await totals(sequences, 1, start=True, end=True, position=0)
-    await settle()
-    assert len(sequences) == 0
-    assert list(core.live) == [NAME]
-    assert core.closed == []
+async def test_an_end_on_another_server_is_the_end_here(core: FakeCore) -> None:
+    """Both serve the sessions of one store."""
+    here, there = Sequences(core), Sequences(core)
+    await totals(here, 1, start=True, position=0)
+    assert await totals(there, 2, end=True, position=1) == [3]
+    for sequences in (here, there):
+        assert await totals(sequences, 2, end=True, position=1) == [3]
+    with pytest.raises(InvalidInputError, match="START"):
+        await totals(there, 4, position=2)
+    assert await totals(there, 4, start=True, position=0) == [4]
+    assert await totals(Sequences(core), 8, position=1) == [12]

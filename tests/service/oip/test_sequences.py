@@ -261,12 +261,54 @@ async def test_a_whole_sequence_in_one_request_is_repeated_too(sequences: Sequen
     assert [await run(sequences, 2, start=True, end=True, position=0) for _ in range(2)] == [2, 2]
 
 
-async def test_an_ended_sequence_lingers_no_longer_than_it_must(core: FakeCore) -> None:
-    sequences = Sequences(core, linger_seconds=0)
+async def test_an_ended_sequence_is_not_kept_here(sequences: Sequences, core: FakeCore) -> None:
     await run(sequences, 1, start=True, end=True, position=0)
     await settle()
     assert core.live == {}
     assert len(sequences) == 0
+
+
+async def test_only_the_last_request_is_repeated_after_the_end(sequences: Sequences, core: FakeCore) -> None:
+    await run(sequences, 1, start=True, position=0)
+    await run(sequences, 2, position=1)
+    await run(sequences, 3, end=True, position=2)
+    for values, position in ((2.0, 1), (4.0, 2), (3.0, 3)):
+        with pytest.raises(InvalidInputError, match="START"):
+            await run(sequences, values, end=True, position=position)
+    assert await run(sequences, 3, end=True, position=2) == 6
+    assert core.live == {}
+
+
+async def test_a_start_that_does_not_end_is_no_repeat_of_one_that_did(sequences: Sequences) -> None:
+    await run(sequences, 2, start=True, end=True, position=0)
+    assert await run(sequences, 2, start=True, position=0) == 2
+    assert await run(sequences, 3, position=1) == 5
+
+
+async def test_the_end_that_repeats_a_step_ends_the_sequence(sequences: Sequences, core: FakeCore) -> None:
+    await run(sequences, 1, start=True, position=0)
+    assert await run(sequences, 1, start=True, end=True, position=0) == 1
+    await settle()
+    assert (core.live, len(sequences)) == ({}, 0)
+
+
+@pytest.mark.parametrize("row", [0, 1])
+@pytest.mark.parametrize("here", [True, False])
+async def test_an_end_that_reached_some_rows_is_brought_to_the_others_by_its_repeat(
+    core: FakeCore, row: int, here: bool
+) -> None:
+    sequences = Sequences(core)
+    await totals(sequences, batch(1, 10, start=True, position=0))
+    core.failures[[NAME, f"{NAME}~r1"][row]] = [OverloadedError("full")]
+    with pytest.raises(OverloadedError):
+        await totals(sequences, batch(2, 20, end=True, position=1))
+    assert len(core.live) == 1
+    other = sequences if here else Sequences(core)
+    with pytest.raises(InvalidInputError, match="START"):
+        await totals(Sequences(core), batch(7, 7, end=True, position=1))
+    for _ in range(2):
+        assert await totals(other, batch(2, 20, end=True, position=1)) == [3, 30]
+        assert core.live == {}
 
 
 # ---- kept by a store

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-from tidegate.core import Prediction, ReloadReport, SessionInfo, SessionRequest, StepResult, Tensor
+from tidegate.core import RAW, Prediction, ReloadReport, SessionInfo, SessionRequest, StepResult, Tensor
+from tidegate.engine.work import repeats
 from tidegate.errors import AlreadyExistsError, NotFoundError, SessionEndedError, TidegateError
 from tidegate.ingress.oip.core import EngineCounts, Served
+from tidegate.sequences.core import Known
 from tidegate.sequences.turns import Turns
 from tidegate.sessions.lifecycle import Event, Phase
+from tidegate.sessions.session import LastReply, ended
 
 if TYPE_CHECKING:
     from tidegate.clock import Clock
@@ -108,13 +112,14 @@ class ServiceCore:
         await self._service.close_session(request.id, Event.RESTART)
         return await self._service.open_session(request)
 
-    async def find_sequence(self, model: str, session: str) -> str | None:
-        if not self._is_durable(model):
+    async def find_sequence(self, model: str, session: str) -> Known | None:
+        if self._is_durable(model):
+            known = await self._service.recall_durable(session)
+        else:
+            known = self._service.recall_ephemeral(session)
+        if known is None:
             return None
-        try:
-            return (await self._service.get_session(session)).version
-        except (NotFoundError, SessionEndedError):
-            return None
+        return Known(known.version, None if known.last is None else partial(_recall, known.last))
 
     async def close_sequence(self, session: str, *, is_restart: bool) -> None:
         self._held.pop(session, None)
@@ -124,41 +129,50 @@ class ServiceCore:
         except NotFoundError:
             return
 
-    async def stamp(self, session: str) -> float | None:
-        if session in self._held:
-            return None
-        try:
-            return (await self._service.get_session(session)).created_at
-        except TidegateError:  # over, or nobody knows: then its idle time will end it
-            return None
-
     def is_open(self, session: str) -> bool:
         held = self._held.get(session)
         return session not in self._missed if held is None else held.phase is Phase.OPEN
 
     def step_sequence(
-        self, session: str, inputs: tuple[Tensor, ...], position: int | None, deadline: float | None
+        self, session: str, inputs: tuple[Tensor, ...], position: int | None, deadline: float | None, *, ends: bool
     ) -> asyncio.Future[StepResult]:
         held = self._held.get(session)
         if held is None:
-            return asyncio.ensure_future(self._step_wherever(session, inputs, position, deadline))
+            return asyncio.ensure_future(self._step_wherever(session, inputs, position, deadline, ends=ends))
         if held.phase is not Phase.OPEN:
             del self._held[session]
             held.check_open()
-        return self._service.submit_tensors(held.model, held, inputs, position, deadline)
+        due = self._service.submit_tensors(held.model, held, inputs, position, deadline)
+        return asyncio.ensure_future(self._conclude(session, held, due)) if ends else due
 
     async def _step_wherever(
-        self, session: str, inputs: tuple[Tensor, ...], position: int | None, deadline: float | None
+        self, session: str, inputs: tuple[Tensor, ...], position: int | None, deadline: float | None, *, ends: bool
     ) -> StepResult:
-        """Step a session that may have to be brought here; calls come to it in their order."""
+        """Step a session that may have to be brought here, or may be over; calls come to it in their order."""
+        known = self._service.recall_ephemeral(session)
         try:
-            async with self._turns.of(session):
-                live = await self._service.live_session(session)
-                due = self._service.submit_tensors(live.model, live, inputs, position, deadline)
-            result: StepResult = await due
+            if known is None:
+                async with self._turns.of(session):
+                    live = await self._service.live_session(session)
+                    due = self._service.submit_tensors(live.model, live, inputs, position, deadline, ends=ends)
+                return await (self._conclude(session, live, due) if ends else due)
         except (NotFoundError, SessionEndedError):
-            self._missed.add(session)
-            raise
+            known = await self._service.recall_durable(session)
+            if known is None or known.last is None:
+                self._missed.add(session)
+                raise
+        if position is not None and known.last is not None:
+            again = _recall(known.last, inputs, position)
+            if again is not None:
+                return again
+        self._missed.add(session)
+        raise ended(session, Phase.CLOSED)
+
+    async def _conclude(self, session: str, live: Session, due: asyncio.Future[StepResult]) -> StepResult:
+        """Wait for the last step. A durable session ended with it, unless it was a repeat of one that ended nothing."""
+        result = await due
+        if live.phase is Phase.OPEN:
+            await self.close_sequence(session, is_restart=False)
         return result
 
     # ---- inside
@@ -180,3 +194,10 @@ class ServiceCore:
         if found is None:
             found = self._settings[model] = self.settings.of(model)
         return found
+
+
+def _recall(last: LastReply, inputs: tuple[Tensor, ...], position: int) -> StepResult | None:
+    if not repeats(last, inputs, RAW, position):
+        return None
+    result: StepResult = last.result
+    return result
