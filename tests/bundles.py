@@ -145,12 +145,12 @@ def write_tiny_stream_bundle(
     )
 
 
-def write_endless_bundle(root: Path, name: str = "endless", version: str = "1") -> Path:
-    """Write a `stream` bundle that never ends a run in which a value is above `ENDLESS`, and return its folder."""
+def write_endless_bundle(root: Path, name: str = "endless", version: str = "1", *, above: float = ENDLESS) -> Path:
+    """Write a `stream` bundle that never ends a run in which a value is larger than `above`, and return its folder."""
     graph = _Graph(seed=0)
     top = _recurrent(graph, "values", "gru", HIDDEN, width=2)
     score = graph.add("MatMul", top, graph.random(HIDDEN, 4))
-    is_endless = graph.add("Greater", graph.add("ReduceMax", "values", keepdims=0), graph.scalar(ENDLESS))
+    is_endless = graph.add("Greater", graph.add("ReduceMax", "values", keepdims=0), graph.scalar(above))
     body = helper.make_graph(
         [helper.make_node("Identity", ["goes_on"], ["goes_on_still"]), helper.make_node("Neg", ["x"], ["y"])],
         "body",
@@ -166,6 +166,17 @@ def write_endless_bundle(root: Path, name: str = "endless", version: str = "1") 
     )
     nothing = graph.add("Loop", "", is_endless, graph.scalar(0.0), body=body)
     graph.add("Add", score, nothing, to="score")
+    manifest = _manifest(name, version, "stream", "gru", HIDDEN, TensorCodec(outputs=("score",)))
+    return _write(root, graph, manifest, files={})
+
+
+def write_greedy_bundle(root: Path, name: str = "greedy", version: str = "1") -> Path:
+    """Write a `stream` bundle of which each run asks for 100 GB, and return its folder."""
+    graph = _Graph(seed=0)
+    top = _recurrent(graph, "values", "gru", HIDDEN, width=2)
+    score = graph.add("MatMul", top, graph.random(HIDDEN, 4))
+    much = graph.add("ConstantOfShape", graph.integers(25_000, 1_000_000))
+    graph.add("Add", score, graph.add("ReduceSum", much, keepdims=0), to="score")
     manifest = _manifest(name, version, "stream", "gru", HIDDEN, TensorCodec(outputs=("score",)))
     return _write(root, graph, manifest, files={})
 

@@ -26,6 +26,7 @@ ARROWS = {
             "tidegate.proof",
             "tidegate.replay",
             "tidegate.ort",
+            "tidegate.sandbox",
             "tidegate.errors",
             "tidegate.observe.drift",
         }

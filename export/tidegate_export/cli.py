@@ -7,10 +7,14 @@ commands.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from tidegate.sandbox import MEMORY_MB, Limits
+from tidegate_export.limited import LONG_SECONDS, MemoryLimit, TimeLimit, run_verb
 
 
 def export(  # noqa: PLR0913, PLR0917 - the command line's options
@@ -31,21 +35,27 @@ def export(  # noqa: PLR0913, PLR0917 - the command line's options
     vocabulary: Annotated[Path | None, typer.Option(help='JSON: {"tokens": […], "unknown": id or null}.')] = None,
     features: Annotated[str | None, typer.Option(help="Names of the input's columns: a,b,c.")] = None,
     out: Annotated[Path, typer.Option(help="Where bundles lie.")] = Path("bundles"),
+    memory_limit: MemoryLimit = MEMORY_MB,
+    time_limit: TimeLimit = LONG_SECONDS,
 ) -> None:
     """Export a model as a bundle, and prove that it streams and computes what PyTorch computes."""
-    try:
-        from tidegate_export.command import Request, run
-    except ModuleNotFoundError as error:
-        typer.echo(f"{error.name} is not installed: pip install 'tidegate[train]'", err=True)
-        raise typer.Exit(2) from None
-    request = Request(source, weights, name, version, shape, task, vocabulary, features, out)
-    report, is_done = run(request)
-    typer.echo(report, err=not is_done)
-    if not is_done:
-        raise typer.Exit(2)
+    _require("train", "torch", "onnx", "onnxscript", "onnxruntime")
+    said = {
+        "source": source,
+        "weights": None if weights is None else str(weights),
+        "name": name,
+        "version": version,
+        "shape": shape,
+        "task": task,
+        "vocabulary": None if vocabulary is None else str(vocabulary),
+        "features": features,
+        "out": str(out),
+    }
+    # What the module's own code prints is for the user.
+    run_verb("tidegate_export.command:run", said, Limits(memory_limit, time_limit), is_quiet=False)
 
 
-def quantize(
+def quantize(  # noqa: PLR0913, PLR0917 - the command line's options
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE_DIR", help="NAME/VERSION of the bundle to start from.")],
     method: Annotated[
         Literal["static", "dynamic", "weight-only"] | None,
@@ -56,18 +66,29 @@ def quantize(
     version: Annotated[int | None, typer.Option(min=1, help="(default: the next that is free)")] = None,
     out: Annotated[Path, typer.Option(help="Where bundles lie.")] = Path("bundles"),
     seconds: Annotated[float, typer.Option(min=0, help="How long each timing takes; there are 30.")] = 0.3,
+    memory_limit: MemoryLimit = MEMORY_MB,
+    time_limit: TimeLimit = LONG_SECONDS,
 ) -> None:
     """Make a smaller bundle of a bundle, prove that it streams, and measure what it costs and gains."""
-    try:
-        from tidegate_export.quantize_command import run
-    except ModuleNotFoundError as error:
-        typer.echo(f"{error.name} is not installed: pip install 'tidegate[cpu,quantize]'", err=True)
-        raise typer.Exit(2) from None
+    _require("cpu,quantize", "onnx", "onnxruntime")
     if fp16 and method is not None:
         typer.echo("--fp16 is a method of its own: leave --method out", err=True)
         raise typer.Exit(2)
     chosen = "fp16" if fp16 else method or "static"
-    report, is_done = run(bundle, chosen, name=name, version=version, out=out, seconds=seconds)
-    typer.echo(report, err=not is_done)
-    if not is_done:
-        raise typer.Exit(2)
+    said = {
+        "bundle": str(bundle),
+        "method": chosen,
+        "name": name,
+        "version": version,
+        "out": str(out),
+        "seconds": seconds,
+    }
+    run_verb("tidegate_export.quantize_command:run", said, Limits(memory_limit, time_limit))
+
+
+def _require(extra: str, *packages: str) -> None:
+    """End with one line where a package is not installed."""
+    for package in packages:
+        if find_spec(package) is None:
+            typer.echo(f"{package} is not installed: pip install 'tidegate[{extra}]'", err=True)
+            raise typer.Exit(2)

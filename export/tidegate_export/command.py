@@ -43,9 +43,16 @@ class Request:
     features: str | None = None
     out: Path = Path("bundles")
 
+    @classmethod
+    def of(cls, said: dict[str, Any]) -> Request:
+        """Return what came from another process, paths as text."""
+        paths = {name: None if said[name] is None else Path(said[name]) for name in ("weights", "vocabulary", "out")}
+        return cls(**{**said, **paths})
 
-def run(request: Request) -> tuple[str, bool]:
+
+def run(said: dict[str, Any]) -> tuple[str, bool]:
     """Export; return what to tell, and whether there is a bundle."""
+    request = Request.of(said)
     try:
         if (Path(request.source) / MANIFEST).exists():
             return _calibrated(request), True

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from tidegate.errors import BundleError
 from tidegate_export.errors import ExportError
 from tidegate_export.quantize import Quantized, Request, quantize_bundle
-from tidegate_export.quantize_methods import Method
 
 
-def run(
-    bundle: Path, method: Method, *, name: str | None, version: int | None, out: Path, seconds: float
-) -> tuple[str, bool]:
+def run(said: dict[str, Any]) -> tuple[str, bool]:
     """Quantize; return what to tell, and whether there is a bundle."""
+    request = Request(
+        Path(said["bundle"]), said["method"], said["name"], said["version"], Path(said["out"]), said["seconds"]
+    )
     try:
-        return "\n".join(_told(quantize_bundle(Request(bundle, method, name, version, out, seconds)))), True
+        return "\n".join(_told(quantize_bundle(request))), True
     except ValidationError as error:
         first = error.errors()[0]
         return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}", False

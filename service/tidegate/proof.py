@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tidegate.bundle import BATCH, TIME, Manifest, Proof, read_bundle
+from tidegate.bundle import BATCH, TIME, Json, Manifest, Proof, read_bundle
 from tidegate.codecs import make_codec
 from tidegate.codecs.scores import read_scores
 from tidegate.errors import BundleError
@@ -94,6 +94,11 @@ def check_bundle(path: Path) -> Proof:
     read_scores(bundle)
     assert bundle.manifest.proof is not None  # read_bundle refuses a bundle without one
     return prove(bundle.graph, bundle.manifest, tolerance=bundle.manifest.proof.tolerance)
+
+
+def check_path(path: str) -> Json:
+    """`check_bundle` for `sandbox.run_limited`: of a path, to what JSON can hold."""
+    return check_bundle(Path(path)).model_dump()
 
 
 @dataclass(slots=True)

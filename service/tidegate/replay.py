@@ -197,6 +197,8 @@ def _refused(error: Exception) -> BundleError:
     text = " ".join(str(error).split())
     if "layout" in text.lower():
         return not_streamable("a recurrent operator has layout=1, which onnxruntime's CPU kernels refuse")
+    if "Failed to allocate memory" in text:
+        return BundleError("the graph asks for more memory than there is", reason="OUT_OF_MEMORY")
     return BundleError(f"onnxruntime refuses the graph: {text}")
 
 

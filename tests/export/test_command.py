@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import typer
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from tests.export.user_modules import Classifier, Language
 from tidegate.bundle import read_bundle
 from tidegate.proof import check_bundle
+from tidegate_export import command as export_command
 from tidegate_export.cli import export
+from tidegate_export.command import Request
 from tidegate_models.networks import quantile_network, token_network
 from tidegate_models.runs import RunFolder
 
@@ -42,20 +45,28 @@ TRAINING = {
 }
 
 
+def run_here(*arguments: str) -> tuple[str, bool]:
+    """Do in this process what the command does in another."""
+    said = typer.main.get_command(app).make_context("export", list(arguments)).params
+    names = {field.name for field in fields(Request)}
+    return export_command.run(
+        {name: str(it) if isinstance(it, Path) else it for name, it in said.items() if name in names}
+    )
+
+
 def told(*arguments: str) -> str:
-    """Run the command; return what it printed."""
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
+    """Return what the command prints."""
+    report, is_done = run_here(*arguments)
+    assert is_done, report
+    return report
 
 
 def refused(*arguments: str) -> str:
-    """Run a command that must fail; return its one line."""
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    assert result.stderr.count("\n") == 1
-    return result.stderr.strip()
+    """Return the one line of a command that must fail."""
+    report, is_done = run_here(*arguments)
+    assert not is_done, report
+    assert "\n" not in report
+    return report
 
 
 def text_run(root: Path) -> Path:
@@ -240,6 +251,29 @@ assert "torch" not in sys.modules
     result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert result.stderr == ""
     assert result.stdout == "my-load True\nmy-text True\ntagger True\n"
+
+
+def command(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_the_command_works_in_a_process_of_its_own_and_tells_what_came_of_it(tmp_path: Path) -> None:
+    tagger = (f"{MODULES}:Tagger", "--example-shape", "1,8,6", "--out", str(tmp_path))
+    done = command(*tagger, "--name", "tagger")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{tmp_path}/tagger/1: stream, foreign")
+    refused = command(*tagger)
+    assert (refused.exit_code, refused.stdout, refused.stderr) == (2, "", "a module of your own needs --name\n")
+
+
+def test_code_that_never_ends_or_asks_for_all_memory_is_ended(tmp_path: Path) -> None:
+    def ended(factory: str, *limits: str) -> str:
+        result = command(f"{MODULES}:{factory}", "--name", "m", "--example-shape", "1,8,6", *limits)
+        assert (result.exit_code, result.stdout) == (2, "")
+        return result.stderr
+
+    assert "does not come to an end within 2 seconds (--time-limit)" in ended("endless", "--time-limit", "2")
+    assert "MemoryError" in ended("greedy", "--memory-limit", "2048")
 
 
 def test_the_committed_bundles_pass_their_check() -> None:

@@ -124,3 +124,15 @@ class Demanding(Classifier):
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override] # another signature
         return self.gru(x, state)
+
+
+def endless() -> nn.Module:
+    """Never return."""
+    while True:
+        pass
+
+
+def greedy() -> nn.Module:
+    """Ask for 100 GB."""
+    bytearray(100 << 30)
+    return Tagger()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -14,8 +15,9 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle
+from tests.bundles import write_endless_bundle, write_greedy_bundle, write_tiny_bundle, write_tiny_forecast_bundle
 from tidegate import __version__
+from tidegate.bundle import MANIFEST, read_bundle, write_bundle
 from tidegate.cli import GROUP, Verbs, app, command_of
 from tidegate.config import FLAGS
 
@@ -176,6 +178,40 @@ def test_check_fails_for_what_was_altered_and_tells_of_the_others(tmp_path: Path
     findings = {finding["bundle"]: finding for finding in json.loads(result.stdout)}
     assert findings[str(good)]["passed"]
     assert findings[str(bad)]["reason"] == "CHECKSUM_MISMATCH"
+
+
+def test_check_ends_what_never_ends_and_what_asks_for_all_memory(tmp_path: Path) -> None:
+    endless = write_endless_bundle(tmp_path / "endless", above=-1e9)
+    result = run("check", str(endless), "--time-limit", "2", "--json")
+    assert result.exit_code == 1
+    (finding,) = json.loads(result.stdout)
+    assert finding["reason"] == "TIME_LIMIT"
+    assert finding["message"] == "the graph does not come to an end within 2 seconds (--time-limit)"
+    good, greedy = write_tiny_bundle(tmp_path / "models", "good"), write_greedy_bundle(tmp_path / "models")
+    result = run("check", str(tmp_path / "models"), "--memory-limit", "2048", "--json")
+    assert result.exit_code == 1
+    findings = {finding["bundle"]: finding for finding in json.loads(result.stdout)}
+    assert findings[str(good)]["passed"]
+    assert findings[str(greedy)]["reason"] == "OUT_OF_MEMORY"
+    assert findings[str(greedy)]["message"].endswith("(--memory-limit: 2048 MiB)")
+
+
+def test_check_says_what_is_wrong_with_a_manifest_that_is_no_file(tmp_path: Path) -> None:
+    path = write_tiny_bundle(tmp_path)
+    (path / MANIFEST).unlink()
+    os.mkfifo(path / MANIFEST)
+    result = run("check", str(path), "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)[0]["message"] == f"{path}/manifest.json: not a regular file"
+
+
+def test_check_reads_the_codecs_file(tmp_path: Path) -> None:
+    path = write_tiny_bundle(tmp_path)
+    manifest = read_bundle(path).manifest.model_copy(update={"version": "2"})
+    files = {name: (path / name).read_bytes() for name in manifest.files}
+    other = write_bundle(tmp_path, manifest, {**files, "vocabulary.json": b'{"tokens": []}'})
+    result = run("check", str(other), "--json")
+    assert "not a vocabulary" in json.loads(result.stdout)[0]["message"]
 
 
 def test_check_prints_a_table(tmp_path: Path) -> None:

@@ -11,7 +11,11 @@ from typing import Annotated
 
 import typer
 
+from tidegate.sandbox import MEMORY_MB, SECONDS, Limits
+from tidegate_export.limited import MemoryLimit, run_verb
+
 Many = list[str]
+ImportTimeLimit = Annotated[float, typer.Option("--time-limit", "--seconds", min=1, help="Seconds that it may take.")]
 
 
 def import_(  # noqa: PLR0913, PLR0917 - the command line's options
@@ -50,16 +54,15 @@ def import_(  # noqa: PLR0913, PLR0917 - the command line's options
     name: Annotated[str | None, typer.Option(help="The bundle's name (default: the file's).")] = None,
     version: Annotated[int | None, typer.Option(min=1, help="(default: the next that is free)")] = None,
     out: Annotated[Path, typer.Option(help="Where bundles lie.")] = Path("bundles"),
-    memory_mb: Annotated[int, typer.Option(min=256, help="Address space that the import may take.")] = 8192,
-    seconds: Annotated[float, typer.Option(min=1, help="Time that the import may take.")] = 600,
+    memory_limit: MemoryLimit = MEMORY_MB,
+    time_limit: ImportTimeLimit = SECONDS,
 ) -> None:
     """Import a streaming ONNX model: find its states, prove that it streams, write a bundle."""
     if find_spec("onnx") is None or find_spec("onnxruntime") is None:
         typer.echo("onnx is not installed: pip install 'tidegate[cpu,quantize]'", err=True)
         raise typer.Exit(2)
-    from tidegate_export.importing.sandbox import run_limited
-
-    told, is_done = run_limited(
+    run_verb(
+        "tidegate_export.importing.command:run",
         {
             "file": str(file),
             "name": name,
@@ -75,9 +78,5 @@ def import_(  # noqa: PLR0913, PLR0917 - the command line's options
             "is_within_frame": within_frame,
             "tolerance": tolerance,
         },
-        memory_mb=memory_mb,
-        seconds=seconds,
+        Limits(memory_limit, time_limit),
     )
-    typer.echo(told, err=not is_done)
-    if not is_done:
-        raise typer.Exit(2)

@@ -51,7 +51,7 @@ def run(said: Said) -> tuple[str, bool]:
     except (ExportError, BundleError) as error:
         return " ".join(str(error).split()), False
     except MemoryError:
-        return "out of memory: the graph asks for more than --memory-mb", False
+        return "out of memory: the graph asks for more than --memory-limit", False
 
 
 def _request(said: Said) -> Request:

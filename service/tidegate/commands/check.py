@@ -11,6 +11,7 @@ import typer
 from tidegate.bundle import MANIFEST, Proof, find_bundles
 from tidegate.commands.output import AsJson, print_json, print_table
 from tidegate.errors import BundleError, ConfigurationError
+from tidegate.sandbox import MEMORY_MB, SECONDS, Limits, run_limited
 
 
 class Finding(NamedTuple):
@@ -41,13 +42,16 @@ class Finding(NamedTuple):
 
 def check(
     paths: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Bundles, or directories of bundles.")],
+    memory_limit: Annotated[int, typer.Option(min=256, help="MiB that the check of each may take.")] = MEMORY_MB,
+    time_limit: Annotated[float, typer.Option(min=1, help="Seconds that the check of each may take.")] = SECONDS,
     as_json: AsJson = False,
 ) -> None:
     """Verify bundles and prove that each streams: any split and any batch give the same result.
 
-    Exits with 1 if one does not.
+    Each is looked at in a process of its own. Exits with 1 if one does not pass.
     """
-    findings = [_look_at(bundle) for path in paths for bundle in _bundles(path)]
+    limits = Limits(memory_limit, time_limit)
+    findings = [_look_at(bundle, limits) for path in paths for bundle in _bundles(path)]
     if as_json:
         print_json([finding.as_json() for finding in findings])
     else:
@@ -68,10 +72,9 @@ def _bundles(path: Path) -> list[Path]:
     return found
 
 
-def _look_at(path: Path) -> Finding:
-    from tidegate.proof import check_bundle
-
+def _look_at(path: Path, limits: Limits) -> Finding:
     try:
-        return Finding(path, check_bundle(path), None)
+        proof = run_limited("tidegate.proof:check_path", str(path), limits)
+        return Finding(path, Proof.model_validate(proof), None)
     except BundleError as error:
         return Finding(path, None, error)
