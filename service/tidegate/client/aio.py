@@ -10,30 +10,24 @@ from typing import Any, Self, Unpack
 from tidegate.client.aio_columns import AsyncColumnStream
 from tidegate.client.aio_connection import AsyncConnection
 from tidegate.client.aio_session import AsyncSession, Opening
-from tidegate.client.asking import Given, generate_request, predict_request
+from tidegate.client.arguments import build
+from tidegate.client.asking import Given, generate_request, open_request, predict_request, restore_request, sampling_of
 from tidegate.client.options import RestoreOptions, SamplingOptions, SessionOptions
 from tidegate.client.retry import Retry
 from tidegate.core import (
     Ask,
     GeneratedToken,
     GenerationDone,
+    Input,
     ModelInfo,
     PredictResult,
     ReloadReport,
-    RestoreRequest,
-    Sampling,
     SessionInfo,
-    SessionRequest,
 )
 from tidegate.v1 import models_pb2, sessions_pb2
 from tidegate.wire.models import decode_model, decode_model_page, decode_reload
 from tidegate.wire.predictions import decode_predict
-from tidegate.wire.sessions import (
-    decode_session,
-    decode_session_page,
-    encode_restore_request,
-    encode_session_request,
-)
+from tidegate.wire.sessions import decode_session, decode_session_page
 
 
 class AsyncClient:
@@ -61,7 +55,7 @@ class AsyncClient:
 
     async def model(self, name: str, version: str | None = None) -> ModelInfo:
         """One model; without version its highest."""
-        request = models_pb2.GetModelRequest(model=name, version=version or "")
+        request = build(models_pb2.GetModelRequest, model=name, version=version or "")
         return decode_model(await self._connection.call(self._connection.models.Get, request))
 
     async def reload(self) -> ReloadReport:
@@ -71,7 +65,7 @@ class AsyncClient:
     async def predict(
         self,
         model: str,
-        sequences: Iterable[Given],
+        sequences: Input | Iterable[Given],
         *,
         version: str | None = None,
         top: int = 1,
@@ -93,20 +87,20 @@ class AsyncClient:
         **sampling: Unpack[SamplingOptions],
     ) -> AsyncIterator[GeneratedToken | GenerationDone]:
         """Sample after the prompt, token by token; the last event is the end."""
-        request = generate_request(model, version, prompt, Sampling(**sampling))
+        request = generate_request(model, version, prompt, sampling_of(sampling))
         return self._connection.events(self._connection.predictor.Generate, request, timeout=timeout)
 
     def open(self, model: str, **options: Unpack[SessionOptions]) -> Opening:
         """Open a session: ``async with client.open(…) as session``, or ``session = await client.open(…)``."""
-        return Opening(self._open(SessionRequest(model, **options)))
+        return Opening(self._open(open_request(model, options)))
 
     def restore(self, snapshot: bytes, **options: Unpack[RestoreOptions]) -> Opening:
         """Open a session from the bytes of a snapshot, as `open` does: see `Client.restore`."""
-        return Opening(self._restore(snapshot, RestoreRequest(**options)))
+        return Opening(self._restore(restore_request(snapshot, options)))
 
     async def session(self, id: str) -> AsyncSession:  # noqa: A002 - its name everywhere else
         """Find a session that is open."""
-        request = sessions_pb2.GetSessionRequest(session=id)
+        request = build(sessions_pb2.GetSessionRequest, session=id)
         reply = await self._connection.call(self._connection.sessions.Get, request, id)
         return AsyncSession(self._connection, decode_session(reply))
 
@@ -125,6 +119,9 @@ class AsyncClient:
         """A stream that steps many sessions in one message."""
         return AsyncColumnStream(self._connection)
 
+    def __repr__(self) -> str:
+        return f"AsyncClient({self._connection.address!r})"
+
     async def close(self) -> None:
         """Close the connection. Sessions stay open on the server."""
         await self._connection.close()
@@ -137,12 +134,10 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _open(self, request: SessionRequest) -> AsyncSession:
-        message = encode_session_request(request)
-        reply = await self._connection.call(self._connection.sessions.Open, message, message.id)
+    async def _open(self, request: sessions_pb2.OpenRequest) -> AsyncSession:
+        reply = await self._connection.call(self._connection.sessions.Open, request, request.id)
         return AsyncSession(self._connection, decode_session(reply))
 
-    async def _restore(self, snapshot: bytes, request: RestoreRequest) -> AsyncSession:
-        message = encode_restore_request(snapshot, request)
-        reply = await self._connection.call(self._connection.sessions.Restore, message, message.id)
+    async def _restore(self, request: sessions_pb2.RestoreRequest) -> AsyncSession:
+        reply = await self._connection.call(self._connection.sessions.Restore, request, request.id)
         return AsyncSession(self._connection, decode_session(reply))

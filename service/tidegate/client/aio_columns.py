@@ -16,6 +16,7 @@ from tidegate.client.asking import (
     require_in_flight,
     require_none_in_flight,
     require_open,
+    session_ids,
 )
 from tidegate.client.lanes import Lanes
 from tidegate.client.passing import PASSING, passing_error
@@ -43,10 +44,12 @@ class AsyncColumnStream:
         self._stream: AsyncOpenStream | None = None
         self._is_closed = False
 
-    async def attach(self, sessions: Iterable[str | AsyncSession], first_lane: int = 0) -> AttachResult:
+    async def attach(
+        self, sessions: str | AsyncSession | Iterable[str | AsyncSession], first_lane: int = 0
+    ) -> AttachResult:
         """Give sessions the lanes ``first_lane``, ``first_lane + 1``…; a lane that was taken is given anew."""
         require_none_in_flight(len(self._lanes))
-        ids = [session if isinstance(session, str) else session.id for session in sessions]
+        ids = session_ids(sessions)
         request = attach_request(first_lane, ids)
         reply = await self._until_told(lambda: self._exchange(request))
         if reply.HasField("error"):
@@ -130,6 +133,9 @@ class AsyncColumnStream:
         """End the stream; what is in flight is cancelled."""
         self._is_closed = True
         self._drop()
+
+    def __repr__(self) -> str:
+        return f"<AsyncColumnStream to {self._connection.address}, {len(self._lanes)} in flight>"
 
     async def __aenter__(self) -> Self:
         return self

@@ -11,6 +11,7 @@ import grpc
 from grpc import aio
 from grpc.aio import EOF  # type: ignore[attr-defined]
 
+from tidegate.client.arguments import MISFITS, misfit
 from tidegate.client.asking import KNOCK, OPTIONS, metadata
 from tidegate.client.passing import why_ended
 from tidegate.client.retry import Retry, Tries
@@ -28,6 +29,7 @@ class AsyncConnection:
 
     def __init__(self, address: str, timeout: float, retry: Retry, sleep: Callable[[float], Awaitable[Any]]) -> None:
         self._channel = aio.insecure_channel(address, options=OPTIONS)
+        self.address = address
         self._timeout = timeout
         self._sleep = sleep
         self.retry = retry
@@ -49,6 +51,8 @@ class AsyncConnection:
             return await method(request, timeout=timeout or self._timeout, metadata=_metadata(session))
         except grpc.RpcError as error:
             raise why_ended(error) from error
+        except MISFITS:
+            raise misfit(session=session, timeout=timeout) from None
 
     async def call_repeatedly(
         self,
@@ -85,7 +89,10 @@ class AsyncConnection:
         timeout: float | None = None,  # noqa: ASYNC109 - as above
     ) -> AsyncGenerator[GeneratedToken | GenerationDone]:
         """A generation's events as they come. Closing the generator cancels the generation."""
-        call = method(request, timeout=timeout or self._timeout, metadata=_metadata(session))
+        try:
+            call = method(request, timeout=timeout or self._timeout, metadata=_metadata(session))
+        except MISFITS:
+            raise misfit(session=session, timeout=timeout) from None
         told = None
         try:
             async for event in call:

@@ -11,14 +11,23 @@ from numpy.typing import ArrayLike
 
 from tidegate.client.aio_connection import AsyncConnection
 from tidegate.client.aio_stream import AsyncSessionStream
-from tidegate.client.asking import Given, Integers, one_input, session_generate_request, step_request
+from tidegate.client.arguments import build
+from tidegate.client.asking import (
+    Given,
+    Integers,
+    fork_request,
+    one_input,
+    sampling_of,
+    session_generate_request,
+    step_request,
+)
 from tidegate.client.flight import default_overlap
 from tidegate.client.options import SamplingOptions
-from tidegate.core import Ask, CheckpointInfo, GeneratedToken, GenerationDone, Sampling, SessionInfo, StepResult
+from tidegate.core import Ask, CheckpointInfo, GeneratedToken, GenerationDone, SessionInfo, StepResult
 from tidegate.errors import DeadlineExceededError, TidegateError, UnavailableError
 from tidegate.v1 import sessions_pb2
 from tidegate.wire.predictions import decode_step
-from tidegate.wire.sessions import decode_checkpoint, decode_forks, decode_session, encode_fork_request
+from tidegate.wire.sessions import decode_checkpoint, decode_forks, decode_session
 
 
 class AsyncSession:
@@ -37,6 +46,10 @@ class AsyncSession:
         self._connection = connection
         self.info = info
         self.position: int | None = info.position
+
+    def __repr__(self) -> str:
+        kind = ", durable" if self.info.durable else ""
+        return f"<AsyncSession {self.id} of {self.info.model}/{self.info.version} at {self.position}{kind}>"
 
     @property
     def id(self) -> str:
@@ -89,7 +102,7 @@ class AsyncSession:
                 begins with what was told.
         """
         position, self.position = self.position, None
-        request = session_generate_request(self.id, position, prompt, Sampling(**sampling))
+        request = session_generate_request(self.id, position, prompt, sampling_of(sampling))
         ask = self._connection.events if position is None else self._connection.events_repeatedly
         try:
             async with aclosing(ask(self._connection.sessions.Generate, request, self.id, timeout)) as events:
@@ -116,30 +129,30 @@ class AsyncSession:
         request = sessions_pb2.GetSessionRequest(session=self.id)
         return self._take(await self._connection.call_repeatedly(self._connection.sessions.Get, request, self.id))
 
-    async def fork(self, ids: Sequence[str] | None = None, count: int | None = None) -> list[AsyncSession]:
+    async def fork(self, ids: str | Sequence[str] | None = None, count: int | None = None) -> list[AsyncSession]:
         """Open sessions that go on from where this one is: under these ids, or so many; neither: one.
 
         With ids a repeat finds what it has opened; so only then is it tried again while the server is away.
         """
-        request = encode_fork_request(self.id, ids, count)
+        request = fork_request(self.id, ids, count)
         send = self._connection.call_repeatedly if ids else self._connection.call
         forks = decode_forks(await send(self._connection.sessions.Fork, request, self.id))
         return [AsyncSession(self._connection, info) for info in forks]
 
     async def checkpoint(self, name: str | None = None) -> CheckpointInfo:
         """Retain where the session is, under a name or one that the server makes; of more than 8 the oldest goes."""
-        request = sessions_pb2.CheckpointRequest(session=self.id, name=name or "")
+        request = build(sessions_pb2.CheckpointRequest, session=self.id, name=name or "")
         return decode_checkpoint(await self._connection.call(self._connection.sessions.Checkpoint, request, self.id))
 
     async def rewind(self, checkpoint: str | CheckpointInfo) -> SessionInfo:
         """Take the session back to a checkpoint, which stays."""
-        name = checkpoint if isinstance(checkpoint, str) else checkpoint.checkpoint
-        request = sessions_pb2.RewindRequest(session=self.id, checkpoint=name)
+        name = checkpoint.checkpoint if isinstance(checkpoint, CheckpointInfo) else checkpoint
+        request = build(sessions_pb2.RewindRequest, session=self.id, checkpoint=name)
         return self._take(await self._connection.call(self._connection.sessions.Rewind, request, self.id))
 
     async def upgrade(self, version: str | None = None) -> SessionInfo:
         """Move the session to another version of its model, without one to the highest; their states must fit."""
-        request = sessions_pb2.UpgradeRequest(session=self.id, version=version or "")
+        request = build(sessions_pb2.UpgradeRequest, session=self.id, version=version or "")
         return self._take(await self._connection.call(self._connection.sessions.Upgrade, request, self.id))
 
     async def snapshot(self) -> bytes:

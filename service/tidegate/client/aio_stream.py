@@ -109,6 +109,9 @@ class AsyncSessionStream:
         self._is_closed = True
         self._drop()
 
+    def __repr__(self) -> str:
+        return f"<AsyncSessionStream of {self._session.id} at {self._session.position}, {len(self._flight)} in flight>"
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tidegate.core import Ask, Input, Sampling
+from tidegate.client.arguments import MISFITS, build, misfit, several
+from tidegate.client.options import RestoreOptions, SamplingOptions, SessionOptions
+from tidegate.core import Ask, FloatArray, Input, RestoreRequest, Sampling, SessionRequest
 from tidegate.errors import InvalidInputError
 from tidegate.v1 import predictor_pb2, sessions_pb2
 from tidegate.wire import SESSION_KEY
 from tidegate.wire.columns import encode_columns
-from tidegate.wire.inputs import fill_ask, fill_input, fill_sampling
+from tidegate.wire.inputs import AskMessage, GenerateMessage, InputMessage, fill_ask, fill_input, fill_sampling
+from tidegate.wire.sessions import encode_fork_request, encode_restore_request, encode_session_request
 
 Given = str | Sequence[int] | Sequence[Sequence[float]] | NDArray[Any] | Input
 """A sequence: a text, tokens [step], or values [step, feature] in data units."""
@@ -55,17 +59,40 @@ def as_input(given: Given) -> Input:
     if array.ndim == 1 and (array.dtype.kind in "iu" or not array.size):
         return Input(tokens=array.tolist())
     if array.ndim == 2 and array.dtype.kind in "iuf":
-        return Input(values=array.astype(np.float32))
+        return Input(values=_rows(array))
     raise InvalidInputError("an input is a text, tokens [step], or values [step, feature]")
+
+
+def as_sequences(given: Input | Iterable[Given]) -> list[Given]:
+    """Tell one sequence from several.
+
+    One is a text, an `Input`, whole numbers (tokens), or rows of which one has a fraction, or an array of floats
+    (values). Anything else that can be iterated is several.
+
+    Raises:
+        InvalidInputError: It is neither.
+    """
+    if isinstance(given, np.ndarray):
+        is_one = given.ndim < 2 or (given.ndim == 2 and given.dtype.kind == "f")
+        return [given] if is_one else list(given)
+    listed = several("sequences", given, (str, Input))
+    first = listed[0] if listed else None
+    is_token = isinstance(first, int | np.integer)
+    is_row = isinstance(first, list | tuple) and any(isinstance(number, float | np.floating) for number in first)
+    return [listed] if is_token or is_row else listed
 
 
 def one_input(text: str | None, tokens: Integers | None, values: ArrayLike | None) -> Input:
     """The input of a step; that exactly one is given is for the server to say."""
-    return Input(
-        text,
-        None if tokens is None else integers(tokens),
-        None if values is None else np.asarray(values, np.float32),
-    )
+    return Input(text, None if tokens is None else integers(tokens), None if values is None else _rows(values))
+
+
+def _rows(values: ArrayLike) -> FloatArray:
+    try:
+        with np.errstate(over="ignore"):  # to infinity, which the server refuses
+            return np.asarray(values, np.float32)
+    except MISFITS:
+        raise misfit(values=values) from None
 
 
 def num_steps(given: Input) -> int:
@@ -84,44 +111,77 @@ def integers(numbers: Integers) -> Sequence[int]:
 
 def metadata(session: str) -> tuple[tuple[str, str], ...]:
     """What a proxy routes a call by; nothing where no session is named."""
+    if not (session.isascii() and session.isprintable()):
+        raise misfit(session=session)
     return ((SESSION_KEY, session),) if session else ()
 
 
 def predict_request(
-    model: str, version: str | None, sequences: Iterable[Given], ask: Ask
+    model: str, version: str | None, sequences: Input | Iterable[Given], ask: Ask
 ) -> predictor_pb2.PredictRequest:
-    message = predictor_pb2.PredictRequest(model=model, version=version or "")
-    for sequence in sequences:
-        fill_input(message.sequences.add(), as_input(sequence))
-    fill_ask(message, ask)
+    message = build(predictor_pb2.PredictRequest, model=model, version=version or "")
+    for index, sequence in enumerate(as_sequences(sequences)):
+        try:
+            _fill_input(message.sequences.add(), as_input(sequence))
+        except InvalidInputError as error:
+            details = {"sequence": str(index)}
+            raise InvalidInputError(f"sequence {index}: {error.message}", details=details) from None
+    _fill_ask(message, ask)
     return message
+
+
+def sampling_of(options: SamplingOptions) -> Sampling:
+    sampling = Sampling(**options)  # type: ignore[arg-type]  # what may be one stop string becomes several below
+    return replace(sampling, stop=tuple(several("stop", sampling.stop)))
 
 
 def generate_request(
     model: str, version: str | None, prompt: Given | None, sampling: Sampling
 ) -> predictor_pb2.GenerateRequest:
-    message = predictor_pb2.GenerateRequest(model=model, version=version or "")
-    if prompt is not None:
-        fill_input(message, as_input(prompt))
-    fill_sampling(message, sampling)
+    message = build(predictor_pb2.GenerateRequest, model=model, version=version or "")
+    _fill_generation(message, prompt, sampling)
     return message
 
 
 def session_generate_request(
     session: str, position: int | None, prompt: Given | None, sampling: Sampling
 ) -> sessions_pb2.SessionGenerateRequest:
-    message = sessions_pb2.SessionGenerateRequest(session=session, position=position)
-    if prompt is not None:
-        fill_input(message, as_input(prompt))
-    fill_sampling(message, sampling)
+    message = build(sessions_pb2.SessionGenerateRequest, session=session, position=position)
+    _fill_generation(message, prompt, sampling)
     return message
 
 
 def step_request(session: str, position: int | None, given: Input, ask: Ask) -> sessions_pb2.StepRequest:
-    message = sessions_pb2.StepRequest(session=session, position=position)
-    fill_input(message, given)
-    fill_ask(message, ask)
+    message = build(sessions_pb2.StepRequest, session=session, position=position)
+    _fill_input(message, given)
+    _fill_ask(message, ask)
     return message
+
+
+def open_request(model: str, options: SessionOptions) -> sessions_pb2.OpenRequest:
+    _check_lifetimes(options)
+    try:
+        return encode_session_request(SessionRequest(model, **options))
+    except MISFITS:
+        raise misfit(model=model, **options) from None
+
+
+def restore_request(snapshot: bytes, options: RestoreOptions) -> sessions_pb2.RestoreRequest:
+    _check_lifetimes(options)
+    try:
+        return encode_restore_request(snapshot, RestoreRequest(**options))
+    except MISFITS:
+        raise misfit(snapshot=snapshot, **options) from None
+
+
+def fork_request(session: str, ids: str | Sequence[str] | None, count: int | None) -> sessions_pb2.ForkRequest:
+    listed = None if ids is None else several("ids", ids)
+    if listed == [] or count == 0:
+        raise InvalidInputError("a fork makes one session at least: leave out ids and count for one")
+    try:
+        return encode_fork_request(session, listed, count)
+    except MISFITS:
+        raise misfit(ids=listed, count=count) from None
 
 
 def columns_request(
@@ -133,19 +193,71 @@ def columns_request(
     positions: Integers | None,
     ask: Ask,
 ) -> predictor_pb2.StreamRequest:
-    columns = encode_columns(
-        integers(lanes),
-        tokens=None if tokens is None else integers(tokens),
-        values=None if values is None else np.asarray(values, np.float32),
-        lengths=None if lengths is None else integers(lengths),
-        positions=None if positions is None else integers(positions),
-        ask=ask,
-    )
+    try:
+        columns = encode_columns(
+            integers(lanes),
+            tokens=None if tokens is None else integers(tokens),
+            values=None if values is None else _rows(values),
+            lengths=None if lengths is None else integers(lengths),
+            positions=None if positions is None else integers(positions),
+            ask=ask,
+        )
+    except MISFITS:
+        top, every_step, _ = ask
+        raise misfit(
+            lanes=lanes, tokens=tokens, lengths=lengths, positions=positions, top=top, every_step=every_step
+        ) from None
     return predictor_pb2.StreamRequest(columns=columns)
 
 
-def attach_request(first_lane: int, sessions: Iterable[str]) -> predictor_pb2.StreamRequest:
-    return predictor_pb2.StreamRequest(attach=predictor_pb2.Attach(first_lane=first_lane, sessions=sessions))
+class HasId(Protocol):
+    """A session's object."""
+
+    @property
+    def id(self) -> str: ...
+
+
+def session_ids(sessions: str | HasId | Iterable[str | HasId]) -> list[str]:
+    """The ids of sessions, or of one."""
+    listed: list[Any] = [sessions] if hasattr(sessions, "id") else several("sessions", sessions)
+    try:
+        return [each if isinstance(each, str) else each.id for each in listed]
+    except AttributeError:
+        raise misfit(sessions=sessions) from None
+
+
+def attach_request(first_lane: int, sessions: Sequence[str]) -> predictor_pb2.StreamRequest:
+    attach = build(predictor_pb2.Attach, first_lane=first_lane, sessions=sessions)
+    return predictor_pb2.StreamRequest(attach=attach)
+
+
+def _fill_input(message: InputMessage | GenerateMessage, given: Input) -> None:
+    try:
+        fill_input(message, given)
+    except MISFITS:
+        raise misfit(text=given.text, tokens=given.tokens, values=given.values) from None
+
+
+def _fill_ask(message: AskMessage, ask: Ask) -> None:
+    try:
+        fill_ask(message, ask)
+    except MISFITS:
+        raise misfit(top=ask.top, every_step=ask.every_step) from None
+
+
+def _fill_generation(message: GenerateMessage, prompt: Given | None, sampling: Sampling) -> None:
+    if prompt is not None:
+        _fill_input(message, as_input(prompt))
+    try:
+        fill_sampling(message, sampling)
+    except MISFITS:
+        raise misfit(**asdict(sampling)) from None
+
+
+def _check_lifetimes(options: SessionOptions | RestoreOptions) -> None:
+    """Messages have 0 where no lifetime is given."""
+    if 0 in (options.get("ttl_seconds"), options.get("idle_seconds")):
+        raise InvalidInputError("ttl_seconds and idle_seconds must be greater than 0; None is the server's default")
 
 
 def require_none_in_flight(number: int) -> None:

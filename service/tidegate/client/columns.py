@@ -18,6 +18,7 @@ from tidegate.client.asking import (
     require_in_flight,
     require_none_in_flight,
     require_open,
+    session_ids,
 )
 from tidegate.client.connection import Connection, OpenStream
 from tidegate.client.lanes import Lanes
@@ -46,10 +47,10 @@ class ColumnStream:
         self._stream: OpenStream | None = None
         self._is_closed = False
 
-    def attach(self, sessions: Iterable[str | Session], first_lane: int = 0) -> AttachResult:
+    def attach(self, sessions: str | Session | Iterable[str | Session], first_lane: int = 0) -> AttachResult:
         """Give sessions the lanes ``first_lane``, ``first_lane + 1``…; a lane that was taken is given anew."""
         require_none_in_flight(len(self._lanes))
-        ids = [session if isinstance(session, str) else session.id for session in sessions]
+        ids = session_ids(sessions)
         request = attach_request(first_lane, ids)
         reply = self._until_told(lambda: self._exchange(request))
         if reply.HasField("error"):
@@ -133,6 +134,9 @@ class ColumnStream:
         """End the stream; what is in flight is cancelled."""
         self._is_closed = True
         self._drop()
+
+    def __repr__(self) -> str:
+        return f"<ColumnStream to {self._connection.address}, {len(self._lanes)} in flight>"
 
     def __enter__(self) -> Self:
         return self

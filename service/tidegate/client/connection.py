@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from tidegate.client.arguments import MISFITS, misfit
 from tidegate.client.asking import KNOCK, OPTIONS, metadata
 from tidegate.client.passing import why_ended
 from tidegate.client.retry import Retry, Tries
@@ -26,6 +27,7 @@ class Connection:
 
     def __init__(self, address: str, timeout: float, retry: Retry, sleep: Callable[[float], Any]) -> None:
         self._channel = grpc.insecure_channel(address, options=OPTIONS)
+        self.address = address
         self._timeout = timeout
         self._sleep = sleep
         self.retry = retry
@@ -47,6 +49,8 @@ class Connection:
             return method(request, timeout=timeout or self._timeout, metadata=metadata(session))
         except grpc.RpcError as error:
             raise why_ended(error) from error
+        except MISFITS:
+            raise misfit(session=session, timeout=timeout) from None
 
     def call_repeatedly(
         self,
@@ -83,7 +87,10 @@ class Connection:
         timeout: float | None = None,
     ) -> Iterator[GeneratedToken | GenerationDone]:
         """A generation's events as they come. Closing the iterator cancels the generation."""
-        call = method(request, timeout=timeout or self._timeout, metadata=metadata(session))
+        try:
+            call = method(request, timeout=timeout or self._timeout, metadata=metadata(session))
+        except MISFITS:
+            raise misfit(session=session, timeout=timeout) from None
         told = None
         try:
             for event in call:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 
@@ -13,7 +14,7 @@ class SamplingOptions(TypedDict, total=False):
     top_k: int
     top_p: float
     seed: int | None
-    stop: tuple[str, ...]
+    stop: str | Sequence[str]
 
 
 class SessionOptions(TypedDict, total=False):

@@ -112,6 +112,9 @@ class SessionStream:
         self._is_closed = True
         self._drop()
 
+    def __repr__(self) -> str:
+        return f"<SessionStream of {self._session.id} at {self._session.position}, {len(self._flight)} in flight>"
+
     def __enter__(self) -> Self:
         return self
 

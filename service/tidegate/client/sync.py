@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from tidegate.client.asking import Given, generate_request, predict_request
+from tidegate.client.arguments import build
+from tidegate.client.asking import Given, generate_request, open_request, predict_request, restore_request, sampling_of
 from tidegate.client.columns import ColumnStream
 from tidegate.client.connection import Connection
 from tidegate.client.options import RestoreOptions, SamplingOptions, SessionOptions
@@ -17,23 +18,16 @@ from tidegate.core import (
     Ask,
     GeneratedToken,
     GenerationDone,
+    Input,
     ModelInfo,
     PredictResult,
     ReloadReport,
-    RestoreRequest,
-    Sampling,
     SessionInfo,
-    SessionRequest,
 )
 from tidegate.v1 import models_pb2, sessions_pb2
 from tidegate.wire.models import decode_model, decode_model_page, decode_reload
 from tidegate.wire.predictions import decode_predict
-from tidegate.wire.sessions import (
-    decode_session,
-    decode_session_page,
-    encode_restore_request,
-    encode_session_request,
-)
+from tidegate.wire.sessions import decode_session, decode_session_page
 
 
 class Client:
@@ -71,7 +65,7 @@ class Client:
 
     def model(self, name: str, version: str | None = None) -> ModelInfo:
         """One model; without version its highest."""
-        request = models_pb2.GetModelRequest(model=name, version=version or "")
+        request = build(models_pb2.GetModelRequest, model=name, version=version or "")
         return decode_model(self._connection.call(self._connection.models.Get, request))
 
     def reload(self) -> ReloadReport:
@@ -81,7 +75,7 @@ class Client:
     def predict(
         self,
         model: str,
-        sequences: Iterable[Given],
+        sequences: Input | Iterable[Given],
         *,
         version: str | None = None,
         top: int = 1,
@@ -89,6 +83,8 @@ class Client:
         timeout: float | None = None,
     ) -> PredictResult:
         """Run whole sequences, each from the initial state: texts, token lists, or arrays of values [step, feature].
+
+        One sequence by itself is taken as a list of one: a text is no list of letters.
 
         Raises:
             InvalidInputError: A sequence is wrong; ``details["sequence"]`` is its index. None was run.
@@ -107,12 +103,12 @@ class Client:
         **sampling: Unpack[SamplingOptions],
     ) -> Iterator[GeneratedToken | GenerationDone]:
         """Sample after the prompt, token by token; the last event is the end. Closing the iterator stops the server."""
-        request = generate_request(model, version, prompt, Sampling(**sampling))
+        request = generate_request(model, version, prompt, sampling_of(sampling))
         return self._connection.events(self._connection.predictor.Generate, request, timeout=timeout)
 
     def open(self, model: str, **options: Unpack[SessionOptions]) -> Session:
         """Open a session; used as a context manager it closes at the end of the block."""
-        request = encode_session_request(SessionRequest(model, **options))
+        request = open_request(model, options)
         reply = self._connection.call(self._connection.sessions.Open, request, request.id)
         return Session(self._connection, decode_session(reply))
 
@@ -123,13 +119,13 @@ class Client:
             InvalidInputError: They are no snapshot, or altered.
             FailedPreconditionError: The model it names is not here.
         """
-        request = encode_restore_request(snapshot, RestoreRequest(**options))
+        request = restore_request(snapshot, options)
         reply = self._connection.call(self._connection.sessions.Restore, request, request.id)
         return Session(self._connection, decode_session(reply))
 
     def session(self, id: str) -> Session:  # noqa: A002 - its name everywhere else
         """Find a session that is open, where it is now: a durable one also after its server was started again."""
-        request = sessions_pb2.GetSessionRequest(session=id)
+        request = build(sessions_pb2.GetSessionRequest, session=id)
         reply = self._connection.call(self._connection.sessions.Get, request, id)
         return Session(self._connection, decode_session(reply))
 
@@ -146,6 +142,9 @@ class Client:
     def stream(self) -> ColumnStream:
         """A stream that steps many sessions in one message."""
         return ColumnStream(self._connection)
+
+    def __repr__(self) -> str:
+        return f"Client({self._connection.address!r})"
 
     def close(self) -> None:
         """Close the connection. Sessions stay open on the server."""

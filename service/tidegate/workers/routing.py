@@ -27,7 +27,7 @@ from tidegate.core import (
     SessionRequest,
     StepResult,
 )
-from tidegate.errors import InvalidInputError, UnavailableError
+from tidegate.errors import UnavailableError
 from tidegate.limits import DEFAULT_PAGE
 from tidegate.sessions.ids import DURABLE, EPHEMERAL
 from tidegate.sessions.moment import fork_snapshot
@@ -105,7 +105,7 @@ class RoutedService:
         if fellow is None:
             return self._local.step(session, source, ask, position, deadline)
         here = partial(self._local.step, session, source, ask, position, deadline)
-        request = _encoded(step_request, session, position, source, ask)
+        request = step_request(session, position, source, ask)
         step = asyncio.create_task(self._step(fellow, request, self._last.get(session), deadline, here))
         self._last[session] = step
         step.add_done_callback(partial(self._forget, session))
@@ -150,7 +150,7 @@ class RoutedService:
         )
         if fellow is None:
             return here()
-        request = _encoded(session_generate_request, session, position, prompt, sampling)
+        request = session_generate_request(session, position, prompt, sampling)
         return self._generate(fellow.generate(request, deadline, is_streamed=is_streamed), request, here)
 
     async def _generate(
@@ -179,7 +179,7 @@ class RoutedService:
         # A lifetime of 0 is refused, and a message cannot carry it.
         if request.id is None or 0 in {request.ttl_seconds, request.idle_seconds}:
             return await here()
-        message = _encoded(encode_session_request, request)
+        message = encode_session_request(request)
         # An ephemeral session that was opened here in the owner's place would not be found again.
         return await self._fellows.routed(
             request.id, "Open", message, decode_session, here, is_repeatable=request.durable
@@ -240,7 +240,7 @@ class RoutedService:
         count: int | None = None,
     ) -> list[SessionInfo]:
         here = partial(self._local.fork_session, id, ids, count)
-        request = _encoded(encode_fork_request, id, ids, count)
+        request = encode_fork_request(id, ids, count)
         return await self._fellows.routed(id, "Fork", request, decode_forks, here, home=home, is_repeatable=bool(ids))
 
     async def _is_durable(self, session: str) -> bool:
@@ -292,11 +292,3 @@ def _nothing(_: Any) -> None:
 
 def _snapshot(reply: sessions_pb2.SnapshotReply) -> bytes:
     return reply.snapshot
-
-
-def _encoded(encode: Callable[P, Message], *args: P.args, **kwargs: P.kwargs) -> Message:
-    """A request as a message. JSON has numbers that no field holds, and no model takes."""
-    try:
-        return encode(*args, **kwargs)
-    except ValueError:
-        raise InvalidInputError("a number is out of range for its field") from None

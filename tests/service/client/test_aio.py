@@ -129,3 +129,18 @@ async def test_a_drained_stream_says_so_where_nothing_is_tried_again(service: Fa
                 await stream.step("x")
             assert caught.value.reason in {"DRAINING", "STREAM_BROKEN"}
     await server.stop()
+
+
+async def test_a_text_by_itself_is_one_and_objects_say_what_they_are(client: AsyncClient, address: str) -> None:
+    assert [each.length for each in (await client.predict("echo", "ROMEO:")).predictions] == [6]
+    assert repr(client) == f"AsyncClient('{address}')"
+    async with client.open("echo", id="mine") as session, session.stream() as steps, client.stream() as columns:
+        assert [fork.id for fork in await session.fork("abc")] == ["abc"]
+        assert list((await columns.attach(session)).positions) == [0]
+        assert repr(session) == "<AsyncSession mine of echo/2 at 0>"
+        assert repr(steps) == "<AsyncSessionStream of mine at 0, 0 in flight>"
+        assert repr(columns) == f"<AsyncColumnStream to {address}, 0 in flight>"
+        with pytest.raises(errors.InvalidInputError, match="timeout must be a number"):
+            await session.step("a", timeout="soon")  # type: ignore[arg-type]
+    with pytest.raises(errors.InvalidInputError, match="session must be a session's id"):
+        await client.session("Gänge")

@@ -250,3 +250,35 @@ async def test_leaving_a_stream_cancels_what_is_in_flight(in_thread: In, service
     loop = asyncio.get_running_loop()
     await in_thread(body)
     assert await service.cancelled.get() == "a"
+
+
+async def test_a_text_by_itself_is_one_sequence_one_id_and_one_stop_string(in_thread: In, service: FakeService) -> None:
+    def body(client: Client) -> None:
+        assert [each.length for each in client.predict("echo", "ROMEO:").predictions] == [6]
+        with client.open("echo") as session, client.stream() as stream:
+            assert [fork.id for fork in session.fork("abc")] == ["abc"]
+            assert list(stream.attach(session).positions) == [0]
+            list(session.generate(max_tokens=1, stop="x"))
+
+    await in_thread(body)
+
+
+async def test_objects_say_what_they_are_in_a_line(in_thread: In, address: str) -> None:
+    def body(client: Client) -> None:
+        assert repr(client) == f"Client('{address}')"
+        with client.open("echo", id="mine") as session, session.stream() as steps, client.stream() as columns:
+            assert repr(session) == "<Session mine of echo/2 at 0>"
+            assert repr(steps) == "<SessionStream of mine at 0, 0 in flight>"
+            assert repr(columns) == f"<ColumnStream to {address}, 0 in flight>"
+
+    await in_thread(body)
+
+
+async def test_what_grpc_refuses_is_invalid_input(in_thread: In) -> None:
+    def body(client: Client) -> None:
+        with pytest.raises(errors.InvalidInputError, match="session must be a session's id"):
+            client.session("Gänge")
+        with client.open("echo") as session, pytest.raises(errors.InvalidInputError, match="timeout must be a number"):
+            session.step("a", timeout="soon")  # type: ignore[arg-type]
+
+    await in_thread(body)

@@ -141,9 +141,9 @@ async def test_a_chosen_id_has_one_home(pair: Pair, number: int) -> None:
 
 
 async def test_what_no_message_can_carry_is_invalid(pair: Pair) -> None:
-    with pytest.raises(InvalidInputError, match="out of range"):
+    with pytest.raises(InvalidInputError, match="tokens must be a list of whole numbers from"):
         pair.face.step(pair.id_of(1), Input(tokens=[2**70]))
-    with pytest.raises(InvalidInputError, match="out of range"):
+    with pytest.raises(InvalidInputError, match="top_k must be a whole number from 0 to"):
         pair.face.generate_on_session(pair.id_of(1), None, Sampling(top_k=-1))
 
 
