@@ -5,9 +5,9 @@ Knows shapes and units. Knows nothing of JSON, protobuf, onnxruntime or asyncio.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from tidegate.limits import MAX_STEPS
 
 FloatArray = NDArray[np.floating]
 Tensor = NDArray[np.generic]
+Entry = TypeVar("Entry")
+
+_ROWS_AT_ONCE = 64
 
 
 LAST_POSITION = 2**63 - 1
@@ -83,6 +86,48 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
 
+class Rows(Sequence[Entry]):
+    """What a prediction says step by step, kept as arrays and made when it is asked for: objects take ten times as much
+    memory.
+
+    Args:
+        make: Makes the entries of some steps of ``arrays``.
+        arrays: Each [steps, …]; they are kept, so they must not be views of larger ones.
+    """
+
+    __slots__ = ("_arrays", "_make")
+
+    def __init__(self, make: Callable[..., list[Entry]], *arrays: Tensor) -> None:
+        self._make = make
+        self._arrays = arrays
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(array.nbytes for array in self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays[0])
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Entry]: ...
+    def __getitem__(self, index: int | slice) -> Entry | list[Entry]:
+        if isinstance(index, slice):
+            return self._make(*(array[index] for array in self._arrays))
+        place = range(len(self))[index]
+        return self[place : place + 1][0]
+
+    def __iter__(self) -> Iterator[Entry]:
+        for start in range(0, len(self), _ROWS_AT_ONCE):
+            yield from self[start : start + _ROWS_AT_ONCE]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class Candidate(NamedTuple):
     """A possible next token."""
 
@@ -103,7 +148,7 @@ class Surprise(NamedTuple):
 
     mean: float
     unit: str
-    steps: list[float] | None = None
+    steps: Sequence[float] | None = None
 
 
 class Drift(NamedTuple):
@@ -146,11 +191,18 @@ class Prediction:
 
     length: int
     every_step: bool = False
-    next: list[list[Candidate]] | None = None
-    forecast: list[Forecast] | None = None
+    next: Sequence[Sequence[Candidate]] | None = None
+    forecast: Sequence[Forecast] | None = None
     outputs: dict[str, Tensor] | None = None
     surprise: Surprise | None = None
     drift: Drift | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """What its arrays take, which is most of a large one."""
+        steps = None if self.surprise is None else self.surprise.steps
+        arrays = 0 if self.outputs is None else sum(array.nbytes for array in self.outputs.values())
+        return arrays + sum(told.num_bytes for told in (self.next, self.forecast, steps) if isinstance(told, Rows))
 
 
 class Predictions(NamedTuple):

@@ -82,12 +82,15 @@ class AlreadyExistsError(TidegateError):
 
 
 class PositionConflictError(TidegateError):
-    """The request's position is not the session's; ``details["position"]`` says where the session is."""
+    """The request's position is not the session's; ``details["position"]`` says where the session is.
+
+    With the reason REPLY_DROPPED the request repeats the last chunk, which was applied; its reply is not kept any more.
+    """
 
     default_reason = "POSITION_CONFLICT"
 
-    def __init__(self, message: str, *, position: int) -> None:
-        super().__init__(message, details={"position": str(position)})
+    def __init__(self, message: str, *, position: int, reason: str | None = None) -> None:
+        super().__init__(message, reason=reason, details={"position": str(position)})
         self.position = position
 
 

@@ -100,6 +100,9 @@ MAX_ENDINGS = 100_000
 MAX_LAST_REPLY_BYTES = 16 << 20
 """Bytes of the last replies of ephemeral sequences that ended, kept for a repeat of the last request, for an hour."""
 
+SMALL_REPLY_BYTES = 1024
+"""A last reply that takes no more does not count against `--replies-mb`: it is part of what each session takes."""
+
 MAX_HEADS = 8192
 """Heads of inference requests that are remembered, each of at most `MAX_HEAD_BYTES`: 8 MiB and what they mean."""
 

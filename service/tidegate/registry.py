@@ -41,6 +41,7 @@ from tidegate.errors import (
     shown,
 )
 from tidegate.observe.drift import Chart
+from tidegate.sessions.replies import Replies
 from tidegate.watchdog import RunLimit, Watchdog, load_timeout
 
 log = logging.getLogger(__name__)
@@ -139,6 +140,7 @@ class Registry:
         self._clock = clock
         self._budget = Budget(settings.arena_mb << 20)
         self._watchdog = Watchdog(settings.run_timeout, settings.load_timeout, clock)
+        self.replies = Replies(settings.replies_mb << 20)
         self._models: dict[Key, LoadedModel] = {}
         self._reloading = asyncio.Lock()
 
@@ -316,6 +318,7 @@ class Registry:
             scheduler,
             settings.max_queue,
             make_room=self._make_room,
+            replies=self.replies,
             raw=Tensors(manifest.inputs, manifest.features, manifest.outputs),
             quality=quality,
         )

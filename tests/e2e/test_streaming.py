@@ -55,7 +55,7 @@ def whole(server: RunningServer, text: str) -> Told:
     assert prediction.surprise is not None
     assert prediction.surprise.steps is not None
     assert prediction.next is not None
-    return prediction.surprise.steps, [candidates[0].token for candidates in prediction.next]
+    return list(prediction.surprise.steps), [candidates[0].token for candidates in prediction.next]
 
 
 def by_http(server: RunningServer) -> Told:

@@ -61,7 +61,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def front(root: Path) -> AsyncIterator[Front]:
-    async with serving(root) as service:
+    async with fronting(root) as front:
+        yield front
+
+
+@asynccontextmanager
+async def fronting(root: Path, **settings: Any) -> AsyncIterator[Front]:
+    async with serving(root, **settings) as service:
         inference = Inference(ServiceCore(service))
         server = create_server(service, "127.0.0.1:0", None, inference)
         await server.start()
@@ -181,6 +187,65 @@ async def test_a_tensor_holds_so_many_steps(front: Front) -> None:
     message.outputs.add(name="surprise")
     message.raw_input_contents.append(np.ones(limits.MAX_STEPS + 1, np.int64).tobytes())
     assert await reason_of(front.oip.ModelInfer(message)) == "REQUEST_TOO_LARGE"
+
+
+# ---- what sessions remember
+
+LARGE: Json = {"text": "abc" * 100, "position": 0, "every_step": True, "top": 5}
+OTHER = {**LARGE, "text": "abd" * 100}
+
+
+async def test_a_large_reply_that_is_not_kept_any_more_is_a_conflict_that_says_so(root: Path) -> None:
+    async with fronting(root, replies_mb=0) as front:
+        session = await front.open()
+        path = f"/v1/sessions/{session}:step"
+        assert (await front.post(path, LARGE))[0] == 200
+        for body, reason in ((LARGE, "REPLY_DROPPED"), (OTHER, "POSITION_CONFLICT")):
+            status, document = await front.post(path, body)
+            assert (status, document["reason"], document["position"]) == (409, reason, 300)
+        request = sessions_pb2.StepRequest(session=session, text="abc" * 100, position=0, every_step=True, top=5)
+        assert await reason_of(front.sessions.Step(request)) == "REPLY_DROPPED"
+        small = {"text": "a", "position": 300, "top": 5}
+        assert (await front.post(path, small)) == (await front.post(path, small)), "a small one is always kept"
+
+
+async def test_large_replies_are_kept_within_their_budget(root: Path) -> None:
+    async with fronting(root, replies_mb=1) as front:
+        sessions = [await front.open() for _ in range(3)]
+        long = {**LARGE, "text": "a" * 700, "top": 65}
+        first, *_, last = [await front.post(f"/v1/sessions/{each}:step", long) for each in sessions]
+        assert first[0] == 200
+        assert (await front.post(f"/v1/sessions/{sessions[0]}:step", long))[1]["reason"] == "REPLY_DROPPED"
+        assert await front.post(f"/v1/sessions/{sessions[-1]}:step", long) == last
+
+
+async def test_a_durable_sessions_reply_is_read_from_its_record(root: Path, tmp_path: Path) -> None:
+    async with fronting(root, replies_mb=0, store="sqlite", data_dir=tmp_path) as front:
+        _, session = await front.post("/v1/sessions", {"model": "tiny", "durable": True})
+        path = f"/v1/sessions/{session['id']}:step"
+        assert (first := await front.post(path, LARGE))[0] == 200
+        assert await front.post(path, LARGE) == first
+        assert (await front.post(path, OTHER))[1]["reason"] == "POSITION_CONFLICT"
+
+
+async def test_a_long_transcript_counts_too(root: Path) -> None:
+    async with fronting(root, replies_mb=0) as front:
+        path = f"/v1/sessions/{await front.open()}:generate"
+        short, long = ({"text": "a", "max_tokens": number, "seed": 1} for number in (10, 100))
+        assert (await front.post(path, {**short, "position": 0})) == (await front.post(path, {**short, "position": 0}))
+        assert (await front.post(path, {**long, "position": 11}))[0] == 200
+        status, document = await front.post(path, {**long, "position": 11})
+        assert (status, document["reason"], document["position"]) == (409, "REPLY_DROPPED", 112)
+
+
+async def test_the_replies_of_columns_count_together(root: Path) -> None:
+    async with fronting(root, replies_mb=0) as front, stream_of(front, 20) as stream:
+        message = columns(lanes=range(20), tokens=[1] * 20, positions=[0] * 20, top=65)
+        await stream.write(message)
+        assert [*(await stream.read()).columns.positions] == [1] * 20
+        await stream.write(message)
+        errors = (await stream.read()).columns.errors
+        assert [each.error.reason for each in errors] == ["REPLY_DROPPED"] * 20
 
 
 # ---- stop strings

@@ -27,7 +27,8 @@ MAX_IN_FLIGHT = 32
 class ReplyLostError(TidegateError):
     """The step was applied, once, but its reply went down with the connection; ``position`` is the session's after it.
 
-    Only steps that overlap can meet this: the server remembers the reply to a session's last chunk.
+    Steps that overlap can meet this, for the server remembers the reply to a session's last chunk only; and large
+    replies, for which it has a budget (docs/limits.md).
     """
 
     default_reason = "REPLY_LOST"
@@ -109,11 +110,11 @@ class Flight:
 
     def is_lost(self, chunk: Chunk, error: TidegateError) -> bool:
         """Whether the error of a chunk, taken from here a moment ago, says that only its reply is lost."""
-        return (
-            isinstance(error, PositionConflictError)
-            and chunk.is_repeat
-            and any(later.is_repeat and later.end == error.position for later in self._sent)
-        )
+        if not isinstance(error, PositionConflictError) or not chunk.is_repeat:
+            return False
+        if error.reason == "REPLY_DROPPED":  # it was the last, and too large to be kept for long
+            return error.position == chunk.end
+        return any(later.is_repeat and later.end == error.position for later in self._sent)
 
     def _reached(self, position: int | None) -> int | None:
         """Where the session will be after what is with the server. A chunk that finds it elsewhere will not apply."""

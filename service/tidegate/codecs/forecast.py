@@ -7,9 +7,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tidegate.bundle import Bundle, Cyclic, ForecastCodec, Manifest, Scaling, Standard
-from tidegate.codecs.rows import check_input, check_output, check_rows, kind_of, mean_surprise
+from tidegate.codecs.rows import (
+    FEW,
+    check_input,
+    check_output,
+    check_rows,
+    kind_of,
+    mean_surprise,
+    told,
+)
 from tidegate.codecs.scores import BAND, find_band
-from tidegate.core import Ask, FloatArray, Forecast, Input, Prediction, Predictions, Surprise, Tensor
+from tidegate.core import Ask, FloatArray, Forecast, Input, Prediction, Predictions, Rows, Surprise, Tensor
 from tidegate.errors import BundleError, InvalidInputError
 
 _VALUE_BYTES = 20
@@ -62,6 +70,8 @@ class Forecasts:
     def part(self, together: Predictions) -> list[Prediction]:
         assert together.forecast is not None
         length, unit, quantiles = together.length, self.surprise_unit, together.quantiles
+        if together.forecast[0].size > FEW:
+            return self._part_large(together, together.forecast)
         forecasts = [Forecast(quantiles, values) for values in together.forecast.tolist()]
         if together.surprise is None:
             return [Prediction(length, forecast=[forecast]) for forecast in forecasts]
@@ -69,6 +79,15 @@ class Forecasts:
             Prediction(length, forecast=[forecast], surprise=Surprise(mean, unit))
             for forecast, mean in zip(forecasts, together.surprise.tolist(), strict=True)
         ]
+
+    def _part_large(self, together: Predictions, forecasts: Tensor) -> list[Prediction]:
+        length, unit, found = together.length, self.surprise_unit, []
+        means = [None] * len(forecasts) if together.surprise is None else together.surprise.tolist()
+        for row, mean in enumerate(means):
+            rows = Rows(self._forecasts, forecasts[row : row + 1].copy())
+            surprise = None if mean is None else Surprise(mean, unit)
+            found.append(Prediction(length, forecast=rows, surprise=surprise))
+        return found
 
     def _read(self, outputs: Mapping[str, Tensor], rows: slice | Sequence[int], length: int) -> Predictions:
         spec = self._spec
@@ -78,8 +97,8 @@ class Forecasts:
 
     def cut(self, outputs: Mapping[str, Tensor], row: int, ask: Ask, *, is_last: bool) -> dict[str, Tensor]:
         quantiles = outputs[self._spec.output][row]
-        told = quantiles if ask.every_step else quantiles[-1:] if is_last else quantiles[:0]
-        piece = {"quantiles": told.copy()}
+        steps = quantiles if ask.every_step else quantiles[-1:] if is_last else quantiles[:0]
+        piece = {"quantiles": steps.copy()}
         if self._spec.surprise is not None:
             piece[self._spec.surprise] = outputs[self._spec.surprise][row].copy()
         if self._band is not None:
@@ -87,13 +106,14 @@ class Forecasts:
         return piece
 
     def join(self, pieces: Sequence[Mapping[str, Tensor]], length: int, ask: Ask) -> Prediction:
-        forecasts = self._forecasts(np.concatenate([piece["quantiles"] for piece in pieces]))
+        values = self._scaled(np.concatenate([piece["quantiles"] for piece in pieces]))
+        rows = told(self._forecasts, values)
         surprise = mean_surprise(pieces, self._spec.surprise, self.surprise_unit, ask)
-        return Prediction(length, ask.every_step, forecast=forecasts, surprise=surprise)
+        return Prediction(length, ask.every_step, forecast=rows, surprise=surprise)
 
-    def _forecasts(self, scaled: Tensor) -> list[Forecast]:
-        """Return a forecast for each step of ``scaled`` [steps, horizon, quantile]."""
-        return [Forecast(self._spec.quantiles, rows) for rows in self._scaled(scaled).tolist()]
+    def _forecasts(self, values: Tensor) -> list[Forecast]:
+        """Return a forecast for each step of ``values`` [steps, horizon, quantile], in data units."""
+        return [Forecast(self._spec.quantiles, rows) for rows in values.tolist()]
 
     def _scaled(self, quantiles: Tensor) -> FloatArray:
         """Return quantiles in data units."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from tidegate.bundle import BATCH, TIME, Axis, Manifest, TensorSpec
-from tidegate.core import Ask, FloatArray, Input, Surprise, Tensor
+from tidegate.core import Ask, Entry, FloatArray, Input, Rows, Surprise, Tensor
 from tidegate.errors import InvalidInputError
+
+FEW = 16
+"""Numbers that are made into objects at once."""
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -89,6 +92,11 @@ def check_tokens(tokens: Sequence[int], size: int | None) -> Tensor:
     return ids
 
 
+def told(make: Callable[..., list[Entry]], *arrays: Tensor) -> Sequence[Entry]:
+    """Return what ``make`` makes of arrays, [steps, …] each; of more than a few numbers, when it is asked for."""
+    return make(*arrays) if arrays[0].size <= FEW else Rows(make, *arrays)
+
+
 def mean_surprise(pieces: Sequence[Mapping[str, Tensor]], name: str | None, unit: str, ask: Ask) -> Surprise | None:
     """Return the surprise over all ``pieces``, whose array ``name`` is [steps]; None where the model has none."""
     if name is None:
@@ -96,4 +104,4 @@ def mean_surprise(pieces: Sequence[Mapping[str, Tensor]], name: str | None, unit
     steps = np.concatenate([piece[name] for piece in pieces])
     # Single precision, as it travels and as it is stored: a repeat tells the same number.
     mean = float(np.float32(steps.mean(dtype=np.float64)))
-    return Surprise(mean, unit, steps.tolist() if ask.every_step else None)
+    return Surprise(mean, unit, told(np.ndarray.tolist, steps) if ask.every_step else None)

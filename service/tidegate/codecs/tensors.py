@@ -94,8 +94,9 @@ class Tensors:
 
     def join(self, pieces: Sequence[Mapping[str, Tensor]], length: int, ask: Ask) -> Prediction:
         if len(pieces) == 1:
-            return Prediction(length, ask.every_step, outputs=dict(pieces[0]))
-        outputs = {spec.name: np.concatenate([piece[spec.name] for piece in pieces]) for spec in self._outputs}
+            outputs = dict(pieces[0])
+        else:
+            outputs = {spec.name: np.concatenate([piece[spec.name] for piece in pieces]) for spec in self._outputs}
         return Prediction(length, ask.every_step, outputs=outputs)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidegate.bundle import Bundle, Manifest, TokenCodec, Vocabulary
-from tidegate.codecs.rows import check_input, check_output, check_tokens, kind_of, mean_surprise
-from tidegate.core import Ask, Candidate, FloatArray, Input, Prediction, Predictions, Surprise, Tensor
+from tidegate.codecs.rows import FEW, check_input, check_output, check_tokens, kind_of, mean_surprise, told
+from tidegate.core import Ask, Candidate, FloatArray, Input, Prediction, Predictions, Rows, Surprise, Tensor
 from tidegate.errors import BundleError, InvalidInputError
 
 _CANDIDATE_BYTES = 80  # one candidate as JSON: keys, token, id and a probability of 20 digits
@@ -93,14 +93,25 @@ class Tokens:
     def part(self, together: Predictions) -> list[Prediction]:
         assert together.ids is not None
         assert together.probabilities is not None
-        steps = self._candidates(together.ids, together.probabilities)
         length, unit = together.length, self.surprise_unit
+        if together.ids.shape[1] > FEW:
+            return self._part_large(together, together.ids, together.probabilities)
+        steps = self._candidates(together.ids, together.probabilities)
         if together.surprise is None:
             return [Prediction(length, next=[step]) for step in steps]
         return [
             Prediction(length, next=[step], surprise=Surprise(mean, unit))
             for step, mean in zip(steps, together.surprise.tolist(), strict=True)
         ]
+
+    def _part_large(self, together: Predictions, ids: Tensor, probabilities: Tensor) -> list[Prediction]:
+        length, unit, found = together.length, self.surprise_unit, []
+        means = [None] * len(ids) if together.surprise is None else together.surprise.tolist()
+        for row, mean in enumerate(means):
+            rows = Rows(self._candidates, ids[row : row + 1].astype(np.int32), probabilities[row : row + 1].copy())
+            surprise = None if mean is None else Surprise(mean, unit)
+            found.append(Prediction(length, next=rows, surprise=surprise))
+        return found
 
     def _read(self, outputs: Mapping[str, Tensor], rows: slice | Sequence[int], length: int, top: int) -> Predictions:
         ids, probabilities = top_candidates(outputs[self._logits][rows, -1], top)
@@ -112,18 +123,19 @@ class Tokens:
 
     def cut(self, outputs: Mapping[str, Tensor], row: int, ask: Ask, *, is_last: bool) -> dict[str, Tensor]:
         logits = outputs[self._logits][row]
-        told = logits if ask.every_step else logits[-1:] if is_last else logits[:0]
-        ids, probabilities = top_candidates(told, ask.top)
+        steps = logits if ask.every_step else logits[-1:] if is_last else logits[:0]
+        ids, probabilities = top_candidates(steps, ask.top)
         piece: dict[str, Tensor] = {"ids": ids, "probabilities": probabilities}
         if self._surprise is not None:
             piece[self._surprise] = outputs[self._surprise][row].copy()
         return piece
 
     def join(self, pieces: Sequence[Mapping[str, Tensor]], length: int, ask: Ask) -> Prediction:
-        ids = np.concatenate([piece["ids"] for piece in pieces])
+        ids = np.concatenate([piece["ids"] for piece in pieces]).astype(np.int32)
         probabilities = np.concatenate([piece["probabilities"] for piece in pieces])
+        rows = told(self._candidates, ids, probabilities)
         surprise = mean_surprise(pieces, self._surprise, self.surprise_unit, ask)
-        return Prediction(length, ask.every_step, next=self._candidates(ids, probabilities), surprise=surprise)
+        return Prediction(length, ask.every_step, next=rows, surprise=surprise)
 
     def _candidates(self, ids: Tensor, probabilities: Tensor) -> list[list[Candidate]]:
         tokens = self.tokens

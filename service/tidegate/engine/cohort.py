@@ -21,7 +21,9 @@ from tidegate.engine.work import Reply, Work, name_of
 from tidegate.errors import TidegateError
 from tidegate.sessions.lifecycle import Phase
 from tidegate.sessions.party import Party
-from tidegate.sessions.session import LastReply, Session
+from tidegate.sessions.session import LastReply, Recollection, Session
+
+_LANE_BYTES = 48  # beside its arrays: where it started, and a reference to its session's id
 
 _NO_SLOTS: Slots = np.empty(0, np.intp)
 
@@ -50,6 +52,20 @@ class Told(NamedTuple):
     predictions: Predictions
     drift: dict[int, Drift]
     part: Part
+
+    @property
+    def num_bytes(self) -> int:
+        """About what it takes in memory."""
+        told = self.predictions
+        arrays = (
+            *self.inputs,
+            *(told.outputs or {}).values(),
+            told.ids,
+            told.probabilities,
+            told.forecast,
+            told.surprise,
+        )
+        return _LANE_BYTES * len(self.ids) + sum(array.nbytes for array in arrays if array is not None)
 
     def result(self, lane: int) -> StepResult:
         (prediction,) = self.part(self.predictions.row(lane))
@@ -164,8 +180,8 @@ class Cohort:
             return range(len(self.sessions))
         return [lane for lane in range(len(self.sessions)) if lane not in self.aside]
 
-    def commit(self, told: Told, now: float) -> None:
-        """Move the sessions of the lanes that go together on by their step."""
+    def commit(self, told: Recollection, now: float) -> None:
+        """Move the sessions of the lanes that go together on by their step, which they remember as ``told``."""
         sessions = self.sessions
         for session in sessions if not self.aside else [sessions[lane] for lane in self.lanes]:
             session.position += 1

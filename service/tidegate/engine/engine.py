@@ -12,12 +12,14 @@ pieces, of a generation without a session, and of a durable session's chunk that
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from tidegate.codecs import Codec
+from tidegate.codecs.rows import FEW
 from tidegate.core import Prediction, StepResult, Tensor
 from tidegate.engine.arena import INITIAL, ArenaLike, Slots
 from tidegate.engine.batch import Batch, Counts, Outcome, Outputs, Step
@@ -38,7 +40,9 @@ from tidegate.errors import (
     UnavailableError,
 )
 from tidegate.faults import conceal
+from tidegate.limits import SMALL_REPLY_BYTES
 from tidegate.sessions.lifecycle import Event, Phase
+from tidegate.sessions.replies import LargeReply, Replies
 from tidegate.sessions.session import DurableSession, LastReply, Session, Verdict, ended
 
 log = logging.getLogger(__name__)
@@ -58,11 +62,12 @@ class Engine:
         scheduler: Says who runs next.
         max_queue: Chunks that may wait.
         make_room: Makes one slot free, if it can, where the arena is full; returns whether it did.
+        replies: Counts the last replies that are large; None: none is dropped.
         raw: Reads the outputs for those who ask for them as they are.
         quality: Watches how well the model predicts; None where nobody does.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         codec: Codec,
         arena: ArenaLike,
@@ -71,6 +76,7 @@ class Engine:
         max_queue: int,
         *,
         make_room: Callable[[], bool] = lambda: False,
+        replies: Replies | None = None,
         raw: Codec | None = None,
         quality: Quality | None = None,
     ) -> None:
@@ -79,6 +85,7 @@ class Engine:
         self._num_states = num_states
         self._scheduler = scheduler
         self._max_queue = max_queue
+        self._replies = replies or Replies(sys.maxsize)
         self._pace = Pace(_HORIZON_SECONDS)
         self._waiting: set[Work] = set()  # everything that is not answered yet
         self._cohorts: set[Cohort] = set()  # likewise; their lanes are
@@ -406,6 +413,7 @@ class Engine:
             self._admit_head(session)
         elif not session.queue and session.phase is not Phase.OPEN:
             self._free_slot(session)
+        session.last = None  # whoever repeats has the record read again
 
     def _step(self, batch: Batch, row: int, work: Work, state: bytes) -> Step:
         session, logits = work.session, None
@@ -445,7 +453,7 @@ class Engine:
         session.revision = revision
         if self._quality is not None and step.scored is not None:
             self._quality.commit(step.scored, session)
-        session.advance(work.length, step.last, now)
+        session.advance(work.length, None, now)
 
     def _overtaken(self, step: Step, error: TidegateError | None) -> None:
         """The step was not stored, or nobody knows: what is here of the session is not to be trusted any more."""
@@ -496,7 +504,16 @@ class Engine:
         if work.session is not None:
             result = StepResult(work.session.id, work.session.position + work.length, prediction)
             _commit(work, result, now)
+            # A step's best candidates, the commonest answer, are asked nothing.
+            if work.ask.every_step or work.ask.top > FEW or prediction.next is None:
+                self._count(work.session, prediction.num_bytes)
         self._tell(work, result, now)
+
+    def _count(self, session: Session, num_bytes: int) -> None:
+        """Let the reply that a session has just got count, where it is a large one."""
+        if num_bytes > SMALL_REPLY_BYTES and isinstance(session.last, LastReply):
+            session.last = LargeReply(session.last)
+            self._replies.hold(session.last, num_bytes)
 
     # ---- cohorts
 
@@ -528,7 +545,11 @@ class Engine:
     def _answer_together(self, batch: Batch, first: int, cohort: Cohort, told: Told, now: float) -> None:
         if self._quality is not None:
             _watch(lambda quality: quality.take_together(cohort, batch.outputs, first, told.drift), self._quality)
-        cohort.commit(told, now)
+        reply, size = None, told.num_bytes
+        if size > SMALL_REPLY_BYTES:
+            reply = LargeReply(None, told)
+            self._replies.hold(reply, size)
+        cohort.commit(reply or told, now)
         self._running.discard(cohort)
         self._forget_together(cohort)
         self._leave(cohort)
@@ -646,7 +667,7 @@ class Engine:
         if session.decide(work.position, work.fingerprint, work.most_steps) is Verdict.REPEAT:
             self.meter.num_repeats += 1
             last = session.recall()
-            assert last is not None
+            assert isinstance(last, LastReply)
             if not isinstance(work, Generation):
                 work.repeat(last)
                 return False
@@ -686,6 +707,8 @@ class Engine:
         session = work.session
         if session is None:
             return
+        if work.kind == GENERATED and isinstance(work, Generation):
+            self._count(session, work.transcript.num_bytes)
         del session.queue[0]
         if session.phase is Phase.OPEN:
             self._admit_head(session)

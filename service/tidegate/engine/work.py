@@ -140,6 +140,11 @@ class Transcript:
     def __init__(self) -> None:
         self.tokens: list[int] = []
 
+    @property
+    def num_bytes(self) -> int:
+        """What it takes in memory, a number of its own for each token."""
+        return 36 * len(self.tokens)
+
 
 Emit = Callable[[GeneratedToken | GenerationDone], None]
 

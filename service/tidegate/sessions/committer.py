@@ -107,16 +107,21 @@ class Committer:
                 retry_after=0.0,
             )
         copy_in(session, entry, record)
+        try:
+            session.last = last_reply(record.body)
+        except ValueError as error:
+            raise InternalError(f"session {session.id}: {error}", reason="STORE_CORRUPT") from error
 
     def _leave(self, session: DurableSession) -> None:
         self._cache.drop(session)
 
 
 def copy_in(session: DurableSession, entry: Entry, record: Record) -> None:
-    """Make the copy what the record says: position, state, last reply. Its model's engine must hold it."""
+    """Make the copy what the record says, but for the last reply: who repeats has the record read again, and then it is
+    looked at. The copy's model's engine must hold it.
+    """
     summary, body = record
     try:
-        last = last_reply(body)
         session.model.engine.load(session, body.state)
     except ValueError as error:
         log.error("the record of session %s does not fit its model: %s", session.id, error)  # noqa: TRY400
@@ -124,7 +129,7 @@ def copy_in(session: DurableSession, entry: Entry, record: Record) -> None:
             f"session {session.id} cannot be read: its record is damaged", reason="STORE_CORRUPT"
         ) from error
     session.position = summary.position
-    session.last = last
+    session.last = None
     if (kept := kept_chart(summary)) is not None:
         session.block_sum, session.chart = kept
     session.seed = body.seed

@@ -30,7 +30,7 @@ from tidegate.sessions.last_replies import LastReplies, Remembered
 from tidegate.sessions.lifecycle import Event, Phase
 from tidegate.sessions.moment import Moment
 from tidegate.sessions.party import Party
-from tidegate.sessions.session import Session
+from tidegate.sessions.session import LastReply, Session
 from tidegate.sessions.table import SessionTable
 
 
@@ -254,7 +254,8 @@ class Desk:
     def end(self, session: Session, event: Event) -> None:
         """End a live session: its waiting work fails with the reason."""
         now = self._clock.monotonic()
-        if event is Event.CLOSE and session.id.startswith(SEQUENCE) and (last := session.recall()) is not None:
+        is_ended = event is Event.CLOSE and session.id.startswith(SEQUENCE)
+        if is_ended and isinstance(last := session.recall(), LastReply):
             self._last_replies.put(session.id, Remembered(session.model.manifest.version, last), now)
         self._table.end(session, event, now)
         self._sources.pop(session.id, None)

@@ -14,6 +14,7 @@ from tidegate.core import LAST_POSITION, SessionRequest
 from tidegate.errors import FailedPreconditionError, InvalidInputError, PositionConflictError, SessionEndedError
 from tidegate.observe.drift import NOT_WHOLE, Charted
 from tidegate.sessions.lifecycle import TRANSITIONS, WHY, Event, Phase
+from tidegate.sessions.replies import Dropped
 from tidegate.sessions.stores.store import SessionKey
 
 if TYPE_CHECKING:
@@ -33,9 +34,11 @@ class LastReply(NamedTuple):
 
 
 class Recollection(Protocol):
-    """A last reply that many sessions share, each of which finds its own in it when it is asked."""
+    """A last reply that is found when a session asks for it: one that many sessions share, or a large one, which may be
+    dropped.
+    """
 
-    def recall(self, session: Session) -> LastReply: ...
+    def recall(self, session: Session) -> LastReply | Dropped: ...
 
 
 class Verdict(Enum):
@@ -133,20 +136,27 @@ class Session:
             raise PositionConflictError(
                 f"session {self.id} is at position {self.position}, not {position}", position=self.position
             )
-        if fingerprint() != last.fingerprint:
+        if last.fingerprint is not None and fingerprint() != last.fingerprint:
             raise PositionConflictError(
                 f"the chunk at position {position} was answered before, with another input or other options; "
                 f"the session is at position {self.position}",
                 position=self.position,
             )
+        if isinstance(last, Dropped):
+            raise PositionConflictError(
+                f"the chunk at position {position} was applied, and its reply, a large one, is not kept any more: "
+                f"the session is at position {self.position}",
+                position=self.position,
+                reason="REPLY_DROPPED",
+            )
         return Verdict.REPEAT
 
-    def recall(self) -> LastReply | None:
+    def recall(self) -> LastReply | Dropped | None:
         """Return the last reply, or None where there is none to be repeated."""
         return self.last if self.last is None or isinstance(self.last, LastReply) else self.last.recall(self)
 
-    def advance(self, steps: int, reply: LastReply, now: float) -> None:
-        """Record a committed chunk of ``steps`` steps and its reply."""
+    def advance(self, steps: int, reply: LastReply | None, now: float) -> None:
+        """Record a committed chunk of ``steps`` steps and its reply; None: it is remembered elsewhere."""
         self.position += steps
         self.last = reply
         self.used_at = now

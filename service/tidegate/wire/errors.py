@@ -124,7 +124,7 @@ def decode_error(message: types_pb2.Error) -> TidegateError:
 
 def _rebuild(code: int, reason: str, message: str, details: dict[str, str], retry_after: float | None) -> TidegateError:
     if code == code_pb2.ABORTED and details.get("position", "").isdigit():
-        return PositionConflictError(message, position=int(details["position"]))
+        return PositionConflictError(message, position=int(details["position"]), reason=reason or None)
     kind = _class_of(code, reason)
     # A call that was cancelled, say, has no class of ours and no reason: its code's name is the reason.
     reason = reason or (code_pb2.Code.Name(code) if kind is TidegateError else kind.default_reason)

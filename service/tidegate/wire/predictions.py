@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 
 import numpy as np
 
@@ -124,7 +124,7 @@ def decode_event(message: types_pb2.GenerateReply) -> GeneratedToken | Generatio
     return GenerationDone(done.text, done.tokens[:], done.finish_reason, done.position)
 
 
-def _fill_forecast(message: types_pb2.Prediction, forecast: list[Forecast]) -> None:
+def _fill_forecast(message: types_pb2.Prediction, forecast: Iterable[Forecast]) -> None:
     for quantiles, values in forecast:
         row = message.forecast.add()
         row.quantiles.extend(quantiles)

@@ -78,7 +78,7 @@ async def surprises(client: AsyncClient) -> list[float]:
     surprise = (await client.predict("tiny", [TEXT], every_step=True)).predictions[0].surprise
     assert surprise is not None
     assert surprise.steps is not None
-    return surprise.steps
+    return list(surprise.steps)
 
 
 async def by_calls(client: AsyncClient, between: Callable[[int], Awaitable[None]]) -> list[float]:

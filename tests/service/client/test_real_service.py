@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def assert_same(found: Any, expected: Any) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-4)
 
 
-def by_id(row: list[Candidate]) -> list[float]:
+def by_id(row: Sequence[Candidate]) -> list[float]:
     """Probabilities in the order of ids, so that near ties compare."""
     return [each.probability for each in sorted(row, key=lambda each: each.id)]
 

@@ -6,6 +6,7 @@ at all, and an error says where it is not.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -187,7 +188,7 @@ def prediction_json(prediction: Prediction) -> Object:
     return reply
 
 
-def _candidates_json(candidates: list[Candidate]) -> list[Object]:
+def _candidates_json(candidates: Iterable[Candidate]) -> list[Object]:
     return [{"token": token, "id": number, "probability": probability} for token, number, probability in candidates]
 
 
@@ -198,7 +199,7 @@ def _forecast_json(forecast: Forecast) -> Object:
 def _surprise_json(surprise: Surprise) -> Object:
     reply: Object = {"mean": surprise.mean, "unit": surprise.unit}
     if surprise.steps is not None:
-        reply["steps"] = surprise.steps
+        reply["steps"] = list(surprise.steps)
     return reply
 
 

@@ -1,0 +1,87 @@
+"""The last replies that sessions remember, as far as they are large: counted together, and dropped, oldest first, where
+they are too many. Pure; knows nothing of what a reply says.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from tidegate.sessions.session import LastReply, Recollection, Session
+
+
+class Dropped(NamedTuple):
+    """What is left of a reply that was dropped: of what chunk it was. ``fingerprint`` None: not even that is known."""
+
+    start: int
+    fingerprint: Hashable | None
+
+
+class LargeReply:
+    """A reply that counts: a session's ``own``, or one of single steps that many ``shared``.
+
+    It leaves the count when no session remembers it any more.
+    """
+
+    __slots__ = ("__weakref__", "_own", "_shared")
+
+    def __init__(self, own: LastReply | None, shared: Recollection | None = None) -> None:
+        self._own: LastReply | Dropped | None = own
+        self._shared = shared
+
+    def recall(self, session: Session) -> LastReply | Dropped:
+        if self._own is not None:
+            return self._own
+        return Dropped(session.position - 1, None) if self._shared is None else self._shared.recall(session)
+
+    def drop(self) -> None:
+        """Forget what was answered."""
+        if self._own is not None:
+            self._own = Dropped(self._own.start, self._own.fingerprint)
+        self._shared = None
+
+
+class _Counted(weakref.ref[LargeReply]):
+    """A large reply, and what it takes; it does not keep it."""
+
+    __slots__ = ("num_bytes",)
+
+    num_bytes: int
+
+
+class Replies:
+    """Large replies of one process, in the order in which they were given.
+
+    Args:
+        max_bytes: How much they may take together.
+
+    Attributes:
+        num_bytes: What they take.
+        num_dropped: Dropped since the start.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._counted: dict[int, _Counted] = {}
+        self.num_bytes = 0
+        self.num_dropped = 0
+
+    def hold(self, reply: LargeReply, num_bytes: int) -> None:
+        """Count a reply of so many bytes; the oldest are dropped for it, if need be."""
+        counted = _Counted(reply, self._leave)
+        counted.num_bytes = num_bytes
+        self._counted[id(counted)] = counted
+        self.num_bytes += num_bytes
+        while self.num_bytes > self._max_bytes:
+            oldest = next(iter(self._counted.values()))
+            if (dropped := oldest()) is not None:
+                dropped.drop()
+                self.num_dropped += 1
+            self._leave(oldest)
+
+    def _leave(self, counted: weakref.ref[LargeReply]) -> None:
+        assert isinstance(counted, _Counted)
+        if self._counted.pop(id(counted), None) is not None:
+            self.num_bytes -= counted.num_bytes
