@@ -480,7 +480,7 @@ def _parse_manifest(text: bytes, path: Path) -> Manifest:
 def _first_complaint(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "the document"
-    return f"{where}: {first['msg']}"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _parse_json(text: bytes, kind: type[P]) -> P:
