@@ -85,8 +85,12 @@ def parse_csv(text: str, origin: str, *, column: str, time: str, target: str, fa
     for name in (time, column):
         if name not in header:
             raise TrainingInputError(f"{origin}: no column {name!r}; there are {', '.join(header) or 'none'}")
+        if header.count(name) > 1:
+            raise TrainingInputError(f"{origin}: the column {name!r} is there {header.count(name)} times: keep one")
     times, values = [], []
     for row in reader:
+        if None in row:  # where DictReader puts what is beyond the header
+            raise TrainingInputError(f"{origin}, line {reader.line_num}: more fields than the header has")
         times.append(_timestamp(row[time], f"{origin}, line {reader.line_num}"))
         values.append(_number(row[column], f"{origin}, line {reader.line_num}", column))
     _check_regular(times, origin)

@@ -93,6 +93,8 @@ def test_predict_reads_the_features_of_a_csv_by_name(server: RunningServer, tmp_
         ("load,hour\n1,one\n", "line 2: hour is 'one', not a number"),
         ("load,hour\n1\n", "line 2: hour is None, not a number"),
         ("load,hour\n", "no rows below a header"),
+        ("load,hour,load\n1,2,3\n", "the column load is there 2 times: keep one"),
+        ("load,hour\n1,2\n1,2,3\n", "line 3: more fields than the header has"),
     ],
 )
 def test_a_csv_that_does_not_fit_is_told_why(server: RunningServer, tmp_path: Path, text: str, why: str) -> None:

@@ -44,6 +44,17 @@ def test_the_first_fault_is_named(rows: str, message: str) -> None:
         parse("load,when\n" + rows)
 
 
+@pytest.mark.parametrize("name", ["load", "when"])
+def test_a_column_that_is_there_twice_is_refused(name: str) -> None:
+    with pytest.raises(TrainingInputError, match=rf"my\.csv: the column '{name}' is there 2 times: keep one"):
+        parse(f"load,when,{name}\n1,2024-01-01,2\n")
+
+
+def test_a_row_with_more_fields_than_the_header_is_refused() -> None:
+    with pytest.raises(TrainingInputError, match=r"my\.csv, line 3: more fields than the header has"):
+        parse("load,when\n1,2024-01-01\n1,5,2024-01-02\n")
+
+
 def test_a_missing_column_lists_what_there_is() -> None:
     with pytest.raises(TrainingInputError, match=r"my\.csv: no column 'when'; there are a, b"):
         parse("a,b\n1,2\n")

@@ -71,9 +71,13 @@ def _read_csv(file: Path, features: Sequence[str]) -> np.ndarray[tuple[int, int]
     """Return the columns ``features`` of the file, [rows, features], in data units."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            rows = list(csv.DictReader(lines))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InvalidInputError(f"{file}: {error}") from None
+            reader = csv.DictReader(lines)
+            _check_header(file, reader.fieldnames or (), features)
+            rows = [_whole_row(file, row, reader.line_num) for row in reader]
+    except OSError as error:
+        raise InvalidInputError(f"{file}: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InvalidInputError(f"{file}: not a CSV in UTF-8: {error}") from None
     if not rows:
         raise InvalidInputError(f"{file}: no rows below a header")
     missing = [feature for feature in features if feature not in rows[0]]
@@ -84,6 +88,18 @@ def _read_csv(file: Path, features: Sequence[str]) -> np.ndarray[tuple[int, int]
     return np.array(
         [[_number(file, row, feature, line) for feature in features] for line, row in enumerate(rows, 2)], np.float32
     )
+
+
+def _check_header(file: Path, header: Sequence[str], features: Sequence[str]) -> None:
+    twice = [feature for feature in features if header.count(feature) > 1]
+    if twice:
+        raise InvalidInputError(f"{file}: the column {twice[0]} is there {header.count(twice[0])} times: keep one")
+
+
+def _whole_row(file: Path, row: dict[str, str], line: int) -> dict[str, str]:
+    if None in row:  # where DictReader puts what is beyond the header
+        raise InvalidInputError(f"{file}, line {line}: more fields than the header has")
+    return row
 
 
 def _number(file: Path, row: dict[str, str], feature: str, line: int) -> float:

@@ -67,6 +67,38 @@ async def test_events_for_who_accepts_them(client: httpx.AsyncClient, path: str)
     assert events(reply.text) == [("token", {"id": 5, "text": "R", "position": 4}), ("done", DONE_JSON)]
 
 
+@pytest.mark.parametrize(
+    ("accept", "is_streamed"),
+    [
+        ("text/event-stream", True),
+        ("Text/Event-Stream", True),
+        ("text/event-stream; charset=utf-8", True),
+        ("application/json, text/event-stream", True),
+        ("text/*", True),
+        ("text/event-stream, */*;q=0.1", True),
+        ("", False),
+        ("*/*", False),
+        ("application/json", False),
+        ("text/event-stream;q=0", False),
+        ("text/event-stream; Q=0.0, application/json", False),
+        ("text/event-stream;q=0.5, application/json", False),
+        ("text/event-stream;q=0.5, */*", False),
+        ("x-text/event-stream, text/event-streams", False),
+    ],
+)
+async def test_what_a_client_accepts_is_read_as_the_standard_says(
+    client: httpx.AsyncClient, accept: str, is_streamed: bool
+) -> None:
+    reply = await client.post(MODEL, json={"text": "RO"}, headers={"accept": accept})
+    assert reply.headers["content-type"].startswith("text/event-stream" if is_streamed else "application/json")
+
+
+async def test_what_a_client_accepts_may_stand_in_several_fields(client: httpx.AsyncClient) -> None:
+    fields = [("accept", "application/json;q=0.5"), ("accept", "text/event-stream")]
+    reply = await client.post(MODEL, json={"text": "RO"}, headers=fields)
+    assert reply.headers["content-type"].startswith("text/event-stream")
+
+
 async def test_line_breaks_stay_inside_their_event(client: httpx.AsyncClient, service: FakeService, path: str) -> None:
     service.events = [GeneratedToken(0, "\n\nevent: done\r", 1), EVENTS[1]]
     reply = await client.post(path, json={"text": "RO"}, headers=ACCEPT)

@@ -104,6 +104,10 @@ async def test_replies_are_compressed_for_who_accepts_it(http: httpx.AsyncClient
         ("gzip;q=0, deflate;q=0.5", "deflate"),
         ("GZIP ; q=1.0", "gzip"),
         ("gzip; q=0.0", None),
+        ("gzip;Q=0", None),
+        ("gzip;q=0.2, deflate;q=0.8", "deflate"),
+        ("identity, gzip;q=0.5", None),
+        ("*", None),
     ],
 )
 def test_what_a_client_accepts(header: str, encoding: str | None) -> None:

@@ -14,8 +14,9 @@ from tidegate import core
 from tidegate.core import GeneratedToken, GenerationDone
 from tidegate.faults import conceal
 from tidegate.ingress.http import convert, schemas
+from tidegate.ingress.http.accepting import weight_of_type, weights
 from tidegate.ingress.http.errors import problem
-from tidegate.ingress.http.exchange import OUTCOME, ClientWatch, Json, dump, json_reply
+from tidegate.ingress.http.exchange import JSON, OUTCOME, ClientWatch, Json, dump, json_reply
 from tidegate.observe.requests import CANCELLED, OK, outcome_of
 
 EVENT_STREAM = "text/event-stream"
@@ -51,8 +52,10 @@ def _single(number: float) -> float:
 
 
 def wants_stream(request: Request) -> bool:
-    """Whether the client accepts server-sent events."""
-    return EVENT_STREAM in request.headers.get("accept", "")
+    """Whether the client accepts server-sent events, and JSON no better; who accepts anything gets JSON."""
+    accepted = weights(",".join(request.headers.getlist("accept")))
+    stream = weight_of_type({name: weight for name, weight in accepted.items() if name != "*/*"}, EVENT_STREAM)
+    return stream > 0 and stream >= weight_of_type(accepted, JSON)
 
 
 class Generation(Response):

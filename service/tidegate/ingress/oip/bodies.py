@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tidegate.errors import InvalidInputError, NotSupportedError, shown
+from tidegate.ingress.http.accepting import weights
 from tidegate.ingress.http.exchange import dump, parse, too_large
 from tidegate.ingress.oip.requests import InferReply, InferRequest, check_count, check_tensor_parameters, read_options
 from tidegate.ingress.oip.tensors import NAMES, NamedTensor, from_json, from_raw, to_json, to_raw
@@ -95,7 +96,7 @@ def decompress(body: bytes, encoding: str, limit: int) -> bytes:
         InvalidInputError: It is not what its encoding says, or ends early.
         NotSupportedError: The encoding is none of gzip, deflate (zlib) and identity.
     """
-    encoding = encoding.strip().lower()
+    encoding = encoding.strip().lower().removeprefix("x-")  # RFC 9110: x-gzip is gzip
     if encoding in {"", "identity"}:
         return body
     if encoding not in _WINDOWS:
@@ -120,12 +121,9 @@ def compress(content: bytes, encoding: str) -> bytes:
 
 def accepted(header: str) -> str | None:
     """The encoding to use for a client that sent this ``Accept-Encoding``; None for none."""
-    for part in header.split(","):
-        name, _, rest = part.partition(";")
-        name = name.strip().lower()
-        if name in _WINDOWS and rest.replace(" ", "").rstrip("0.") != "q=":
-            return name
-    return None
+    wanted = weights(header)
+    best = max(_WINDOWS, key=lambda name: wanted.get(name, 0.0))
+    return best if wanted.get(best, 0.0) > 0 and wanted[best] >= wanted.get("identity", 0.0) else None
 
 
 class _Raws:

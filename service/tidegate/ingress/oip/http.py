@@ -99,7 +99,7 @@ class Endpoints:
         with ClientWatch(request.receive):
             answer = self._inference.submit(asked, None, arrived)
             reply = await answer.reply(lambda reply: encode_body(reply, wish))
-        return _infer_reply(reply, accepted(headers.get("accept-encoding", "")))
+        return _infer_reply(reply, accepted(",".join(headers.getlist("accept-encoding"))))
 
     @answered
     async def server(self, _: Request) -> Response:
