@@ -252,6 +252,7 @@ def counted(service: Service, model: str) -> object:
             each.quality.num_steps,
             round(each.quality.surprise, 3),
             each.quality.num_nan,
+            each.quality.num_outliers,
             each.quality.blocks.counts,
             each.quality.changes,
             each.quality.num_unknown,

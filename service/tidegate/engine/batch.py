@@ -31,13 +31,22 @@ class Batch:
     cohorts: list[tuple[int, Cohort, Told]] = field(default_factory=list)
 
 
+class Surprises(NamedTuple):
+    """Steps whose surprise a mean is made of, and the sum over them; those where it is no number; and outliers."""
+
+    num_steps: int = 0
+    total: float = 0.0
+    num_nan: int = 0
+    num_outliers: int = 0
+
+
 class Scored(NamedTuple):
     """What a chunk's steps say of the model, and what its session keeps of that once the chunk is committed.
 
     Attributes:
         block_sum, chart, band: The session's, after the chunk.
         means: Of the blocks that ended.
-        num_steps, total, num_nan: Steps whose surprise is a number, the sum over them, and the steps where it is none.
+        surprises: Of the chunk's steps.
         inside, outside: Inputs that the band before them held, or did not.
         unknown, beyond: Tokens that the vocabulary lacks, values beyond those of the training.
     """
@@ -45,9 +54,7 @@ class Scored(NamedTuple):
     block_sum: float
     chart: Charted | None
     means: Sequence[float] = ()
-    num_steps: int = 0
-    total: float = 0.0
-    num_nan: int = 0
+    surprises: Surprises = Surprises()
     band: tuple[float, float] | None = None
     inside: int = 0
     outside: int = 0

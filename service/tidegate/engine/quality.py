@@ -17,7 +17,7 @@ import numpy as np
 
 from tidegate.codecs.scores import BAND, Scores
 from tidegate.core import Drift, DriftReport, FloatArray, SurpriseReport
-from tidegate.engine.batch import Batch, Outputs, Scored
+from tidegate.engine.batch import Batch, Outputs, Scored, Surprises
 from tidegate.engine.cohort import Cohort
 from tidegate.engine.work import PREDICT, STEP, Work
 from tidegate.observe.drift import NOT_WHOLE, STATES, Chart, Charted, State, add_steps
@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 BOUNDS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0)
 """Of block means: bits a character are 1 to 5, scaled errors 0.2 to 2."""
+
+MOST_SURPRISE = 1e6
+"""Of a step, in whichever unit. Beyond it a step is an outlier: one of 1e38 would be all that the mean ever tells."""
 
 _NEVER = 1 << 62
 """The block of a model without a chart: no position comes that far."""
@@ -40,9 +43,10 @@ class QualityReading(NamedTuple):
 
     Attributes:
         unit: Of surprise; empty where the model has none.
-        num_steps: Steps whose surprise is a number.
+        num_steps: Steps whose surprise is a number, and no outlier.
         surprise: The sum over them.
         num_nan: Steps whose surprise is no number.
+        num_outliers: Steps whose surprise is beyond what a mean is made of.
         blocks: Means of blocks, by size.
         drift: Where the model's chart is; None where it has none.
         changes: How often the chart's state became each.
@@ -57,6 +61,7 @@ class QualityReading(NamedTuple):
     num_steps: int
     surprise: float
     num_nan: int
+    num_outliers: int
     blocks: Reading
     drift: DriftReport | None
     changes: dict[str, int]
@@ -83,7 +88,8 @@ class Quality:
         self._charted = Charted(math.nan) if chart is None else chart.start()
         self._block = _NEVER if chart is None else chart.block
         self._sees_inputs = any(it is not None for it in (scores.band, scores.unknown, scores.ranges))
-        self._num_steps = self._num_nan = 0
+        self._most = MOST_SURPRISE if chart is None else chart.most
+        self._num_steps = self._num_nan = self._num_outliers = 0
         self._total = 0.0
         self._blocks = Histogram(BOUNDS)
         self._changes: dict[str, int] = dict.fromkeys(STATES, 0)
@@ -110,6 +116,7 @@ class Quality:
             self._num_steps,
             self._total,
             self._num_nan,
+            self._num_outliers,
             self._blocks.reading(),
             self.drift,
             dict(self._changes),
@@ -153,11 +160,11 @@ class Quality:
                 session.block_sum = block_sum = session.block_sum + value
                 if not (session.position + 1) % block and (told := self._end_block(session, block_sum)) is not None:
                     batch.answers[work].drift = told
-        if not math.isfinite(total):
-            total, count, num_nan = _numbers([values[row] for row, work in batch.rows if _is_single(work)])
-            self._num_nan += num_nan
-        self._total += total
-        self._num_steps += count
+        if abs(total) <= self._most:
+            self._total += total
+            self._num_steps += count
+        else:
+            self._add(self._sorted([values[row] for row, work in batch.rows if _is_single(work)]))
         if self._sees_inputs and count:
             singles = [(row, work) for row, work in batch.rows if _is_single(work)]
             inputs = np.concatenate([work.inputs[0] for _, work in singles])
@@ -179,19 +186,27 @@ class Quality:
             session.block_sum = block_sum = session.block_sum + values[lane]
             if not (starts[lane] + 1) % block and (told := self._end_block(session, block_sum)) is not None:
                 drift[lane] = told
-        self._count([values[lane] for lane in lanes])
+        self._add(self._sorted([values[lane] for lane in lanes]))
         if self._sees_inputs and lanes:
             chosen = list(lanes)
             rows = [first + lane for lane in chosen]
             self._look_at([sessions[lane] for lane in chosen], cohort.inputs[0][chosen, 0], rows, outputs)
 
-    def _count(self, values: Sequence[float]) -> None:
-        total, count, num_nan = sum(values), len(values), 0
-        if not math.isfinite(total):
-            total, count, num_nan = _numbers(values)
+    def _sorted(self, values: Sequence[float]) -> Surprises:
+        """Tell the surprise of steps that a mean is made of from the others."""
+        total, most = sum(values), self._most
+        if abs(total) <= most or (math.isfinite(total) and max(values) <= most and min(values) >= -most):
+            return Surprises(len(values), total)
+        usual = [value for value in values if abs(value) <= most]
+        num_nan = sum(not math.isfinite(value) for value in values)
+        return Surprises(len(usual), sum(usual), num_nan, len(values) - len(usual) - num_nan)
+
+    def _add(self, surprises: Surprises) -> None:
+        num_steps, total, num_nan, num_outliers = surprises
+        self._num_steps += num_steps
         self._total += total
-        self._num_steps += count
         self._num_nan += num_nan
+        self._num_outliers += num_outliers
 
     def _end_block(self, session: Session, block_sum: float) -> Drift | None:
         """End the block of a session; return where that brings the session's own chart."""
@@ -243,14 +258,10 @@ class Quality:
         values = _surprise(work, row, batch.outputs, self._scores.surprise)
         block_sum, position = (NOT_WHOLE, 0) if session is None else (session.block_sum, session.position)
         block_sum, means = add_steps(block_sum, position, values, self._block)
-        numbers = sum(values), len(values), 0
-        if not math.isfinite(numbers[0]):
-            numbers = _numbers(values)
         if means and session is not None and session.request.drift:
             chart = self._advanced(session, means)
             batch.answers[work].drift = _told(chart)
-        total, count, num_nan = numbers
-        scored = Scored(block_sum, chart, means, count, total, num_nan)
+        scored = Scored(block_sum, chart, means, self._sorted(values))
         if not self._sees_inputs:
             return scored
         unknown, beyond = self._unusual(work.inputs[0])
@@ -259,9 +270,7 @@ class Quality:
 
     def commit(self, scored: Scored, session: Session | None) -> None:
         """Count a scored chunk, for it is committed."""
-        self._total += scored.total
-        self._num_steps += scored.num_steps
-        self._num_nan += scored.num_nan
+        self._add(scored.surprises)
         self._num_unknown += scored.unknown
         self._num_out_of_range += scored.beyond
         self._num_inside += scored.inside
@@ -279,7 +288,8 @@ class Quality:
         if self._chart is None:
             return
         for mean in means:
-            self._blocks.add(mean)
+            # A block with an outlier is one of the highest bucket; its sum is to be told for the others too.
+            self._blocks.add(max(-self._most, min(mean, self._most)))
             before, self._charted = self._charted, self._chart.advance(self._charted, mean)
             if self._charted.state != before.state:
                 self._changed(before.state, self._chart.report(self._charted))
@@ -318,12 +328,6 @@ class Quality:
         inside = int(np.count_nonzero((truths >= expected[:, 0]) & (truths <= expected[:, 1])))
         low, high = bands[-1].tolist()
         return (low, high), inside, len(truths) - inside
-
-
-def _numbers(values: Sequence[float]) -> tuple[float, int, int]:
-    """Return the sum of the numbers among ``values``, how many they are, and how many are none."""
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite), len(finite), len(values) - len(finite)
 
 
 def _is_single(work: Work) -> bool:

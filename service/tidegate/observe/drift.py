@@ -67,6 +67,11 @@ class Chart:
         self._sigmas = [scale * math.sqrt(share) for share in growth]
 
     @property
+    def most(self) -> float:
+        """Surprise of a step beyond which it is an outlier: a thousand spreads from the mean, or a thousand."""
+        return max(1000.0, abs(self._drift.mean) + 1000 * self._drift.spread)
+
+    @property
     def block(self) -> int:
         """Steps of a block."""
         return self._drift.block

@@ -60,9 +60,14 @@ _HISTOGRAMS: tuple[Told, ...] = (
     ("tidegate_tick_seconds", "A tick, from its plan to its replies.", lambda engine: engine.meter.ticks),
 )
 _SURPRISE: tuple[Told, ...] = (
-    ("tidegate_surprise_steps", "Steps whose surprise is a number.", lambda engine: engine.quality.num_steps),
+    (
+        "tidegate_surprise_steps",
+        "Steps whose surprise is a number, and no outlier.",
+        lambda engine: engine.quality.num_steps,
+    ),
     ("tidegate_surprise_sum", "Surprise of these steps.", lambda engine: engine.quality.surprise),
     ("tidegate_surprise_nan", "Steps whose surprise is no number.", lambda engine: engine.quality.num_nan),
+    ("tidegate_surprise_outliers", "Steps with too much of it.", lambda engine: engine.quality.num_outliers),
 )
 _INPUTS: tuple[Told, ...] = (
     ("tidegate_input_unknown", "Tokens that the vocabulary lacks.", lambda engine: engine.quality.num_unknown),

@@ -291,6 +291,34 @@ def test_no_number_is_counted_and_not_averaged(size: int) -> None:
     assert watched.means == [8.5]
 
 
+@pytest.mark.parametrize("size", [1, 5, 12])
+@pytest.mark.parametrize("absurd", [1e38, -1e38, 3.4e38])
+def test_an_absurd_step_is_counted_and_poisons_no_figure(size: int, absurd: float) -> None:
+    watched, session = Watched(), new_session()
+    values = [1.0, 2.0, 3.0, 4.0, 5.0, absurd, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0]
+    bands = np.zeros((size, 2))
+    for start in range(0, len(values), size):
+        some = values[start : start + size]
+        take(watched.quality, session, some, np.zeros((len(some), 1)), bands[: len(some)])
+    reading = watched.quality.reading()
+    assert (reading.num_steps, reading.surprise, reading.num_outliers, reading.num_nan) == (11, 66.0, 1, 0)
+    assert watched.quality.surprise is not None
+    assert watched.quality.surprise.mean == 6.0
+    assert reading.blocks.num_values == 2
+    assert abs(reading.blocks.total) <= watched.chart.most + 9.5
+    # The chart takes such a block for one at its rim, and is back after a few.
+    assert reading.drift is not None
+    assert abs(reading.drift.ewma - DRIFT.mean) <= DRIFT.clip * DRIFT.spread
+
+
+def test_a_model_without_a_chart_takes_more_for_usual_and_no_end_of_it() -> None:
+    quality, session = Quality(Scores("surprise", "squares"), None, "fake/1"), new_session()
+    values = [5e5, 5e5, 1e7, 1e38]
+    take(quality, session, values, np.zeros((4, 1)), np.zeros((4, 2)))
+    reading = quality.reading()
+    assert (reading.num_steps, reading.surprise, reading.num_outliers) == (2, 1e6, 2)
+
+
 @pytest.mark.parametrize("size", [1, 3, 8])
 def test_forecasts_are_held_against_the_next_input(size: int) -> None:
     scores = Scores(
