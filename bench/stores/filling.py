@@ -115,7 +115,7 @@ def _writes(template: Record, count: int, change: Callable[[Record], None] | Non
         change(record)
     due, writes = Due(end_of(record.summary)), []
     for revision in new_revisions(count):
-        record.summary.id = record.body.last.step.session = new_durable()
+        record.summary.id = new_durable()
         summary, body = encode_record(record, revision)
         writes.append(Write(key_of(record.summary.id), None, revision, summary, body, due))
     return writes

@@ -108,9 +108,9 @@ class Committer:
             )
         copy_in(session, entry, record)
         try:
-            session.last = last_reply(record.body)
+            session.last = last_reply(record)
         except ValueError as error:
-            raise InternalError(f"session {session.id}: {error}", reason="STORE_CORRUPT") from error
+            raise _does_not_fit(session, error) from error
 
     def _leave(self, session: DurableSession) -> None:
         self._cache.drop(session)
@@ -124,10 +124,7 @@ def copy_in(session: DurableSession, entry: Entry, record: Record) -> None:
     try:
         session.model.engine.load(session, body.state)
     except ValueError as error:
-        log.error("the record of session %s does not fit its model: %s", session.id, error)  # noqa: TRY400
-        raise InternalError(
-            f"session {session.id} cannot be read: its record is damaged", reason="STORE_CORRUPT"
-        ) from error
+        raise _does_not_fit(session, error) from error
     session.position = summary.position
     session.last = None
     if (kept := kept_chart(summary)) is not None:
@@ -137,6 +134,11 @@ def copy_in(session: DurableSession, entry: Entry, record: Record) -> None:
     session.head = encode_head(record)
     session.has_expired = bool(summary.ended)
     session.is_fresh = True
+
+
+def _does_not_fit(session: DurableSession, error: ValueError) -> InternalError:
+    log.error("the record of session %s does not fit its model: %s", session.id, error)
+    return InternalError(f"session {session.id} cannot be read: its record is damaged", reason="STORE_CORRUPT")
 
 
 def is_of(record: Record, session: DurableSession) -> bool:

@@ -85,4 +85,7 @@ def _body(old: records_pb2.SessionRecordFormat1) -> Body:
     body = Body(request=old.request, forked_from=old.forked_from, seed=old.seed, layout=old.layout, state=old.state)
     if old.HasField("last"):
         body.last.CopyFrom(old.last)
+        if body.last.HasField("step"):
+            body.last.step.ClearField("session")
+            body.last.step.ClearField("position")
     return body

@@ -2,7 +2,7 @@
 
 A record is two protobuf messages (`proto/tidegate/v1/records.proto`). The *summary* holds all that lists, expiry and
 erasure need, and the size and checksum of the *body*, which holds the state and the last reply. The summary is stored
-behind a *seal*: a checksum over the session's key, the revision and the summary. So one check covers the whole record,
+behind a *seal*: a checksum over the session's key, the summary and the revision. So one check covers the whole record,
 and a summary is checked without its body. Checkpoints are sealed likewise, under their name.
 
 All checksums are CRC-32. It finds every flip of up to three bits, every burst of up to 32 and all but one in 2^32 of
@@ -150,7 +150,7 @@ def encode_summary(summary: Summary, revision: bytes) -> bytes:
     """
     key = key_of(summary)
     _check(key, lambda: _check_summary(summary, key))
-    return _seal(_checksum_of(key), revision, summary.SerializeToString())
+    return _seal(key, revision, summary.SerializeToString())
 
 
 def encode_head(record: Record) -> Head:
@@ -162,7 +162,8 @@ def encode_head(record: Record) -> Head:
         summary.ClearField(field)
     body.ClearField("last")
     body.ClearField("state")
-    return Head(_checksum_of(key_of(summary)), summary.SerializeToString(), body.SerializeToString())
+    content = summary.SerializeToString()
+    return Head(crc32(content, _checksum_of(key_of(summary))), content, body.SerializeToString())
 
 
 def encode_step(
@@ -195,7 +196,9 @@ def encode_step(
     moving = _MOVING.pack(_POSITION, position, _USED_AT, used_at, _BODY_BYTES, len(body), _BODY_CHECKSUM, crc32(body))
     if chart is not None or ended is not None:
         moving += _encode_rest(chart, ended, used_at)
-    return _seal(head.key_checksum, revision, head.summary + moving), body
+    # As `_seal`, but for what is the same at each step.
+    seal = _SEAL.pack(_CRC32, crc32(revision, crc32(moving, head.checksum)))
+    return b"".join((seal, head.summary, moving)), body
 
 
 def encode_checkpoint(key: SessionKey, name: str, record: Record) -> bytes:
@@ -212,7 +215,7 @@ def encode_checkpoint(key: SessionKey, name: str, record: Record) -> bytes:
 
 
 def seal_checkpoint(key: SessionKey, name: str, checkpoint: Checkpoint) -> bytes:
-    return _seal(_checksum_of(key), name.encode(), checkpoint.SerializeToString())
+    return _seal(key, name.encode(), checkpoint.SerializeToString())
 
 
 def _encode_rest(chart: KeptChart | None, ended: Phase | None, used_at: float) -> bytes:
@@ -249,6 +252,8 @@ def _fill_last(message: records_pb2.LastReply, last: LastReply) -> None:
     message.start, message.fingerprint = start, fingerprint
     if isinstance(result, StepResult):
         fill_step(message.step, result)
+        message.step.ClearField("session")  # which session and where it is stands in the summary
+        message.step.ClearField("position")
         message.every_step = result.prediction.every_step
     else:
         message.generated.tokens.extend(result.tokens)
@@ -259,8 +264,8 @@ def _checksum_of(key: SessionKey) -> int:
     return crc32(f"{key.tenant}\0{key.id}\0".encode())
 
 
-def _seal(key_checksum: int, revision: bytes, content: bytes) -> bytes:
-    return _SEAL.pack(_CRC32, crc32(content, crc32(revision, key_checksum))) + content
+def _seal(key: SessionKey, revision: bytes, content: bytes) -> bytes:
+    return _SEAL.pack(_CRC32, crc32(revision, crc32(content, _checksum_of(key)))) + content
 
 
 # ---- decoding
@@ -303,13 +308,15 @@ def kept_chart(summary: Summary) -> KeptChart | None:
     return KeptChart(message.block_sum, chart)
 
 
-def last_reply(body: Body) -> LastReply | None:
+def last_reply(record: Record) -> LastReply | None:
     """Return the chunk that the session remembers, or None."""
-    if not body.HasField("last"):
+    if not record.body.HasField("last"):
         return None
-    message = body.last
+    message = record.body.last
+    result: StepResult | Transcript
     if message.HasField("step"):
-        result: StepResult | Transcript = decode_step(message.step, every_step=message.every_step)
+        step = decode_step(message.step, every_step=message.every_step)
+        result = step._replace(session=record.summary.id, position=record.summary.position)
     else:
         result = Transcript()
         result.tokens = list(message.generated.tokens)
@@ -386,7 +393,7 @@ def _unseal(key: SessionKey, revision: bytes, sealed: bytes) -> bytes:
     _require(len(sealed) >= _SEAL.size, "its seal is missing")
     kind, checksum = _SEAL.unpack_from(sealed)
     content = sealed[_SEAL.size :]
-    _require((kind, checksum) == (_CRC32, crc32(content, crc32(revision, _checksum_of(key)))), "its checksum is wrong")
+    _require((kind, checksum) == (_CRC32, crc32(revision, crc32(content, _checksum_of(key)))), "its checksum is wrong")
     return content
 
 

@@ -163,9 +163,9 @@ class Session:
 
 
 class Head(NamedTuple):
-    """What steps leave of a durable session's record as it is, encoded, and the checksum of the session's key."""
+    """What steps leave of a durable session's record as it is, encoded; the checksum is that of its key and summary."""
 
-    key_checksum: int
+    checksum: int
     summary: bytes
     body: bytes
 

@@ -17,8 +17,7 @@ class Sheet:
     def __init__(self) -> None:
         self._body = records_pb2.SessionBody()
         self._last = self._body.last
-        self._step = self._last.step
-        self._prediction = self._step.prediction
+        self._prediction = self._last.step.prediction
         self._candidate = self._prediction.next.add().candidates.add()
         self._surprise = self._prediction.surprise
 
@@ -30,9 +29,8 @@ class Sheet:
         assert prediction.next is not None
         assert prediction.surprise is not None
         assert isinstance(fingerprint, bytes)
-        kept, step, candidate, surprise = self._last, self._step, self._candidate, self._surprise
+        kept, candidate, surprise = self._last, self._candidate, self._surprise
         kept.start, kept.fingerprint, kept.every_step = start, fingerprint, prediction.every_step
-        step.session, step.position, _ = result
         self._prediction.length = prediction.length
         candidate.token, candidate.id, candidate.probability = prediction.next[0][0]
         surprise.mean, surprise.unit, _ = prediction.surprise

@@ -286,7 +286,9 @@ class LastReply(_message.Message):
     every_step: _builtins.bool
     """Whether every step was asked for, which a StepReply does not say."""
     @_builtins.property
-    def step(self) -> _sessions_pb2.StepReply: ...
+    def step(self) -> _sessions_pb2.StepReply:
+        """Without session and position, which are the summary's."""
+
     @_builtins.property
     def generated(self) -> Global___LastReply.Tokens:
         """Of a generation: the tokens that were sampled and consumed so far."""

@@ -98,7 +98,7 @@ def test_a_step_changes_what_it_says_and_nothing_else(
     entry = Entry(REVISION, *encode_step(encode_head(record), REVISION, position, used_at, state, last, chart, ended))
     summary, body = decode_record(KEY, entry)
     assert (summary.position, summary.used_at, body.state) == (position, used_at, state)
-    found = last_reply(body)
+    found = last_reply(Record(summary, body))
     assert found is not None
     assert found[:2] == last[:2]
     assert str(kept_chart(summary)) == str(chart)
@@ -123,7 +123,7 @@ def test_a_session_that_ends_with_a_step_keeps_its_last_reply() -> None:
     step = encode_step(encode_head(made()), REVISION, 7, 1e9, b"state", last, ended=Phase.CLOSED)
     summary, body = decode_record(KEY, Entry(REVISION, *step))
     assert ended_phase(summary, 0.0) is Phase.CLOSED
-    assert last_reply(body) == last
+    assert last_reply(Record(summary, body)) == last
 
 
 def test_a_checkpoint_is_read_under_its_own_name_only() -> None:
@@ -171,7 +171,7 @@ def sealed(summary: Summary, body: bytes | None = None) -> Entry:
     if body is not None:
         summary.body_bytes, summary.body_checksum = len(body), crc32(body)
     content = summary.SerializeToString()
-    checksum = crc32(content, crc32(REVISION, crc32(b"tenant\0s\0")))
+    checksum = crc32(REVISION, crc32(content, crc32(b"tenant\0s\0")))
     return Entry(REVISION, struct.pack("<BI", 1, checksum) + content, body or b"")
 
 

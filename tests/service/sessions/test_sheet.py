@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tidegate.core import Candidate, Drift, Forecast, Prediction, StepResult, Surprise
 from tidegate.engine.work import Transcript
-from tidegate.sessions.records import encode_step, last_reply
+from tidegate.sessions.records import Record, encode_step, last_reply
 from tidegate.sessions.session import Head, LastReply
 from tidegate.sessions.sheet import Sheet
 from tidegate.v1 import records_pb2
@@ -37,7 +37,7 @@ def test_a_usual_step_is_what_filling_new_messages_gives(last: LastReply) -> Non
     whole = records_pb2.SessionBody()
     assert isinstance(last.fingerprint, bytes)
     whole.last.start, whole.last.fingerprint = last.start, last.fingerprint
-    fill_step(whole.last.step, last.result)
+    fill_step(whole.last.step, last.result._replace(session="", position=0))
     whole.last.every_step = last.result.prediction.every_step
     assert SHEET.encode(last) == whole.SerializeToString()
 
@@ -71,10 +71,11 @@ def test_a_usual_step_is_read_back_from_a_record() -> None:
 
 
 def _stored(last: LastReply) -> StepResult:
+    """What is read of a session at position 4."""
     _, encoded = encode_step(Head(0, b"", b""), b"revision", 4, 1.0, b"state", last)
-    body = records_pb2.SessionBody.FromString(encoded)
-    found = last_reply(body)
+    record = Record(records_pb2.SessionSummary(id="s", position=4), records_pb2.SessionBody.FromString(encoded))
+    found = last_reply(record)
     assert found is not None
-    assert body.state == b"state"
+    assert record.body.state == b"state"
     assert isinstance(found.result, StepResult)
     return found.result

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from tidegate.errors import ConfigurationError, UnavailableError
@@ -105,14 +105,25 @@ class RedisStore:
         return content  # type: ignore[no-any-return]
 
     async def write(self, writes: Sequence[Write]) -> list[bool]:
+        asked = commands.step if all(write.is_step for write in writes) else commands.write
+        made = await self._write(writes, asked)
+        if commands.NOT_SHOWN in made:
+            places = [at for at, done in enumerate(made) if done == commands.NOT_SHOWN]
+            again = await self._write([writes[at] for at in places], commands.write)
+            for at, done in zip(places, again, strict=True):
+                made[at] = done
+        return [done == 1 for done in made]
+
+    async def _write(self, writes: Sequence[Write], asked: Callable[[Sequence[Write]], Command]) -> list[Reply]:
+        """Return what the script says of each write."""
         groups = self._groups(writes)
-        replies = await self._ask([commands.write([writes[at] for at in group]) for group in groups])
-        made = [False] * len(writes)
+        replies = await self._ask([asked([writes[at] for at in group]) for group in groups])
+        made: list[Reply] = [0] * len(writes)
         for group, reply in zip(groups, replies, strict=True):
             # A key that holds something foreign is its own session's trouble: nothing is written there.
             await self._line.check([done for done in reply if not self._theirs.is_foreign(done)])
             for at, done in zip(group, reply, strict=True):
-                made[at] = done == 1
+                made[at] = done
         return made
 
     async def delete(self, key: SessionKey, expected: bytes) -> bool:

@@ -94,6 +94,28 @@ end
 return made
 """)
 
+# The usual tick. KEYS are sessions; ARGV of each: expected revision, new revision, summary, body. Returns as WRITE; and
+# 2, with nothing done, of a session that is not shown, which WRITE is to show.
+STEP = _script("""
+local made = {}
+for i = 1, #KEYS do
+  local stored = redis.pcall('HMGET', KEYS[i], 'revision', 'hidden')
+  local next = 4 * i - 3
+  if stored.err then
+    made[i] = stored
+  elseif stored[1] ~= ARGV[next] then
+    made[i] = 0
+  elseif stored[2] then
+    made[i] = 2
+  else
+    redis.call('HSET', KEYS[i], 'revision', ARGV[next + 1], 'summary', ARGV[next + 2], 'body', ARGV[next + 3])
+    made[i] = 1
+  end
+end
+return made
+""")
+NOT_SHOWN = 2
+
 # ARGV: member, expected revision.
 DELETE = _script("""
 if redis.call('HGET', KEYS[1], 'revision') ~= ARGV[2] then return 0 end
@@ -109,7 +131,7 @@ if ARGV[2] == 'never' or redis.call('EXISTS', KEYS[1]) == 0 then return redis.ca
 return redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
 """)
 
-LOADS: tuple[Command, ...] = tuple(("SCRIPT", "LOAD", script.text) for script in (WRITE, DELETE, POSTPONE))
+LOADS: tuple[Command, ...] = tuple(("SCRIPT", "LOAD", script.text) for script in (WRITE, STEP, DELETE, POSTPONE))
 
 
 class Bucket(NamedTuple):
@@ -183,6 +205,14 @@ def write(writes: Sequence[Write]) -> Command:
         for name, content in one.attachments.items():
             arguments += ("remove" if content is None else "put", _attachment(name), content or b"")
     return ("EVALSHA", WRITE.sha1, len(keys), *keys, *arguments)
+
+
+def step(writes: Sequence[Write]) -> Command:
+    """All of them, which must be steps; in a cluster they must be of one bucket."""
+    arguments: list[bytes | str] = []
+    for one in writes:
+        arguments += (one.expected or b"", one.revision, one.summary, one.body or b"")
+    return ("EVALSHA", STEP.sha1, len(writes), *[place_of(one.key).session for one in writes], *arguments)
 
 
 def delete(key: SessionKey, expected: bytes) -> Command:

@@ -228,7 +228,7 @@ def _step_all(connection: sqlite3.Connection, writes: Sequence[Write]) -> list[b
 
     The usual tick. It touches no index, and one call of many rows costs a third less than a call for each.
     """
-    if not all(_is_step(write) for write in writes):
+    if not all(write.is_step for write in writes):
         return None
     rows = [(write.revision, write.summary, write.body, *write.key, write.expected) for write in writes]
     try:
@@ -238,16 +238,6 @@ def _step_all(connection: sqlite3.Connection, writes: Sequence[Write]) -> list[b
     except _FellShortError:
         return None
     return [True] * len(rows)
-
-
-def _is_step(write: Write) -> bool:
-    return (
-        write.expected is not None
-        and write.body is not None
-        and write.due is None
-        and write.is_listed
-        and not write.attachments
-    )
 
 
 def _put_each(connection: sqlite3.Connection, writes: Sequence[Write]) -> list[bool]:

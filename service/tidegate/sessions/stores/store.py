@@ -91,6 +91,17 @@ class Write(NamedTuple):
     is_listed: bool = True
     attachments: Mapping[str, bytes | None] = MappingProxyType({})
 
+    @property
+    def is_step(self) -> bool:
+        """Whether it only replaces what is stored of a running session, as nearly all writes do."""
+        return (
+            self.expected is not None
+            and self.body is not None
+            and self.due is None
+            and self.is_listed
+            and not self.attachments
+        )
+
 
 class Store(Protocol):
     """Durable sessions by key. All methods belong to one event loop and never block it."""
