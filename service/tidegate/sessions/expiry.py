@@ -8,9 +8,20 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from enum import Enum, auto
+from typing import NamedTuple
 
 from tidegate.sessions.lifecycle import Event, Phase
-from tidegate.sessions.records import Body, Summary, encode_body, encode_step, encode_summary, key_of, new_revision
+from tidegate.sessions.records import (
+    Body,
+    Summary,
+    encode_body,
+    encode_step,
+    encode_summary,
+    key_of,
+    make_head,
+    new_revision,
+)
 from tidegate.sessions.session import DurableSession, LastReply
 from tidegate.sessions.stores.store import Due, SessionKey, Write
 
@@ -61,6 +72,45 @@ def ended_phase(summary: Summary, now: float) -> Phase | None:
     return phase if is_final or overdue(summary, now) is not None else None
 
 
+class Verdict(Enum):
+    """What to do with a session whose time to be looked at has come."""
+
+    LEAVE = auto()
+    EXPIRE = auto()
+    FORGET = auto()
+    WATCH = auto()
+
+
+class Look(NamedTuple):
+    """What to do, and when to look again at what stays."""
+
+    verdict: Verdict
+    again: float | None = None
+
+
+def look_at(summary: Summary, now: float, since: float | None) -> Look:
+    """Say what to do with a session whose time to be looked at has come.
+
+    Args:
+        summary: The session's.
+        now: By the store's clock.
+        since: Seconds since this process saw the session end, where it did (`Endings`).
+    """
+    if since is not None and since < REMEMBERED_SECONDS:
+        # Still to be remembered; or revived by a replica whose clock disagrees, which is not to be told so at once.
+        return Look(Verdict.LEAVE, now + REMEMBERED_SECONDS - since)
+    if not summary.ended:
+        return Look(Verdict.EXPIRE) if overdue(summary, now) else Look(Verdict.LEAVE, end_of(summary))
+    if since is None and summary.ended_at > now:
+        # By a clock that is ahead: what counts is an hour of this process's own.
+        return Look(Verdict.WATCH, now + REMEMBERED_SECONDS)
+    if ended_phase(summary, now) is None:
+        return Look(Verdict.LEAVE, end_of(summary))
+    if since is not None or summary.ended_at + REMEMBERED_SECONDS <= now:
+        return Look(Verdict.FORGET)
+    return Look(Verdict.LEAVE, summary.ended_at + REMEMBERED_SECONDS)
+
+
 def closing(summary: Summary, expected: bytes, phase: Phase, now: float, body: Body | None = None) -> Write:
     """Return the write that ends a session for good: what is left remembers who it was and why it ended.
 
@@ -83,7 +133,7 @@ def ending_step(session: DurableSession, position: int, last: LastReply, revisio
     summary = Summary.FromString(session.head.summary)
     gone = _checkpoints_gone(summary)
     summary.ClearField("checkpoints")
-    head = session.head._replace(summary=summary.SerializeToString())
+    head = make_head(summary, session.head.body)
     sealed, body = encode_step(head, revision, position, now, b"", last, ended=Phase.CLOSED)
     due = Due(now + REMEMBERED_SECONDS)
     return Write(session.key, session.revision, revision, sealed, body, due, is_listed=False, attachments=gone)

@@ -61,16 +61,13 @@ _CRC32 = 1
 _MOVING = struct.Struct("<BqBdBIBI")
 _POSITION, _USED_AT, _BODY_BYTES, _BODY_CHECKSUM = 2 << 3 | 1, 3 << 3 | 1, 4 << 3 | 5, 5 << 3 | 5
 
-_LONGEST: dict[str, int] = {
-    "ended": 64,
-    "id": MAX_NAME_LENGTH,
-    "tenant": 64,
-    "origin": 32,
-    "model": MAX_NAME_LENGTH,
-    "version": 16,
-    "model_sha256": 2 * _SHA256_BYTES,
-}
-"""The bytes that a summary's texts may have."""
+_LONGEST = (
+    ("origin", 32),
+    ("model", MAX_NAME_LENGTH),
+    ("version", 16),
+    ("model_sha256", 2 * _SHA256_BYTES),
+)
+"""The characters that a summary's texts may have; those of the key are as long as the key's."""
 _MOST_LABELS, _LONGEST_LABEL = 64, 256
 
 _sheet = Sheet()
@@ -132,6 +129,8 @@ def encode_record(record: Record, revision: bytes) -> tuple[bytes, bytes]:
         InternalError: No reader would take it.
     """
     body = encode_body(record.summary, record.body)
+    key = key_of(record.summary)
+    _check(key, lambda: _check_summary(record.summary, key))
     return encode_summary(record.summary, revision), body
 
 
@@ -143,14 +142,8 @@ def encode_body(summary: Summary, body: Body) -> bytes:
 
 
 def encode_summary(summary: Summary, revision: bytes) -> bytes:
-    """Return a summary as it is stored at ``revision``, of a body that stays.
-
-    Raises:
-        InternalError: No reader would take it.
-    """
-    key = key_of(summary)
-    _check(key, lambda: _check_summary(summary, key))
-    return _seal(key, revision, summary.SerializeToString())
+    """Return a summary as it is stored at ``revision``."""
+    return _seal(key_of(summary), revision, summary.SerializeToString())
 
 
 def encode_head(record: Record) -> Head:
@@ -162,8 +155,13 @@ def encode_head(record: Record) -> Head:
         summary.ClearField(field)
     body.ClearField("last")
     body.ClearField("state")
+    return make_head(summary, body.SerializeToString())
+
+
+def make_head(summary: Summary, body: bytes) -> Head:
+    """Return the parts that steps do not change, out of their fields."""
     content = summary.SerializeToString()
-    return Head(crc32(content, _checksum_of(key_of(summary))), content, body.SerializeToString())
+    return Head(crc32(content, _checksum_of(key_of(summary))), content, body)
 
 
 def encode_step(
@@ -399,32 +397,36 @@ def _unseal(key: SessionKey, revision: bytes, sealed: bytes) -> bytes:
 
 def _check_summary(summary: Summary, key: SessionKey) -> None:
     """Raise _DamagedError unless every field is within its bounds."""
-    _require(key_of(summary) == key, "it is another session's")
+    _require((summary.tenant, summary.id) == key, "it is another session's")
     _require(summary.position <= LAST_POSITION, "its position is beyond all positions")
-    for name, most in _LONGEST.items():
-        _require(len(getattr(summary, name).encode()) <= most, f"its {name} is too long")
-    for name in ("created_at", "used_at", "ended_at"):
-        _require(0 <= getattr(summary, name) <= _LATEST, f"its {name} is no time")
-    if summary.HasField("ttl_seconds"):
-        _require(0 < summary.ttl_seconds <= LONGEST_LIFE, "its time to live is none")
-    if summary.HasField("idle_seconds"):
-        _require(0 < summary.idle_seconds <= LONGEST_LIFE, "its idle time is none")
+    for name, most in _LONGEST:
+        if len(getattr(summary, name)) > most:
+            raise _DamagedError(f"its {name} is too long")
+    _check_times(summary)
     _require(not summary.ended or summary.ended in _ENDINGS, "its ending has no such reason")
     _require(len(summary.checkpoints) <= MAX_CHECKPOINTS, "it has too many checkpoints")
     for kept in summary.checkpoints:
-        _require(
-            len(kept.name.encode()) <= MAX_NAME_LENGTH and kept.position <= LAST_POSITION,
-            "a checkpoint of it is damaged",
-        )
+        is_sound = len(kept.name) <= MAX_NAME_LENGTH and kept.position <= LAST_POSITION
+        _require(is_sound, "a checkpoint of it is damaged")
     _require(len(summary.labels) <= _MOST_LABELS, "it has too many labels")
     for name, value in summary.labels.items():
-        _require(max(len(name.encode()), len(value.encode())) <= _LONGEST_LABEL, "a label of it is too long")
+        _require(max(len(name), len(value)) <= _LONGEST_LABEL, "a label of it is too long")
     if summary.HasField("chart"):
         _check_chart(summary.chart)
     if summary.HasField("source"):
         source = summary.source
-        _require(max(len(source.cluster), len(source.topic_id)) <= 128, "its source's name is too long")
+        _require(max(len(source.cluster), len(source.topic_id)) <= MAX_NAME_LENGTH, "its source's name is too long")
         _require(source.next_offset <= _MOST_OFFSET, "its source's offset is beyond all offsets")
+
+
+def _check_times(summary: Summary) -> None:
+    for name in ("created_at", "used_at", "ended_at"):
+        if not 0 <= getattr(summary, name) <= _LATEST:
+            raise _DamagedError(f"its {name} is no time")
+    if summary.HasField("ttl_seconds"):
+        _require(0 < summary.ttl_seconds <= LONGEST_LIFE, "its time to live is none")
+    if summary.HasField("idle_seconds"):
+        _require(0 < summary.idle_seconds <= LONGEST_LIFE, "its idle time is none")
 
 
 def _check_chart(chart: records_pb2.SessionChart) -> None:

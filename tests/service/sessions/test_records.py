@@ -30,7 +30,6 @@ from tidegate.sessions.records import (
     encode_head,
     encode_record,
     encode_step,
-    encode_summary,
     kept_chart,
     last_reply,
     new_record,
@@ -202,7 +201,7 @@ def test_a_field_out_of_bounds_is_damage_whatever_the_checksum_says(field: str, 
     setattr(summary, field, value)
     assert_damaged(lambda: decode_summary(KEY, sealed(summary)), words)
     if field not in {"id", "tenant"}:  # nor is it ever written
-        assert_damaged(lambda: encode_summary(summary, REVISION), words)
+        assert_damaged(lambda: encode_record(Record(summary, made().body), REVISION), words)
 
 
 LONG = "x" * 257
@@ -244,7 +243,7 @@ def test_a_part_out_of_bounds_is_damage_whatever_the_checksum_says(part: Summary
     summary = made().summary
     summary.MergeFrom(part)
     assert_damaged(lambda: decode_summary(KEY, sealed(summary)))
-    assert_damaged(lambda: encode_summary(summary, REVISION))
+    assert_damaged(lambda: encode_record(Record(summary, made().body), REVISION))
 
 
 @pytest.mark.parametrize(
