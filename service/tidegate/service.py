@@ -57,6 +57,7 @@ from tidegate.errors import (
     TooLargeError,
     UnavailableError,
     shown,
+    without_traceback,
 )
 from tidegate.limits import (
     DEFAULT_PAGE,
@@ -331,6 +332,29 @@ class Service:
     async def get_session(self, id: str) -> SessionInfo:  # noqa: A002
         """Return the session; NotFoundError, SessionEndedError."""
         return await self._home(id).info(id)
+
+    async def get_sessions(self, ids: Sequence[str]) -> list[SessionInfo | TidegateError]:
+        """Return each session, or why it cannot be had; those that are not here are one question for the store.
+
+        The caller bounds their number.
+        """
+        found: dict[str, SessionInfo | TidegateError] = {}
+        elsewhere: list[str] = []
+        for id_ in ids:
+            try:
+                if isinstance(self._home(id_), DurableDesk):
+                    elsewhere.append(id_)
+                else:
+                    found[id_] = self._desk.info_of(self._desk.get(id_))
+            except TidegateError as error:
+                found[id_] = without_traceback(error)
+        if elsewhere:
+            assert self._durable is not None
+            try:
+                found |= zip(elsewhere, await self._durable.infos(elsewhere), strict=True)
+            except TidegateError as error:
+                found |= dict.fromkeys(elsewhere, without_traceback(error))
+        return [found[id_] for id_ in ids]
 
     async def list_sessions(self, limit: int = 0, page_token: str = "") -> SessionPage:
         """Return a page of the sessions by rising id: the ephemeral ones here and all durable ones."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from tidegate.errors import (
     SessionEndedError,
     TidegateError,
     UnavailableError,
+    without_traceback,
 )
 from tidegate.faults import conceal
 from tidegate.limits import MAX_CHECKPOINTS
@@ -234,6 +235,24 @@ class DurableDesk:
     async def info(self, id_: str) -> SessionInfo:
         _, summary = await self._open_summary(id_)
         return self._info(summary)
+
+    async def infos(self, ids: Sequence[str]) -> list[SessionInfo | TidegateError]:
+        """Return each session, or why it cannot be had, by one question for all."""
+        keys = list(map(key_of, ids))
+        stored = await self._ledger.read_summaries(keys)
+        return [self._info_or_error(key, each) for key, each in zip(keys, stored, strict=True)]
+
+    def _info_or_error(self, key: SessionKey, stored: Stored | None) -> SessionInfo | TidegateError:
+        try:
+            if stored is None:
+                self._ephemeral.check_not_ended(key.id)
+                return NotFoundError(f"unknown session {key.id}", reason="UNKNOWN_SESSION")
+            with self._ledger.meeting_damage():
+                summary = decode_summary(key, stored)
+        except TidegateError as error:
+            return without_traceback(error)
+        phase = self._phase(stored, summary)
+        return self._info(summary) if phase is Phase.OPEN else ended(key.id, phase)
 
     async def page(self, limit: int, after: str) -> list[SessionInfo]:
         """Return up to ``limit`` open sessions with ids above ``after``, by rising id."""

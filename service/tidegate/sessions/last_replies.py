@@ -57,5 +57,4 @@ class LastReplies:
 
 
 def _size(last: LastReply) -> int:
-    outputs = (last.result.prediction.outputs or {}) if isinstance(last.result, StepResult) else {}
-    return _BESIDE_OUTPUTS + sum(tensor.nbytes for tensor in outputs.values())
+    return _BESIDE_OUTPUTS + (last.result.prediction.num_bytes if isinstance(last.result, StepResult) else 0)

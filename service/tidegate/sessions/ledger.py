@@ -251,6 +251,10 @@ class Ledger:
         """Return what is stored of a session, without its body; UnavailableError."""
         return await self._summaries.ask(key)
 
+    async def read_summaries(self, keys: Sequence[SessionKey]) -> list[Stored | None]:
+        """Return what is stored of sessions, without the bodies, in order; UnavailableError."""
+        return await self._summaries.ask_all(keys)
+
     async def _read_entries(self, keys: list[SessionKey]) -> list[Entry | None]:
         return await self.ask(lambda store: store.read(keys))
 
@@ -353,13 +357,22 @@ class _Gathering(Generic[Found]):
         self._reader: asyncio.Task[None] | None = None
 
     async def ask(self, key: SessionKey) -> Found:
+        # A caller that is cancelled leaves; others may wait for the same.
+        return await asyncio.shield(self._wait_for(key))
+
+    async def ask_all(self, keys: Sequence[SessionKey]) -> list[Found]:
+        futures = [self._wait_for(key) for key in keys]
+        if futures:
+            await asyncio.wait(futures)
+        return [future.result() for future in futures]
+
+    def _wait_for(self, key: SessionKey) -> asyncio.Future[Found]:
         future = self._waiting.get(key)
         if future is None:
             future = self._waiting[key] = asyncio.get_running_loop().create_future()
         if self._reader is None or self._reader.done():
             self._reader = asyncio.create_task(self._read_all(), name="tidegate-ledger-reads")
-        # A caller that is cancelled leaves; others may wait for the same.
-        return await asyncio.shield(future)
+        return future
 
     async def stop(self) -> None:
         """Let what was begun end; who still waits is told."""

@@ -16,14 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidegate.core import Ask, Drift, FloatArray, Input, Prediction, Predictions, StepResult, Tensor, check_steps
-from tidegate.errors import InvalidInputError, TidegateError
+from tidegate.errors import InvalidInputError, TidegateError, TooLargeError
 from tidegate.faults import conceal
 from tidegate.v1 import predictor_pb2
-from tidegate.wire.errors import decode_error, encode_error
+from tidegate.wire.errors import decode_error, fill_error
 from tidegate.wire.inputs import decode_ask, decode_values, fill_ask, fill_values
 from tidegate.wire.predictions import decode_drift, decode_tensors, fill_drift, fill_tensors
 
 log = logging.getLogger(__name__)
+
+_ENVELOPE_BYTES = 64
+"""Of a stream's message around the reply that it carries."""
 
 
 class LaneSteps(NamedTuple):
@@ -226,7 +229,27 @@ def fill_lane_errors(
     message: predictor_pb2.Attached | predictor_pb2.ColumnsReply, errors: Iterable[tuple[int, TidegateError]]
 ) -> None:
     for lane, error in errors:
-        message.errors.add(lane=lane).error.CopyFrom(encode_error(error))
+        each = message.errors.add()
+        each.lane = lane
+        fill_error(each.error, error)
+
+
+def fit_lane_errors(message: predictor_pb2.Attached | predictor_pb2.ColumnsReply, max_bytes: int) -> None:
+    """Make the reply small enough to be sent: where it is not, errors are told by their codes and reasons only.
+
+    Raises:
+        TooLargeError: It is too large all the same.
+    """
+    room = max_bytes - _ENVELOPE_BYTES
+    if message.ByteSize() <= room:
+        return
+    for each in message.errors:
+        each.error.ClearField("message")
+        each.error.ClearField("details")
+    if message.ByteSize() > room:
+        raise TooLargeError(
+            f"the reply would be over {max_bytes} bytes: send fewer lanes in a message", reason="REPLY_TOO_LARGE"
+        )
 
 
 def decode_lane_errors(messages: Iterable[predictor_pb2.LaneError]) -> dict[int, TidegateError]:

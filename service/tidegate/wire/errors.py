@@ -69,7 +69,10 @@ _ENDED = frozenset({"SESSION_CLOSED", "SESSION_EXPIRED", "SESSION_IDLE", "SESSIO
 
 def code_of(error: TidegateError) -> int:
     """The `google.rpc.Code` of an error; that of the nearest class in the table, else that of a fault of ours."""
-    return next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), code_pb2.INTERNAL)
+    code = CODES.get(type(error))
+    if code is None:
+        code = next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), code_pb2.INTERNAL)
+    return code
 
 
 def code_name(error: TidegateError) -> str:
@@ -107,13 +110,18 @@ def decode_status(call: grpc.RpcError) -> TidegateError:
 
 def encode_error(error: TidegateError) -> types_pb2.Error:
     """An error as it stands inside a stream."""
-    return types_pb2.Error(
-        code=code_of(error),
-        reason=error.reason,
-        message=error.message,
-        details=error.details,
-        retry_after=error.retry_after or 0,
-    )
+    message = types_pb2.Error()
+    fill_error(message, error)
+    return message
+
+
+def fill_error(message: types_pb2.Error, error: TidegateError) -> None:
+    """As `encode_error`, in place: a message of a stream may hold one for each of 65,536 lanes."""
+    message.code, message.reason, message.message = code_of(error), error.reason, error.message
+    if error.details:
+        message.details.update(error.details)
+    if error.retry_after:
+        message.retry_after = error.retry_after
 
 
 def decode_error(message: types_pb2.Error) -> TidegateError:

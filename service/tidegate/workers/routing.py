@@ -27,7 +27,7 @@ from tidegate.core import (
     SessionRequest,
     StepResult,
 )
-from tidegate.errors import UnavailableError
+from tidegate.errors import TidegateError, UnavailableError, without_traceback
 from tidegate.limits import DEFAULT_PAGE
 from tidegate.sessions.ids import DURABLE, EPHEMERAL
 from tidegate.sessions.moment import fork_snapshot
@@ -188,6 +188,20 @@ class RoutedService:
     async def get_session(self, id: str) -> SessionInfo:  # noqa: A002
         request = sessions_pb2.GetSessionRequest(session=id)
         return await self._fellows.routed(id, "Get", request, decode_session, partial(self._local.get_session, id))
+
+    async def get_sessions(self, ids: Sequence[str]) -> list[SessionInfo | TidegateError]:
+        """Return each session, or why it cannot be had; fellows are asked for each of theirs."""
+        here = [id_ for id_ in ids if self._fellows.serving(id_) is None]
+        there = [id_ for id_ in ids if self._fellows.serving(id_) is not None]
+        found = dict(zip(here, await self._local.get_sessions(here), strict=True))
+        found |= zip(there, await asyncio.gather(*map(self._get_or_error, there)), strict=True)
+        return [found[id_] for id_ in ids]
+
+    async def _get_or_error(self, id_: str) -> SessionInfo | TidegateError:
+        try:
+            return await self.get_session(id_)
+        except TidegateError as error:
+            return without_traceback(error)
 
     async def close_session(self, id: str) -> None:  # noqa: A002
         request = sessions_pb2.CloseRequest(session=id)

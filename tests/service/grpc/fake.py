@@ -35,7 +35,7 @@ from tidegate.core import (
     SurpriseReport,
     TensorInfo,
 )
-from tidegate.errors import NotFoundError, PositionConflictError
+from tidegate.errors import NotFoundError, PositionConflictError, TidegateError
 from tidegate.sessions.snapshot import Body, decode_snapshot, encode_snapshot
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class FakeService:
     restored: list[tuple[bytes, RestoreRequest]] = field(default_factory=list)
     predicted: list[tuple[str, str | None, Sequence[Input], Ask]] = field(default_factory=list)
     num_reloads: int = 0
+    asked: list[int] = field(default_factory=list)
     waiting: list[tuple[asyncio.Future[StepResult], StepResult]] = field(default_factory=list)
     submitted: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     cancelled: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
@@ -163,6 +164,16 @@ class FakeService:
         if id not in self.sessions:
             raise NotFoundError(f"unknown session {id}", reason="UNKNOWN_SESSION")
         return self.sessions[id]
+
+    async def get_sessions(self, ids: Sequence[str]) -> list[SessionInfo | TidegateError]:
+        self.asked.append(len(ids))
+        return [await self._get_or_error(each) for each in ids]
+
+    async def _get_or_error(self, id_: str) -> SessionInfo | TidegateError:
+        try:
+            return await self.get_session(id_)
+        except TidegateError as error:
+            return error
 
     async def list_sessions(self, limit: int = 0, page_token: str = "") -> SessionPage:
         size = limit or 2

@@ -351,6 +351,32 @@ async def test_invalid_lanes_fail_the_message_before_anything_is_stepped(
     assert decode_columns_reply((await columns(stream, 0, 1, tokens=[1, 1])).columns).lanes == [0, 1]
 
 
+async def test_many_lanes_are_attached_by_few_questions(open_stream: OpenStream, service: FakeService) -> None:
+    service.add_sessions("a", "b")
+    names = ["a", *(f"z{number}" for number in range(598)), "b"]
+    stream = open_stream()
+    attached = await attach(stream, *names)
+    assert service.asked == [256, 256, 88]
+    assert len(attached.positions) == 600
+    assert [each.lane for each in attached.errors] == list(range(1, 599))
+    assert (await columns(stream, 0, 599, tokens=[1, 2])).columns.positions == [1, 1]
+
+
+async def test_an_attachment_whose_errors_are_too_long_tells_them_in_short(
+    open_stream: OpenStream, service: FakeService
+) -> None:
+    service.add_sessions("a")
+    service.settings = service.settings.model_copy(update={"max_message_mb": 0.01})
+    names = [f"{number:060}" for number in range(128)]
+    stream = open_stream()
+    attached = await attach(stream, *names)
+    assert {(each.error.reason, each.error.message) for each in attached.errors} == {("UNKNOWN_SESSION", "")}
+    refused = await ask(stream, StreamRequest(attach=Attach(sessions=list(map(str, range(1000))))))
+    assert refused.error.reason == "REPLY_TOO_LARGE"
+    assert (await columns(stream, 0, tokens=[1])).columns.errors[0].error.reason == "UNKNOWN_SESSION"
+    assert (await attach(stream, "a")).positions == [0]
+
+
 async def test_a_lane_can_be_attached_anew(open_stream: OpenStream, service: FakeService) -> None:
     service.add_sessions("a", "b")
     stream = open_stream()

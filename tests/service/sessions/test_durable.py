@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.bundles import write_tiny_bundle
 from tests.service.serving import change_bundle, collect, numbers
 from tests.service.sessions.replicas import MODEL, replicas, step
-from tidegate.core import Input, RestoreRequest, Sampling, SessionRequest
+from tidegate.core import Input, RestoreRequest, Sampling, SessionInfo, SessionRequest
 from tidegate.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -22,6 +22,7 @@ from tidegate.errors import (
     NotFoundError,
     PositionConflictError,
     SessionEndedError,
+    TidegateError,
     UnavailableError,
 )
 
@@ -182,6 +183,35 @@ async def test_a_store_that_is_read_and_cannot_be_written_is_away(root: Path) ->
         they.store.is_read_only = False
         await a.readiness_changed()
         assert (await step(a, "ab", 0)).position == 2
+
+
+async def test_many_sessions_are_looked_up_at_once_and_one_fails_no_other(root: Path) -> None:
+    async with replicas(root) as they:
+        a, b = they
+        for name in ("s", "closed", "idle", "damaged"):
+            await they.open(name, idle_seconds=5 if name == "idle" else None)
+        await step(a, "ab", 0)
+        await a.close_session("closed")
+        they.store.damage("damaged")
+        they.clock.now += 6
+        alone = await b.open_session(SessionRequest(MODEL, id="alone"))
+        names = ["s", "closed", "none", alone.id, "idle", "damaged", "x" * 1000, "e~elsewhere~1", "s"]
+        found = await b.get_sessions(names)
+        assert [each.position for each in (found[0], found[3], found[8]) if isinstance(each, SessionInfo)] == [2, 0, 2]
+        assert {
+            name: each.reason for name, each in zip(names, found, strict=True) if isinstance(each, TidegateError)
+        } == {
+            "closed": "SESSION_CLOSED",
+            "none": "UNKNOWN_SESSION",
+            "idle": "SESSION_IDLE",
+            "damaged": "STORE_CORRUPT",
+            "x" * 1000: "UNKNOWN_SESSION",
+            "e~elsewhere~1": "NOT_ON_THIS_REPLICA",
+        }
+        they.store.is_away = True
+        found = await b.get_sessions(["s", alone.id])
+        assert isinstance(found[0], UnavailableError)
+        assert isinstance(found[1], SessionInfo)
 
 
 async def test_a_generation_goes_on_at_another_replica(root: Path) -> None:

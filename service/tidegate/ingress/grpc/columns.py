@@ -12,7 +12,7 @@ from tidegate.errors import TidegateError
 from tidegate.faults import conceal
 from tidegate.observe.requests import OK, Requests, outcome_of
 from tidegate.v1 import predictor_pb2
-from tidegate.wire.columns import fill_columns, fill_together
+from tidegate.wire.columns import fill_columns, fill_together, fit_lane_errors
 from tidegate.wire.errors import encode_error
 
 if TYPE_CHECKING:
@@ -35,16 +35,20 @@ class PendingColumns:
         parts: Of these lanes, in order.
         sizes: Lanes of each part.
         requests: Where lanes that fail are counted.
+        max_bytes: Of the reply.
     """
 
     method = "Columns"
     session = ""
 
-    def __init__(self, lanes: list[int], parts: Sequence[Part], sizes: Sequence[int], requests: Requests) -> None:
+    def __init__(
+        self, lanes: list[int], parts: Sequence[Part], sizes: Sequence[int], requests: Requests, max_bytes: int
+    ) -> None:
         self._lanes = lanes
         self._parts = parts
         self._sizes = sizes
         self._requests = requests
+        self._max_bytes = max_bytes
         self.outcome = OK
         last = parts[-1][-1] if isinstance(parts[-1], list) else parts[-1]
         self.awaited = last if isinstance(last, asyncio.Future) else None
@@ -96,6 +100,8 @@ class PendingColumns:
             self._requests.lanes_failed(failed)
             self.outcome = failed[0] if len(failed) == len(results) else OK
         fill_columns(message, self._lanes, results)
+        if failed:
+            fit_lane_errors(message, self._max_bytes)
 
 
 def refusal(error: Exception) -> predictor_pb2.StreamReply:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from tidegate.core import SessionInfo
 from tidegate.errors import InvalidInputError, TidegateError
 from tidegate.faults import conceal
-from tidegate.limits import MAX_LANES
+from tidegate.limits import MAX_LANES, MAX_STORE_SUMMARIES
 from tidegate.sessions.party import Party
 from tidegate.v1 import predictor_pb2
-from tidegate.wire.columns import fill_lane_errors
+from tidegate.wire.columns import fill_lane_errors, fit_lane_errors
 
 if TYPE_CHECKING:
     from tidegate.service import Service
@@ -39,7 +41,9 @@ class Lanes:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._max_bytes = int(service.settings.max_message_mb * 2**20)
         self._lanes: dict[int, Lane] = {}
+        self._refusals: dict[tuple[type[TidegateError], str], TidegateError] = {}
         self._last: tuple[list[int], list[Lane], list[Group]] | None = None  # streams send the same lanes again
 
     async def attach(self, message: predictor_pb2.Attach) -> predictor_pb2.Attached:
@@ -48,14 +52,21 @@ class Lanes:
         numbers = range(first, first + len(message.sessions))
         if numbers.stop > MAX_LANES:
             raise InvalidInputError(f"lanes are numbered below {MAX_LANES}")
-        found = await asyncio.gather(*(self._find(session) for session in message.sessions))
-        attached = predictor_pb2.Attached(first_lane=first, positions=[position for _, position in found])
+        attached = predictor_pb2.Attached(first_lane=first)
+        lanes: list[list[Lane]] = []
+        # In slices, one after the other: each is one question for the store, and others have their turn between them.
+        for start in range(0, len(numbers), MAX_STORE_SUMMARIES):
+            some = message.sessions[start : start + MAX_STORE_SUMMARIES]
+            found = await self._find(some)
+            lanes.append([self._lane(session, each) for session, each in zip(some, found, strict=True)])
+            attached.positions.extend([0 if isinstance(each, TidegateError) else each.position for each in found])
+            fill_lane_errors(attached, _failures(numbers[start:], found))
+            await asyncio.sleep(0)
+        fit_lane_errors(attached, self._max_bytes)
         self._last = None
-        self._lanes.update(zip(numbers, (lane for lane, _ in found), strict=True))
-        failures = [
-            (number, lane.failure) for number, (lane, _) in zip(numbers, found, strict=True) if lane.failure is not None
-        ]
-        fill_lane_errors(attached, failures)
+        for start, each in zip(range(0, len(numbers), MAX_STORE_SUMMARIES), lanes, strict=True):
+            self._lanes.update(zip(numbers[start:], each, strict=False))
+            await asyncio.sleep(0)
         return attached
 
     def take(self, numbers: list[int]) -> tuple[list[Lane], list[Group]]:
@@ -80,13 +91,36 @@ class Lanes:
             raise InvalidInputError("the sessions of a message must be of one model and version")
         return lanes
 
-    async def _find(self, session: str) -> tuple[Lane, int]:
-        """The lane of a session, and its position."""
+    def _lane(self, session: str, found: SessionInfo | TidegateError) -> Lane:
+        if isinstance(found, TidegateError):
+            return Lane(session, None, self._refusal(found))
+        return Lane(session, (found.model, found.version), None)
+
+    def _refusal(self, error: TidegateError) -> TidegateError:
+        """What steps of a lane are told that met the error; one for all lanes, for there may be 65,536."""
+        key = type(error), error.reason
+        if key not in self._refusals:
+            self._refusals[key] = type(error)(
+                f"the lane's session could not be had when it was attached: {error.reason}",
+                reason=error.reason,
+                retry_after=error.retry_after,
+            )
+        return self._refusals[key]
+
+    async def _find(self, sessions: Sequence[str]) -> list[SessionInfo | TidegateError]:
+        """Each session, or the error that answers every step of its lane."""
         try:
-            info = await self._service.get_session(session)
-        except Exception as error:  # noqa: BLE001 - it is this lane's answer
-            return Lane(session, None, conceal(error)), 0
-        return Lane(session, (info.model, info.version), None), info.position
+            return await self._service.get_sessions(sessions)
+        except Exception as error:  # noqa: BLE001 - it is these lanes' answer
+            return [conceal(error)] * len(sessions)
+
+
+def _failures(
+    numbers: Sequence[int], found: Sequence[SessionInfo | TidegateError]
+) -> Iterator[tuple[int, TidegateError]]:
+    for number, each in zip(numbers, found, strict=False):
+        if isinstance(each, TidegateError):
+            yield number, each
 
 
 def _grouped(lanes: list[Lane], size: int) -> list[Group]:

@@ -76,6 +76,7 @@ class StepStream:
         self._stream = OrderedStream(context, self._submit, MAX_IN_FLIGHT, (requests, "grpc_stream"))
         self._now = service.clock.monotonic
         self._lanes = Lanes(service)
+        self._max_bytes = int(service.settings.max_message_mb * 2**20)
         self._session = session_in_metadata(context)
         seconds = client_seconds(context)
         self._deadline = None if seconds is None else self._now() + seconds
@@ -116,7 +117,8 @@ class StepStream:
         lanes, groups = self._lanes.take(steps.lanes)
         deadline = self._time_limit()
         parts = [self._submit_group(steps, group, lanes[group.start : group.stop], deadline) for group in groups]
-        return PendingColumns(steps.lanes, parts, [stop - start for start, stop, _ in groups], self._requests)
+        sizes = [stop - start for start, stop, _ in groups]
+        return PendingColumns(steps.lanes, parts, sizes, self._requests, self._max_bytes)
 
     def _submit_group(self, steps: LaneSteps, group: Group, lanes: list[Lane], deadline: float) -> Part:
         """Hand lanes over as one piece of work where they can go together, and else each as its own."""
