@@ -21,7 +21,7 @@ from tidegate.errors import ConfigurationError, UnavailableError
 from tidegate.sessions.stores import redis_commands as commands
 from tidegate.sessions.stores.redis_commands import BUCKETS, FORMAT_KEY, LOADS, MIGRATING, NUM_BUCKETS, Bucket, Command
 from tidegate.sessions.stores.redis_merge import Merge
-from tidegate.sessions.stores.store import DUE_CALLS, FORMAT, Entry, SessionKey, Stored, Write
+from tidegate.sessions.stores.store import DUE_CALLS, FORMAT, Due, Entry, SessionKey, Stored, Write
 
 if TYPE_CHECKING:
     from tidegate.sessions.stores.redis_line import Reply
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _MOST_COMMANDS = 128
 """In one pipeline."""
+_NEVER_DUE = 1e15
 _FEW_DUE = 16
 """Of a bucket, at first; what is due is spread over all of them."""
 
@@ -55,9 +56,10 @@ class RedisStore:
         self._refused: str | None = None
         self._is_cluster = False
         self._due_part = 0
+        self._is_index_foreign = False
         # No tenant's name is empty, and no other server tries the same at the same time.
         trial = SessionKey("", f"trial-{secrets.token_hex(8)}")
-        self._trial = Write(trial, None, b"trial", b"", b"", is_listed=False)
+        self._trial = Write(trial, None, b"trial", b"", b"", Due(_NEVER_DUE))
 
     async def start(self) -> None:
         try:
@@ -84,8 +86,14 @@ class RedisStore:
             log.error("Redis was emptied, or came back empty: the sessions that were stored there are gone")
         self._refused = _refusal(stored)
         self._check_refused()
-        # By the script that writes sessions, which may be forbidden alone.
-        await self._ask([commands.write([self._trial]), commands.delete(self._trial.key, self._trial.revision)])
+        # By the commands that sessions are written and read with, of which one may be forbidden alone. What a try that
+        # was cut short has left is removed first.
+        remove = commands.delete(self._trial.key, self._trial.revision)
+        _, made = await self._ask([remove, commands.write([self._trial])])
+        await self._line.check(made)
+        found, _ = await self._ask([commands.read(self._trial.key, "revision"), remove])
+        if (made, found) != ([1], [self._trial.revision]):
+            raise self._theirs.away(f"Redis answered a write with {made!r} and a read with {found!r}")
 
     async def time(self) -> float:
         """Return the time of Redis's own clock, which all replicas share."""
@@ -134,42 +142,65 @@ class RedisStore:
         size = NUM_BUCKETS // DUE_CALLS
         buckets = BUCKETS[self._due_part * size :][:size]
         few = min(limit, _FEW_DUE)
-        replies = await self._ask([commands.due(bucket, now, few) for bucket in buckets])
+        replies = await self._ask_indexes([commands.due(bucket, now, few) for bucket in buckets])
         if sum(map(len, replies)) < limit:
             full = [at for at, reply in enumerate(replies) if len(reply) == few]
-            for at, reply in zip(
-                full, await self._ask([commands.due(buckets[at], now, limit) for at in full]), strict=True
-            ):
+            more = await self._ask_indexes([commands.due(buckets[at], now, limit) for at in full])
+            for at, reply in zip(full, more, strict=True):
                 replies[at] = reply
-        found = [member for reply in replies for member in reply]
-        if len(found) < limit:
+        found: list[SessionKey] = []
+        strikes: list[Command] = []
+        for bucket, members in zip(buckets, replies, strict=True):
+            keys = {member: commands.key_of(member) for member in members}
+            found += [key for key in keys.values() if key is not None and commands.is_of(bucket, key)]
+            foreign = [member for member, key in keys.items() if not commands.is_of(bucket, key)]
+            if foreign:  # or they would come up first for ever
+                strikes.append(commands.strike_due(bucket, foreign))
+        await self._ask(strikes)
+        if sum(map(len, replies)) < limit:
             self._due_part = (self._due_part + 1) % DUE_CALLS
-        return [commands.key_of(member) for member in found[:limit]]
+        return found[:limit]
 
     async def postpone(self, key: SessionKey, at: float | None) -> None:
         await self._ask([commands.postpone(key, at)])
 
     async def page(self, tenant: str, limit: int, after: str) -> list[tuple[str, Stored]]:
         found: list[tuple[str, Stored]] = []
+        last = commands.member_of(tenant, after)
         while missing := limit - len(found):
-            ids = await self._listed(tenant, missing, after)
-            if not ids:
+            members = await self._listed(tenant, missing, last)
+            if not members:
                 break
             # Some may be gone by now: then there is room for more, since a short page would say that these were all.
-            keys = [SessionKey(tenant, id_) for id_ in ids]
-            for id_, row in zip(ids, await self._read_rows(keys, "revision", "summary", "hidden"), strict=True):
+            keys = [key for key in dict.fromkeys(map(commands.key_of, members)) if key is not None]
+            for key, row in zip(keys, await self._read_rows(keys, "revision", "summary", "hidden"), strict=True):
                 if row is not None and not row[2]:
-                    found.append((id_, Stored(*row[:2])))
-            after = ids[-1]
+                    found.append((key.id, Stored(*row[:2])))
+            last = members[-1]
         return found
 
-    async def _listed(self, tenant: str, limit: int, after: str) -> list[str]:
-        """Return the first ids above ``after``, merged from all buckets: few of each, more only where these run out."""
-        merge = Merge(NUM_BUCKETS, limit, commands.member_of(tenant, after))
+    async def _listed(self, tenant: str, limit: int, after: bytes) -> list[bytes]:
+        """Return the first members above ``after``, merged from all buckets: few of each, more only where these run
+        out.
+        """
+        merge = Merge(NUM_BUCKETS, limit, after)
         while lacking := merge.lacking():
             asked = [commands.listed(BUCKETS[at], tenant, count, above) for at, count, above in lacking]
-            merge.take(lacking, await self._ask(asked))
-        return [commands.key_of(member).id for member in merge.first()]
+            merge.take(lacking, await self._ask_indexes(asked))
+        return merge.first()
+
+    async def _ask_indexes(self, asked: Sequence[Command]) -> list[Reply]:
+        """The replies; nothing of an index that holds something foreign: it hides its own bucket's sessions only."""
+        replies = await self._replies(asked)
+        foreign = [command[1] for command, reply in zip(asked, replies, strict=True) if self._theirs.is_foreign(reply)]
+        if foreign and not self._is_index_foreign:
+            log.error(
+                "Redis holds something foreign under %s: the sessions of that bucket are not found there", foreign[0]
+            )
+        self._is_index_foreign = bool(foreign)
+        found = [[] if self._theirs.is_foreign(reply) else reply for reply in replies]
+        await self._line.check(found)
+        return found
 
     async def _read_rows(self, keys: Sequence[SessionKey], *fields: str) -> list[tuple[bytes, ...] | None]:
         """Return fields of sessions, in order; None of what is not stored, empty bytes for what cannot be read."""

@@ -52,7 +52,14 @@ def _script(text: str) -> Script:
 # body, due ('' leaves it, 'never', or seconds), '1' if listed, how many attachments; then of each attachment 'put' or
 # 'remove', its field, its content.
 # Returns of each write 1, 0, or the error that its key gave. Out of memory fails the first HSET, before any change.
+# An index that holds something foreign is left as it is, and the session goes on without it: an error would end the
+# script, and with it the writes of others.
 WRITE = _script("""
+local function index(...)
+  local reply = redis.pcall(...)
+  if type(reply) == 'table' and reply.err and string.sub(reply.err, 1, 9) ~= 'WRONGTYPE' then error(reply) end
+end
+
 local function write(session, due, listed, member, expected, revision, summary, renewed, body, at, shown)
   local stored = redis.pcall('HMGET', session, 'revision', 'hidden')
   if stored.err then return stored end
@@ -64,15 +71,15 @@ local function write(session, due, listed, member, expected, revision, summary, 
   end
   if shown ~= '1' then
     redis.call('HSET', session, 'hidden', '1')
-    redis.call('ZREM', listed, member)
+    index('ZREM', listed, member)
   elseif stored[2] or not stored[1] then
     redis.call('HDEL', session, 'hidden')
-    redis.call('ZADD', listed, 0, member)
+    index('ZADD', listed, 0, member)
   end
   if at == 'never' then
-    redis.call('ZREM', due, member)
+    index('ZREM', due, member)
   elseif at ~= '' then
-    redis.call('ZADD', due, at, member)
+    index('ZADD', due, at, member)
   end
   return 1
 end
@@ -170,10 +177,18 @@ def member_of(tenant: str, id_: str) -> bytes:
     return f"{tenant}:{id_}".encode()
 
 
-def key_of(member: bytes) -> SessionKey:
-    """Return the key that stands in an index."""
-    tenant, _, id_ = member.decode().partition(":")
-    return SessionKey(tenant, id_)
+def key_of(member: bytes) -> SessionKey | None:
+    """Return the key that stands in an index; None of what no write of ours put there."""
+    try:
+        tenant, separator, id_ = member.decode().partition(":")
+    except UnicodeDecodeError:
+        return None
+    return SessionKey(tenant, id_) if separator else None
+
+
+def is_of(bucket: Bucket, key: SessionKey | None) -> bool:
+    """Whether a key that stands in an index of the bucket is a session's of it."""
+    return key is not None and place_of(key).bucket is bucket
 
 
 def read(key: SessionKey, *fields: str) -> Command:
@@ -230,6 +245,11 @@ def due(bucket: Bucket, now: float, limit: int) -> Command:
 def listed(bucket: Bucket, tenant: str, limit: int, after: bytes) -> Command:
     # ";" is the character after ":".
     return ("ZRANGEBYLEX", bucket.listed, b"(" + after, f"({tenant};", "LIMIT", 0, limit)
+
+
+def strike_due(bucket: Bucket, members: Sequence[bytes]) -> Command:
+    """Remove entries that no write of ours made."""
+    return ("ZREM", bucket.due, *members)
 
 
 def _run(script: Script, key: SessionKey, argument: bytes | str) -> Command:

@@ -29,7 +29,9 @@ READ = """SELECT CAST(revision AS BLOB), CAST(summary AS BLOB), CAST(body AS BLO
     WHERE tenant = ? AND id = ?"""
 READ_SUMMARY = "SELECT CAST(revision AS BLOB), CAST(summary AS BLOB) FROM sessions WHERE tenant = ? AND id = ?"
 READ_ATTACHMENT = "SELECT CAST(content AS BLOB) FROM attachments WHERE tenant = ? AND id = ? AND name = ?"
-DUE = "SELECT CAST(tenant AS BLOB), CAST(id AS BLOB) FROM sessions WHERE due <= ? ORDER BY due, tenant, id LIMIT ?"
+DUE = """SELECT rowid, CAST(tenant AS BLOB), CAST(id AS BLOB), typeof(tenant) = 'text' AND typeof(id) = 'text'
+    FROM sessions WHERE due <= ? ORDER BY due, tenant, id LIMIT ?"""
+FORGET_DUE = "UPDATE sessions SET due = NULL WHERE rowid = ?"
 # Text compares as UTF-8 bytes, whose order is that of code points.
 PAGE = "SELECT CAST(id AS BLOB) FROM sessions WHERE is_listed AND tenant = ? AND id > ? ORDER BY id LIMIT ?"
 
@@ -111,8 +113,7 @@ class SqliteStore:
         return await self._ask(lambda connection: _delete(connection, key, expected))
 
     async def due(self, now: float, limit: int) -> list[SessionKey]:
-        rows = await self._ask(lambda connection: connection.execute(DUE, (now, limit)).fetchall())
-        return [SessionKey(tenant.decode(), id_.decode()) for tenant, id_ in rows]
+        return await self._ask(lambda connection: _due(connection, now, limit))
 
     async def postpone(self, key: SessionKey, at: float | None) -> None:
         await self._ask(lambda connection: _changes(connection, POSTPONE, (at, *key)))
@@ -209,6 +210,17 @@ def _page(connection: sqlite3.Connection, tenant: str, limit: int, after: str) -
     return [
         (id_, Stored(_DAMAGED, _DAMAGED) if row is None else Stored(*row)) for id_, row in zip(ids, rows, strict=True)
     ]
+
+
+def _due(connection: sqlite3.Connection, now: float, limit: int) -> list[SessionKey]:
+    found = []
+    for row, tenant, id_, is_text in connection.execute(DUE, (now, limit)).fetchall():
+        key = SessionKey(tenant.decode(errors="replace"), id_.decode(errors="replace"))
+        if is_text and (key.tenant.encode(), key.id.encode()) == (tenant, id_):
+            found.append(key)
+        else:  # a damaged key, under which nothing is found: it would come up first for ever
+            connection.execute(FORGET_DUE, (row,))
+    return found
 
 
 def _delete(connection: sqlite3.Connection, key: SessionKey, expected: bytes) -> bool:

@@ -63,6 +63,13 @@ FAULTS = (sqlite3.Error, UnicodeDecodeError)
 """What a file in trouble raises: the second where the text of an error, or of a row, holds damaged bytes."""
 
 _TRIAL_MILLISECONDS = 250
+_TRIAL = (
+    """INSERT OR REPLACE INTO sessions (tenant, id, revision, is_listed, due, summary, body)
+        VALUES ('', 'trial', x'00', 0, NULL, x'', zeroblob(262144))""",
+    "UPDATE sessions SET revision = x'01' WHERE tenant = ''",
+    "DELETE FROM sessions WHERE tenant = ''",
+    "DELETE FROM attachments WHERE tenant = ''",
+)
 
 _REASONS = {
     sqlite3.SQLITE_FULL: "STORE_FULL",
@@ -194,8 +201,8 @@ def try_to_write(connection: sqlite3.Connection, settings: FileSettings) -> None
     """
     connection.execute(f"PRAGMA busy_timeout = {_TRIAL_MILLISECONDS}")
     try:
-        connection.execute("INSERT OR REPLACE INTO attachments VALUES ('', '', 'trial', zeroblob(262144))")
-        connection.execute("DELETE FROM attachments WHERE tenant = ''")
+        for statement in _TRIAL:
+            connection.execute(statement)
     finally:
         connection.execute(f"PRAGMA busy_timeout = {round(settings.busy_seconds * 1000)}")
 

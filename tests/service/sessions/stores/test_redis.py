@@ -17,10 +17,10 @@ import pytest
 
 from tests.programs import program
 from tests.redis import RedisServer, free_port, redis_server
-from tests.service.sessions.stores.places import all_due, key, keys
+from tests.service.sessions.stores.places import all_due, first, key, keys
 from tidegate.errors import ConfigurationError, UnavailableError
 from tidegate.sessions.stores.redis import RedisStore
-from tidegate.sessions.stores.redis_commands import FORMAT_KEY
+from tidegate.sessions.stores.redis_commands import FORMAT_KEY, place_of
 from tidegate.sessions.stores.store import FORMAT, Due, Entry, Store, Stored, Write
 
 ALL_CHARACTERS = "ABCXYZabcxyz0123456789._~-"
@@ -468,6 +468,60 @@ async def test_a_foreign_value_under_a_key_of_ours_is_one_sessions_trouble(serve
         assert await store.write([Write(key("a"), b"first", b"second", b"", b""), fresh("b")]) == [False, True]
         assert await store.read(keys(["b"])) == [Entry(b"first", b"in short", b"record")]
         await assert_works(store)
+
+
+@pytest.mark.parametrize("index", ["due", "listed"])
+async def test_a_foreign_value_under_an_index_is_its_buckets_trouble(server: RedisServer, index: str) -> None:
+    async with opened(server.url) as store:
+        bucket = place_of(key("a")).bucket
+        server.call("SET", getattr(bucket, index), "foreign")
+        # The others of its group are in other buckets, before it and after it.
+        writes = [first(id_, due=1.0) for id_ in ("b", "a", "c")]
+        assert len({place_of(write.key).bucket for write in writes}) == len(writes)
+        assert await store.write(writes) == [True] * 3
+        assert [found is not None for found in await store.read(keys(["a", "b", "c"]))] == [True] * 3
+        hidden = {"due": [], "listed": ["a"]}[index]
+        assert [id_ for id_, _ in await store.page("t", 9, "")] == sorted({"a", "b", "c"} - set(hidden))
+        assert await all_due(store, 1.0) == (["b", "c"] if index == "due" else ["a", "b", "c"])
+        await assert_works(store)
+
+
+@pytest.mark.parametrize("member", [b"\xff", b"t:\xff", b"no separator", b"t:of another bucket", b"t:" + b"x" * 10_000])
+async def test_a_foreign_member_of_an_index_keeps_no_session_from_being_found(
+    server: RedisServer, member: bytes
+) -> None:
+    async with opened(server.url) as store:
+        await store.write([first("a", due=1.0)])
+        bucket = place_of(key("a")).bucket
+        for index in (bucket.due, bucket.listed):
+            server.call("ZADD", index, 0, member)
+        assert [id_ for id_, _ in await store.page("t", 9, "")] == ["a"]
+        assert await all_due(store, 1.0) == ["a"]
+        assert server.call("ZRANGE", bucket.due, 0, -1) == [b"t:a"]
+
+
+async def test_a_session_that_stands_in_two_buckets_listings_is_listed_once(server: RedisServer) -> None:
+    async with opened(server.url) as store:
+        await store.write([first("a"), first("b")])
+        server.call("ZADD", place_of(key("b")).bucket.listed, 0, "t:a")
+        assert [id_ for id_, _ in await store.page("t", 9, "")] == ["a", "b"]
+
+
+@pytest.mark.parametrize("command", ["evalsha", "hmget", "hset", "hget", "zadd", "zrem", "del"])
+async def test_a_command_that_is_forbidden_meanwhile_says_so_when_it_is_asked(
+    server: RedisServer, command: str
+) -> None:
+    async with opened(server.url) as store:
+        await store.ping()
+        server.call("ACL", "SETUSER", "default", f"-{command}")
+        try:
+            with pytest.raises(UnavailableError) as caught:
+                await store.ping()
+        finally:
+            server.call("ACL", "SETUSER", "default", f"+{command}")
+        assert caught.value.reason == "STORE_AWAY"
+        await store.ping()
+        assert server.call("KEYS", "*") == [FORMAT_KEY.encode()]
 
 
 @pytest.mark.parametrize(

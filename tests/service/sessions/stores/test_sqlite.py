@@ -258,6 +258,34 @@ async def test_a_damaged_record_is_one_sessions_trouble(path: Path, store: Store
     assert await store.write([after(whole)]) == [True]
 
 
+@pytest.mark.parametrize("damage", ["id = x'ff'", "id = CAST(x'ff' AS TEXT)", "tenant = x'74'"])
+async def test_a_damaged_key_keeps_no_session_from_coming_up_when_it_is_due(
+    path: Path, store: Store, damage: str
+) -> None:
+    await store.write([sealed("damaged", due=0.0), sealed("whole", due=1.0)])
+    with raw(path) as file:
+        file.execute(f"UPDATE sessions SET {damage} WHERE id = 'damaged'")  # noqa: S608
+    assert await store.due(1.0, 1) == []
+    assert await store.due(1.0, 1) == keys(["whole"])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DROP TABLE sessions",
+        "DROP TABLE attachments",
+        "ALTER TABLE sessions DROP COLUMN body",
+        "CREATE TRIGGER no BEFORE UPDATE ON sessions BEGIN SELECT raise(ABORT, 'no'); END",
+    ],
+)
+async def test_a_file_that_takes_no_steps_says_so_when_it_is_asked(path: Path, store: Store, damage: str) -> None:
+    await store.ping()
+    with raw(path) as file:
+        file.execute(damage)
+    with pytest.raises(UnavailableError):
+        await store.ping()
+
+
 async def test_damage_on_a_page_of_a_body_is_one_sessions_trouble(path: Path) -> None:
     """SQLite itself finds it: it refuses the row, and no other."""
     sessions = [sealed(f"s{number}", 100_000) for number in range(3)]
