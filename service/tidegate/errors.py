@@ -95,8 +95,8 @@ class PositionConflictError(TidegateError):
 
 
 class SessionEndedError(TidegateError):
-    """The session is over; ``reason`` is SESSION_CLOSED, SESSION_EXPIRED, SESSION_IDLE, SESSION_EVICTED or
-    SEQUENCE_RESTARTED.
+    """The session is over; ``reason`` is SESSION_CLOSED, SESSION_EXPIRED, SESSION_IDLE, SESSION_EVICTED,
+    SESSION_REPLACED or SEQUENCE_RESTARTED.
     """
 
     default_reason = "SESSION_CLOSED"

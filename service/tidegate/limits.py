@@ -86,6 +86,9 @@ MAX_STORE_SUMMARIES = 256
 MAX_STORE_ENTRIES = 32
 """Sessions whose whole records one such call reads: their states may be long."""
 
+MAX_CHOSEN_A_SWEEP = 1024
+"""Ephemeral sessions under ids of their clients' choice that are looked up each second: a durable one may have come."""
+
 MAX_STORE_WRITES = 1024
 """Writes that go to the store as one group."""
 

@@ -61,6 +61,7 @@ from tidegate.errors import (
 )
 from tidegate.limits import (
     DEFAULT_PAGE,
+    MAX_CHOSEN_A_SWEEP,
     MAX_FORKS,
     MAX_NAME_LENGTH,
     MAX_PAGE,
@@ -230,7 +231,20 @@ class Service:
         if self._durable is not None:
             with suppress(UnavailableError):
                 await self._durable.expire()
+                await self._yield_ids(self._durable)
         await self._registry.retire()
+
+    async def _yield_ids(self, durable: DurableDesk) -> None:
+        """End ephemeral sessions whose id another server has given to a durable one by now: the store's is true.
+
+        A thousand at a time: an ephemeral session asks no store when it is stepped.
+        """
+        ids = self._desk.next_chosen(MAX_CHOSEN_A_SWEEP)
+        for id_, found in zip(ids, await durable.infos(ids), strict=True):
+            session = self._desk.find(id_) if isinstance(found, SessionInfo) else None
+            if session is not None:
+                log.warning("ephemeral session %s ends: %s", id_, Event.REPLACE.value)
+                self._desk.end(session, Event.REPLACE)
 
     async def _reap_forever(self) -> None:
         while True:

@@ -5,9 +5,11 @@ arenas that hold their states. Their only truth is here.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from tidegate.clock import Clock
@@ -33,6 +35,8 @@ from tidegate.sessions.party import Party
 from tidegate.sessions.session import LastReply, Session
 from tidegate.sessions.table import SessionTable
 
+log = logging.getLogger(__name__)
+
 
 class Desk:
     """Ephemeral sessions of one process."""
@@ -46,6 +50,8 @@ class Desk:
         self._sources: dict[str, str] = {}
         self._checkpoints: dict[str, OrderedDict[str, Moment]] = {}
         self._last_replies = LastReplies()
+        # Sessions under ids that servers did not make: another server may give such an id to a durable session.
+        self._chosen: OrderedDict[str, None] = OrderedDict()
         self.replica = settings.replica or secrets.token_hex(3)
 
     @property
@@ -84,6 +90,8 @@ class Desk:
         model.num_sessions += 1
         self._table.add(session)
         self._last_replies.discard(session.id)
+        if request.id is not None and replica_of(request.id) is None:
+            self._chosen[session.id] = None
         return session
 
     def find(self, id_: str) -> Session | None:
@@ -104,6 +112,13 @@ class Desk:
     def recall(self, id_: str) -> Remembered | None:
         """Return what is remembered of a sequence that its client ended, for a repeat of its last request."""
         return self._last_replies.find(id_, self._clock.monotonic())
+
+    def next_chosen(self, limit: int) -> list[str]:
+        """Return up to so many ids that clients chose, of sessions that are here: others each time, in turn."""
+        ids = list(islice(self._chosen, limit))
+        for id_ in ids:
+            self._chosen.move_to_end(id_)
+        return ids
 
     def touch(self, session: Session) -> None:
         """A step of the session was taken in: it is the most recently used now."""
@@ -140,7 +155,10 @@ class Desk:
     async def expire(self) -> None:
         """End the sessions whose time is over."""
         for session, event in self._table.expired(self._clock.monotonic()):
-            self.end(session, event)
+            try:
+                self.end(session, event)
+            except Exception:
+                log.exception("session %s could not be ended", session.id)
 
     async def info(self, id_: str) -> SessionInfo:
         return self.info_of(self.get(id_))
@@ -259,6 +277,7 @@ class Desk:
             self._last_replies.put(session.id, Remembered(session.model.manifest.version, last), now)
         self._table.end(session, event, now)
         self._sources.pop(session.id, None)
+        self._chosen.pop(session.id, None)
         self._checkpoints.pop(session.id, None)
         session.model.num_sessions -= 1
         session.model.engine.release(session)

@@ -18,6 +18,7 @@ class Phase(Enum):
     IDLE = "SESSION_IDLE"
     EVICTED = "SESSION_EVICTED"
     RESTARTED = "SEQUENCE_RESTARTED"
+    REPLACED = "SESSION_REPLACED"
 
 
 class Event(Enum):
@@ -28,6 +29,7 @@ class Event(Enum):
     IDLE = "no step came within its idle time"
     EVICT = "its place was needed and it was the least recently used"
     RESTART = "a sequence of the same name was started"
+    REPLACE = "a durable session was opened under its id on another server"
 
 
 TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
@@ -36,11 +38,13 @@ TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
     (Phase.OPEN, Event.IDLE): Phase.IDLE,
     (Phase.OPEN, Event.EVICT): Phase.EVICTED,
     (Phase.OPEN, Event.RESTART): Phase.RESTARTED,
+    (Phase.OPEN, Event.REPLACE): Phase.REPLACED,
     (Phase.CLOSED, Event.CLOSE): Phase.CLOSED,  # closing twice succeeds
     (Phase.EXPIRED, Event.CLOSE): Phase.EXPIRED,
     (Phase.IDLE, Event.CLOSE): Phase.IDLE,
     (Phase.EVICTED, Event.CLOSE): Phase.EVICTED,
     (Phase.RESTARTED, Event.CLOSE): Phase.RESTARTED,
+    (Phase.REPLACED, Event.CLOSE): Phase.REPLACED,
 }
 
 WHY: dict[Phase, str] = {
@@ -49,4 +53,5 @@ WHY: dict[Phase, str] = {
     Phase.IDLE: Event.IDLE.value,
     Phase.EVICTED: Event.EVICT.value,
     Phase.RESTARTED: Event.RESTART.value,
+    Phase.REPLACED: Event.REPLACE.value,
 }

@@ -64,7 +64,16 @@ _CLASSES: dict[int, type[TidegateError]] = {
     code_pb2.UNAVAILABLE: UnavailableError,
     code_pb2.DEADLINE_EXCEEDED: DeadlineExceededError,
 }
-_ENDED = frozenset({"SESSION_CLOSED", "SESSION_EXPIRED", "SESSION_IDLE", "SESSION_EVICTED", "SEQUENCE_RESTARTED"})
+_ENDED = frozenset(
+    {
+        "SESSION_CLOSED",
+        "SESSION_EXPIRED",
+        "SESSION_IDLE",
+        "SESSION_EVICTED",
+        "SESSION_REPLACED",
+        "SEQUENCE_RESTARTED",
+    }
+)
 
 
 def code_of(error: TidegateError) -> int:

@@ -169,6 +169,23 @@ async def test_an_ephemeral_session_is_not_opened_under_an_id_that_cannot_be_loo
         assert (await b.get_session("s")).durable
 
 
+async def test_an_ephemeral_session_ends_where_another_replica_opened_a_durable_one_under_its_id(root: Path) -> None:
+    async with replicas(root) as they:
+        a, b = they
+        for number in range(1500):
+            await b.open_session(SessionRequest(MODEL, id=f"alone-{number}"))
+        await they.open("alone-7")
+        await they.open("alone-1499")
+        await step(a, "abc", 0, "alone-1499")
+        for _ in range(2):
+            await b.expire()
+        assert (await b.get_session("alone-1499")).position == 3
+        assert (await step(b, "d", 3, "alone-1499")).position == 4
+        assert (await b.get_session("alone-7")).durable
+        assert not (await b.get_session("alone-8")).durable
+        assert b.statistics().ended == {"SESSION_REPLACED": 2}
+
+
 async def test_a_store_that_is_read_and_cannot_be_written_is_away(root: Path) -> None:
     async with replicas(root) as they:
         a, _ = they
