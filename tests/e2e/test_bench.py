@@ -51,7 +51,7 @@ def run(server: RunningServer, *arguments: str) -> Result:
 
 
 def has_requests(document: dict[str, Any]) -> bool:
-    return document["requests"] > 0
+    return bool(document["requests"])
 
 
 def measured(
