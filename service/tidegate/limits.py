@@ -95,7 +95,25 @@ MAX_STORE_WRITES = 1024
 MAX_STORE_WRITE_BYTES = 16 << 20
 """Bytes of such a group; a longer record goes alone."""
 
+MAX_LOOKED_AT = 128
+"""Stored sessions that a list or a sweep looks at in one go: some 2 ms. A list goes on with the next."""
+
+MAX_LOOKS = 256
+"""Such looks of one sweep; what is due then waits for the next one, a second later."""
+
+MAX_SUMMARY_BYTES = 64 * 1024
+"""Bytes of a stored session's summary: more than all of its fields may take."""
+
+MAX_SESSION_LABELS = 32
+"""Labels of a stored session."""
+
+MAX_SESSION_LABEL_LENGTH = 128
+"""Characters of such a label's name, and of its value."""
+
 # ---- what is kept
+
+MAX_SEEN_ENDINGS = 65_536
+"""Durable sessions that this process saw end, remembered for an hour so that it ends none twice: some 16 MB."""
 
 MAX_ENDINGS = 100_000
 """Ended sessions whose reason is remembered, for an hour at most: some 25 MB with ids of 128 characters."""

@@ -29,7 +29,7 @@ from tidegate.errors import (
     without_traceback,
 )
 from tidegate.faults import conceal
-from tidegate.limits import MAX_CHECKPOINTS
+from tidegate.limits import MAX_CHECKPOINTS, MAX_LOOKED_AT, MAX_LOOKS
 from tidegate.registry import LoadedModel, Registry
 from tidegate.sessions.cache import SessionCache
 from tidegate.sessions.committer import copy_in, is_of
@@ -71,11 +71,6 @@ from tidegate.sessions.stores.store import Due, Entry, SessionKey, Stored, Write
 log = logging.getLogger(__name__)
 
 _TRIES = 16
-_REAP = 128
-_PAGE = 128
-"""Records that are looked at in one go: some 2 ms."""
-_MOST_ROUNDS = 256
-"""Looks at what is due in one sweep; what is left is for the next one, a second later."""
 
 Attachments = dict[str, bytes | None]
 Kept = TypeVar("Kept", Stored, Entry)
@@ -257,7 +252,7 @@ class DurableDesk:
     async def page(self, limit: int, after: str) -> list[SessionInfo]:
         """Return up to ``limit`` open sessions with ids above ``after``, by rising id."""
         infos: list[SessionInfo] = []
-        while missing := min(limit - len(infos), _PAGE):
+        while missing := min(limit - len(infos), MAX_LOOKED_AT):
             found = await self._ledger.ask(lambda store: store.page(DEFAULT_TENANT, missing, after))  # noqa: B023 - asked before they change
             for id_, stored in found:
                 summary = self._readable(key_of(id_), stored)
@@ -384,9 +379,9 @@ class DurableDesk:
     async def expire(self) -> None:
         """End the sessions whose time is over and forget endings that are old, whichever replica had them last."""
         await self._read_clock()
-        for _ in range(_MOST_ROUNDS):
+        for _ in range(MAX_LOOKS):
             now = self._store_clock.now()
-            keys = await self._ledger.ask(lambda store: store.due(now, _REAP))  # noqa: B023 - asked before it changes
+            keys = await self._ledger.ask(lambda store: store.due(now, MAX_LOOKED_AT))  # noqa: B023 - asked before it changes
             if not keys:
                 return
             stored = await self._ledger.ask(lambda store: store.read_summaries(keys))  # noqa: B023 - likewise

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from typing import NamedTuple
 
+from tidegate.limits import MAX_SEEN_ENDINGS
 from tidegate.sessions.lifecycle import Event, Phase
 from tidegate.sessions.records import (
     Body,
@@ -29,7 +30,6 @@ REMEMBERED_SECONDS = 3600.0
 """How long an ending and its reason are remembered, and how long what expired may come back."""
 
 _AFTER = {Event.OUTLIVE: Phase.EXPIRED, Event.IDLE: Phase.IDLE}
-_MOST_OBSERVED = 65_536
 
 
 class StoreClock:
@@ -178,7 +178,7 @@ class Endings:
         """The session was seen to end ``now``, in seconds of the monotonic clock."""
         self._seen[_identity(summary)] = now
         self._seen.move_to_end(_identity(summary))
-        while self._seen and (len(self._seen) > _MOST_OBSERVED or self._oldest() + 2 * REMEMBERED_SECONDS < now):
+        while self._seen and (len(self._seen) > MAX_SEEN_ENDINGS or self._oldest() + 2 * REMEMBERED_SECONDS < now):
             self._seen.popitem(last=False)
 
     def seconds_since(self, summary: Summary, now: float) -> float | None:
