@@ -35,6 +35,8 @@ SECONDS = 2.0
 PATIENT_SECONDS = 60.0
 """The same before there are any faults, on a machine that may be busy."""
 
+RETRY_SECONDS = 0.2
+
 # A channel whose server died would wait up to two minutes before it looks again.
 CHANNEL = (("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200))
 
@@ -62,9 +64,18 @@ class Calls:
             raise _meaning(error) from error
 
     async def open(self, session: str, model: str) -> None:
-        """Open a durable session, or find it open."""
+        """Open a durable session, or find it open; a store that is away on a busy machine comes back."""
         request = sessions_pb2.OpenRequest(model=model, id=session, durable=True)
-        await self._call(self._sessions.Open, request, session, PATIENT_SECONDS)
+        async with asyncio.timeout(PATIENT_SECONDS):
+            while True:
+                try:
+                    await self._call(self._sessions.Open, request, session, PATIENT_SECONDS)
+                except aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                        raise
+                    await asyncio.sleep(RETRY_SECONDS)
+                else:
+                    return
 
     async def close(self) -> None:
         await self._channel.close(None)
