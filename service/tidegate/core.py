@@ -12,8 +12,8 @@ from typing import NamedTuple, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from tidegate.errors import TooLargeError
-from tidegate.limits import MAX_STEPS
+from tidegate.errors import InvalidInputError, TooLargeError
+from tidegate.limits import MAX_SEQUENCES, MAX_STEPS
 
 FloatArray = NDArray[np.floating]
 Tensor = NDArray[np.generic]
@@ -46,6 +46,17 @@ class Input(NamedTuple):
         if text is not None:
             return len(text)
         return len(tokens) if tokens is not None else 0 if values is None else len(values)
+
+
+def check_sequences(num_sequences: int) -> None:
+    """Raise an error where a prediction has no sequences, or more than it may: ask before they are looked at."""
+    if not num_sequences:
+        raise InvalidInputError("a prediction needs at least one sequence", reason="EMPTY_SEQUENCE")
+    if num_sequences > MAX_SEQUENCES:
+        raise TooLargeError(
+            f"a prediction takes at most {MAX_SEQUENCES} sequences, not {num_sequences}: send several requests",
+            reason="REQUEST_TOO_LARGE",
+        )
 
 
 def check_steps(num_steps: int) -> None:

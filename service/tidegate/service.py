@@ -40,6 +40,7 @@ from tidegate.core import (
     SessionRequest,
     StepResult,
     Tensor,
+    check_sequences,
     check_steps,
 )
 from tidegate.engine.cohort import Cohort, CohortReply
@@ -65,7 +66,6 @@ from tidegate.limits import (
     MAX_FORKS,
     MAX_NAME_LENGTH,
     MAX_PAGE,
-    MAX_SEQUENCES,
     MAX_STOP_LENGTH,
     MAX_STOP_STRINGS,
     MAX_TOKENS,
@@ -786,13 +786,7 @@ def _not_started() -> asyncio.Future[Any]:
 
 def _check_sequences(sequences: Sequence[Input]) -> None:
     """Raise an error unless a request may hold these sequences, before they are looked at."""
-    if not sequences:
-        raise InvalidInputError("a prediction needs at least one sequence", reason="EMPTY_SEQUENCE")
-    if len(sequences) > MAX_SEQUENCES:
-        raise TooLargeError(
-            f"a prediction takes at most {MAX_SEQUENCES} sequences, not {len(sequences)}: send several requests",
-            reason="REQUEST_TOO_LARGE",
-        )
+    check_sequences(len(sequences))
     check_steps(sum(source.num_steps for source in sequences))
 
 

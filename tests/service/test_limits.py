@@ -25,7 +25,7 @@ from tidegate.ingress.oip.http import routes
 from tidegate.ingress.oip.inference import Inference
 from tidegate.oip import service_pb2, service_pb2_grpc
 from tidegate.service import Service
-from tidegate.v1 import predictor_pb2, predictor_pb2_grpc, sessions_pb2, sessions_pb2_grpc
+from tidegate.v1 import predictor_pb2, predictor_pb2_grpc, sessions_pb2, sessions_pb2_grpc, types_pb2
 from tidegate.wire.errors import decode_status
 
 Json = Any
@@ -145,6 +145,21 @@ async def test_a_prediction_takes_so_many_sequences(front: Front) -> None:
     assert len((await front.predictor.Predict(request)).predictions) == limits.MAX_SEQUENCES
     request.sequences.add(text="a")
     assert await reason_of(front.predictor.Predict(request)) == "REQUEST_TOO_LARGE"
+
+
+async def test_too_many_sequences_are_not_looked_at(front: Front) -> None:
+    number = limits.MAX_SEQUENCES + 1
+    status, document = await front.post("/v1/models/tiny:predict", {"sequences": [0] * number})
+    assert (status, document["reason"]) == (413, "REQUEST_TOO_LARGE")
+    request = predictor_pb2.PredictRequest(model="tiny", sequences=[types_pb2.Input()] * number)
+    assert await reason_of(front.predictor.Predict(request)) == "REQUEST_TOO_LARGE"
+
+
+@pytest.mark.parametrize("key", ["tokens", "values"])
+async def test_too_many_steps_are_not_looked_at(front: Front, key: str) -> None:
+    body = {key: ["no step"] * (limits.MAX_STEPS + 1)}
+    status, document = await front.post(f"/v1/sessions/{await front.open()}:step", body)
+    assert (status, document["reason"]) == (413, "REQUEST_TOO_LARGE")
 
 
 LONG_INPUTS = [

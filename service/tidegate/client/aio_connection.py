@@ -28,6 +28,8 @@ class AsyncConnection:
     """The channel and its stubs; belongs to the event loop that it is made in."""
 
     def __init__(self, address: str, timeout: float, retry: Retry, sleep: Callable[[float], Awaitable[Any]]) -> None:
+        if not isinstance(address, str):
+            raise misfit(address=address)
         self._channel = aio.insecure_channel(address, options=OPTIONS)
         self.address = address
         self._timeout = timeout

@@ -44,7 +44,7 @@ def misfit(**arguments: Any) -> InvalidInputError:
     """Return the error for arguments of which one does not fit: it names the first."""
     for name, value in arguments.items():
         kind = _KINDS.get(name)
-        if kind is not None and value is not None and not kind.fits(value):
+        if kind is not None and (value is not None or len(arguments) == 1) and not kind.fits(value):
             return InvalidInputError(f"{name} must be {kind.words}, not {_shown(value)}")
     return InvalidInputError(f"one of {', '.join(arguments)} is not what it may be")
 
@@ -72,7 +72,7 @@ def _is_text(value: Any) -> bool:
         return False
 
 
-def _is_id(value: Any) -> bool:
+def is_id(value: Any) -> bool:
     return isinstance(value, str) and value.isascii() and value.isprintable()
 
 
@@ -119,10 +119,11 @@ _NUMBER = Kind("a number", _is_number)
 _FLAG = Kind("True or False", lambda value: isinstance(value, bool | np.bool_))
 
 _KINDS: dict[str, Kind] = {
+    "address": Kind("HOST:PORT", _is_text),
     "model": _TEXT,
     "version": Kind('a text, like "2"', _is_text),
     "id": _TEXT,
-    "session": Kind("a session's id, of A-Z a-z 0-9 . _ ~ -", _is_id),
+    "session": Kind("a session's id, of A-Z a-z 0-9 . _ ~ -", is_id),
     "name": _TEXT,
     "checkpoint": _TEXT,
     "text": _TEXT,

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tidegate.client.arguments import MISFITS, build, misfit, several
+from tidegate.client.arguments import MISFITS, build, is_id, misfit, several
 from tidegate.client.options import RestoreOptions, SamplingOptions, SessionOptions
 from tidegate.core import Ask, FloatArray, Input, RestoreRequest, Sampling, SessionRequest
 from tidegate.errors import InvalidInputError
@@ -111,7 +111,7 @@ def integers(numbers: Integers) -> Sequence[int]:
 
 def metadata(session: str) -> tuple[tuple[str, str], ...]:
     """What a proxy routes a call by; nothing where no session is named."""
-    if not (session.isascii() and session.isprintable()):
+    if not is_id(session):
         raise misfit(session=session)
     return ((SESSION_KEY, session),) if session else ()
 

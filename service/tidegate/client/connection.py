@@ -26,6 +26,8 @@ class Connection:
     """The channel and its stubs. May be used by many threads."""
 
     def __init__(self, address: str, timeout: float, retry: Retry, sleep: Callable[[float], Any]) -> None:
+        if not isinstance(address, str):
+            raise misfit(address=address)
         self._channel = grpc.insecure_channel(address, options=OPTIONS)
         self.address = address
         self._timeout = timeout

@@ -9,11 +9,15 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from tests.service.http.fake import FakeService
 from tidegate import errors
 from tidegate.config import load_settings
+from tidegate.errors import InvalidInputError
+from tidegate.ingress.http import schemas
 from tidegate.ingress.http.app import create_app
+from tidegate.ingress.http.errors import read_form
 
 STEP = "/v1/sessions/s-1:step"
 
@@ -176,6 +180,24 @@ async def test_a_body_is_an_object(client: httpx.AsyncClient, path: str, _: Any,
 async def test_an_unknown_key_is_named(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> None:
     reply = await client.post(path, json={**body, "sise": 1})
     assert (reply.status_code, reply.json()["detail"]) == (400, "unknown key 'sise'")
+
+
+def test_one_complaint_is_made_of_a_body_however_much_is_wrong() -> None:
+    """pydantic makes an object of each: a list of a million wrong entries took half a minute, and gigabytes."""
+    wrong = [0] * 1000
+    for kind, document in (
+        (schemas.Generate, {"text": "R", "stop": wrong}),
+        (schemas.Generate, {"values": wrong}),
+        (schemas.Generate, {"values": [["1"] * 1000]}),
+        (schemas.Fork, {"ids": wrong}),
+    ):
+        with pytest.raises(InvalidInputError) as caught:
+            read_form(kind, document)
+        assert isinstance(caught.value.__context__, ValidationError)
+        assert caught.value.__context__.error_count() == 1
+    with pytest.raises(InvalidInputError, match="unknown key '0'") as caught:
+        read_form(schemas.Fork, {str(number): 0 for number in range(1000)})
+    assert caught.value.__context__ is None
 
 
 class TestSizeLimit:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING
 
-from tidegate.core import Input
+from tidegate.core import Input, check_sequences
 from tidegate.errors import InvalidInputError
 from tidegate.ingress.grpc.calls import Calls, Context, answered, deadline_of, uncounted, write_events
 from tidegate.ingress.grpc.stream import StepStream
@@ -31,6 +31,7 @@ class Predictor(predictor_pb2_grpc.PredictorServicer):
     @answered
     async def Predict(self, request: predictor_pb2.PredictRequest, context: Context) -> predictor_pb2.PredictReply:
         deadline = deadline_of(context, self._service)
+        check_sequences(len(request.sequences))
         sequences, ask = decode_sequences(request.sequences), decode_ask(request)
         result = await self._service.predict(request.model, request.version or None, sequences, ask, deadline)
         return encode_predict(result)

@@ -24,6 +24,8 @@ from tidegate.core import (
     PredictResult,
     StepResult,
     Surprise,
+    check_sequences,
+    check_steps,
 )
 from tidegate.errors import InvalidInputError, shown
 
@@ -57,6 +59,7 @@ def parse_predict(body: Object) -> tuple[list[Input], Ask, str | None]:
     version = body.get("version")
     if version is not None and type(version) is not str:
         raise InvalidInputError("version: must be a string")
+    check_sequences(len(sequences))
     inputs = [_parse_sequence(sequence, index) for index, sequence in enumerate(sequences)]
     return inputs, _parse_ask(body), version
 
@@ -88,8 +91,9 @@ def parse_whole(body: Object, key: str, most: int) -> int | None:
 
 
 def _only(body: Object, known: frozenset[str], path: str = "") -> None:
-    if not known.issuperset(body):
-        raise InvalidInputError(f"unknown key {shown(path + min(body.keys() - known))}")
+    for key in body:
+        if key not in known:
+            raise InvalidInputError(f"unknown key {shown(path + key)}")
 
 
 def _parse_ask(body: Object) -> Ask:
@@ -123,6 +127,7 @@ def _parse_text(text: Json, path: str) -> str:
 def _parse_tokens(tokens: Json, path: str) -> list[int]:
     if type(tokens) is not list:
         raise InvalidInputError(f"{path}: must be a list of token ids")
+    check_steps(len(tokens))
     if not TOKEN_TYPES.issuperset(map(type, tokens)):
         wrong = next(i for i, token in enumerate(tokens) if type(token) is not int)
         raise InvalidInputError(f"{path}[{wrong}]: must be a token id, a whole number")
@@ -133,6 +138,7 @@ def _parse_values(rows: Json, path: str) -> FloatArray:
     """[steps, features], float32 as over every transport, so that a repeat over another one is the same input."""
     if type(rows) is not list:
         raise InvalidInputError(f"{path}: must be a list of rows of numbers")
+    check_steps(len(rows))
     for index, row in enumerate(rows):
         _check_row(row, f"{path}[{index}]")
         if len(row) != len(rows[0]):

@@ -115,10 +115,17 @@ _WORDS = (
 
 def read_form(kind: type[Form], document: dict[str, Any]) -> Form:
     """A request's body as its schema has it; InvalidInputError where it is not so."""
+    for key in document:  # pydantic would make an error of each unknown key, and there may be hundreds of thousands
+        if key not in kind.model_fields:
+            raise unknown_key(key)
     try:
         return kind.model_validate(document)
     except ValidationError as error:
         raise invalid(error.errors()) from None
+
+
+def unknown_key(key: str) -> errors.InvalidInputError:
+    return errors.InvalidInputError(f"unknown key {errors.shown(key)}")
 
 
 def invalid(complaints: Sequence[Any]) -> errors.InvalidInputError:
@@ -126,7 +133,7 @@ def invalid(complaints: Sequence[Any]) -> errors.InvalidInputError:
     first = complaints[0]
     where = ".".join(str(part) for part in first["loc"] if part not in {"body", "query"})
     if first["type"] == "extra_forbidden":
-        return errors.InvalidInputError(f"unknown key {errors.shown(where)}")
+        return unknown_key(where)
     text = str(first["msg"])
     for pattern, word in _WORDS:
         text = pattern.sub(word, text)

@@ -6,7 +6,7 @@ which is several times faster; the tests hold both to the same shapes.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -23,6 +23,10 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 UInt32 = Annotated[int, Field(ge=0, lt=2**32)]
 UInt64 = Annotated[int, Field(ge=0, lt=2**64)]
 Position = Annotated[int, Field(ge=0, le=LAST_POSITION)]
+
+T = TypeVar("T")
+Entries = Annotated[list[T], Field(fail_fast=True)]
+"""A list of a request: the first entry that is wrong is told, and the millions behind it are not looked at."""
 
 
 class Document(BaseModel):
@@ -43,8 +47,8 @@ class Input(Body):
     model_config = ConfigDict(json_schema_extra=ONE_INPUT)
 
     text: str | None = Field(None, description="for models of text: one step a character")
-    tokens: list[int] | None = Field(None, description="token ids, one a step")
-    values: list[list[Finite]] | None = Field(
+    tokens: Entries[int] | None = Field(None, description="token ids, one a step")
+    values: Entries[Entries[Finite]] | None = Field(
         None, description="rows in data units, one a step, in the order of the model's features"
     )
 
@@ -60,7 +64,9 @@ class Step(Input):
 class Predict(Body):
     """Whole sequences."""
 
-    sequences: list[Input] = Field(description="one bad sequence fails the call; the error's `sequence` is its index")
+    sequences: Entries[Input] = Field(
+        description="one bad sequence fails the call; the error's `sequence` is its index"
+    )
     top: UInt32 = Field(1, description="candidates a step")
     every_step: bool = Field(False, description="tell every step instead of the last")
     version: str | None = Field(None, description="absent: the highest")
@@ -74,7 +80,7 @@ class Sampling(Body):
     top_k: UInt32 = Field(0, description="0: all tokens")
     top_p: Finite = 1.0
     seed: UInt64 | None = Field(None, description="absent: random, or the session's")
-    stop: list[str] = Field(
+    stop: Entries[str] = Field(
         [],
         description=f"at most {MAX_STOP_STRINGS} texts of 1 to {MAX_STOP_LENGTH} characters that end the generation; "
         "they are consumed and withheld",
@@ -113,7 +119,9 @@ class OpenSession(Body):
 class Fork(Body):
     """How many sessions shall go on from one: as many as there are ids, or a number; one where nothing is said."""
 
-    ids: Annotated[list[Id], Field(min_length=1)] | None = Field(None, description="absent: the server chooses")
+    ids: Annotated[list[Id], Field(min_length=1, fail_fast=True)] | None = Field(
+        None, description="absent: the server chooses"
+    )
     count: Annotated[int, Field(ge=1, lt=2**32)] | None = Field(None, description="instead of ids")
 
 

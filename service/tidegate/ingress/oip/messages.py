@@ -11,10 +11,11 @@ from tidegate.ingress.oip.requests import (
     InferRequest,
     Options,
     check_count,
+    check_parameters,
     check_tensor_parameters,
     read_options,
 )
-from tidegate.ingress.oip.tensors import NAMES, NamedTensor, from_contents, from_raw, to_raw
+from tidegate.ingress.oip.tensors import MAX_AXES, NAMES, NamedTensor, from_contents, from_raw, to_raw
 from tidegate.oip import service_pb2
 
 _UINT64 = 1 << 64
@@ -28,6 +29,7 @@ def decode_request(message: service_pb2.ModelInferRequest) -> InferRequest:
         NotSupportedError: It asks for shared memory or classification.
     """
     check_count(len(message.inputs), len(message.outputs))
+    check_parameters(message.parameters)
     for output in message.outputs:
         if output.parameters:
             check_tensor_parameters(output.name, output.parameters)
@@ -116,16 +118,20 @@ def _tensors(message: service_pb2.ModelInferRequest) -> list[NamedTensor]:
             problem = "both raw and typed values" if raws else "no values: set raw_input_contents or contents"
             raise InvalidInputError(f"tensor {shown(tensor.name)} has {problem}", reason="WRONG_CONTENTS")
     if not raws:
-        return [from_contents(each.name, each.datatype, list(each.shape), each.contents) for each in message.inputs]
+        return [from_contents(each.name, each.datatype, _shape(each), each.contents) for each in message.inputs]
     if len(raws) != len(message.inputs):
         raise InvalidInputError(
             f"{len(message.inputs)} inputs, and {len(raws)} raw_input_contents: each input has one",
             reason="WRONG_CONTENTS",
         )
     return [
-        from_raw(each.name, each.datatype, list(each.shape), raw)
-        for each, raw in zip(message.inputs, raws, strict=True)
+        from_raw(each.name, each.datatype, _shape(each), raw) for each, raw in zip(message.inputs, raws, strict=True)
     ]
+
+
+def _shape(tensor: service_pb2.ModelInferRequest.InferInputTensor) -> list[int]:
+    """The tensor's shape; of one with more sizes than there may be, just enough to be refused."""
+    return tensor.shape[: MAX_AXES + 1]
 
 
 def _plain(parameters: Mapping[str, service_pb2.InferParameter]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def read_options(parameters: Mapping[str, Any]) -> Options:
     """
     if not parameters:
         return NOTHING
-    _check_number(parameters)
+    check_parameters(parameters)
     found: dict[str, Any] = {}
     for name, value in parameters.items():
         reader = _READERS.get(name)
@@ -83,7 +83,7 @@ def read_options(parameters: Mapping[str, Any]) -> Options:
 
 def check_tensor_parameters(tensor: str, parameters: Mapping[str, Any], known: Sequence[str] = ()) -> None:
     """Refuse what a tensor's own parameters ask for and is not served: shared memory, classification, the unknown."""
-    _check_number(parameters)
+    check_parameters(parameters)
     for name in parameters:
         if name.startswith("shared_memory_"):
             raise NotSupportedError(f"tensor {shown(tensor)}: shared memory is not supported: send the values")
@@ -110,7 +110,8 @@ def unique(names: Sequence[str], what: str) -> None:
         raise InvalidInputError(f"{what} {shown(twice)} is there twice", reason="DUPLICATE_TENSOR")
 
 
-def _check_number(parameters: Mapping[str, Any]) -> None:
+def check_parameters(parameters: Mapping[str, Any]) -> None:
+    """Raise InvalidInputError where there are more parameters than may be given, before they are looked at."""
     if len(parameters) > MAX_PARAMETERS:
         raise InvalidInputError(
             f"at most {MAX_PARAMETERS} parameters may be given, not {len(parameters)}", reason="TOO_MANY_PARAMETERS"

@@ -54,7 +54,7 @@ _JSON_NAMES: dict[type, str] = {
     type(None): "null",
 }  # fmt: skip
 
-_MAX_AXES = 8
+MAX_AXES = 8
 _MAX_VALUES = 1 << 59
 
 
@@ -79,9 +79,9 @@ def dtype_of(name: str, datatype: str) -> np.dtype[Any]:
 
 def check_shape(name: str, shape: Sequence[Any]) -> tuple[int, ...]:
     """The shape as it was given, of non-negative whole numbers."""
-    if len(shape) > _MAX_AXES or not all(type(size) is int and size >= 0 for size in shape):
+    if len(shape) > MAX_AXES or not all(type(size) is int and size >= 0 for size in shape):
         raise InvalidInputError(
-            f"tensor {shown(name)}: a shape has at most {_MAX_AXES} sizes of at least 0, not {_shown(shape)}",
+            f"tensor {shown(name)}: a shape has at most {MAX_AXES} sizes of at least 0, not {_shown(shape)}",
             reason="WRONG_SHAPE",
         )
     # Also of an empty one, whose zero hides how large the other sizes are: numpy does not take them.
@@ -186,4 +186,4 @@ def _flat(name: str, data: list[Json], shape: tuple[int, ...]) -> Iterable[Json]
 
 
 def _shown(shape: Sequence[Any]) -> str:
-    return str(list(shape[: _MAX_AXES + 1]))[:100]
+    return str(list(shape[: MAX_AXES + 1]))[:100]

@@ -187,7 +187,10 @@ class _Live:
 
 def _options(url: str) -> dict[str, Any]:
     """What to make connections to that address with, ``connection_class`` among it; nothing is connected here."""
-    address = urlsplit(url)
+    try:
+        address = urlsplit(url)
+    except ValueError:  # a bracket of an IPv6 address without the other
+        raise ConfigurationError("the store's URL is not one of Redis: see its host") from None
     try:
         # redis-py takes what follows the host for database 0 where it is no number.
         if address.scheme != "unix" and not re.fullmatch(r"/?\d*", address.path):

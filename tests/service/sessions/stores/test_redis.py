@@ -304,6 +304,7 @@ async def test_a_database_that_is_not_there_is_refused(server: RedisServer) -> N
         "http://localhost:6379",
         "redis+cluster://localhost",
         "redis://localhost:port",
+        "redis://:secret@[::1/0",
         "redis://localhost/sessions",
         "redis://localhost/1/2",
         "redis://localhost?colour=red",
