@@ -248,12 +248,12 @@ class RedisStore:
         return made is not None, stored
 
     async def _try_commands(self) -> None:
-        """Load the scripts, look at each bucket, and write nothing over two of them, which a cluster does not allow.
+        """Load the scripts, ask the time, look at each bucket, and write to no two of them, which a cluster forbids.
 
         Shows now rather than later what may not be done, and a node that has only some of the slots.
         """
         looks = [("EXISTS", bucket.due) for bucket in BUCKETS]
-        *replies, written = await self._line.ask([*LOADS, *looks, commands.NOTHING_ACROSS_BUCKETS])
+        *replies, written = await self._line.ask([*LOADS, ("TIME",), *looks, commands.NOTHING_ACROSS_BUCKETS])
         self._is_cluster = self._theirs.is_across_slots(written)
         await self._line.check(replies if self._is_cluster else [*replies, written])
 
