@@ -390,18 +390,17 @@ class DurableDesk:
                 summary = None if each is None else self._readable(key, each)
                 if each is None or summary is None:
                     await self._postpone(key, None if each is None else now + REMEMBERED_SECONDS)
-                elif (phase := await self._look_at(each, summary, now)) is not None:
+                elif (phase := await self._look_at(key, each, summary, now)) is not None:
                     over.append((expiring(summary, each.revision, phase, now), summary, phase))
-            written = await self._ledger.write([write for write, _, _ in over])
+            written = await self._ledger.write([write for write, _, _ in over]) if over else []
             for (_, summary, phase), made in zip(over, written, strict=True):
                 if made is True:  # otherwise a step may have come in time: the session goes on
                     self._has_ended(summary, phase)
             if any(isinstance(made, TidegateError) for made in written):
                 return  # a full store would be asked the same again and again
 
-    async def _look_at(self, stored: Stored, summary: Summary, now: float) -> Phase | None:
+    async def _look_at(self, key: SessionKey, stored: Stored, summary: Summary, now: float) -> Phase | None:
         """Return how a session ends now, if it does; put back what came up early, forget what ended long ago."""
-        key = key_of(summary.id)
         if (again := self._used_until(stored, summary)) is not None:
             await self._postpone(key, now + max(again, 1.0))
             return None
