@@ -147,6 +147,9 @@ class Settings(BaseSettings):
         "auto", description="Where states lie: host, device (where the model runs), or auto (device with cuda)."
     )
     arena_mb: int = Field(1024, ge=1, le=2**24, description="MiB for the states of running sessions, taken as needed.")
+    max_sessions: int = Field(
+        250_000, ge=1, description="Sessions that a process holds, copies of durable ones too; idle ones leave first."
+    )
     replies_mb: int = Field(64, ge=0, description="MiB for sessions' last replies, kept for a repeat, that are large.")
     evict_idle: float = Field(
         60, ge=0, allow_inf_nan=False, description="Seconds idle before a full arena may evict an ephemeral session."

@@ -121,6 +121,9 @@ MAX_ENDINGS = 100_000
 MAX_LAST_REPLY_BYTES = 16 << 20
 """Bytes of the last replies of ephemeral sequences that ended, kept for a repeat of the last request, for an hour."""
 
+CHECKPOINT_BYTES = 512
+"""What a checkpoint of an ephemeral session takes of `--arena-mb` beside its state."""
+
 SMALL_REPLY_BYTES = 1024
 """A last reply that takes no more does not count against `--replies-mb`: it is part of what each session takes."""
 

@@ -136,9 +136,9 @@ class Registry:
     ) -> None:
         self._settings = settings
         self._committer = committer
-        self._make_room = make_room
+        self.make_room = make_room
         self._clock = clock
-        self._budget = Budget(settings.arena_mb << 20)
+        self.budget = Budget(settings.arena_mb << 20)
         self._watchdog = Watchdog(settings.run_timeout, settings.load_timeout, clock)
         self.replies = Replies(settings.replies_mb << 20)
         self._models: dict[Key, LoadedModel] = {}
@@ -147,6 +147,11 @@ class Registry:
     def __iter__(self) -> Iterator[LoadedModel]:
         """The models that are offered, by name, then rising version."""
         return (self._models[key] for key in sorted(self._models) if self._models[key].is_offered)
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions that are held here, on all models; those of durable sessions are copies."""
+        return sum(model.num_sessions for model in self._models.values())
 
     def loaded(self) -> list[LoadedModel]:
         """Return every model in memory, also those that are only kept for running sessions."""
@@ -293,7 +298,7 @@ class Registry:
         codec = make_codec(bundle)
         kept = None if codec.kept_output is None else _kept_plane(bundle, codec.kept_output)
         slot_bytes = manifest.state_bytes + (0 if kept is None else kept.row_bytes)
-        if slot_bytes > self._budget.total:
+        if slot_bytes > self.budget.total:
             raise BundleError(
                 f"{bundle.path}: the state of one session takes {slot_bytes:,} bytes, more than --arena-mb "
                 f"{settings.arena_mb} has for all",
@@ -301,7 +306,7 @@ class Registry:
             )
         try:
             limit = self._watchdog.limit()
-            runner, arena = _states_home(bundle, kept, settings, self._budget, limit)
+            runner, arena = _states_home(bundle, kept, settings, self.budget, limit)
         except MemoryError:
             raise ConfigurationError(
                 f"--arena-mb: the system has no address space for {settings.arena_mb} MiB of states: ask for less, or "
@@ -317,7 +322,7 @@ class Registry:
             len(manifest.states),
             scheduler,
             settings.max_queue,
-            make_room=self._make_room,
+            make_room=self.make_room,
             replies=self.replies,
             raw=Tensors(manifest.inputs, manifest.features, manifest.outputs),
             quality=quality,

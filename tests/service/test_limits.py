@@ -263,6 +263,39 @@ async def test_the_replies_of_columns_count_together(root: Path) -> None:
         assert [each.error.reason for each in errors] == ["REPLY_DROPPED"] * 20
 
 
+async def test_a_process_holds_so_many_sessions(root: Path, tmp_path: Path) -> None:
+    async with fronting(root, max_sessions=2, store="sqlite", data_dir=tmp_path) as front:
+        first = await front.open()
+        assert (await front.post("/v1/sessions", {"model": "tiny", "durable": True}))[0] == 201
+        await front.open()  # in place of the copy, which is read again when it is stepped
+        status, document = await front.post("/v1/sessions", {"model": "tiny"})
+        assert (status, document["reason"]) == (429, "TOO_MANY_SESSIONS")
+        await front.sessions.Close(sessions_pb2.CloseRequest(session=first))
+        await front.open()
+
+
+async def test_the_longest_idle_leave_when_there_are_too_many_sessions(root: Path) -> None:
+    async with fronting(root, max_sessions=2, evict_idle=0) as front:
+        sessions = [await front.open() for _ in range(4)]
+        found = [(await front.http.get(f"/v1/sessions/{each}")).status_code for each in sessions]
+        assert found == [410, 410, 200, 200]
+
+
+async def test_checkpoints_take_their_part_of_the_arenas_budget(root: Path) -> None:
+    async with fronting(root, arena_mb=1) as front:
+        before, opened, status = front.service.registry.budget.used, list[str](), 200
+        while status == 200:
+            opened.append(await front.open())
+            await front.post(f"/v1/sessions/{opened[-1]}:step", {"text": "a"})
+            for name in "abcdefghia":
+                status, document = await front.post(f"/v1/sessions/{opened[-1]}:checkpoint", {"name": name})
+        assert (status, document["reason"]) == (429, "ARENA_FULL")
+        assert len(opened) * limits.MAX_CHECKPOINTS * limits.CHECKPOINT_BYTES < 1 << 20
+        for each in opened:
+            await front.sessions.Close(sessions_pb2.CloseRequest(session=each))
+        assert front.service.registry.budget.used == before
+
+
 # ---- stop strings
 
 STOPS = [

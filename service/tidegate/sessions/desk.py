@@ -8,7 +8,7 @@ import asyncio
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
@@ -25,7 +25,7 @@ from tidegate.errors import (
     SessionEndedError,
     shown,
 )
-from tidegate.limits import MAX_CHECKPOINTS
+from tidegate.limits import CHECKPOINT_BYTES, MAX_CHECKPOINTS
 from tidegate.registry import LoadedModel, Registry
 from tidegate.sessions.ids import SEQUENCE, check_checkpoint, new_ephemeral, replica_of
 from tidegate.sessions.last_replies import LastReplies, Remembered
@@ -81,7 +81,7 @@ class Desk:
             return existing
         model = self._registry.get(request.model, request.version) if moment is None else moment.model
         session = self._make(request, model)
-        self.make_room(model)
+        self.make_room_for_one(model)
         model.engine.hold(session)
         if moment is not None:
             session.position, session.seed = moment.position, moment.seed
@@ -192,15 +192,19 @@ class Desk:
         return self.info_of(self.open(request, moment))
 
     async def checkpoint(self, id_: str, name: str | None) -> CheckpointInfo:
-        """Keep where the session is; the oldest of more than eight is dropped."""
+        """Keep where the session is, within the arenas' budget; the oldest of more than eight is dropped."""
         session = self.get(id_)
         name = name or f"{session.position}-{secrets.token_hex(3)}"
         check_checkpoint(name)
+        moment = self._moment(session)
+        self._take_room(_size(moment))
+        session.check_open()  # it may have been the one that was evicted
         kept = self._checkpoints.setdefault(session.id, OrderedDict())
-        kept.pop(name, None)
-        kept[name] = self._moment(session)
+        dropped = [kept.pop(name)] if name in kept else []
+        kept[name] = moment
         if len(kept) > MAX_CHECKPOINTS:
-            kept.popitem(last=False)
+            dropped.append(kept.popitem(last=False)[1])
+        self._give_room(dropped)
         return CheckpointInfo(name, session.position)
 
     async def rewind(self, id_: str, name: str) -> SessionInfo:
@@ -243,7 +247,7 @@ class Desk:
         if new is old:
             return
         state = old.engine.dump(session)
-        self.make_room(new)
+        self._make_room(new)
         old.engine.let_go(session)
         new.engine.hold(session)
         session.model = new
@@ -253,14 +257,38 @@ class Desk:
 
     # ---- room and end
 
-    def make_room(self, model: LoadedModel) -> None:
-        """Make sure that the arena has a slot, if need be by evicting; an active session is never evicted."""
+    def make_room_for_one(self, model: LoadedModel) -> None:
+        """Make sure that one more session may be held, if need be by evicting; an active session is never evicted."""
+        while self._registry.num_sessions >= self._settings.max_sessions:
+            if not self._registry.make_room():
+                raise OverloadedError(
+                    f"{self._settings.max_sessions} sessions are held, all used within {self._settings.evict_idle:g} s",
+                    reason="TOO_MANY_SESSIONS",
+                    retry_after=max(1.0, self._settings.evict_idle / 2),
+                )
+        self._make_room(model)
+
+    def _make_room(self, model: LoadedModel) -> None:
         if not model.engine.can_hold():
-            raise OverloadedError(
-                f"the arena is full of sessions used within {self._settings.evict_idle:g} s",
-                reason="ARENA_FULL",
-                retry_after=max(1.0, self._settings.evict_idle / 2),
-            )
+            raise self._full()
+
+    def _take_room(self, num_bytes: int) -> None:
+        """Take bytes of the arenas' budget, if need be by evicting."""
+        while not self._registry.budget.can_take(num_bytes):
+            if not self._registry.make_room():
+                raise self._full()
+        self._registry.budget.take(num_bytes)
+
+    def _give_room(self, moments: Iterable[Moment]) -> None:
+        for moment in moments:
+            self._registry.budget.give(_size(moment))
+
+    def _full(self) -> OverloadedError:
+        return OverloadedError(
+            f"the arena is full of sessions used within {self._settings.evict_idle:g} s",
+            reason="ARENA_FULL",
+            retry_after=max(1.0, self._settings.evict_idle / 2),
+        )
 
     def evict_one(self) -> bool:
         """Evict the least recently used session, if none used it lately; return whether there was one."""
@@ -278,7 +306,7 @@ class Desk:
         self._table.end(session, event, now)
         self._sources.pop(session.id, None)
         self._chosen.pop(session.id, None)
-        self._checkpoints.pop(session.id, None)
+        self._give_room(self._checkpoints.pop(session.id, {}).values())
         session.model.num_sessions -= 1
         session.model.engine.release(session)
 
@@ -323,6 +351,11 @@ class Desk:
                     f"session {id_} lives on replica {owner}, this is {self.replica}", reason="NOT_ON_THIS_REPLICA"
                 ) from None
             raise
+
+
+def _size(moment: Moment) -> int:
+    """The bytes that a checkpoint takes."""
+    return len(moment.state) + CHECKPOINT_BYTES
 
 
 def lifetimes(request: SessionRequest, settings: Settings) -> tuple[float | None, float | None]:

@@ -195,7 +195,7 @@ class DurableDesk:
         return self._copy(model, entry, record) if session is None else session
 
     def _copy(self, model: LoadedModel, entry: Entry, record: Record) -> DurableSession:
-        self._ephemeral.make_room(model)
+        self._ephemeral.make_room_for_one(model)
         summary = record.summary
         now, wall = self._clock.monotonic(), self._store_clock.now()
         opened = now - (wall - summary.created_at)
