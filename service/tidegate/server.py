@@ -30,6 +30,7 @@ from tidegate.ingress.oip.adapter import ServiceCore
 from tidegate.ingress.oip.http import routes
 from tidegate.ingress.oip.inference import Inference
 from tidegate.ingress.oip.routing import RoutedInference
+from tidegate.memory import give_back_forever
 from tidegate.observe.asked import make_requests, make_tracing
 from tidegate.observe.detail import DetailedRequests
 from tidegate.observe.metrics import Figures
@@ -160,9 +161,10 @@ async def _serve_until_told(
             await server.start()
         telling = tasks.create_task(_tell_readiness(service, grpc), name="tidegate-readiness")
         watching = tasks.create_task(open_files.watch(), name="tidegate-open-files")
+        trimming = tasks.create_task(give_back_forever(), name="tidegate-memory")
         announce(_facts(service, listener, grpc[0]))
         await signals.stop.wait()
-        for task in (reloading, telling, watching):
+        for task in (reloading, telling, watching, trimming):
             task.cancel()
         log.info("draining", seconds=service.settings.drain_timeout)
         parts = [service.drain(), app.state.streams.drain(), *(server.drain() for server in grpc)]
