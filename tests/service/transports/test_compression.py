@@ -1,0 +1,59 @@
+"""What is compressed: unpacked within a bound, or refused as the client's fault."""
+
+from __future__ import annotations
+
+import gzip
+import tracemalloc
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.errors import InvalidInputError, TooLargeError
+from tidegate.transports.compression import ENCODINGS, compress, decompress
+
+LIMIT = 1000
+
+
+@given(st.binary(max_size=LIMIT), st.sampled_from(ENCODINGS))
+def test_data_comes_out_as_it_went_in(data: bytes, encoding: str) -> None:
+    assert decompress(compress(data, encoding), encoding, LIMIT) == data
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_unpacking_holds_no_more_than_the_limit(encoding: str) -> None:
+    limit = 1 << 20
+    bomb = compress(bytes(100 << 20), encoding)
+    tracemalloc.start()
+    with pytest.raises(TooLargeError):
+        decompress(bomb, encoding, limit)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * limit
+
+
+@pytest.mark.parametrize("size", [LIMIT - 1, LIMIT, LIMIT + 1])
+def test_the_limit_counts_what_is_unpacked(size: int) -> None:
+    if size > LIMIT:
+        with pytest.raises(TooLargeError):
+            decompress(gzip.compress(bytes(size)), "gzip", LIMIT)
+    else:
+        assert decompress(gzip.compress(bytes(size)), "gzip", LIMIT) == bytes(size)
+
+
+@pytest.mark.parametrize(
+    ("packed", "encoding"),
+    [
+        (b"no gzip", "gzip"),
+        (gzip.compress(b"cut off")[:-3], "gzip"),
+        (gzip.compress(b"goes on") + b"x", "gzip"),
+        (gzip.compress(b"gzip"), "deflate"),
+        (zlib.compress(b"zlib"), "gzip"),
+        (b"", "gzip"),
+    ],
+)
+def test_what_is_not_in_its_encoding_is_the_clients_fault(packed: bytes, encoding: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        decompress(packed, encoding, LIMIT)
+    assert caught.value.reason == "BAD_COMPRESSION"
