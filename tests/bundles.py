@@ -83,23 +83,30 @@ class _Graph:
 
 
 def write_tiny_bundle(
-    root: Path, name: str = "tiny", version: str = "1", cell: str = "lstm", *, seed: int = 0, hidden: int = HIDDEN
+    root: Path,
+    name: str = "tiny",
+    version: str = "1",
+    cell: str = "lstm",
+    *,
+    seed: int = 0,
+    hidden: int = HIDDEN,
+    tokens: Sequence[str] = VOCABULARY,
 ) -> Path:
-    """Write a `next_token` bundle over 65 characters (`VOCABULARY`) and return its folder."""
+    """Write a `next_token` bundle over 65 characters (`VOCABULARY`), or other tokens, and return its folder."""
     graph = _Graph(seed)
-    embedded = graph.add("Gather", graph.random(len(VOCABULARY), hidden), "tokens")
+    embedded = graph.add("Gather", graph.random(len(tokens), hidden), "tokens")
     known = _with_state_before(graph, _recurrent(graph, embedded, cell, hidden, width=hidden))
-    logits = graph.add("MatMul", known, graph.random(hidden, len(VOCABULARY)))
+    logits = graph.add("MatMul", known, graph.random(hidden, len(tokens)))
     graph.slice(logits, 1, 2**62, 1, to="logits")
     logarithms = graph.add("LogSoftmax", graph.slice(logits, 0, -1, 1), axis=-1)
     chosen = graph.add("GatherElements", logarithms, graph.add("Unsqueeze", "tokens", graph.integers(2)), axis=2)
     nats = graph.add("Neg", graph.add("Squeeze", chosen, graph.integers(2)))
     graph.add("Div", nats, graph.constant(np.array(np.log(2), np.float32)), to="surprise")
-    vocabulary = {"tokens": list(VOCABULARY), "unknown": None}
+    vocabulary = {"tokens": list(tokens), "unknown": None}
     return _write(
         root,
         graph,
-        _manifest(name, version, "next_token", cell, hidden, TokenCodec()),
+        _manifest(name, version, "next_token", cell, hidden, TokenCodec(), len(tokens)),
         {"vocabulary.json": json.dumps(vocabulary).encode()},
     )
 
@@ -227,12 +234,14 @@ def _states(cell: str) -> tuple[str, ...]:
     return ("h", "c") if cell == "lstm" else ("h",)
 
 
-def _manifest(name: str, version: str, task: TaskName, cell: str, hidden: int, codec: Codec) -> Manifest:
+def _manifest(
+    name: str, version: str, task: TaskName, cell: str, hidden: int, codec: Codec, num_tokens: int = 0
+) -> Manifest:
     surprise = TensorSpec(name="surprise", dtype="float32", axes=(BATCH, TIME))
     match codec:
         case TokenCodec():
             inputs = TensorSpec(name="tokens", dtype="int64", axes=(BATCH, TIME))
-            outputs = [TensorSpec(name="logits", dtype="float32", axes=(BATCH, TIME, len(VOCABULARY))), surprise]
+            outputs = [TensorSpec(name="logits", dtype="float32", axes=(BATCH, TIME, num_tokens)), surprise]
             features: tuple[str, ...] = ()
         case ForecastCodec():
             inputs = TensorSpec(name="values", dtype="float32", axes=(BATCH, TIME, 3))

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidegate.errors import InvalidInputError, TooLargeError
-from tidegate.limits import MAX_SEQUENCES, MAX_STEPS
+from tidegate.limits import LARGE_REPLY_BYTES, MAX_SEQUENCES, MAX_STEPS
 
 FloatArray = NDArray[np.floating]
 Tensor = NDArray[np.generic]
 Entry = TypeVar("Entry")
 
-_ROWS_AT_ONCE = 64
+_NUMBERS_AT_ONCE = 1024
 
 
 LAST_POSITION = 2**63 - 1
@@ -130,8 +130,9 @@ class Rows(Sequence[Entry]):
         return self[place : place + 1][0]
 
     def __iter__(self) -> Iterator[Entry]:
-        for start in range(0, len(self), _ROWS_AT_ONCE):
-            yield from self[start : start + _ROWS_AT_ONCE]
+        step = max(1, _NUMBERS_AT_ONCE // max(1, self._arrays[0][:1].size))
+        for start in range(0, len(self), step):
+            yield from self[start : start + step]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
@@ -214,6 +215,13 @@ class Prediction:
         steps = None if self.surprise is None else self.surprise.steps
         arrays = 0 if self.outputs is None else sum(array.nbytes for array in self.outputs.values())
         return arrays + sum(told.num_bytes for told in (self.next, self.forecast, steps) if isinstance(told, Rows))
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is so large that it is to be written in slices."""
+        if not self.every_step and type(self.next) is list:
+            return False
+        return self.num_bytes > LARGE_REPLY_BYTES
 
 
 class Predictions(NamedTuple):

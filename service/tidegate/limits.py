@@ -24,6 +24,22 @@ SLICE_SECONDS = 0.001
 """Seconds that a request's long work may take before others get their turn: a fifth of what is promised, for others do
 the same."""
 
+LARGE_JSON_BYTES = 16 * 1024
+"""Bytes of a body that is read at once: that takes up to 3 ms. What is longer is read in slices."""
+
+LARGE_REPLY_BYTES = 16 * 1024
+"""Bytes of a prediction's arrays that are written at once: 2,000 candidates, some 2 ms. More is written in slices."""
+
+MAX_JSON_ITEMS = 32_768
+"""Objects, strings and lists in a large body: three for each of `MAX_SEQUENCES`, and more. Numbers in lists, and rows
+of numbers, do not count."""
+
+MAX_JSON_DEPTH = 64
+"""Objects and lists within each other in a large body."""
+
+MAX_CANDIDATES = 4096
+"""Candidates that one step tells: to make and to write them takes some 3 ms."""
+
 MAX_STOP_STRINGS = 16
 """Stop strings of one generation. Other servers take 4; each token is matched against all."""
 

@@ -62,6 +62,7 @@ from tidegate.errors import (
 )
 from tidegate.limits import (
     DEFAULT_PAGE,
+    MAX_CANDIDATES,
     MAX_CHOSEN_A_SWEEP,
     MAX_FORKS,
     MAX_NAME_LENGTH,
@@ -294,7 +295,7 @@ class Service:
         loaded = self._registry.get(model, version)
         _check_sequences(sequences)
         encoded = await in_slices(_encode_all(loaded, sequences))
-        self._check_ask(ask, sum(loaded.codec.reply_bytes(len(inputs[0]), ask) for inputs in encoded))
+        self._check_ask(loaded, ask, sum(loaded.codec.reply_bytes(len(inputs[0]), ask) for inputs in encoded))
         share = Share(self.settings.max_queue)
         futures: list[asyncio.Future[Prediction]] = []
         try:
@@ -518,7 +519,7 @@ class Service:
         model: LoadedModel = live.model
         check_steps(source.num_steps)
         inputs = model.codec.encode(source)
-        self._check_ask(ask, model.codec.reply_bytes(len(inputs[0]), ask))
+        self._check_ask(model, ask, model.codec.reply_bytes(len(inputs[0]), ask))
         model.loop.submit(Work(live, inputs, ask, position, deadline, future))
         self._touch(live)
 
@@ -535,7 +536,13 @@ class Service:
             positions: Of each session, where they are given; else empty.
             deadline: As of `step`.
         """
-        if self._is_draining or ask.every_step or ask.is_raw or ask.top < 0 or not self._desk.find_together(party):
+        if (
+            self._is_draining
+            or ask.every_step
+            or ask.is_raw
+            or not 0 <= ask.top <= MAX_CANDIDATES
+            or not self._desk.find_together(party)
+        ):
             return None
         model: LoadedModel | None = party.model
         if model is None or model.codec.reply_bytes(1, ask) > self._max_reply:
@@ -687,9 +694,11 @@ class Service:
         if self._is_draining:
             raise UnavailableError("the server is draining", reason="DRAINING", retry_after=1.0)
 
-    def _check_ask(self, ask: Ask, reply_bytes: int) -> None:
+    def _check_ask(self, model: LoadedModel, ask: Ask, reply_bytes: int) -> None:
         if ask.top < 0:
             raise InvalidInputError(f"top must be at least 0, got {ask.top}", reason="BAD_TOP")
+        if ask.top > MAX_CANDIDATES and isinstance(model.codec, Tokens) and len(model.codec.tokens) > MAX_CANDIDATES:
+            raise InvalidInputError(f"top must be at most {MAX_CANDIDATES}, got {ask.top}", reason="BAD_TOP")
         if reply_bytes > self._max_reply:
             raise TooLargeError(
                 f"the reply would have about {reply_bytes >> 20} MiB, over the limit of "

@@ -296,6 +296,31 @@ async def test_checkpoints_take_their_part_of_the_arenas_budget(root: Path) -> N
         assert front.service.registry.budget.used == before
 
 
+# ---- what is told
+
+
+async def test_a_step_tells_so_many_candidates(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path, hidden=2, tokens=[f"t{index}" for index in range(limits.MAX_CANDIDATES + 1)])
+    async with fronting(tmp_path) as front:
+        path = f"/v1/sessions/{await front.open()}:step"
+        status, document = await front.post(path, {"tokens": [1], "top": limits.MAX_CANDIDATES})
+        assert (status, len(document["prediction"]["next"])) == (200, limits.MAX_CANDIDATES)
+        status, document = await front.post(path, {"tokens": [1], "top": limits.MAX_CANDIDATES + 1})
+        assert (status, document["reason"]) == (400, "BAD_TOP")
+        async with stream_of(front, 2) as stream:
+            await stream.write(columns(lanes=[0, 1], tokens=[1, 1], top=limits.MAX_CANDIDATES + 1))
+            assert [each.error.reason for each in (await stream.read()).columns.errors] == ["BAD_TOP"] * 2
+
+
+# ---- large bodies
+
+
+async def test_a_large_body_has_so_many_parts(front: Front) -> None:
+    for path in ("/v1/models/tiny:predict", "/v1/sessions", f"/v1/sessions/{await front.open()}:step"):
+        status, document = await front.post(path, {"sequences": [{}] * limits.MAX_JSON_ITEMS})
+        assert (status, document["reason"]) == (413, "REQUEST_TOO_LARGE")
+
+
 # ---- stop strings
 
 STOPS = [

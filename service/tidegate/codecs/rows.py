@@ -94,7 +94,7 @@ def check_tokens(tokens: Sequence[int], size: int | None) -> Tensor:
 
 def told(make: Callable[..., list[Entry]], *arrays: Tensor) -> Sequence[Entry]:
     """Return what ``make`` makes of arrays, [steps, …] each; of more than a few numbers, when it is asked for."""
-    return make(*arrays) if arrays[0].size <= FEW else Rows(make, *arrays)
+    return make(*arrays) if max(len(arrays[0]), arrays[0].size) <= FEW else Rows(make, *arrays)
 
 
 def mean_surprise(pieces: Sequence[Mapping[str, Tensor]], name: str | None, unit: str, ask: Ask) -> Surprise | None:

@@ -11,6 +11,8 @@ import json
 from collections.abc import AsyncGenerator, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, cast
 
+import numpy as np
+
 from tests.clock import ManualClock
 from tidegate.config import Settings, load_settings
 from tidegate.core import (
@@ -29,6 +31,7 @@ from tidegate.core import (
     Refusal,
     ReloadReport,
     RestoreRequest,
+    Rows,
     Sampling,
     SessionInfo,
     SessionPage,
@@ -36,6 +39,7 @@ from tidegate.core import (
     StepResult,
     Surprise,
     SurpriseReport,
+    Tensor,
     TensorInfo,
 )
 from tidegate.ingress.http.stream import FRAMES, SessionStream
@@ -108,6 +112,26 @@ SESSION_JSON = {
 }
 SNAPSHOT = b"\x00state\xff\r\n"
 PREDICTION = Prediction(1, next=[[Candidate("R", 5, 0.5)]], surprise=Surprise(1.5, "bits"))
+NUM_LARGE = 400
+
+
+def _made(ids: Tensor) -> list[Sequence[Candidate]]:
+    return [[Candidate("R", int(each), 0.25) for each in step] for step in ids]
+
+
+LARGE_PREDICTION = Prediction(
+    NUM_LARGE,
+    every_step=True,
+    next=Rows(_made, np.arange(NUM_LARGE * 10).reshape(NUM_LARGE, 10)),
+    surprise=Surprise(1.5, "bits", Rows(np.ndarray.tolist, np.full(NUM_LARGE, 0.5))),
+)
+LARGE_PREDICTION_JSON = {
+    "length": NUM_LARGE,
+    "next": [
+        [{"token": "R", "id": 10 * step + rank, "probability": 0.25} for rank in range(10)] for step in range(NUM_LARGE)
+    ],
+    "surprise": {"mean": 1.5, "unit": "bits", "steps": [0.5] * NUM_LARGE},
+}
 PREDICTION_JSON = {
     "length": 1,
     "next": [{"token": "R", "id": 5, "probability": 0.5}],

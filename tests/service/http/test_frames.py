@@ -12,13 +12,13 @@ from fastapi import FastAPI
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from tests.service.http.fake import FakeService
+from tests.service.http.fake import LARGE_PREDICTION, LARGE_PREDICTION_JSON, PREDICTION, FakeService
 from tests.service.http.running import Running, running, until
 from tests.service.http.test_stream import PATH, settle, streams_of
 from tidegate import errors
 from tidegate.core import Input
 from tidegate.ingress.http.frames import FrameProtocol
-from tidegate.limits import MAX_IN_FLIGHT
+from tidegate.limits import LARGE_JSON_BYTES, MAX_IN_FLIGHT
 
 R = '{"text": "R"}'
 
@@ -47,6 +47,31 @@ async def test_frames_of_all_kinds_are_answered(client: ClientConnection, servic
     await client.send(['{"te', 'xt": "', 'é"}'])
     assert [(await answer(client))["position"] for _ in range(3)] == [1, 2, 3]
     assert [call[2] for call in service.calls[1:]] == [Input(text="R"), Input(text="R"), Input(text="é")]
+
+
+async def test_large_frames_and_answers_keep_their_place(client: ClientConnection, service: FakeService) -> None:
+    service.is_held = True
+    large = json.dumps({"tokens": [1] * LARGE_JSON_BYTES})
+    for frame in (R, large, R, large, "{" + " " * LARGE_JSON_BYTES, R):
+        await client.send(frame)
+    await until(lambda: len(service.held) == 5)
+    assert [len(call[2].tokens or "1") for call in service.calls[1:]] == [1, LARGE_JSON_BYTES, 1, LARGE_JSON_BYTES, 1]
+    service.prediction = LARGE_PREDICTION
+    for index in reversed(range(5)):
+        service.answer(service.held[index])
+        service.prediction = PREDICTION
+    answers = [await answer(client) for _ in range(6)]
+    assert [each.get("position", each.get("reason")) for each in answers] == [1, 2, 3, 4, "INVALID_JSON", 5]
+    assert answers[-1]["prediction"] == LARGE_PREDICTION_JSON
+
+
+async def test_a_client_that_leaves_while_a_large_answer_is_written_disturbs_nobody(
+    app: FastAPI, service: FakeService, server: Running
+) -> None:
+    service.prediction = LARGE_PREDICTION
+    async with connect(f"ws://127.0.0.1:{server.port}{PATH}") as client:
+        await client.send(R)
+    await until(lambda: not len(streams_of(app)))
 
 
 async def test_answers_come_in_the_frames_order(client: ClientConnection, service: FakeService) -> None:

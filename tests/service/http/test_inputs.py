@@ -132,6 +132,42 @@ async def test_a_bad_generation_is_refused(
     assert service.calls == []
 
 
+LARGE = 10_000
+LONG_INPUTS = [
+    ({"text": "R" * LARGE + "é"}, None),
+    ({"tokens": [*range(LARGE)]}, None),
+    ({"values": [[0.5, 1e39, 7]] * LARGE}, None),
+    ({"values": [[1, 2]] * LARGE + [[0.25, -1]]}, None),
+    ({"values": [[0.25] * LARGE] * 3}, None),
+    ({"tokens": [1] * LARGE + [2.0]}, "tokens[10000]: must be a token id, a whole number"),
+    ({"tokens": [1] * LARGE + ["2"] + [3] * LARGE}, "tokens[10000]: must be a token id, a whole number"),
+    ({"tokens": [[1]] * LARGE}, "tokens[0]: must be a token id, a whole number"),
+    ({"tokens": [1] * LARGE + [2**64]}, "tokens must be whole numbers"),
+    ({"values": [1] * LARGE}, "values[0]: must be a list of numbers"),
+    ({"values": [[1, 2]] * LARGE + [[1]]}, "values[10000]: has 1 numbers where the first row has 2"),
+    ({"values": [[1, 2]] * LARGE + [[1]] * LARGE}, "values[10000]: has 1 numbers where the first row has 2"),
+    ({"values": [[1, 2]] * LARGE + [[1, None]]}, "values[10000][1]: must be a number"),
+    ({"values": [[1]] * LARGE + [[10**400]]}, "values: holds a whole number beyond every float"),
+    ({"values": [[1]] * LARGE + [True]}, "values[10000]: must be a list of numbers"),
+    ({"values": [[[1]]] * LARGE}, "values[0][0]: must be a number"),
+]
+
+
+@pytest.mark.parametrize(("body", "detail"), LONG_INPUTS)
+async def test_a_long_input_is_read_and_refused_as_a_short_one_is(
+    client: httpx.AsyncClient, service: FakeService, body: Json, detail: str | None
+) -> None:
+    reply = await client.post("/v1/sessions/s-1:step", json=body)
+    if detail is not None:
+        assert (reply.status_code, reply.json()["detail"]) == (400, detail)
+        assert service.calls == []
+        return
+    assert reply.status_code == 200
+    (found,), expected = [call[2] for call in service.calls], convert.parse_input(body)
+    assert (found.text, list(found.tokens or ())) == (expected.text, list(expected.tokens or ()))
+    np.testing.assert_array_equal(found.values, expected.values)
+
+
 @pytest.mark.parametrize("word", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"1e39"])
 def test_what_is_no_number_reaches_the_core_as_such(word: bytes) -> None:
     """The core refuses it by the feature's name, over every transport alike."""

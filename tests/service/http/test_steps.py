@@ -10,11 +10,12 @@ import uvloop
 from fastapi import FastAPI
 
 from tests.clock import START
-from tests.service.http.fake import PREDICTION_JSON, FakeService
+from tests.service.http.fake import LARGE_PREDICTION, LARGE_PREDICTION_JSON, PREDICTION_JSON, FakeService
 from tests.service.http.running import Reply, Running, Wire, request, running, until
 from tidegate import errors
 from tidegate.config import load_settings
 from tidegate.core import Ask, Input
+from tidegate.limits import LARGE_JSON_BYTES
 from tidegate.observe.requests import Requests
 
 STEP, DECODED = "/v1/sessions/s-1:step", "/v1/sessions/s-1%3Astep"
@@ -64,11 +65,19 @@ async def test_a_step_may_come_in_pieces(bare: Wire, service: FakeService) -> No
     assert service.calls == [("step", "s-1", Input(text="R"), Ask(), None)]
 
 
+async def test_a_large_result_is_told_whole_and_the_connection_goes_on(bare: Wire, service: FakeService) -> None:
+    service.prediction = LARGE_PREDICTION
+    for position in (1, 2):
+        bare.send(request(STEP, TEXT))
+        reply = await bare.reply()
+        assert reply.document == {"session": "s-1", "position": position, "prediction": LARGE_PREDICTION_JSON}
+
+
 UNUSUAL = [
     request(DECODED, TEXT),
     request(STEP + "?x=1", TEXT),
     request(STEP, TEXT, version="1.0"),
-    request(STEP, TEXT.ljust(65_537)),
+    request(STEP, TEXT.ljust(LARGE_JSON_BYTES + 1)),
     CHUNKED,
 ]
 

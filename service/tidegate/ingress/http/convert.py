@@ -6,7 +6,8 @@ at all, and an error says where it is not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,12 @@ from tidegate.core import (
     PredictResult,
     StepResult,
     Surprise,
+    Tensor,
     check_sequences,
     check_steps,
 )
 from tidegate.errors import InvalidInputError, shown
+from tidegate.ingress.http.large_json import Pieces
 
 Json = Any
 Object = dict[str, Json]
@@ -124,36 +127,88 @@ def _parse_text(text: Json, path: str) -> str:
     return text
 
 
-def _parse_tokens(tokens: Json, path: str) -> list[int]:
+def without_input(body: Object) -> Object:
+    """What a body holds besides its input."""
+    return {key: value for key, value in body.items() if key not in INPUT_KEYS}
+
+
+def _parse_tokens(tokens: Json, path: str) -> Sequence[int]:
+    if type(tokens) is Pieces:
+        return _join_tokens(tokens, path)
     if type(tokens) is not list:
         raise InvalidInputError(f"{path}: must be a list of token ids")
     check_steps(len(tokens))
+    _check_tokens(tokens, path)
+    return tokens
+
+
+def _check_tokens(tokens: list[Json], path: str, start: int = 0) -> None:
     if not TOKEN_TYPES.issuperset(map(type, tokens)):
         wrong = next(i for i, token in enumerate(tokens) if type(token) is not int)
-        raise InvalidInputError(f"{path}[{wrong}]: must be a token id, a whole number")
-    return tokens
+        raise InvalidInputError(f"{path}[{start + wrong}]: must be a token id, a whole number")
+
+
+def _join_tokens(pieces: Pieces, path: str) -> Sequence[int]:
+    check_steps(pieces.num_entries)
+    found, start = array("q"), 0
+    for piece in pieces:
+        if isinstance(piece, list) or piece.dtype != np.int64 or piece.ndim != 1:
+            _check_tokens(list(piece) if isinstance(piece, list) else piece.tolist(), path, start)
+            raise InvalidInputError("tokens must be whole numbers", reason="TOKEN_OUT_OF_RANGE")  # beyond 64 bits
+        found.frombytes(piece.tobytes())
+        start += len(piece)
+    return found
 
 
 def _parse_values(rows: Json, path: str) -> FloatArray:
     """[steps, features], float32 as over every transport, so that a repeat over another one is the same input."""
+    if type(rows) is Pieces:
+        return _join_rows(rows, path)
     if type(rows) is not list:
         raise InvalidInputError(f"{path}: must be a list of rows of numbers")
     check_steps(len(rows))
-    for index, row in enumerate(rows):
+    return _single(_array_of(rows, path)) if rows else np.empty((0, 0), np.float32)
+
+
+def _join_rows(pieces: Pieces, path: str) -> FloatArray:
+    check_steps(pieces.num_entries)
+    found: list[FloatArray] = []
+    width, start = None, 0
+    for piece in pieces:
+        if isinstance(piece, np.ndarray) and piece.ndim == 2 and piece.dtype.kind in "if":
+            _check_width(piece.shape[1], width, f"{path}[{start}]")
+            found.append(_single(piece))
+        else:
+            found.append(_single(_array_of(list(piece), path, width, start)))
+        width, start = found[0].shape[1], start + len(piece)
+    return np.concatenate(found)
+
+
+def _array_of(rows: list[Json], path: str, width: int | None = None, start: int = 0) -> Tensor:
+    """Rows as an array of doubles, [rows, features]; the first is ``path``'s at ``start``."""
+    for index, row in enumerate(rows, start):
         _check_row(row, f"{path}[{index}]")
-        if len(row) != len(rows[0]):
-            raise InvalidInputError(f"{path}[{index}]: has {len(row)} numbers where the first row has {len(rows[0])}")
-    if not rows:
-        return np.empty((0, 0), np.float32)
+        width = len(row) if width is None else width
+        _check_width(len(row), width, f"{path}[{index}]")
     try:
-        values = np.array(rows, np.float64)
+        return np.array(rows, np.float64)
     except OverflowError:
         raise InvalidInputError(f"{path}: holds a whole number beyond every float") from None
+
+
+def _single(values: Tensor) -> FloatArray:
     with np.errstate(over="ignore"):  # to infinity, which the core refuses by its step and feature
         return values.astype(np.float32)
 
 
+def _check_width(found: int, width: int | None, path: str) -> None:
+    if width is not None and found != width:
+        raise InvalidInputError(f"{path}: has {found} numbers where the first row has {width}")
+
+
 def _check_row(row: Json, path: str) -> None:
+    if isinstance(row, np.ndarray):  # a long one, of numbers only
+        return
     if type(row) is not list:
         raise InvalidInputError(f"{path}: must be a list of numbers")
     if not NUMBER_TYPES.issuperset(map(type, row)):
@@ -170,15 +225,21 @@ def step_json(result: StepResult) -> Object:
 
 
 def predict_json(result: PredictResult) -> Object:
+    """The reply, for `reply_in_slices`."""
     return {
         "model": result.model,
         "version": result.version,
-        "predictions": [prediction_json(prediction) for prediction in result.predictions],
+        "predictions": map(prediction_json, result.predictions),
     }
 
 
 def prediction_json(prediction: Prediction) -> Object:
-    """What is told after the last step stands alone; with every step it is a list, one entry a step."""
+    """What is told after the last step stands alone; with every step it is a list, one entry a step.
+
+    A large prediction's lists are iterators and arrays, for `reply_in_slices`.
+    """
+    if prediction.is_large:
+        return _large_prediction_json(prediction)
     steps = slice(None) if prediction.every_step else -1
     reply: Object = {"length": prediction.length}
     if prediction.next is not None:
@@ -192,6 +253,29 @@ def prediction_json(prediction: Prediction) -> Object:
     if prediction.drift is not None:
         reply["drift"] = prediction.drift._asdict()
     return reply
+
+
+def _large_prediction_json(prediction: Prediction) -> Object:
+    reply: Object = {"length": prediction.length}
+    if prediction.next is not None:
+        reply["next"] = _told(prediction, map(_candidates_json, prediction.next))
+    if prediction.forecast is not None:
+        reply["forecast"] = _told(prediction, map(_forecast_json, prediction.forecast))
+    if prediction.outputs is not None:
+        reply["outputs"] = {
+            name: tensor if prediction.every_step else tensor[-1] for name, tensor in prediction.outputs.items()
+        }
+    if prediction.surprise is not None:
+        mean, unit, steps = prediction.surprise
+        reply["surprise"] = {"mean": mean, "unit": unit} | ({} if steps is None else {"steps": iter(steps)})
+    if prediction.drift is not None:
+        reply["drift"] = prediction.drift._asdict()
+    return reply
+
+
+def _told(prediction: Prediction, entries: Iterator[Json]) -> Json:
+    """The entries of all steps, or the only one."""
+    return entries if prediction.every_step else next(entries)
 
 
 def _candidates_json(candidates: Iterable[Candidate]) -> list[Object]:

@@ -20,6 +20,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope
 
 from tidegate.errors import InvalidInputError, TooLargeError, shown
+from tidegate.ingress.http import large_json
+from tidegate.limits import LARGE_JSON_BYTES
+from tidegate.slices import in_slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -83,12 +86,26 @@ def dump(value: Json) -> bytes:
     return to_json(value, inf_nan_mode="null")
 
 
+async def reply_in_slices(value: Json) -> Response:
+    """`json_reply` for a value that may be large: it may hold iterators and arrays."""
+    return Response(await in_slices(large_json.write(value)), media_type=JSON)
+
+
 def parse(data: bytes | str) -> dict[str, Json]:
     """The JSON object in ``data``; InvalidInputError, with reason INVALID_JSON where it is not JSON at all."""
     try:
         value = from_json(data)
     except ValueError as error:
         raise InvalidInputError(f"malformed JSON: {error}", reason="INVALID_JSON") from None
+    return _object(value)
+
+
+async def parse_in_slices(data: bytes) -> dict[str, Json]:
+    """`parse` for data that may be large: then long lists of numbers in it are `large_json.Pieces`."""
+    return parse(data) if len(data) <= LARGE_JSON_BYTES else _object(await in_slices(large_json.read(data)))
+
+
+def _object(value: Json) -> dict[str, Json]:
     if type(value) is not dict:
         raise InvalidInputError("the body must be a JSON object")
     return value
@@ -96,7 +113,7 @@ def parse(data: bytes | str) -> dict[str, Json]:
 
 async def read_json(scope: Scope, receive: Receive, settings: Settings) -> dict[str, Json]:
     """The request's body, a JSON object. TooLargeError as soon as it is over the limit, before it is all here."""
-    return parse(await read_body(scope, receive, max_bytes(settings)))
+    return await parse_in_slices(await read_body(scope, receive, max_bytes(settings)))
 
 
 def max_bytes(settings: Settings) -> int:

@@ -51,7 +51,8 @@ class FrameProtocol(WebSocketsSansIOProtocol):
 
     def send_receive_event_to_app(self) -> None:
         stream = self._stream
-        if stream is None or self.close_sent or not self.queue.empty() or not stream.can_take():
+        size = sum(map(len, self.frames))
+        if stream is None or self.close_sent or not self.queue.empty() or not stream.can_take(size):
             super().send_receive_event_to_app()
             return
         try:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from tidegate.ingress.http import convert, documents, schemas
 from tidegate.ingress.http.documents import TIMEOUT, body, content, problems
 from tidegate.ingress.http.errors import read_form
-from tidegate.ingress.http.exchange import ClientWatch, RawRoute, deadline, json_reply, read_json, service_of
+from tidegate.ingress.http.exchange import ClientWatch, RawRoute, deadline, read_json, reply_in_slices, service_of
 from tidegate.ingress.http.generation import Generation, sampling, wants_stream
 
 Limit = Annotated[int, Query(ge=0, le=1000, description="Entries a page; 0: 100.", examples=[100])]
@@ -60,7 +60,7 @@ async def predict(request: Request, model: Name) -> Response:
     until = deadline(request.scope, service)
     with ClientWatch(request.receive):
         result = await service.predict(model, version, sequences, ask, until)
-    return json_reply(convert.predict_json(result))
+    return await reply_in_slices(convert.predict_json(result))
 
 
 @raw.post(
@@ -72,7 +72,7 @@ async def generate(request: Request, model: Name) -> Response:
     """Sample from a next-token model after a prompt. With `Accept: text/event-stream`, each token as it comes."""
     service = service_of(request)
     document = await read_json(request.scope, request.receive, service.settings)
-    form = read_form(schemas.Generate, document)
+    form = read_form(schemas.Generate, convert.without_input(document))
     events = service.generate(
         model,
         form.version,

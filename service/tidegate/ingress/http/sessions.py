@@ -15,7 +15,15 @@ from tidegate.core import SessionInfo, SessionRequest
 from tidegate.ingress.http import convert, documents, schemas
 from tidegate.ingress.http.documents import TIMEOUT, body, content, problems
 from tidegate.ingress.http.errors import read_form
-from tidegate.ingress.http.exchange import ClientWatch, RawRoute, deadline, json_reply, read_json, service_of
+from tidegate.ingress.http.exchange import (
+    ClientWatch,
+    RawRoute,
+    deadline,
+    json_reply,
+    read_json,
+    reply_in_slices,
+    service_of,
+)
 from tidegate.ingress.http.generation import Generation, sampling, wants_stream
 from tidegate.ingress.http.models import Limit, PageToken
 
@@ -91,7 +99,7 @@ async def generate(request: Request, session: Id) -> Response:
     """Go on from where the session is, after a prompt or without. Every returned token is consumed by the session."""
     service = service_of(request)
     document = await read_json(request.scope, request.receive, service.settings)
-    form = read_form(schemas.SessionGenerate, document)
+    form = read_form(schemas.SessionGenerate, convert.without_input(document))
     events = service.generate_on_session(
         session,
         convert.parse_optional_input(document),
@@ -116,4 +124,4 @@ async def step(request: Request, session: Id) -> Response:
     until = deadline(request.scope, service)
     with ClientWatch(request.receive):
         result = await service.step(session, chunk, ask, position, until)
-    return json_reply(convert.step_json(result))
+    return await reply_in_slices(convert.step_json(result))

@@ -14,7 +14,6 @@ import re
 from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn import Config
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -23,7 +22,10 @@ from tidegate.faults import conceal
 from tidegate.ingress.http import convert
 from tidegate.ingress.http.errors import PROBLEM, problem
 from tidegate.ingress.http.exchange import JSON, TIMEOUT, dump, max_bytes, parse, seconds
+from tidegate.ingress.http.large_json import write
+from tidegate.limits import LARGE_JSON_BYTES
 from tidegate.observe.requests import CANCELLED, OK, Begun, Requests, outcome_of
+from tidegate.slices import in_slices
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -66,10 +68,10 @@ class StepProtocol(HttpToolsProtocol):
         # Of the step that is under way.
         self._begun: Begun = None
         self._stepped = ""
-        self._max_body = min(HIGH_WATER_LIMIT, max_bytes(self._service.settings))
+        self._max_body = min(LARGE_JSON_BYTES, max_bytes(self._service.settings))
         self._exchange = Exchange()
         self.cycle = cast("RequestResponseCycle", self._exchange)
-        self._answer_to: asyncio.Future[StepResult] | None = None
+        self._answer_to: asyncio.Future[Any] | None = None
         self._common: list[tuple[bytes, bytes]] | None = None
         self._common_head = b""
         # Of the request that is being read.
@@ -148,14 +150,21 @@ class StepProtocol(HttpToolsProtocol):
         self._answer_to = future
         future.add_done_callback(self._answer)
 
-    def _answer(self, future: asyncio.Future[StepResult]) -> None:
+    def _answer(self, future: asyncio.Future[Any]) -> None:
+        """Answer with a step's result, or, where that is large, with what was written of it in slices."""
         self._answer_to = None
         if future.cancelled():  # by the client's leaving; or the server goes down
             self._watched.end(self._begun, CANCELLED, self._stepped)
             self.transport.close()
             return
         try:
-            body = dump(convert.step_json(future.result()))
+            body = future.result()
+            if isinstance(body, StepResult):
+                if body.prediction.is_large:
+                    self._answer_to = asyncio.ensure_future(in_slices(write(convert.step_json(body))))
+                    self._answer_to.add_done_callback(self._answer)
+                    return
+                body = dump(convert.step_json(body))
         except Exception as error:  # noqa: BLE001 - the client is told, whatever it is
             self._refuse(error)
         else:

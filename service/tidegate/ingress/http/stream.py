@@ -22,9 +22,11 @@ from tidegate.errors import TidegateError, UnavailableError
 from tidegate.faults import conceal
 from tidegate.ingress.http import convert
 from tidegate.ingress.http.errors import problem
-from tidegate.ingress.http.exchange import dump, max_bytes, parse, timeout, too_large
-from tidegate.limits import MAX_IN_FLIGHT
+from tidegate.ingress.http.exchange import Json, dump, max_bytes, parse, parse_in_slices, timeout, too_large
+from tidegate.ingress.http.large_json import write
+from tidegate.limits import LARGE_JSON_BYTES, MAX_IN_FLIGHT
 from tidegate.observe.requests import CANCELLED, OK, Begun, Headers, Requests, outcome_of
+from tidegate.slices import in_slices
 
 if TYPE_CHECKING:
     from tidegate.service import Service
@@ -132,6 +134,7 @@ class SessionStream:
         self._headers = headers
         self._watched = requests.method("websocket", "Step")
         self._answers: deque[tuple[Answer, Begun]] = deque()
+        self._writing: asyncio.Future[bytes] | None = None
         self._room = asyncio.Event()
         self._is_holding = False
         self._is_ending = False
@@ -159,44 +162,68 @@ class SessionStream:
     async def _read(self) -> None:
         """Take what comes by ``receive``; return when the client leaves."""
         while (message := await self._receive())["type"] != "websocket.disconnect":
-            await self._has_room()
-            if not self._is_ending:
-                self.take(message.get("bytes") or message.get("text") or "")
-
-    async def _has_room(self) -> None:
-        while len(self._answers) >= MAX_IN_FLIGHT:
             self._is_holding = True
-            self._room.clear()
-            await self._room.wait()
-        self._is_holding = False
+            while len(self._answers) >= MAX_IN_FLIGHT:
+                self._room.clear()
+                await self._room.wait()
+            if not self._is_ending:
+                data = message.get("bytes") or message.get("text") or ""
+                if len(data) <= LARGE_JSON_BYTES:
+                    self.take(data)
+                else:
+                    await self._take_large(data.encode() if isinstance(data, str) else data)
+            self._is_holding = False
 
-    def can_take(self) -> bool:
-        """Whether the next frame may be handed over: nothing waits before it, and there is room."""
-        return not self._is_holding and not self._is_ending and len(self._answers) < MAX_IN_FLIGHT
+    def can_take(self, size: int) -> bool:
+        """Whether the next frame, of so many bytes, may be handed over: nothing waits before it, and there is room."""
+        is_free = not self._is_holding and not self._is_ending and len(self._answers) < MAX_IN_FLIGHT
+        return is_free and size <= LARGE_JSON_BYTES
 
     def take(self, data: str | bytes) -> None:
-        """Submit a frame; its answer is written in turn."""
+        """Submit a frame, a small one; its answer is written in turn."""
         begun = self._requests.begin(self._headers, self._session)
         try:
-            answer = self._submit(data)
+            self._check_size(data)
+            answer: Answer = self._submit(parse(data))
         except Exception as error:  # noqa: BLE001 - a frame's error is its answer
-            self._answers.append((conceal(error), begun))
-            self.flush()
-        else:
-            self._answers.append((answer, begun))
-            answer.add_done_callback(self.flush)
+            answer = conceal(error)
+        self._expect(answer, begun)
 
-    def _submit(self, data: str | bytes) -> asyncio.Future[StepResult]:
+    async def _take_large(self, data: bytes) -> None:
+        begun = self._requests.begin(self._headers, self._session)
+        try:
+            self._check_size(data)
+            document = await parse_in_slices(data)
+            if self._is_ending:
+                return
+            answer: Answer = self._submit(document)
+        except Exception as error:  # noqa: BLE001 - a frame's error is its answer
+            answer = conceal(error)
+        self._expect(answer, begun)
+
+    def _check_size(self, data: str | bytes) -> None:
         if len(data) > self._max_bytes:
             raise too_large(self._max_bytes)
-        chunk, ask, position = convert.parse_step(parse(data))
+
+    def _expect(self, answer: Answer, begun: Begun) -> None:
+        self._answers.append((answer, begun))
+        if isinstance(answer, TidegateError):
+            self.flush()
+        else:
+            answer.add_done_callback(self.flush)
+
+    def _submit(self, document: dict[str, Json]) -> asyncio.Future[StepResult]:
+        chunk, ask, position = convert.parse_step(document)
         deadline = self._service.clock.monotonic() + self._seconds
         return self._service.step(self._session, chunk, ask, position, deadline)
 
     def flush(self, _: object = None) -> None:
         """Write what is ready, in the frames' order, as far as the client keeps up."""
         answers, frames = self._answers, self._frames
-        while answers and _is_ready(answers[0][0]) and frames.can_write():
+        while answers and self._writing is None and _is_ready(answers[0][0]) and frames.can_write():
+            if _is_large(answers[0][0]):
+                self._write_large(answers[0][0])
+                break
             answer, begun = answers.popleft()
             text, outcome = _render(answer)
             self._watched.end(begun, outcome, self._session)
@@ -206,13 +233,37 @@ class SessionStream:
         if self._is_ending and not answers and not self._drained.done():
             self._drained.set_result(None)
 
+    def _write_large(self, answer: Answer) -> None:
+        """Write a large answer, which stands first; those behind it wait."""
+        assert isinstance(answer, asyncio.Future)
+        self._writing = asyncio.ensure_future(in_slices(write(convert.step_json(answer.result()))))
+        self._writing.add_done_callback(self._wrote_large)
+
+    def _wrote_large(self, writing: asyncio.Future[bytes]) -> None:
+        if writing.cancelled():
+            return
+        self._writing = None
+        _, begun = self._answers.popleft()
+        self._watched.end(begun, OK, self._session)
+        self._frames.write(writing.result())
+        self.flush()
+
     def _abandon(self) -> None:
         """Cancel what nobody waits for any more."""
+        if self._writing is not None:
+            self._writing.cancel()
         while self._answers:
             answer, begun = self._answers.popleft()
             self._watched.end(begun, CANCELLED, self._session)
             if isinstance(answer, asyncio.Future) and not answer.cancel() and not answer.cancelled():
                 answer.exception()  # looked at, so that asyncio does not complain that nobody did
+
+
+def _is_large(answer: Answer) -> bool:
+    """Whether an answer that is ready is a large one."""
+    if isinstance(answer, TidegateError) or answer.cancelled() or answer.exception() is not None:
+        return False
+    return answer.result().prediction.is_large
 
 
 def _is_ready(answer: Answer) -> bool:
