@@ -19,11 +19,14 @@ from tidegate.core import Ask, Drift, FloatArray, Input, Prediction, Predictions
 from tidegate.errors import InvalidInputError, TidegateError, TooLargeError
 from tidegate.faults import conceal
 from tidegate.v1 import predictor_pb2
-from tidegate.wire.errors import decode_error, fill_error
+from tidegate.wire.errors import code_of, decode_error, fill_error
 from tidegate.wire.inputs import decode_ask, decode_values, fill_ask, fill_values
 from tidegate.wire.predictions import decode_drift, decode_tensors, fill_drift, fill_tensors
 
 log = logging.getLogger(__name__)
+
+_TOLD_WHOLE = 1024
+"""Errors of one reply that are told with their message: a reply may have one for each of 65,536 lanes."""
 
 _ENVELOPE_BYTES = 64
 """Of a stream's message around the reply that it carries."""
@@ -228,10 +231,14 @@ def decode_columns_reply(message: predictor_pb2.ColumnsReply) -> ColumnsResult:
 def fill_lane_errors(
     message: predictor_pb2.Attached | predictor_pb2.ColumnsReply, errors: Iterable[tuple[int, TidegateError]]
 ) -> None:
+    """Tell the errors of lanes; of a great many, those behind the first by code and reason only."""
     for lane, error in errors:
         each = message.errors.add()
         each.lane = lane
-        fill_error(each.error, error)
+        if len(message.errors) <= _TOLD_WHOLE:
+            fill_error(each.error, error)
+        else:
+            each.error.code, each.error.reason = code_of(error), error.reason
 
 
 def fit_lane_errors(message: predictor_pb2.Attached | predictor_pb2.ColumnsReply, max_bytes: int) -> None:
@@ -243,7 +250,7 @@ def fit_lane_errors(message: predictor_pb2.Attached | predictor_pb2.ColumnsReply
     room = max_bytes - _ENVELOPE_BYTES
     if message.ByteSize() <= room:
         return
-    for each in message.errors:
+    for each in message.errors[:_TOLD_WHOLE]:
         each.error.ClearField("message")
         each.error.ClearField("details")
     if message.ByteSize() > room:
