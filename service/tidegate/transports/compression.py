@@ -23,8 +23,8 @@ def decompress(data: bytes, encoding: str, limit: int) -> bytes:
     inflater = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:
         unpacked = inflater.decompress(data, limit + 1)
-    except zlib.error as error:
-        raise InvalidInputError(f"the data is not in {encoding}: {error}", reason="BAD_COMPRESSION") from None
+    except zlib.error:
+        raise InvalidInputError(f"the data is not in {encoding}", reason="BAD_COMPRESSION") from None
     if len(unpacked) > limit:
         text = f"more than {limit} bytes when unpacked, which is the most that is allowed"
         raise TooLargeError(text)
