@@ -146,7 +146,7 @@ class Ledger:
     def _tell_damage(self, error: TidegateError) -> None:
         now = self._clock()
         if now - self._damage_told_at >= _DAMAGE_SECONDS:
-            log.error("%s (damaged records were met %d times so far)", error.message, self._num_damaged)
+            log.error("%s (damaged records were met %d times so far)", error, self._num_damaged)
             self._damage_told_at = now
 
     # ---- writes
