@@ -37,6 +37,16 @@ of numbers, do not count."""
 MAX_JSON_DEPTH = 64
 """Objects and lists within each other in a large body."""
 
+LARGE_MESSAGE_BYTES = 16 * 1024
+"""Bytes of a protobuf message that is parsed without a look at how many fields it has."""
+
+MAX_MESSAGE_FIELDS = 20_480
+"""Fields of a larger one, and of large messages in it: five for each of `MAX_SEQUENCES`. Packed numbers are one; the
+names of an `Attach` have room of their own. To count them takes up to 4 ms, and so does to parse them."""
+
+MAX_INFERENCE_FIELDS = 4096
+"""Likewise of an inference request of the Open Inference Protocol: a map's entry takes 0.5 µs to parse."""
+
 MAX_CANDIDATES = 4096
 """Candidates that one step tells: to make and to write them takes some 3 ms."""
 

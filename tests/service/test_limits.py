@@ -184,6 +184,14 @@ async def test_a_request_takes_so_many_steps(front: Front, source: Json) -> None
         assert (status, document["reason"]) == (413, "REQUEST_TOO_LARGE")
 
 
+async def test_many_lanes_leave_room_in_the_queue(root: Path) -> None:
+    async with fronting(root, max_queue=2 * limits.QUEUE_SHARE, max_rows=2) as front, stream_of(front, 200) as stream:
+        for lengths in ([], [1] * 200):  # together, and lane by lane
+            await stream.write(columns(lanes=range(200), tokens=[1] * 200, lengths=lengths))
+            reply = (await stream.read()).columns
+            assert (len(reply.positions), len(reply.errors)) == (200, 0)
+
+
 async def test_the_steps_of_all_sequences_count(front: Front) -> None:
     half = [{"text": "a" * (limits.MAX_STEPS // 2 + 1)}] * 2
     status, document = await front.post("/v1/models/tiny:predict", {"sequences": half})
@@ -319,6 +327,23 @@ async def test_a_large_body_has_so_many_parts(front: Front) -> None:
     for path in ("/v1/models/tiny:predict", "/v1/sessions", f"/v1/sessions/{await front.open()}:step"):
         status, document = await front.post(path, {"sequences": [{}] * limits.MAX_JSON_ITEMS})
         assert (status, document["reason"]) == (413, "REQUEST_TOO_LARGE")
+
+
+async def test_a_large_message_has_so_many_fields(front: Front) -> None:
+    request = predictor_pb2.PredictRequest(model="tiny")
+    for _ in range(limits.MAX_MESSAGE_FIELDS):
+        request.sequences.add()
+    assert await reason_of(front.predictor.Predict(request)) == "REQUEST_TOO_LARGE"
+    many = inference()
+    for index in range(limits.MAX_INFERENCE_FIELDS):
+        many.outputs.add(name=f"o{index}")
+    assert await reason_of(front.oip.ModelInfer(many)) == "REQUEST_TOO_LARGE"
+    predictor: Any = front.predictor
+    stream = predictor.Stream()
+    attach = predictor_pb2.Attach(sessions=["s"] * (limits.MAX_LANES + limits.MAX_MESSAGE_FIELDS))
+    await stream.write(predictor_pb2.StreamRequest(attach=attach))
+    assert (await stream.read()).error.reason == "REQUEST_TOO_LARGE"
+    await stream.done_writing()
 
 
 # ---- stop strings

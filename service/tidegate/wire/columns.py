@@ -15,9 +15,21 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tidegate.core import Ask, Drift, FloatArray, Input, Prediction, Predictions, StepResult, Tensor, check_steps
+from tidegate.core import (
+    Ask,
+    Candidate,
+    Drift,
+    FloatArray,
+    Input,
+    Prediction,
+    Predictions,
+    StepResult,
+    Tensor,
+    check_steps,
+)
 from tidegate.errors import InvalidInputError, TidegateError, TooLargeError
 from tidegate.faults import conceal
+from tidegate.slices import Slices, at_once
 from tidegate.v1 import predictor_pb2
 from tidegate.wire.errors import code_of, decode_error, fill_error
 from tidegate.wire.inputs import decode_ask, decode_values, fill_ask, fill_values
@@ -29,6 +41,8 @@ _TOLD_WHOLE = 1024
 """Errors of one reply that are told with their message: a reply may have one for each of 65,536 lanes."""
 
 _ENVELOPE_BYTES = 64
+_LANES_AT_ONCE = 512
+_NUMBERS_AT_ONCE = 2048
 """Of a stream's message around the reply that it carries."""
 
 
@@ -137,26 +151,50 @@ def fill_columns(
 
     An answer that does not fit into a message is an error of its lane, and of no other.
     """
+    at_once(filling_columns(message, lanes, results))
+
+
+def filling_columns(
+    message: predictor_pb2.ColumnsReply, lanes: Sequence[int], results: Sequence[StepResult | TidegateError]
+) -> Slices[None]:
+    """`fill_columns` in slices."""
     try:
-        _fill_columns(message, lanes, results)
+        yield from _filling_columns(message, lanes, results)
     except Exception:
         log.exception("the answers of %d lanes could not be packed together", len(lanes))
         message.Clear()
-        _fill_columns(message, lanes, [_packable(lane, result) for lane, result in zip(lanes, results, strict=True)])
+        packable = []
+        for lane, result in zip(lanes, results, strict=True):
+            packable.append(_packable(lane, result))
+            yield
+        yield from _filling_columns(message, lanes, packable)
 
 
 def _packable(lane: int, result: StepResult | TidegateError) -> StepResult | TidegateError:
     """The lane's answer if it can be packed, else the error that it cannot."""
     try:
-        _fill_columns(predictor_pb2.ColumnsReply(), [lane], [result])
+        at_once(_filling_columns(predictor_pb2.ColumnsReply(), [lane], [result]))
     except Exception as error:  # noqa: BLE001 - it is this lane's answer
         return conceal(error, "a lane's answer does not fit into a message")
     return result
 
 
-def _fill_columns(
-    message: predictor_pb2.ColumnsReply, lanes: Iterable[int], results: Iterable[StepResult | TidegateError]
-) -> None:
+def _filling_columns(
+    message: predictor_pb2.ColumnsReply, lanes: Sequence[int], results: Sequence[StepResult | TidegateError]
+) -> Slices[None]:
+    predictions: list[Prediction] = []
+    for start in range(0, len(lanes), _LANES_AT_ONCE):
+        some = slice(start, start + _LANES_AT_ONCE)
+        predictions += _fill_lanes(message, lanes[some], results[some])
+        yield
+    if predictions:
+        yield from _filling_predictions(message, predictions)
+
+
+def _fill_lanes(
+    message: predictor_pb2.ColumnsReply, lanes: Sequence[int], results: Sequence[StepResult | TidegateError]
+) -> list[Prediction]:
+    """Pack which lanes worked, which did not, and their charts; return what those that worked predict."""
     done, positions, predictions, errors = [], [], [], []
     for lane, result in zip(lanes, results, strict=True):
         if isinstance(result, TidegateError):
@@ -166,13 +204,12 @@ def _fill_columns(
             positions.append(result[1])
             predictions.append(result[2])
     fill_lane_errors(message, errors)
-    if predictions:
-        message.lanes.extend(done)
-        message.positions.extend(positions)
-        _fill_predictions(message, predictions)
-        for lane, prediction in zip(done, predictions, strict=True):
-            if prediction.drift is not None:
-                fill_drift(message.drift.add(lane=lane).drift, prediction.drift)
+    message.lanes.extend(done)
+    message.positions.extend(positions)
+    for lane, prediction in zip(done, predictions, strict=True):
+        if prediction.drift is not None:
+            fill_drift(message.drift.add(lane=lane).drift, prediction.drift)
+    return predictions
 
 
 def fill_together(
@@ -185,6 +222,17 @@ def fill_together(
     """Pack the answers to single steps that are arrays already: ``parts``' rows, one part after the other, are of
     ``lanes``; ``drift`` is by lane.
     """
+    at_once(filling_together(message, lanes, positions, parts, drift))
+
+
+def filling_together(
+    message: predictor_pb2.ColumnsReply,
+    lanes: Sequence[int],
+    positions: Iterable[int],
+    parts: Sequence[Predictions],
+    drift: Mapping[int, Drift],
+) -> Slices[None]:
+    """`fill_together` in slices."""
     message.lanes.extend(lanes)
     message.positions.extend(positions)
     message.counts.extend([1] * len(lanes))
@@ -198,6 +246,7 @@ def fill_together(
         ):
             if array is not None:
                 column.extend(array.ravel().tolist())
+        yield
     if (names := parts[0].outputs) is not None:
         outputs = {name: np.concatenate([part.outputs[name] for part in parts if part.outputs]) for name in names}
         fill_tensors(message.outputs, outputs)
@@ -287,34 +336,52 @@ def _decode_source(message: predictor_pb2.Columns, lengths: list[int], num_lanes
     return Input(None, tokens) if values is None else Input(None, None, values)
 
 
-def _fill_predictions(message: predictor_pb2.ColumnsReply, predictions: list[Prediction]) -> None:
+def _filling_predictions(message: predictor_pb2.ColumnsReply, predictions: list[Prediction]) -> Slices[None]:
     first = predictions[0]
     if first.every_step:
         message.counts.extend([prediction.length for prediction in predictions])
     else:
         message.counts.extend([1] * len(predictions))
     if first.next is not None:
-        _fill_candidates(message, predictions)
+        yield from _filling_candidates(message, predictions)
     if first.forecast is not None:
-        _fill_forecasts(message, predictions)
+        yield from _filling_forecasts(message, predictions)
     if first.outputs is not None:
         fill_tensors(message.outputs, _stack_outputs(predictions))
+        yield
     if first.surprise is not None:
-        _fill_surprise(message, predictions)
+        yield from _filling_surprise(message, predictions)
 
 
-def _fill_candidates(message: predictor_pb2.ColumnsReply, predictions: list[Prediction]) -> None:
-    candidates = [candidate for prediction in predictions for row in prediction.next or () for candidate in row]
+def _filling_candidates(message: predictor_pb2.ColumnsReply, predictions: list[Prediction]) -> Slices[None]:
+    gathered: list[Candidate] = []
+    for prediction in predictions:
+        for row in prediction.next or ():
+            gathered.extend(row)
+            if len(gathered) >= _NUMBERS_AT_ONCE:
+                _fill_candidates(message, gathered)
+                gathered = []
+                yield
+    _fill_candidates(message, gathered)
+
+
+def _fill_candidates(message: predictor_pb2.ColumnsReply, candidates: list[Candidate]) -> None:
     message.ids.extend([candidate[1] for candidate in candidates])
     message.probabilities.extend([candidate[2] for candidate in candidates])
 
 
-def _fill_forecasts(message: predictor_pb2.ColumnsReply, predictions: list[Prediction]) -> None:
-    rows = [row for prediction in predictions for row in prediction.forecast or ()]
-    message.quantiles.extend(rows[0].quantiles)
-    for row in rows:
-        for values in row.values:
-            message.forecast.extend(values)
+def _filling_forecasts(message: predictor_pb2.ColumnsReply, predictions: list[Prediction]) -> Slices[None]:
+    num_filled = 0
+    for prediction in predictions:
+        for row in prediction.forecast or ():
+            if not message.quantiles:
+                message.quantiles.extend(row.quantiles)
+            for values in row.values:
+                message.forecast.extend(values)
+                num_filled += len(values)
+            if num_filled >= _NUMBERS_AT_ONCE:
+                num_filled = 0
+                yield
 
 
 def _stack_outputs(predictions: list[Prediction]) -> dict[str, Tensor]:
@@ -322,9 +389,16 @@ def _stack_outputs(predictions: list[Prediction]) -> dict[str, Tensor]:
     return {name: np.concatenate([each.outputs[name] for each in predictions if each.outputs]) for name in names}
 
 
-def _fill_surprise(message: predictor_pb2.ColumnsReply, predictions: list[Prediction]) -> None:
+def _filling_surprise(message: predictor_pb2.ColumnsReply, predictions: list[Prediction]) -> Slices[None]:
     surprises = [prediction.surprise for prediction in predictions if prediction.surprise is not None]
-    if predictions[0].every_step:
-        message.surprise.extend([step for surprise in surprises for step in surprise.steps or ()])
-    else:
+    yield
+    if not predictions[0].every_step:
         message.surprise.extend([surprise[0] for surprise in surprises])
+        return
+    num_filled = 0
+    for surprise in surprises:
+        message.surprise.extend(surprise.steps or ())
+        num_filled += len(surprise.steps or ())
+        if num_filled >= _NUMBERS_AT_ONCE:
+            num_filled = 0
+            yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from tidegate.core import (
     Surprise,
     Tensor,
 )
+from tidegate.slices import Slices, at_once
 from tidegate.v1 import predictor_pb2, sessions_pb2, types_pb2
 
 
@@ -31,10 +33,25 @@ def decode_step(message: sessions_pb2.StepReply, *, every_step: bool) -> StepRes
     return StepResult(message.session, message.position, decode_prediction(message.prediction, every_step=every_step))
 
 
+def filling_step(message: sessions_pb2.StepReply, result: StepResult) -> Slices[None]:
+    """`fill_step` in slices, for a large prediction."""
+    message.session, message.position, prediction = result
+    yield from _filling_prediction(message.prediction, prediction)
+
+
 def encode_predict(result: PredictResult) -> predictor_pb2.PredictReply:
+    return at_once(encoding_predict(result))
+
+
+def encoding_predict(result: PredictResult) -> Slices[predictor_pb2.PredictReply]:
+    """`encode_predict` in slices."""
     message = predictor_pb2.PredictReply(model=result.model, version=result.version)
     for prediction in result.predictions:
-        fill_prediction(message.predictions.add(), prediction)
+        if prediction.is_large:
+            yield from _filling_prediction(message.predictions.add(), prediction)
+        else:
+            fill_prediction(message.predictions.add(), prediction)
+            yield
     return message
 
 
@@ -48,11 +65,10 @@ def fill_prediction(message: types_pb2.Prediction, prediction: Prediction) -> No
     message.length = prediction.length
     if prediction.next is not None:
         for row in prediction.next:
-            candidates = message.next.add().candidates
-            for token, identity, probability in row:
-                candidates.add(token=token, id=identity, probability=probability)
+            _fill_candidates(message.next.add(), row)
     if prediction.forecast is not None:
-        _fill_forecast(message, prediction.forecast)
+        for forecast in prediction.forecast:
+            _fill_forecast(message.forecast.add(), forecast)
     if prediction.outputs is not None:
         fill_tensors(message.outputs, prediction.outputs)
     if prediction.surprise is not None:
@@ -62,6 +78,19 @@ def fill_prediction(message: types_pb2.Prediction, prediction: Prediction) -> No
             surprise.steps.extend(steps)
     if prediction.drift is not None:
         fill_drift(message.drift, prediction.drift)
+
+
+def _filling_prediction(message: types_pb2.Prediction, prediction: Prediction) -> Slices[None]:
+    """`fill_prediction`, which yields after each step."""
+    told = prediction.next, prediction.forecast
+    fill_prediction(message, replace(prediction, next=None, forecast=None))
+    yield
+    for step in told[0] or ():
+        _fill_candidates(message.next.add(), step)
+        yield
+    for forecast in told[1] or ():
+        _fill_forecast(message.forecast.add(), forecast)
+        yield
 
 
 def decode_prediction(message: types_pb2.Prediction, *, every_step: bool) -> Prediction:
@@ -124,12 +153,16 @@ def decode_event(message: types_pb2.GenerateReply) -> GeneratedToken | Generatio
     return GenerationDone(done.text, done.tokens[:], done.finish_reason, done.position)
 
 
-def _fill_forecast(message: types_pb2.Prediction, forecast: Iterable[Forecast]) -> None:
-    for quantiles, values in forecast:
-        row = message.forecast.add()
-        row.quantiles.extend(quantiles)
-        for hour in values:
-            row.values.add().values.extend(hour)
+def _fill_candidates(message: types_pb2.Candidates, step: Iterable[Candidate]) -> None:
+    candidates = message.candidates
+    for token, identity, probability in step:
+        candidates.add(token=token, id=identity, probability=probability)
+
+
+def _fill_forecast(message: types_pb2.Forecast, forecast: Forecast) -> None:
+    message.quantiles.extend(forecast.quantiles)
+    for hour in forecast.values:
+        message.values.add().values.extend(hour)
 
 
 def _decode_candidates(message: types_pb2.Candidates) -> list[Candidate]:

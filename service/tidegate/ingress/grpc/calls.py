@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from grpc import aio
 
-from tidegate.core import GeneratedToken, GenerationDone
+from tidegate.core import GeneratedToken, GenerationDone, StepResult
 from tidegate.errors import InvalidInputError
 from tidegate.faults import conceal
 from tidegate.observe.requests import CANCELLED, OK, Requests, outcome_of
+from tidegate.slices import in_slices
+from tidegate.v1 import sessions_pb2
 from tidegate.wire import SESSION_KEY
 from tidegate.wire.errors import encode_status
-from tidegate.wire.predictions import encode_event
+from tidegate.wire.parsing import parsed
+from tidegate.wire.predictions import encode_event, fill_step, filling_step
 
 if TYPE_CHECKING:
     from tidegate.service import Service
@@ -91,7 +94,7 @@ def _ended(method: Call[Servicer, Request, Reply], name: str | None) -> Call[Ser
         begun = None if name is None else calls.requests.begin(context.invocation_metadata, session)
         try:
             try:
-                reply = await method(self, request, context)
+                reply = await method(self, parsed(request), context)
                 outcome = OK
                 return reply
             except Exception as error:  # noqa: BLE001 - conceal logs what is not ours
@@ -109,6 +112,14 @@ def _ended(method: Call[Servicer, Request, Reply], name: str | None) -> Call[Ser
             calls.end()
 
     return call
+
+
+async def fill_reply(message: sessions_pb2.StepReply, result: StepResult) -> None:
+    """Put a step's result into its reply, a large one in slices."""
+    if result.prediction.is_large:
+        await in_slices(filling_step(message, result))
+    else:
+        fill_step(message, result)
 
 
 async def write_events(events: AsyncIterator[GeneratedToken | GenerationDone], context: Context) -> None:

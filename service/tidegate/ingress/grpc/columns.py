@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tidegate.core import StepResult
 from tidegate.errors import TidegateError
 from tidegate.faults import conceal
 from tidegate.observe.requests import OK, Requests, outcome_of
+from tidegate.slices import Slices, in_slices
 from tidegate.v1 import predictor_pb2
-from tidegate.wire.columns import fill_columns, fill_together, fit_lane_errors
+from tidegate.wire.columns import filling_columns, filling_together, fit_lane_errors
 from tidegate.wire.errors import encode_error
 
 if TYPE_CHECKING:
@@ -55,53 +56,72 @@ class PendingColumns:
 
     async def reply(self) -> predictor_pb2.StreamReply:
         reply = predictor_pb2.StreamReply()
-        answers = [await _answer(part, size) for part, size in zip(self._parts, self._sizes, strict=True)]
+        answers = []
+        for part, size in zip(self._parts, self._sizes, strict=True):
+            answers.append(await _answer(part, size))
+            if len(answers) < len(self._parts):
+                await asyncio.sleep(0)
         try:
-            self._fill(reply.columns, answers)
+            await in_slices(self._filling(reply.columns, answers))
         except Exception as error:  # noqa: BLE001 - it is this message's answer, and the stream goes on
             self.outcome = outcome_of(error)
             return refusal(error)
         return reply
 
     def cancel(self) -> None:
-        for part in self._parts:
-            for future in part if isinstance(part, list) else [part]:
-                if isinstance(future, asyncio.Future):
-                    future.cancel()
+        cancel_parts(self._parts)
 
-    def _fill(self, message: predictor_pb2.ColumnsReply, answers: Sequence[CohortReply | list[LaneAnswer]]) -> None:
+    def _filling(
+        self, message: predictor_pb2.ColumnsReply, answers: Sequence[CohortReply | list[LaneAnswer]]
+    ) -> Slices[None]:
         whole = [told for answer in answers if (told := _whole(answer)) is not None]
         if len(whole) < len(answers):
-            self._fill_each(message, answers)
+            yield from self._filling_each(message, answers)
             return
         try:
-            self._fill_together(message, whole)
+            yield from self._filling_together(message, whole)
         except Exception:
             log.exception("the answers of %d lanes could not be packed as arrays", len(self._lanes))
             message.Clear()
-            self._fill_each(message, answers)
+            yield from self._filling_each(message, answers)
 
-    def _fill_together(self, message: predictor_pb2.ColumnsReply, whole: Sequence[Told]) -> None:
+    def _filling_together(self, message: predictor_pb2.ColumnsReply, whole: Sequence[Told]) -> Slices[None]:
         positions = [start + 1 for told in whole for start in told.starts]
         drift, first = {}, 0
         for told, size in zip(whole, self._sizes, strict=True):
             drift.update({self._lanes[first + lane]: each for lane, each in told.drift.items()})
             first += size
-        fill_together(message, self._lanes, positions, [told.predictions for told in whole], drift)
+        yield from filling_together(message, self._lanes, positions, [told.predictions for told in whole], drift)
 
-    def _fill_each(
+    def _filling_each(
         self, message: predictor_pb2.ColumnsReply, answers: Sequence[CohortReply | list[LaneAnswer]]
-    ) -> None:
+    ) -> Slices[None]:
         results: list[LaneAnswer] = []
         for answer, size in zip(answers, self._sizes, strict=True):
             results += answer if isinstance(answer, list) else answer.results(size)
+            yield
         failed = [outcome_of(result) for result in results if isinstance(result, TidegateError)]
         if failed:
             self._requests.lanes_failed(failed)
             self.outcome = failed[0] if len(failed) == len(results) else OK
-        fill_columns(message, self._lanes, results)
+        yield from filling_columns(message, self._lanes, results)
         if failed:
             fit_lane_errors(message, self._max_bytes)
+
+
+def awaited_of(part: Part) -> asyncio.Future[Any] | None:
+    """What a part mainly waits for; None where none of its lanes was taken."""
+    if not isinstance(part, list):
+        return part
+    return next((each for each in reversed(part) if isinstance(each, asyncio.Future)), None)
+
+
+def cancel_parts(parts: Sequence[Part]) -> None:
+    """Abandon what was submitted."""
+    for part in parts:
+        for future in part if isinstance(part, list) else [part]:
+            if isinstance(future, asyncio.Future):
+                future.cancel()
 
 
 def refusal(error: Exception) -> predictor_pb2.StreamReply:

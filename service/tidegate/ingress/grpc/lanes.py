@@ -11,6 +11,7 @@ from tidegate.errors import InvalidInputError, TidegateError
 from tidegate.faults import conceal
 from tidegate.limits import MAX_LANES, MAX_STORE_SUMMARIES
 from tidegate.sessions.party import Party
+from tidegate.slices import Slices, in_slices
 from tidegate.v1 import predictor_pb2
 from tidegate.wire.columns import fill_lane_errors, fit_lane_errors
 
@@ -69,27 +70,33 @@ class Lanes:
             await asyncio.sleep(0)
         return attached
 
-    def take(self, numbers: list[int]) -> tuple[list[Lane], list[Group]]:
+    async def take(self, numbers: list[int]) -> tuple[list[Lane], list[Group]]:
         """The lanes of these numbers, and how they may go together.
 
         Raises:
             InvalidInputError: A lane is unknown, two lanes are one session, or the models differ.
         """
         if self._last is None or self._last[0] != numbers:
-            lanes = self._check(numbers)
-            self._last = numbers, lanes, _grouped(lanes, self._service.settings.max_rows)
+            lanes, groups = await in_slices(self._find_lanes(numbers))
+            self._last = numbers, lanes, groups
         return self._last[1], self._last[2]
 
-    def _check(self, numbers: list[int]) -> list[Lane]:
+    def _find_lanes(self, numbers: list[int]) -> Slices[tuple[list[Lane], list[Group]]]:
         try:
             lanes = [self._lanes[number] for number in numbers]
         except KeyError as error:
             raise InvalidInputError(f"lane {error} is not attached") from None
+        yield
         if len({lane[0] for lane in lanes}) != len(lanes):
             raise InvalidInputError("two lanes of the message are one session")
+        yield
         if len({lane[1] for lane in lanes} - {None}) > 1:
             raise InvalidInputError("the sessions of a message must be of one model and version")
-        return lanes
+        groups = []
+        for start in range(0, len(lanes), self._service.settings.max_rows):
+            yield
+            groups.append(_group(lanes, start, self._service.settings.max_rows))
+        return lanes, groups
 
     def _lane(self, session: str, found: SessionInfo | TidegateError) -> Lane:
         if isinstance(found, TidegateError):
@@ -123,10 +130,7 @@ def _failures(
             yield number, each
 
 
-def _grouped(lanes: list[Lane], size: int) -> list[Group]:
-    groups = []
-    for start in range(0, len(lanes), size):
-        some = lanes[start : start + size]
-        is_whole = len(some) > 1 and all(lane.failure is None for lane in some)
-        groups.append(Group(start, start + len(some), Party([lane.session for lane in some]) if is_whole else None))
-    return groups
+def _group(lanes: list[Lane], start: int, size: int) -> Group:
+    some = lanes[start : start + size]
+    is_whole = len(some) > 1 and all(lane.failure is None for lane in some)
+    return Group(start, start + len(some), Party([lane.session for lane in some]) if is_whole else None)

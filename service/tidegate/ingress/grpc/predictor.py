@@ -9,9 +9,10 @@ from tidegate.core import Input, check_sequences
 from tidegate.errors import InvalidInputError
 from tidegate.ingress.grpc.calls import Calls, Context, answered, deadline_of, uncounted, write_events
 from tidegate.ingress.grpc.stream import StepStream
+from tidegate.slices import in_slices
 from tidegate.v1 import predictor_pb2, predictor_pb2_grpc, types_pb2
 from tidegate.wire.inputs import decode_ask, decode_input, decode_prompt, decode_sampling
-from tidegate.wire.predictions import encode_predict
+from tidegate.wire.predictions import encoding_predict
 
 if TYPE_CHECKING:
     from tidegate.service import Service
@@ -34,7 +35,7 @@ class Predictor(predictor_pb2_grpc.PredictorServicer):
         check_sequences(len(request.sequences))
         sequences, ask = decode_sequences(request.sequences), decode_ask(request)
         result = await self._service.predict(request.model, request.version or None, sequences, ask, deadline)
-        return encode_predict(result)
+        return await in_slices(encoding_predict(result))
 
     # grpc.aio also takes a coroutine that writes its replies itself, which the generated types do not know. Unlike a
     # generator it sees the cancellation while a reply is being sent.

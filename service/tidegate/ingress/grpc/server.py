@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from tidegate.config import flag
 from tidegate.errors import ConfigurationError
 from tidegate.ingress.grpc.calls import Calls
+from tidegate.ingress.grpc.handlers import add_service
 from tidegate.ingress.grpc.models import Models
 from tidegate.ingress.grpc.predictor import Predictor
 from tidegate.ingress.grpc.sessions import Sessions
@@ -71,9 +72,9 @@ class GrpcServer:
         self._names = SERVICES if inference is None else (*SERVICES, INFERENCE)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         for server in self._servers:
-            models_pb2_grpc.add_ModelsServicer_to_server(Models(service, self._calls), server)
-            predictor_pb2_grpc.add_PredictorServicer_to_server(self._predictor, server)
-            sessions_pb2_grpc.add_SessionsServicer_to_server(Sessions(service, self._calls), server)
+            add_service(models_pb2_grpc.add_ModelsServicer_to_server, Models(service, self._calls), server)
+            add_service(predictor_pb2_grpc.add_PredictorServicer_to_server, self._predictor, server)
+            add_service(sessions_pb2_grpc.add_SessionsServicer_to_server, Sessions(service, self._calls), server)
             if self._inference is not None:
                 add_to_server(self._inference, server)
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tidegate.ingress.grpc.calls import Calls, Context, answered, deadline_of, session_of, write_events
+from tidegate.ingress.grpc.calls import Calls, Context, answered, deadline_of, fill_reply, session_of, write_events
 from tidegate.v1 import sessions_pb2, sessions_pb2_grpc
 from tidegate.wire.inputs import decode_ask, decode_input, decode_prompt, decode_sampling
-from tidegate.wire.predictions import fill_step
 from tidegate.wire.sessions import (
     decode_fork_request,
     decode_restore_request,
@@ -53,10 +52,8 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         session, deadline = session_of(request.session, context), deadline_of(context, self._service)
         position = request.position if request.HasField("position") else None
         reply = sessions_pb2.StepReply()
-        fill_step(
-            reply,
-            await self._service.step(session, decode_input(request), decode_ask(request), position, deadline),
-        )
+        asked, ask = decode_input(request), decode_ask(request)
+        await fill_reply(reply, await self._service.step(session, asked, ask, position, deadline))
         return reply
 
     # A coroutine that writes its replies itself: see Predictor.Generate.

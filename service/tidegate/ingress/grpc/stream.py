@@ -6,10 +6,11 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from tidegate.core import Ask, Input, StepResult
+from tidegate.engine.share import Share
 from tidegate.errors import InvalidInputError, TidegateError
 from tidegate.faults import conceal
-from tidegate.ingress.grpc.calls import Context, client_seconds, session_in_metadata
-from tidegate.ingress.grpc.columns import Part, PendingColumns, refusal
+from tidegate.ingress.grpc.calls import Context, client_seconds, fill_reply, session_in_metadata
+from tidegate.ingress.grpc.columns import Part, PendingColumns, awaited_of, cancel_parts, refusal
 from tidegate.ingress.grpc.lanes import Group, Lane, Lanes
 from tidegate.ingress.grpc.line import Pending
 from tidegate.ingress.grpc.ordered import OrderedStream
@@ -18,7 +19,7 @@ from tidegate.observe.requests import OK, Requests, outcome_of
 from tidegate.v1 import predictor_pb2, sessions_pb2
 from tidegate.wire.columns import LaneSteps, decode_columns
 from tidegate.wire.inputs import decode_ask, decode_input
-from tidegate.wire.predictions import fill_step
+from tidegate.wire.parsing import parsed
 
 if TYPE_CHECKING:
     from tidegate.service import Service
@@ -57,7 +58,7 @@ class PendingStep:
     async def reply(self) -> predictor_pb2.StreamReply:
         reply = predictor_pb2.StreamReply()
         try:
-            fill_step(reply.step, self.awaited.result())
+            await fill_reply(reply.step, self.awaited.result())
         except Exception as error:  # noqa: BLE001 - it is this message's answer
             self.outcome = outcome_of(error)
             return refusal(error)
@@ -90,12 +91,13 @@ class StepStream:
         self._stream.drain()
 
     async def _submit(self, request: predictor_pb2.StreamRequest) -> Pending:
-        kind = request.WhichOneof("message")
+        kind = None
         try:
+            kind = parsed(request).WhichOneof("message")
             if kind == "step":
                 return self._submit_step(request.step)
             if kind == "columns":
-                return self._submit_columns(request.columns)
+                return await self._submit_columns(request.columns)
             if kind == "attach":
                 attached = await self._lanes.attach(request.attach)
                 return Ready("Attach", predictor_pb2.StreamReply(attached=attached))
@@ -112,11 +114,22 @@ class StepStream:
         future = self._service.step(self._session, asked, ask, position, self._time_limit())
         return PendingStep(self._session, future)
 
-    def _submit_columns(self, message: predictor_pb2.Columns) -> Pending:
+    async def _submit_columns(self, message: predictor_pb2.Columns) -> Pending:
         steps = decode_columns(message)
-        lanes, groups = self._lanes.take(steps.lanes)
-        deadline = self._time_limit()
-        parts = [self._submit_group(steps, group, lanes[group.start : group.stop], deadline) for group in groups]
+        lanes, groups = await self._lanes.take(steps.lanes)
+        deadline, share = self._time_limit(), Share(self._service.settings.max_queue)
+        parts: list[Part] = []
+        try:
+            for group in groups:
+                num_lanes = group.stop - group.start
+                await share.room(num_lanes)
+                part = self._submit_group(steps, group, lanes[group.start : group.stop], deadline)
+                parts.append(part)
+                if len(groups) > 1 and (awaited := awaited_of(part)) is not None:
+                    share.take(awaited, num_lanes)
+        except BaseException:
+            cancel_parts(parts)
+            raise
         sizes = [stop - start for start, stop, _ in groups]
         return PendingColumns(steps.lanes, parts, sizes, self._requests, self._max_bytes)
 

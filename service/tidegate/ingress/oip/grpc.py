@@ -12,6 +12,7 @@ from google.protobuf.json_format import ParseDict
 
 from tidegate.errors import NotSupportedError
 from tidegate.ingress.grpc.calls import Calls, Context, answered, answered_as, client_seconds, uncounted
+from tidegate.ingress.grpc.handlers import add_service
 from tidegate.ingress.oip import documents
 from tidegate.ingress.oip.inference import Inference
 from tidegate.ingress.oip.stream import InferStream
@@ -28,29 +29,13 @@ def _unsupported(what: str) -> Any:
     return answered_as("unknown")(call)
 
 
-class _Handlers:
-    """Stands where the generated code wants a server, and takes what that is given."""
-
-    def __init__(self) -> None:
-        self.methods: dict[str, Any] = {}
-
-    def add_registered_method_handlers(self, _: str, methods: dict[str, Any]) -> None:
-        self.methods = methods
-
-    def add_generic_rpc_handlers(self, _: object) -> None:
-        """They are the same methods."""
-
-
 def add_to_server(service: InferenceService, server: Any) -> None:
     """Let the server answer; the messages of inference are read and written as bytes, see ``wire.py``."""
-    generated: Any = _Handlers()
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, generated)
-    methods = generated.methods | {
+    others = {
         "ModelInfer": grpc.unary_unary_rpc_method_handler(service.ModelInfer),
         "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(service.ModelStreamInfer),
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, methods),))
-    server.add_registered_method_handlers(NAME, methods)
+    add_service(service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server, service, server, others)
 
 
 class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):

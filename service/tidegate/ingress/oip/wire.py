@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from tidegate.errors import InvalidInputError
 from tidegate.ingress.oip.messages import decode_request, encode_reply
 from tidegate.ingress.oip.requests import InferReply, InferRequest
 from tidegate.ingress.oip.tensors import NAMES, NamedTensor, to_raw
-from tidegate.limits import MAX_HEAD_BYTES, MAX_HEADS
+from tidegate.limits import MAX_HEAD_BYTES, MAX_HEADS, MAX_INFERENCE_FIELDS
 from tidegate.oip import service_pb2
 from tidegate.protobuf import varint
+from tidegate.wire import parsing
 
 _LENGTH = 2  # the wire type of bytes
 _RAW_INPUT = bytes([service_pb2.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | _LENGTH])
@@ -35,6 +35,7 @@ _RAW_OUTPUT = bytes([service_pb2.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NU
 _INFER_RESPONSE = bytes([service_pb2.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER << 3 | _LENGTH])
 
 _MAX_VALUES = 4096  # bytes; what is larger costs more than its head
+_INNER_BYTES = 64  # of tensors whose own fields count; a smaller one has few
 
 
 class _Head(NamedTuple):
@@ -114,11 +115,8 @@ def _seen(data: bytes, values: bytes, request: InferRequest) -> Seen | None:
 
 
 def parse(data: bytes) -> service_pb2.ModelInferRequest:
-    """The message; InvalidInputError where the bytes are none."""
-    try:
-        return service_pb2.ModelInferRequest.FromString(data)
-    except DecodeError:
-        raise InvalidInputError("the message is no ModelInferRequest", reason="BAD_MESSAGE") from None
+    """The message; InvalidInputError where the bytes are none, TooLargeError where it has too many fields."""
+    return parsing.parse(service_pb2.ModelInferRequest, data, MAX_INFERENCE_FIELDS, _INNER_BYTES)
 
 
 def write_reply(reply: InferReply) -> bytes:
