@@ -21,7 +21,7 @@ from tidegate.errors import ConfigurationError, UnavailableError
 from tidegate.sessions.stores import redis_commands as commands
 from tidegate.sessions.stores.redis_commands import BUCKETS, FORMAT_KEY, LOADS, MIGRATING, NUM_BUCKETS, Bucket, Command
 from tidegate.sessions.stores.redis_merge import Merge
-from tidegate.sessions.stores.store import DUE_CALLS, FORMAT, Due, Entry, SessionKey, Stored, Write
+from tidegate.sessions.stores.store import DUE_CALLS, FORMAT, Due, Entry, SessionKey, Stored, Write, are_steps
 
 if TYPE_CHECKING:
     from tidegate.sessions.stores.redis_line import Reply
@@ -113,7 +113,7 @@ class RedisStore:
         return content  # type: ignore[no-any-return]
 
     async def write(self, writes: Sequence[Write]) -> list[bool]:
-        asked = commands.step if all(write.is_step for write in writes) else commands.write
+        asked = commands.step if are_steps(writes) else commands.write
         made = await self._write(writes, asked)
         if commands.NOT_SHOWN in made:
             places = [at for at, done in enumerate(made) if done == commands.NOT_SHOWN]
@@ -129,7 +129,9 @@ class RedisStore:
         made: list[Reply] = [0] * len(writes)
         for group, reply in zip(groups, replies, strict=True):
             # A key that holds something foreign is its own session's trouble: nothing is written there.
-            await self._line.check([done for done in reply if not self._theirs.is_foreign(done)])
+            await self._line.check(
+                [done for done in reply if type(done) is not int and not self._theirs.is_foreign(done)]
+            )
             for at, done in zip(group, reply, strict=True):
                 made[at] = done
         return made

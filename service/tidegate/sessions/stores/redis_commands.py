@@ -225,8 +225,8 @@ def write(writes: Sequence[Write]) -> Command:
 def step(writes: Sequence[Write]) -> Command:
     """All of them, which must be steps; in a cluster they must be of one bucket."""
     arguments: list[bytes | str] = []
-    for one in writes:
-        arguments += (one.expected or b"", one.revision, one.summary, one.body or b"")
+    for _, expected, revision, summary, body, *_ in writes:
+        arguments += (expected or b"", revision, summary, body or b"")
     return ("EVALSHA", STEP.sha1, len(writes), *[place_of(one.key).session for one in writes], *arguments)
 
 

@@ -20,7 +20,7 @@ from tidegate.clock import Clock
 from tidegate.errors import ConfigurationError
 from tidegate.sessions.stores import sqlite_file
 from tidegate.sessions.stores.sqlite_file import Checkpointer, FileSettings, transaction
-from tidegate.sessions.stores.store import Entry, SessionKey, Stored, Write, trouble
+from tidegate.sessions.stores.store import Entry, SessionKey, Stored, Write, are_steps, trouble
 
 T = TypeVar("T")
 
@@ -240,9 +240,12 @@ def _step_all(connection: sqlite3.Connection, writes: Sequence[Write]) -> list[b
 
     The usual tick. It touches no index, and one call of many rows costs a third less than a call for each.
     """
-    if not all(write.is_step for write in writes):
+    if not are_steps(writes):
         return None
-    rows = [(write.revision, write.summary, write.body, *write.key, write.expected) for write in writes]
+    rows = [
+        (revision, summary, body, tenant, id_, expected)
+        for (tenant, id_), expected, revision, summary, body, *_ in writes
+    ]
     try:
         with transaction(connection):
             if connection.executemany(STEP, rows).rowcount != len(rows):

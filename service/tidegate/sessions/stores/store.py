@@ -91,16 +91,13 @@ class Write(NamedTuple):
     is_listed: bool = True
     attachments: Mapping[str, bytes | None] = MappingProxyType({})
 
-    @property
-    def is_step(self) -> bool:
-        """Whether it only replaces what is stored of a running session, as nearly all writes do."""
-        return (
-            self.expected is not None
-            and self.body is not None
-            and self.due is None
-            and self.is_listed
-            and not self.attachments
-        )
+
+def are_steps(writes: Sequence[Write]) -> bool:
+    """Whether they only replace what is stored of running sessions, as nearly all writes do."""
+    return all(
+        expected is not None and body is not None and due is None and is_listed and not attachments
+        for _, expected, _, _, body, due, is_listed, attachments in writes
+    )
 
 
 class Store(Protocol):
