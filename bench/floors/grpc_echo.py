@@ -16,8 +16,8 @@ from bench.floors.running import run, say_ready
 from bench.raw import bundle_of
 from tidegate.bundle import read_bundle
 from tidegate.config import load_settings
-from tidegate.ingress.grpc.server import server_options
 from tidegate.oip import service_pb2
+from tidegate.transports.grpc.server import server_options
 from tidegate.v1 import predictor_pb2, sessions_pb2
 
 if TYPE_CHECKING:

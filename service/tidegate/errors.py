@@ -1,7 +1,7 @@
 """One flat tree of errors that the core raises and each transport maps once.
 
 Knows what can go wrong and the stable ``reason`` that clients may branch on. Knows no status codes: those are
-in ``wire/errors.py`` (gRPC) and ``ingress/http/errors.py``.
+in ``wire/errors.py`` (gRPC) and ``transports/http/errors.py``.
 """
 
 from __future__ import annotations

@@ -22,14 +22,6 @@ from tidegate import open_files
 from tidegate.config import Address, Settings, parse_address
 from tidegate.engine.runner import check_provider
 from tidegate.errors import ConfigurationError, TidegateError
-from tidegate.ingress.grpc.server import GrpcServer, create_server
-from tidegate.ingress.http.app import create_app
-from tidegate.ingress.http.frames import FrameProtocol
-from tidegate.ingress.http.steps import StepProtocol
-from tidegate.ingress.oip.adapter import ServiceCore
-from tidegate.ingress.oip.http import routes
-from tidegate.ingress.oip.inference import Inference
-from tidegate.ingress.oip.routing import RoutedInference
 from tidegate.memory import give_back_forever
 from tidegate.observe.asked import make_requests, make_tracing
 from tidegate.observe.detail import DetailedRequests
@@ -37,6 +29,14 @@ from tidegate.observe.metrics import Figures
 from tidegate.service import Service
 from tidegate.signals import Signals
 from tidegate.sockets import listen
+from tidegate.transports.grpc.server import GrpcServer, create_server
+from tidegate.transports.http.app import create_app
+from tidegate.transports.http.frames import FrameProtocol
+from tidegate.transports.http.steps import StepProtocol
+from tidegate.transports.oip.adapter import ServiceCore
+from tidegate.transports.oip.http import routes
+from tidegate.transports.oip.inference import Inference
+from tidegate.transports.oip.routing import RoutedInference
 from tidegate.workers.seat import Seat
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ Facts = dict[str, Any]
 async def serve(
     settings: Settings, signals: Signals, announce: Callable[[Facts], None], seat: Seat | None = None
 ) -> None:
-    """Bind first, so that a port in use is told before any model is read; then load, start the ingresses, and serve.
+    """Bind first, so that a port in use is told before any model is read; then load, start the transports, and serve.
 
     ``announce`` is called once, when both interfaces answer. A worker has its ``seat``.
     """

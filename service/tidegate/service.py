@@ -1,4 +1,4 @@
-"""The core's face: everything that an ingress may ask for, whatever its protocol.
+"""The core's face: everything that a transport may ask for, whatever its protocol.
 
 Finds the model or session, lets the codec encode, hands work to the model's loop. Raises errors of
 ``tidegate.errors`` only. Cancelling the awaiting task or future, or closing a generator, abandons the work: nothing
@@ -133,7 +133,7 @@ class ServiceStatistics(NamedTuple):
 
 
 class Service:
-    """Models and sessions behind any number of ingresses. All methods belong to one event loop.
+    """Models and sessions behind any number of transports. All methods belong to one event loop.
 
     Deadlines are seconds of ``clock.monotonic``.
     """

@@ -18,13 +18,13 @@ from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle
 from tests.service.serving import serving
 from tidegate import limits
 from tidegate.config import FLAGS, flag
-from tidegate.ingress.grpc.server import create_server
-from tidegate.ingress.http.app import create_app
-from tidegate.ingress.oip.adapter import ServiceCore
-from tidegate.ingress.oip.http import routes
-from tidegate.ingress.oip.inference import Inference
 from tidegate.oip import service_pb2, service_pb2_grpc
 from tidegate.service import Service
+from tidegate.transports.grpc.server import create_server
+from tidegate.transports.http.app import create_app
+from tidegate.transports.oip.adapter import ServiceCore
+from tidegate.transports.oip.http import routes
+from tidegate.transports.oip.inference import Inference
 from tidegate.v1 import predictor_pb2, predictor_pb2_grpc, sessions_pb2, sessions_pb2_grpc, types_pb2
 from tidegate.wire.errors import decode_status
 

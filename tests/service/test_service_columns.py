@@ -22,11 +22,11 @@ from tidegate.config import load_settings
 from tidegate.core import Ask, Input, SessionRequest
 from tidegate.engine.cohort import CohortReply
 from tidegate.errors import TidegateError
-from tidegate.ingress.grpc.calls import Context
-from tidegate.ingress.grpc.stream import StepStream
 from tidegate.observe.requests import Requests
 from tidegate.service import Service
 from tidegate.sessions.party import Party
+from tidegate.transports.grpc.calls import Context
+from tidegate.transports.grpc.stream import StepStream
 from tidegate.v1 import predictor_pb2
 from tidegate.wire.columns import ColumnsResult, decode_columns_reply
 from tidegate.wire.inputs import fill_values

@@ -10,7 +10,7 @@ import typer
 from tidegate.commands.connection import DEFAULT_SERVER, Server, connected
 from tidegate.commands.output import AsJson, print_json
 from tidegate.core import GeneratedToken, GenerationDone
-from tidegate.ingress.http.convert import generation_json
+from tidegate.transports.http.convert import generation_json
 
 TIMEOUT = 3600.0
 """Seconds: whoever waits too long interrupts."""

@@ -15,7 +15,7 @@ from tidegate.commands.connection import DEFAULT_SERVER, Server, connected
 from tidegate.commands.output import AsJson, print_json, print_table
 from tidegate.core import Forecast, Input, Prediction, PredictResult
 from tidegate.errors import ConfigurationError, InvalidInputError
-from tidegate.ingress.http.convert import predict_json
+from tidegate.transports.http.convert import predict_json
 
 
 def predict(  # noqa: PLR0913, PLR0917 - one parameter per option

@@ -1,6 +1,6 @@
-"""What an ingress counts of each request: how many, how they ended, how long they took.
+"""What a transport counts of each request: how many, how they ended, how long they took.
 
-A request costs one reading of the clock where it begins and one where it ends. Names are the ingresses' own and few:
+A request costs one reading of the clock where it begins and one where it ends. Names are the transports' own and few:
 nothing that a client sends becomes a label.
 """
 

@@ -1,4 +1,4 @@
-"""The core's types as protobuf messages and back: inverse pairs, used by the gRPC ingress and by the Python client.
+"""The core's types as protobuf messages and back: inverse pairs, used by the gRPC transport and by the Python client.
 
 Knows `tidegate.core`, `tidegate.errors` and the generated messages. Knows no server, channel or event loop.
 """

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.service.grpc.fake import FakeService
-from tidegate.ingress.grpc.server import create_server
+from tidegate.transports.grpc.server import create_server
 
 
 @pytest.fixture

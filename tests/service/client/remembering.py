@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tests.service.grpc.fake import FakeService, GenerateCall, StepCall, length, predict
 from tidegate.core import Ask, GeneratedToken, GenerationDone, Input, Sampling, StepResult
 from tidegate.errors import NotFoundError, PositionConflictError
-from tidegate.ingress.grpc.server import GrpcServer, create_server
+from tidegate.transports.grpc.server import GrpcServer, create_server
 
 
 class Last(NamedTuple):

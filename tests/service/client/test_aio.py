@@ -13,7 +13,7 @@ from tests.service.grpc.fake import FakeService
 from tidegate import errors
 from tidegate.client import AsyncClient, Retry
 from tidegate.core import GeneratedToken, GenerationDone, SessionRequest
-from tidegate.ingress.grpc.server import create_server
+from tidegate.transports.grpc.server import create_server
 
 
 @pytest.fixture

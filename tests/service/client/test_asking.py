@@ -46,7 +46,7 @@ def test_the_client_imports_no_server() -> None:
     code = (
         "import sys, tidegate.client\n"
         "print([name for name in sys.modules if name.split('.')[0] in {'onnxruntime', 'fastapi', 'uvicorn', 'pydantic'}"
-        " or name.startswith(('tidegate.ingress', 'tidegate.service', 'tidegate.engine'))])"
+        " or name.startswith(('tidegate.transports', 'tidegate.service', 'tidegate.engine'))])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.strip() == "[]"

@@ -11,8 +11,8 @@ import pytest
 
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle
 from tidegate.config import load_settings
-from tidegate.ingress.grpc.server import create_server
 from tidegate.service import Service
+from tidegate.transports.grpc.server import create_server
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "client.md"
 

@@ -12,8 +12,8 @@ from tests.bundles import VOCABULARY, write_tiny_bundle
 from tidegate.client import AsyncClient, Client
 from tidegate.config import load_settings
 from tidegate.core import GenerationDone
-from tidegate.ingress.grpc.server import GrpcServer, create_server
 from tidegate.service import Service
+from tidegate.transports.grpc.server import GrpcServer, create_server
 
 TEXT = "ROMEO: But, soft! what light through yonder window breaks?"
 

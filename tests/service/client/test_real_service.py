@@ -15,8 +15,8 @@ from tidegate import errors
 from tidegate.client import AsyncClient
 from tidegate.config import load_settings
 from tidegate.core import Candidate, Prediction
-from tidegate.ingress.grpc.server import create_server
 from tidegate.service import Service
+from tidegate.transports.grpc.server import create_server
 
 TEXT = "ROMEO: But, soft! what light"
 

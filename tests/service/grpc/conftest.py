@@ -9,7 +9,7 @@ import pytest
 from grpc import aio
 
 from tests.service.grpc.fake import FakeService
-from tidegate.ingress.grpc.server import GrpcServer, create_server
+from tidegate.transports.grpc.server import GrpcServer, create_server
 from tidegate.v1 import models_pb2_grpc, predictor_pb2_grpc, sessions_pb2_grpc
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""A core to test ingress and client against: remembers what it was asked, answers by rule, fails and waits as told."""
+"""A core to test transports and client against: remembers what it was asked, answers by rule, waits as told."""
 
 from __future__ import annotations
 

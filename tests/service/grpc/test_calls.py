@@ -15,7 +15,7 @@ from tests.service.grpc.conftest import Stubs
 from tests.service.grpc.fake import OPENED, FakeService, GenerateCall
 from tidegate.core import Ask, Input, Sampling, SessionRequest
 from tidegate.errors import InvalidInputError
-from tidegate.ingress.grpc.server import SERVICES
+from tidegate.transports.grpc.server import SERVICES
 from tidegate.v1 import models_pb2, predictor_pb2, sessions_pb2, types_pb2
 from tidegate.wire import SESSION_KEY
 from tidegate.wire.errors import decode_status

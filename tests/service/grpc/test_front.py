@@ -11,7 +11,7 @@ from grpc import aio
 from tests.service.grpc.conftest import Stubs
 from tests.service.grpc.fake import FakeService
 from tidegate.errors import ConfigurationError
-from tidegate.ingress.grpc.server import GrpcServer, create_server
+from tidegate.transports.grpc.server import GrpcServer, create_server
 from tidegate.v1 import sessions_pb2, sessions_pb2_grpc
 
 

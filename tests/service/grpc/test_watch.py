@@ -13,8 +13,8 @@ from grpc.aio import EOF  # type: ignore[attr-defined]
 from tests.service.grpc.fake import FakeService
 from tidegate.clock import Clock
 from tidegate.errors import OverloadedError
-from tidegate.ingress.grpc.server import create_server
 from tidegate.observe.requests import Requests
+from tidegate.transports.grpc.server import create_server
 from tidegate.v1 import (
     models_pb2,
     models_pb2_grpc,

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 
 from tests.service.http.fake import FakeService
-from tidegate.ingress.http.app import create_app
+from tidegate.transports.http.app import create_app
 
 
 @pytest.fixture

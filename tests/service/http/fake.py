@@ -42,7 +42,7 @@ from tidegate.core import (
     Tensor,
     TensorInfo,
 )
-from tidegate.ingress.http.stream import FRAMES, SessionStream
+from tidegate.transports.http.stream import FRAMES, SessionStream
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

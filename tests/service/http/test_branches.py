@@ -13,8 +13,8 @@ from fastapi import FastAPI
 from tests.bundles import write_tiny_bundle
 from tests.service.serving import serving
 from tidegate.config import load_settings
-from tidegate.ingress.http.app import create_app
 from tidegate.service import Service
+from tidegate.transports.http.app import create_app
 
 Json = Any
 

@@ -14,9 +14,9 @@ from openapi_spec_validator import validate
 from pydantic import BaseModel
 
 from tests.service.http.fake import FakeService
-from tidegate.ingress.http import convert, schemas
-from tidegate.ingress.http.app import create_app
-from tidegate.ingress.http.documents import EXAMPLES, DocumentedApi
+from tidegate.transports.http import convert, schemas
+from tidegate.transports.http.app import create_app
+from tidegate.transports.http.documents import EXAMPLES, DocumentedApi
 
 Json = Any
 

@@ -15,9 +15,9 @@ from tests.service.http.fake import FakeService
 from tidegate import errors
 from tidegate.config import load_settings
 from tidegate.errors import InvalidInputError
-from tidegate.ingress.http import schemas
-from tidegate.ingress.http.app import create_app
-from tidegate.ingress.http.errors import read_form
+from tidegate.transports.http import schemas
+from tidegate.transports.http.app import create_app
+from tidegate.transports.http.errors import read_form
 
 STEP = "/v1/sessions/s-1:step"
 

@@ -17,8 +17,8 @@ from tests.service.http.running import Running, running, until
 from tests.service.http.test_stream import PATH, settle, streams_of
 from tidegate import errors
 from tidegate.core import Input
-from tidegate.ingress.http.frames import FrameProtocol
 from tidegate.limits import LARGE_JSON_BYTES, MAX_IN_FLIGHT
+from tidegate.transports.http.frames import FrameProtocol
 
 R = '{"text": "R"}'
 

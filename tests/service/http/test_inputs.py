@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.service.http.fake import FakeService
 from tidegate.errors import InvalidInputError
-from tidegate.ingress.http import convert
+from tidegate.transports.http import convert
 
 Json = Any
 
@@ -171,7 +171,7 @@ async def test_a_long_input_is_read_and_refused_as_a_short_one_is(
 @pytest.mark.parametrize("word", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"1e39"])
 def test_what_is_no_number_reaches_the_core_as_such(word: bytes) -> None:
     """The core refuses it by the feature's name, over every transport alike."""
-    from tidegate.ingress.http.exchange import parse
+    from tidegate.transports.http.exchange import parse
 
     values = convert.parse_input(parse(b'{"values": [[1, ' + word + b"]]}")).values
     assert values is not None

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from pydantic_core import from_json
 
 from tidegate.errors import InvalidInputError, TooLargeError
-from tidegate.ingress.http.exchange import dump
-from tidegate.ingress.http.large_json import Pieces, read, write
 from tidegate.limits import MAX_JSON_DEPTH, MAX_JSON_ITEMS, MAX_STEPS
 from tidegate.slices import at_once
+from tidegate.transports.http.exchange import dump
+from tidegate.transports.http.large_json import Pieces, read, write
 
 Json = Any
 

@@ -1,4 +1,4 @@
-"""The ingress over the real core: one sequence, however it is sent, gets what ``:predict`` says of the whole."""
+"""The transport over the real core: one sequence, however it is sent, gets what ``:predict`` says of the whole."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fastapi import FastAPI
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle
 from tests.service.http.fake import Socket
 from tidegate.config import load_settings
-from tidegate.ingress.http.app import create_app
 from tidegate.service import Service
+from tidegate.transports.http.app import create_app
 
 Json = Any
 

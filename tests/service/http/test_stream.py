@@ -13,9 +13,9 @@ from tests.service.http.fake import PREDICTION_JSON, FakeService, Socket
 from tidegate import errors
 from tidegate.config import load_settings
 from tidegate.core import Ask, Input
-from tidegate.ingress.http.app import create_app
-from tidegate.ingress.http.stream import Streams
 from tidegate.limits import MAX_IN_FLIGHT
+from tidegate.transports.http.app import create_app
+from tidegate.transports.http.stream import Streams
 
 PATH = "/v1/sessions/s-1/stream"
 

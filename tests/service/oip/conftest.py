@@ -16,13 +16,13 @@ from tests.clock import ManualClock
 from tests.service.oip.fake import FakeCore
 from tests.service.oip.ways import GrpcWay, HttpWay, Way
 from tests.service.serving import serving
-from tidegate.ingress.grpc.server import create_server
-from tidegate.ingress.oip.adapter import ServiceCore
-from tidegate.ingress.oip.http import routes
-from tidegate.ingress.oip.inference import Inference
 from tidegate.oip import service_pb2_grpc
 from tidegate.sequences.table import Sequences
 from tidegate.service import Service
+from tidegate.transports.grpc.server import create_server
+from tidegate.transports.oip.adapter import ServiceCore
+from tidegate.transports.oip.http import routes
+from tidegate.transports.oip.inference import Inference
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,11 @@ from tests.clock import ManualClock
 from tests.service.serving import serving
 from tidegate.core import Prediction, SessionRequest, StepResult
 from tidegate.errors import SessionEndedError
-from tidegate.ingress.oip.adapter import ORIGIN, ServiceCore
-from tidegate.ingress.oip.inference import Inference
-from tidegate.ingress.oip.requests import InferReply, InferRequest, Options
-from tidegate.ingress.oip.tensors import NamedTensor
 from tidegate.service import Service
+from tidegate.transports.oip.adapter import ORIGIN, ServiceCore
+from tidegate.transports.oip.inference import Inference
+from tidegate.transports.oip.requests import InferReply, InferRequest, Options
+from tidegate.transports.oip.tensors import NamedTensor
 
 TOKENS = np.arange(6).reshape(2, 3)
 

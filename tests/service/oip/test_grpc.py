@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from tests.service.oip.ways import Tensor, message, read_message
-from tidegate.ingress.oip.inference import Inference
 from tidegate.limits import MAX_INFERENCES_IN_FLIGHT
 from tidegate.oip import service_pb2
 from tidegate.service import Service
+from tidegate.transports.oip.inference import Inference
 from tidegate.wire.errors import decode_status
 
 if TYPE_CHECKING:

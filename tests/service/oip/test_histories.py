@@ -22,10 +22,10 @@ from tests.service.oip.ways import Tensor, message, read_message, set_parameters
 from tests.service.serving import serving
 from tidegate.bundle import read_bundle
 from tidegate.engine.runner import Runner
-from tidegate.ingress.grpc.server import create_server
-from tidegate.ingress.oip.adapter import ServiceCore
-from tidegate.ingress.oip.inference import Inference
 from tidegate.oip import service_pb2, service_pb2_grpc
+from tidegate.transports.grpc.server import create_server
+from tidegate.transports.oip.adapter import ServiceCore
+from tidegate.transports.oip.inference import Inference
 
 if TYPE_CHECKING:
     Stub = service_pb2_grpc.GRPCInferenceServiceAsyncStub

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from tests.service.oip.ways import Refusal, read_http
-from tidegate.ingress.oip.bodies import HEADER_LENGTH, accepted
-from tidegate.ingress.oip.http import REASON
 from tidegate.service import Service
+from tidegate.transports.oip.bodies import HEADER_LENGTH, accepted
+from tidegate.transports.oip.http import REASON
 
 Json = Any
 

@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.ingress.oip.messages import decode_reply, decode_request, encode_reply, encode_request
-from tidegate.ingress.oip.requests import InferReply, InferRequest, Options
-from tidegate.ingress.oip.tensors import NamedTensor
+from tidegate.transports.oip.messages import decode_reply, decode_request, encode_reply, encode_request
+from tidegate.transports.oip.requests import InferReply, InferRequest, Options
+from tidegate.transports.oip.tensors import NamedTensor
 
 names = st.text(min_size=1, max_size=8)
 counts = st.integers(0, 2**64 - 1)

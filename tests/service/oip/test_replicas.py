@@ -11,10 +11,10 @@ import pytest
 from tests.bundles import write_tiny_bundle
 from tests.service.sessions.replicas import MODEL, Replicas, replicas
 from tidegate.errors import SessionEndedError, TidegateError
-from tidegate.ingress.oip.adapter import ServiceCore
-from tidegate.ingress.oip.inference import Inference
-from tidegate.ingress.oip.requests import InferReply, InferRequest, Options
-from tidegate.ingress.oip.tensors import NamedTensor
+from tidegate.transports.oip.adapter import ServiceCore
+from tidegate.transports.oip.inference import Inference
+from tidegate.transports.oip.requests import InferReply, InferRequest, Options
+from tidegate.transports.oip.tensors import NamedTensor
 
 ENDED = {"SEQUENCE_NOT_STARTED", "SESSION_CLOSED"}
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from tidegate.bundle import Manifest, StateSpec, TensorCodec, TensorSpec
 from tidegate.errors import InvalidInputError
-from tidegate.ingress.oip.signature import Signature
-from tidegate.ingress.oip.tensors import NamedTensor
+from tidegate.transports.oip.signature import Signature
+from tidegate.transports.oip.tensors import NamedTensor
 
 Array = NDArray[Any]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.clock import ManualClock
-from tidegate.ingress.oip.core import EngineCounts
-from tidegate.ingress.oip.statistics import Statistics, Timing
+from tidegate.transports.oip.core import EngineCounts
+from tidegate.transports.oip.statistics import Statistics, Timing
 
 KEY = ("m", "1")
 

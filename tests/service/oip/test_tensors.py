@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.errors import InvalidInputError
-from tidegate.ingress.oip.bodies import compress, decompress
-from tidegate.ingress.oip.tensors import (
+from tidegate.oip import service_pb2
+from tidegate.transports.oip.bodies import compress, decompress
+from tidegate.transports.oip.tensors import (
     DATATYPES,
     NAMES,
     from_contents,
@@ -22,7 +23,6 @@ from tidegate.ingress.oip.tensors import (
     to_json,
     to_raw,
 )
-from tidegate.oip import service_pb2
 
 shapes = arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 

@@ -17,11 +17,11 @@ from tests.bundles import write_tiny_bundle
 from tests.clock import ManualClock
 from tests.service.oip.ways import HttpWay, Refusal, Tensor
 from tests.service.serving import corrupt, serving
-from tidegate.ingress.oip.adapter import ServiceCore
-from tidegate.ingress.oip.http import routes
-from tidegate.ingress.oip.inference import Inference
 from tidegate.oip import service_pb2
 from tidegate.service import Service
+from tidegate.transports.oip.adapter import ServiceCore
+from tidegate.transports.oip.http import routes
+from tidegate.transports.oip.inference import Inference
 from tidegate.wire.errors import decode_status
 
 if TYPE_CHECKING:

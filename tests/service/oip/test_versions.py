@@ -13,11 +13,11 @@ import numpy as np
 from tests.bundles import write_tiny_bundle
 from tests.clock import ManualClock
 from tests.service.serving import serving
-from tidegate.ingress.oip.adapter import ServiceCore
-from tidegate.ingress.oip.inference import Inference
-from tidegate.ingress.oip.requests import InferReply, InferRequest, Options
-from tidegate.ingress.oip.tensors import NamedTensor
 from tidegate.service import Service
+from tidegate.transports.oip.adapter import ServiceCore
+from tidegate.transports.oip.inference import Inference
+from tidegate.transports.oip.requests import InferReply, InferRequest, Options
+from tidegate.transports.oip.tensors import NamedTensor
 
 TOKENS = np.arange(6).reshape(1, 6)
 

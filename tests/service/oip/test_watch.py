@@ -10,13 +10,13 @@ import pytest
 from grpc import aio
 from starlette.applications import Starlette
 
-from tidegate.ingress.grpc.server import create_server
-from tidegate.ingress.http.watch import Watch
-from tidegate.ingress.oip.http import routes
-from tidegate.ingress.oip.inference import Inference
 from tidegate.observe.requests import Requests
 from tidegate.oip import service_pb2, service_pb2_grpc
 from tidegate.service import Service
+from tidegate.transports.grpc.server import create_server
+from tidegate.transports.http.watch import Watch
+from tidegate.transports.oip.http import routes
+from tidegate.transports.oip.inference import Inference
 
 BODY = {"inputs": [{"name": "tokens", "datatype": "INT64", "shape": [1, 2], "data": [1, 2]}]}
 

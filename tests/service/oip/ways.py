@@ -11,9 +11,9 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from tidegate.ingress.oip.bodies import HEADER_LENGTH
-from tidegate.ingress.oip.http import REASON
 from tidegate.oip import service_pb2, service_pb2_grpc
+from tidegate.transports.oip.bodies import HEADER_LENGTH
+from tidegate.transports.oip.http import REASON
 from tidegate.wire.errors import decode_status
 
 Array = NDArray[Any]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from tests.service.grpc.fake import FakeService
-from tidegate.ingress.grpc.server import create_server
+from tidegate.transports.grpc.server import create_server
 from tidegate.workers.routing import RoutedService
 from tidegate.workers.seat import Seat
 

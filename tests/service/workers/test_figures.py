@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.service.grpc.fake import FakeService
-from tidegate.ingress.grpc.server import GrpcServer, create_server
 from tidegate.observe.families import Family, Labels, Snapshot, Value
+from tidegate.transports.grpc.server import GrpcServer, create_server
 from tidegate.workers.figures import WorkerFigures
 from tidegate.workers.seat import Seat
 

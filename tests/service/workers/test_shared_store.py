@@ -15,7 +15,7 @@ from tests.bundles import write_tiny_bundle
 from tests.service.serving import serving
 from tidegate.core import Ask, Input, RestoreRequest, SessionRequest
 from tidegate.errors import AlreadyExistsError, PositionConflictError, UnavailableError
-from tidegate.ingress.grpc.server import GrpcServer, create_server
+from tidegate.transports.grpc.server import GrpcServer, create_server
 from tidegate.workers.routing import RoutedService
 from tidegate.workers.seat import Seat
 

@@ -13,7 +13,7 @@ from grpc import aio
 
 from tests.service.grpc.fake import FakeService
 from tidegate.errors import ConfigurationError
-from tidegate.ingress.grpc.server import create_server
+from tidegate.transports.grpc.server import create_server
 from tidegate.workers.seat import Seat
 from tidegate.workers.socket_folder import socket_place
 

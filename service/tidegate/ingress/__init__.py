@@ -1,1 +1,0 @@
-"""Ways in: each transport converts and admits, nothing else."""

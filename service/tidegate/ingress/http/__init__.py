@@ -1,1 +1,0 @@
-"""The HTTP ingress: JSON routes, server-sent events, WebSocket streams, health and metrics."""

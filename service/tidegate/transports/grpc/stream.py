@@ -1,0 +1,161 @@
+"""`Predictor.Stream`: many steps in flight on one call, answered in the order they were asked."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from tidegate.core import Ask, Input, StepResult
+from tidegate.engine.share import Share
+from tidegate.errors import InvalidInputError, TidegateError
+from tidegate.faults import conceal
+from tidegate.limits import MAX_IN_FLIGHT
+from tidegate.observe.requests import OK, Requests, outcome_of
+from tidegate.transports.grpc.calls import Context, client_seconds, fill_reply, session_in_metadata
+from tidegate.transports.grpc.columns import Part, PendingColumns, awaited_of, cancel_parts, refusal
+from tidegate.transports.grpc.lanes import Group, Lane, Lanes
+from tidegate.transports.grpc.line import Pending
+from tidegate.transports.grpc.ordered import OrderedStream
+from tidegate.v1 import predictor_pb2, sessions_pb2
+from tidegate.wire.columns import LaneSteps, decode_columns
+from tidegate.wire.inputs import decode_ask, decode_input
+from tidegate.wire.parsing import parsed
+
+if TYPE_CHECKING:
+    from tidegate.service import Service
+
+
+class Ready:
+    """A reply that was known at once: an attachment or a refusal."""
+
+    awaited = None
+    session = ""
+
+    def __init__(self, method: str, reply: predictor_pb2.StreamReply, outcome: str = OK) -> None:
+        self._reply = reply
+        self.method = method
+        self.outcome = outcome
+
+    async def reply(self) -> predictor_pb2.StreamReply:
+        return self._reply
+
+    def cancel(self) -> None:
+        """Nothing runs."""
+
+
+class PendingStep:
+    """Steps of one session."""
+
+    __slots__ = ("awaited", "outcome", "session")
+
+    method = "Step"
+
+    def __init__(self, session: str, future: asyncio.Future[StepResult]) -> None:
+        self.session = session
+        self.awaited = future
+        self.outcome = OK
+
+    async def reply(self) -> predictor_pb2.StreamReply:
+        reply = predictor_pb2.StreamReply()
+        try:
+            await fill_reply(reply.step, self.awaited.result())
+        except Exception as error:  # noqa: BLE001 - it is this message's answer
+            self.outcome = outcome_of(error)
+            return refusal(error)
+        return reply
+
+    def cancel(self) -> None:
+        self.awaited.cancel()
+
+
+class StepStream:
+    """One client's stream."""
+
+    def __init__(self, service: Service, context: Context, requests: Requests) -> None:
+        self._service = service
+        self._requests = requests
+        self._stream = OrderedStream(context, self._submit, MAX_IN_FLIGHT, (requests, "grpc_stream"))
+        self._now = service.clock.monotonic
+        self._lanes = Lanes(service)
+        self._max_bytes = int(service.settings.max_message_mb * 2**20)
+        self._session = session_in_metadata(context)
+        seconds = client_seconds(context)
+        self._deadline = None if seconds is None else self._now() + seconds
+
+    async def run(self) -> None:
+        """Answer until the stream ends; see `OrderedStream`."""
+        await self._stream.run()
+
+    def drain(self) -> None:
+        """Read no further message. One that was read is answered, whatever stage it is in."""
+        self._stream.drain()
+
+    async def _submit(self, request: predictor_pb2.StreamRequest) -> Pending:
+        kind = None
+        try:
+            kind = parsed(request).WhichOneof("message")
+            if kind == "step":
+                return self._submit_step(request.step)
+            if kind == "columns":
+                return await self._submit_columns(request.columns)
+            if kind == "attach":
+                attached = await self._lanes.attach(request.attach)
+                return Ready("Attach", predictor_pb2.StreamReply(attached=attached))
+            raise InvalidInputError("the message is empty: set one of step, attach and columns")
+        except Exception as error:  # noqa: BLE001 - it is this message's answer
+            return Ready("unknown" if kind is None else kind.capitalize(), refusal(error), outcome_of(error))
+
+    def _submit_step(self, message: sessions_pb2.StepRequest) -> Pending:
+        self._session = message.session or self._session
+        if not self._session:
+            raise InvalidInputError("no session: the first step of a stream must name one")
+        position = message.position if message.HasField("position") else None
+        asked, ask = decode_input(message), decode_ask(message)
+        future = self._service.step(self._session, asked, ask, position, self._time_limit())
+        return PendingStep(self._session, future)
+
+    async def _submit_columns(self, message: predictor_pb2.Columns) -> Pending:
+        steps = decode_columns(message)
+        lanes, groups = await self._lanes.take(steps.lanes)
+        deadline, share = self._time_limit(), Share(self._service.settings.max_queue)
+        parts: list[Part] = []
+        try:
+            for group in groups:
+                num_lanes = group.stop - group.start
+                await share.room(num_lanes)
+                part = self._submit_group(steps, group, lanes[group.start : group.stop], deadline)
+                parts.append(part)
+                if len(groups) > 1 and (awaited := awaited_of(part)) is not None:
+                    share.take(awaited, num_lanes)
+        except BaseException:
+            cancel_parts(parts)
+            raise
+        sizes = [stop - start for start, stop, _ in groups]
+        return PendingColumns(steps.lanes, parts, sizes, self._requests, self._max_bytes)
+
+    def _submit_group(self, steps: LaneSteps, group: Group, lanes: list[Lane], deadline: float) -> Part:
+        """Hand lanes over as one piece of work where they can go together, and else each as its own."""
+        start, stop, party = group
+        if party is not None and not steps.lengths:
+            source, positions = steps.part(start, stop), steps.positions[start:stop]
+            together = self._service.step_together(party, source, steps.ask, positions, deadline)
+            if together is not None:
+                return together
+        return [
+            self._submit_lane(lane, source, steps.ask, position, deadline)
+            for lane, (source, position) in zip(lanes, steps.each(start, stop), strict=True)
+        ]
+
+    def _submit_lane(
+        self, lane: Lane, source: Input, ask: Ask, position: int | None, deadline: float
+    ) -> asyncio.Future[StepResult] | TidegateError:
+        try:
+            return lane.failure or self._service.step(lane.session, source, ask, position, deadline)
+        except Exception as error:  # noqa: BLE001 - it is this lane's answer
+            return conceal(error)
+
+    def _time_limit(self) -> float:
+        """The deadline of a message read now: the stream's, where its client set one."""
+        if self._deadline is not None:
+            return self._deadline
+        return self._now() + self._service.settings.request_timeout

@@ -1,0 +1,105 @@
+"""The application: routes, errors, health, metrics and the document, put together around a service.
+
+``server.py`` starts and stops it. On drain it awaits ``app.state.streams.drain()``, which ends the WebSocket streams;
+every other request ends by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Protocol
+
+from fastapi import APIRouter, FastAPI
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.routing import WebSocketRoute
+
+from tidegate.observe.families import Snapshot
+from tidegate.observe.metrics import Figures
+from tidegate.observe.requests import Requests
+from tidegate.transports.http import branching, documents, errors, models, schemas, sessions
+from tidegate.transports.http.documents import problems
+from tidegate.transports.http.exchange import RawRoute, json_reply, service_of
+from tidegate.transports.http.stream import Streams
+from tidegate.transports.http.watch import Watch
+
+if TYPE_CHECKING:
+    from tidegate.service import Service
+
+health = APIRouter(tags=["health"], route_class=RawRoute)
+
+
+class FiguresLike(Protocol):
+    """Who knows the server's metrics."""
+
+    async def all(self) -> Snapshot: ...
+
+
+def create_app(service: Service, requests: Requests | None = None, figures: FiguresLike | None = None) -> FastAPI:
+    """The HTTP interface of ``service``; it neither starts nor stops it.
+
+    Args:
+        service: The core's face.
+        requests: Where requests are counted; None: nowhere else than in this application's own figures.
+        figures: What ``/metrics`` tells; None: the figures of this process.
+    """
+    requests = requests or Requests(service.clock)
+    app = documents.DocumentedApi()
+    app.state.service = service
+    app.state.requests = requests
+    app.state.figures = figures or Figures(service, requests)
+    app.state.streams = Streams(service, requests)
+    app.add_middleware(Watch, requests=requests)
+    errors.install(app)
+    for router in (sessions.raw, sessions.router, branching.raw, branching.router, models.raw, models.router, health):
+        app.include_router(router)
+    app.router.routes.append(WebSocketRoute(f"{sessions.PREFIX}/{{session:name}}/stream", app.state.streams))
+    app.add_route("/", _to_docs, include_in_schema=False)
+    return app
+
+
+async def _to_docs(_: Request) -> Response:
+    return RedirectResponse("/docs")
+
+
+@health.get("/livez", responses={200: documents.reply(schemas.Health, "The process answers."), **problems()})
+async def livez(_: Request) -> Response:
+    """Whether the process is alive."""
+    return json_reply({"status": "alive"})
+
+
+@health.get(
+    "/readyz",
+    responses={
+        200: documents.reply(schemas.Health, "Ready."),
+        503: documents.reply(schemas.Health, "Loading or draining, or the store of durable sessions is away."),
+        **problems(),
+    },
+)
+async def readyz(request: Request) -> Response:
+    """Whether requests are welcome: the models are loaded and the server does not drain."""
+    service = service_of(request)
+    if service.is_ready:
+        return json_reply({"status": "ready"})
+    status = "draining" if service.is_draining else "store away" if service.is_store_away else "loading"
+    return json_reply({"status": status}, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+@health.get(
+    "/metrics",
+    response_class=PlainTextResponse,
+    responses={200: documents.text("Prometheus' text format.", documents.METRICS), **problems()},
+)
+async def metrics(request: Request) -> Response:
+    """Figures of the whole server, for Prometheus."""
+    figures: FiguresLike = request.app.state.figures
+    text, content_type = await asyncio.to_thread(_rendered, await figures.all())
+    return Response(text, media_type=content_type)
+
+
+def _rendered(snapshot: Snapshot) -> tuple[bytes, str]:
+    """The text and its content type. A server starts without what the first reader of metrics needs."""
+    from tidegate.observe.exposition import CONTENT_TYPE, render
+
+    return render(snapshot), CONTENT_TYPE

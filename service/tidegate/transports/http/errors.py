@@ -1,0 +1,183 @@
+"""Errors as RFC 9457 problem documents: the one place where the tree of errors meets HTTP.
+
+Knows status codes and titles. Knows nothing of routes or of what went wrong.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from typing import Any, NamedTuple, TypeVar
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from tidegate import errors
+from tidegate.observe.requests import outcome_of
+from tidegate.transports.http.exchange import OUTCOME
+
+PROBLEM = "application/problem+json"
+CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is left to read it but an access log
+
+
+class Kind(NamedTuple):
+    """How a class of errors looks over HTTP."""
+
+    status: int
+    title: str
+
+    @property
+    def type(self) -> str:
+        """The URI that RFC 9457 calls the problem's type."""
+        return "urn:tidegate:problem:" + self.title.lower().replace(" ", "-")
+
+
+KINDS: dict[type[Exception], Kind] = {
+    errors.InvalidInputError: Kind(400, "Invalid input"),
+    errors.NotFoundError: Kind(404, "Not found"),
+    errors.AlreadyExistsError: Kind(409, "Already exists"),
+    errors.PositionConflictError: Kind(409, "Position conflict"),
+    errors.SessionEndedError: Kind(410, "Session ended"),
+    errors.FailedPreconditionError: Kind(412, "Not possible here or now"),
+    errors.TooLargeError: Kind(413, "Too large"),
+    errors.OverloadedError: Kind(429, "Overloaded"),
+    errors.TidegateError: Kind(500, "Internal error"),
+    errors.NotSupportedError: Kind(501, "Not supported"),
+    errors.UnavailableError: Kind(503, "Unavailable"),
+    errors.DeadlineExceededError: Kind(504, "Too late"),
+}
+
+# Answers that tell when to come back: their reader should not have to guess.
+RETRIABLE = frozenset({429, 503})
+
+# Details are strings in the core (gRPC metadata); these are numbers in JSON.
+NUMBERS = frozenset({"position", "sequence"})
+
+
+class Problem(NamedTuple):
+    """A problem document and the status that it goes out with."""
+
+    status: int
+    document: dict[str, Any]
+    headers: dict[str, str]
+
+    @property
+    def body(self) -> bytes:
+        return to_json(self.document)
+
+    def response(self) -> Response:
+        return Response(self.body, self.status, self.headers, media_type=PROBLEM)
+
+
+def kind_of(error: errors.TidegateError) -> Kind:
+    """The nearest class of ``error``'s that has a kind; every error is at least a TidegateError."""
+    return next(KINDS[base] for base in type(error).__mro__ if base in KINDS)
+
+
+def problem(error: errors.TidegateError) -> Problem:
+    """The problem document for ``error``: its kind, its message and reason, and its details beside them."""
+    kind = kind_of(error)
+    members = {**_members(kind), "detail": error.message, "reason": error.reason}
+    details = {key: int(value) if key in NUMBERS else value for key, value in error.details.items()}
+    return Problem(kind.status, members | details | members, _retry_after(kind.status, error.retry_after))
+
+
+def _members(kind: Kind) -> dict[str, Any]:
+    return {"type": kind.type, "title": kind.title, "status": kind.status}
+
+
+def _retry_after(status: int, seconds: float | None) -> dict[str, str]:
+    return {"Retry-After": str(max(1, math.ceil(seconds or 0)))} if status in RETRIABLE else {}
+
+
+Form = TypeVar("Form", bound=BaseModel)
+
+# pydantic's words, which are for who wrote the model, and those for who wrote the request.
+_WORDS = (
+    (re.compile(r"^Field required"), "is missing"),
+    (re.compile(r" or instance of \w+"), ""),
+    (re.compile(r"^(Input|String|List|Value) should "), "must "),
+    (re.compile(r"a valid dictionary"), "an object"),
+    (re.compile(r"a valid integer"), "a whole number"),
+    (re.compile(r"a valid boolean"), "true or false"),
+    (re.compile(r"a valid "), "a "),
+    (re.compile(r" after validation, not \d+"), ""),
+    (re.compile(r", unable to (parse|interpret) .*"), ""),
+)
+
+
+def read_form(kind: type[Form], document: dict[str, Any]) -> Form:
+    """A request's body as its schema has it; InvalidInputError where it is not so."""
+    for key in document:  # pydantic would make an error of each unknown key, and there may be hundreds of thousands
+        if key not in kind.model_fields:
+            raise unknown_key(key)
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        raise invalid(error.errors()) from None
+
+
+def unknown_key(key: str) -> errors.InvalidInputError:
+    return errors.InvalidInputError(f"unknown key {errors.shown(key)}")
+
+
+def invalid(complaints: Sequence[Any]) -> errors.InvalidInputError:
+    """The first of pydantic's complaints as a sentence that names the key."""
+    first = complaints[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in {"body", "query"})
+    if first["type"] == "extra_forbidden":
+        return unknown_key(where)
+    text = str(first["msg"])
+    for pattern, word in _WORDS:
+        text = pattern.sub(word, text)
+    return errors.InvalidInputError(f"{where}: {text}" if where else text)
+
+
+def _unrouted(error: HTTPException) -> Problem:
+    """What the router itself refuses: an unknown path, a wrong method."""
+    status = HTTPStatus(error.status_code)
+    kind = Kind(status, status.phrase.capitalize())
+    reason = "NO_SUCH_PATH" if status == HTTPStatus.NOT_FOUND else status.name
+    detail = status.description or status.phrase
+    return Problem(status, {**_members(kind), "detail": detail, "reason": reason}, dict(error.headers or {}))
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, errors.TidegateError)
+    request.scope[OUTCOME] = outcome_of(error)
+    return problem(error).response()
+
+
+async def answer_unrouted(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _unrouted(error).response()
+
+
+async def answer_invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return problem(invalid(error.errors())).response()
+
+
+async def answer_nobody(_: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+HANDLERS: dict[type[Exception], Callable[[Request, Exception], Any]] = {
+    errors.TidegateError: answer_error,
+    RequestValidationError: answer_invalid,
+    HTTPException: answer_unrouted,
+    ClientDisconnect: answer_nobody,
+}
+
+
+def install(app: Starlette) -> None:
+    """Let ``app`` answer every error as a problem document."""
+    for kind, handler in HANDLERS.items():
+        app.add_exception_handler(kind, handler)

@@ -1,0 +1,101 @@
+"""Counts what goes by routes, and answers where they break: as ASGI middleware, which learns from the scope what was
+asked for and how it ended.
+
+What takes a short cut, small steps and frames, is counted where it is answered.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tidegate.faults import conceal
+from tidegate.observe.requests import INTERNAL, OK, Requests, outcome_of
+from tidegate.transports.http.errors import problem
+from tidegate.transports.http.exchange import OUTCOME
+
+METHODS = {
+    "open_session": "Open",
+    "list_sessions": "List",
+    "get_session": "Get",
+    "close_session": "Close",
+    "step": "Step",
+    "generate": "Generate",
+    "fork": "Fork",
+    "checkpoint": "Checkpoint",
+    "rewind": "Rewind",
+    "upgrade": "Upgrade",
+    "snapshot": "Snapshot",
+    "restore": "Restore",
+    "predict": "Predict",
+    "list_models": "ListModels",
+    "get_model": "GetModel",
+    "reload": "ReloadModels",
+}
+"""By the endpoint's name, what the method is called over gRPC. Health, metrics and documents are not counted."""
+
+OIP_METHODS = {
+    "infer": "ModelInfer",
+    "server": "ServerMetadata",
+    "model": "ModelMetadata",
+    "config": "ModelConfig",
+    "statistics": "ModelStatistics",
+    "index": "RepositoryIndex",
+    "load": "RepositoryModelLoad",
+    "unload": "RepositoryModelUnload",
+    "nothing": "unknown",
+}
+
+_OUTCOMES = {404: "not_found", 405: "unimplemented", 499: "cancelled"}
+
+
+class Watch:
+    """The application behind it, watched."""
+
+    def __init__(self, app: ASGIApp, requests: Requests) -> None:
+        self._app = app
+        self._requests = requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun, status = self._requests.begin(scope["headers"]), 0
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note)
+        except Exception as error:
+            told = conceal(error)
+            scope[OUTCOME] = outcome_of(told)
+            if status:  # the answer has begun: breaking the connection is all that tells the client
+                raise
+            await problem(told).response()(scope, receive, note)
+        finally:
+            interface, name = _asked(scope)
+            if name is not None:
+                session = scope.get("path_params", {}).get("session", "")
+                self._requests.method(interface, name).end(begun, _outcome(scope, status), session)
+
+
+def _asked(scope: Scope) -> tuple[str, str | None]:
+    """Return the interface and the method, None where it is not counted."""
+    endpoint: Any = scope.get("endpoint")
+    if scope["path"].startswith("/v2"):
+        return "oip_http", OIP_METHODS.get(getattr(endpoint, "__name__", ""))
+    return "http", "unknown" if endpoint is None else METHODS.get(getattr(endpoint, "__name__", ""))
+
+
+def _outcome(scope: Scope, status: int) -> str:
+    told: str | None = scope.get(OUTCOME)
+    if told is not None:
+        return told
+    if 0 < status < 400:
+        return OK
+    return _OUTCOMES.get(status, INTERNAL if status == 0 or status >= 500 else "invalid_argument")

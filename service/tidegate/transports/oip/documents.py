@@ -1,0 +1,75 @@
+"""What the protocol tells of server and models, as JSON; gRPC's messages have the same names and are filled from it.
+
+Knows what stock clients look for: perf_analyzer reads inputs, ``max_batch_size`` and ``sequence_batching``. States
+and lengths are nowhere in it: a client that saw them would send them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tidegate import __version__
+from tidegate.transports.oip.signature import Port, Signature
+
+Json = dict[str, Any]
+
+EXTENSIONS = (
+    "binary_tensor_data",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "schedule_policy",
+    "sequence",
+    "sequence(string_id)",
+    "statistics",
+)
+PLATFORM = "onnxruntime_onnx"
+
+
+def server_metadata() -> Json:
+    return {"name": "tidegate", "version": __version__, "extensions": list(EXTENSIONS)}
+
+
+def model_metadata(name: str, versions: list[str], signature: Signature) -> Json:
+    return {
+        "name": name,
+        "versions": versions,
+        "platform": PLATFORM,
+        "inputs": [_tensor(port) for port in signature.inputs],
+        "outputs": [_tensor(port) for port in signature.outputs.values()],
+    }
+
+
+def model_config(
+    name: str, version: str, signature: Signature, idle_seconds: float | None, *, has_sequences: bool
+) -> Json:
+    """The configuration. A sequence has no fixed place in a batch, which Triton calls the oldest-first strategy."""
+    batched = signature.max_batch > 0
+    config: Json = {
+        "name": name,
+        "platform": PLATFORM,
+        "backend": "onnxruntime",
+        "version_policy": {"specific": {"versions": [int(version)]}},
+        "max_batch_size": signature.max_batch,
+        "input": [_config_tensor(port, batched) for port in signature.inputs],
+        "output": [_config_tensor(port, batched) for port in signature.outputs.values()],
+        "default_model_filename": "model.onnx",
+        "model_transaction_policy": {"decoupled": False},
+        "response_cache": {"enable": False},
+    }
+    if has_sequences:
+        idle = 0 if idle_seconds is None else round(idle_seconds * 1e6)
+        oldest = {"max_candidate_sequences": 2**31 - 1, "preserve_ordering": True}
+        config["sequence_batching"] = {"oldest": oldest, "max_sequence_idle_microseconds": idle}
+    elif batched:
+        config["dynamic_batching"] = {}
+    return config
+
+
+def _tensor(port: Port) -> Json:
+    return {"name": port.name, "datatype": port.datatype, "shape": list(port.shape)}
+
+
+def _config_tensor(port: Port, batched: bool) -> Json:
+    dims = port.shape[1:] if batched else port.shape
+    return {"name": port.name, "data_type": f"TYPE_{port.datatype}", "dims": list(dims)}

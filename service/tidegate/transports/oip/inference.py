@@ -1,0 +1,169 @@
+"""Inference as the protocol means it, over the core: what both transports convert to and from.
+
+Checks a request against its model, hands its rows to the engine, as steps of a sequence or each from the initial
+state, and puts the outputs together. One object serves both transports: a sequence may be begun over one and go on
+over the other. Errors are those of ``tidegate.errors``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from tidegate.errors import FailedPreconditionError, NotFoundError, TidegateError
+from tidegate.sequences.core import SequenceStep
+from tidegate.sequences.ids import Key
+from tidegate.sequences.table import Sequences
+from tidegate.transports.oip import documents
+from tidegate.transports.oip.answer import Answer, Due, Fitted, LocalAnswer, Model
+from tidegate.transports.oip.core import InferenceCore, Served
+from tidegate.transports.oip.repository import Repository
+from tidegate.transports.oip.requests import InferRequest, SequenceId, unique
+from tidegate.transports.oip.signature import Row, Signature
+from tidegate.transports.oip.statistics import Statistics
+
+Json = dict[str, Any]
+
+
+class Inference:
+    """Everything that a client of the protocol may ask for."""
+
+    def __init__(self, core: InferenceCore) -> None:
+        self._core = core
+        self._max_reply = int(core.settings.max_message_mb * (1 << 20))
+        self.models: dict[tuple[str, str], Model] = {}
+        self.sequences = Sequences(core)
+        self.repository = Repository(core)
+        self.settings = core.settings
+        self.clock = core.clock
+        self.statistics = Statistics(core.engine_counts, self.clock)
+
+    @property
+    def is_ready(self) -> bool:
+        return self._core.is_ready
+
+    async def stop(self) -> None:
+        """Abandon the requests whose sequence is just beginning or ending."""
+        await self.sequences.stop()
+
+    # ---- inference
+
+    def submit(self, request: InferRequest, seconds: float | None = None, arrived: int | None = None) -> Answer:
+        """Hand a request to the engine, and return at once.
+
+        Args:
+            request: What is asked.
+            seconds: What the transport's own deadline leaves, where there is one.
+            arrived: When the request came in, by ``clock.nanoseconds``; None: now.
+
+        Raises:
+            TidegateError: The request does not fit its model, or cannot be taken in.
+        """
+        arrived = self.clock.nanoseconds() if arrived is None else arrived
+        model = self._find(request)
+        try:
+            unique([tensor.name for tensor in request.inputs], "the input")
+            unique(request.outputs, "the output")
+            fitted = Fitted(request, model)
+            due = self._hand_over(fitted, self._deadline(request, seconds))
+        except TidegateError:
+            self.statistics.failed(model.key, arrived)
+            raise
+        return LocalAnswer(self.statistics, fitted, due, arrived, partial(self._explain, request))
+
+    def _find(self, request: InferRequest) -> Model:
+        """The model of a request: a running sequence stays on its version, also where that is not offered any more."""
+        sequence = request.options.sequence
+        if sequence is not None and not request.options.start:
+            version = self.sequences.version(Key(request.model, sequence))
+            known = None if version is None else self._known(request.model, version)
+            if known is not None:
+                return known
+        return self._model(self._core.served(request.model, request.version))
+
+    def _known(self, name: str, version: str) -> Model | None:
+        """A version that was asked for before or is offered, else None."""
+        known = self.models.get((name, version))
+        if known is not None:
+            return known
+        try:
+            return self._model(self._core.served(name, version))
+        except NotFoundError:
+            return None
+
+    def _hand_over(self, fitted: Fitted, deadline: float) -> Sequence[Due]:
+        model, sequence = fitted.model, fitted.request.options.sequence
+        if sequence is None:
+            return self._core.predict_rows(self._core.served(model.name, model.version), fitted.rows, deadline)
+        if not self._core.allows_sequences(model.name):
+            raise FailedPreconditionError(
+                f"model {model.name} is served without sequences: see its settings", reason="NO_SEQUENCES"
+            )
+        return self._step(fitted, sequence, deadline)
+
+    def _step(self, fitted: Fitted, sequence: SequenceId, deadline: float) -> Sequence[Due]:
+        request = fitted.request
+        _, start, end, _, _, position, _ = request.options
+        key, refit = Key(request.model, sequence), partial(self._refit, fitted)
+        return self.sequences.submit(
+            SequenceStep(key, request.version, fitted.rows, start, end, position, deadline, refit)
+        )
+
+    def _refit(self, fitted: Fitted, version: str) -> Sequence[Row]:
+        """The rows of a request whose sequence turns out to run on this version."""
+        model = fitted.model if fitted.model.version == version else self._known(fitted.model.name, version)
+        if model is not None and model is not fitted.model:
+            fitted.fit(model)
+        return fitted.rows
+
+    def _explain(self, request: InferRequest, error: TidegateError) -> TidegateError:
+        sequence = request.options.sequence
+        return error if sequence is None else self.sequences.explain(Key(request.model, sequence), error)
+
+    def _deadline(self, request: InferRequest, seconds: float | None) -> float:
+        timeout = request.options.timeout
+        if seconds is None:
+            seconds = self.settings.request_timeout if timeout is None else timeout
+        elif timeout is not None and timeout < seconds:
+            seconds = timeout
+        return self.clock.monotonic() + seconds
+
+    def _model(self, served: Served) -> Model:
+        known = self.models.get(served.key)
+        if known is None or known.sha256 != served.sha256:
+            signature = Signature(served.manifest, served.settings.max_rows, self._max_reply)
+            known = self.models[served.key] = Model(*served.key, signature, served.sha256)
+        return known
+
+    # ---- what is told
+
+    def is_model_ready(self, name: str, version: str) -> bool:
+        """Whether the model is offered and requests are welcome."""
+        try:
+            self._core.served(name, version)
+        except NotFoundError:
+            return False
+        return self._core.is_ready
+
+    def metadata(self, name: str, version: str) -> Json:
+        """A model's tensors; NotFoundError."""
+        served = self._core.served(name, version)
+        return documents.model_metadata(name, served.versions, self._model(served).signature)
+
+    def config(self, name: str, version: str) -> Json:
+        """How a model is served; NotFoundError."""
+        served = self._core.served(name, version)
+        allows = self._core.allows_sequences(name)
+        signature, idle = self._model(served).signature, served.settings.idle_seconds
+        return documents.model_config(*served.key, signature, idle, has_sequences=allows)
+
+    async def model_statistics(self, name: str = "", version: str = "") -> Json:
+        """Counts of one version, of all of one model, or of all models; NotFoundError."""
+        if name and version:
+            keys = [self._core.served(name, version).key]
+        elif name:
+            keys = [(name, each) for each in self._core.served(name, "").versions]
+        else:
+            keys = [served.key for served in self._core.all_served()]
+        return {"model_stats": [self.statistics.document(key) for key in keys]}

@@ -1,0 +1,120 @@
+"""`ModelStreamInfer`: requests of any sequences, or of none, answered in the order they came.
+
+A request that fails is answered with ``error_message``, its id and, for programs, the reason as a parameter; the
+stream goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tidegate.errors import InvalidInputError
+from tidegate.faults import conceal
+from tidegate.limits import MAX_INFERENCES_IN_FLIGHT
+from tidegate.observe import requests as counting
+from tidegate.observe.requests import OK, outcome_of
+from tidegate.oip import service_pb2
+from tidegate.transports.grpc.calls import Context, client_seconds
+from tidegate.transports.grpc.line import Pending
+from tidegate.transports.grpc.ordered import OrderedStream
+from tidegate.transports.oip.answer import Answer
+from tidegate.transports.oip.inference import Inference
+from tidegate.transports.oip.wire import Requests, Seen, parse, write_stream_reply
+
+METHOD = "ModelInfer"
+
+
+class _Failed:
+    """A request that was refused at once."""
+
+    awaited = None
+    method = METHOD
+    session = ""
+
+    def __init__(self, reply: bytes, outcome: str) -> None:
+        self._reply = reply
+        self.outcome = outcome
+
+    async def reply(self) -> bytes:
+        return self._reply
+
+    def cancel(self) -> None:
+        """Nothing runs."""
+
+
+class _Due:
+    """A request that the engine has."""
+
+    __slots__ = ("_answer", "_request", "_requests", "_seen", "awaited", "outcome")
+
+    method = METHOD
+    session = ""
+
+    def __init__(self, request: bytes, answer: Answer, requests: Requests, seen: Seen | None) -> None:
+        self._request = request
+        self._answer = answer
+        self._requests = requests
+        self._seen = seen
+        self.awaited: asyncio.Future[Any] = answer.awaited
+        self.outcome = OK
+
+    async def reply(self) -> bytes:
+        try:
+            reply = await self._answer.reply(write_stream_reply)
+        except Exception as error:  # noqa: BLE001 - it is this request's answer
+            self.outcome = outcome_of(error)
+            return refusal(self._request, error)
+        if self._seen is not None:
+            self._requests.remember(self._seen)
+        return reply
+
+    def cancel(self) -> None:
+        self._answer.cancel()
+
+
+class InferStream:
+    """One client's stream."""
+
+    def __init__(self, inference: Inference, requests: Requests, context: Context, counted: counting.Requests) -> None:
+        self._inference = inference
+        self._requests = requests
+        self._stream = OrderedStream(context, self._submit, MAX_INFERENCES_IN_FLIGHT, (counted, "oip_grpc_stream"))
+        self._now = inference.clock.monotonic
+        seconds = client_seconds(context)
+        self._ends_at = None if seconds is None else self._now() + seconds
+
+    async def run(self) -> None:
+        """Answer until the stream ends; see `OrderedStream`."""
+        await self._stream.run()
+
+    def drain(self) -> None:
+        """Read no further message. One that was read is answered, whatever stage it is in."""
+        self._stream.drain()
+
+    async def _submit(self, message: bytes) -> Pending:
+        arrived = self._inference.clock.nanoseconds()
+        seconds = None if self._ends_at is None else self._ends_at - self._now()
+        try:
+            asked, seen = self._requests.read(message)
+            return _Due(message, self._inference.submit(asked, seconds, arrived), self._requests, seen)
+        except Exception as error:  # noqa: BLE001 - it is this request's answer
+            return _Failed(refusal(message, error), outcome_of(error))
+
+
+def refusal(request: bytes, error: Exception) -> bytes:
+    """The reply to a request that failed."""
+    told, asked = conceal(error), _parsed(request)
+    reply = service_pb2.ModelStreamInferResponse(error_message=told.message)
+    response = reply.infer_response
+    response.model_name, response.model_version, response.id = asked.model_name, asked.model_version, asked.id
+    response.parameters["tidegate_reason"].string_param = told.reason
+    return reply.SerializeToString()
+
+
+def _parsed(request: bytes) -> service_pb2.ModelInferRequest:
+    """The request, an empty one where it is no message."""
+    try:
+        return parse(request)
+    except InvalidInputError:
+        return service_pb2.ModelInferRequest()
