@@ -12,10 +12,12 @@ import numpy as np
 import typer
 
 from tidegate.commands.connection import DEFAULT_SERVER, Server, connected
-from tidegate.commands.output import AsJson, print_json, print_table
+from tidegate.commands.output import AsJson, print_table
 from tidegate.core import Forecast, Input, Prediction, PredictResult
 from tidegate.errors import ConfigurationError, InvalidInputError
+from tidegate.slices import at_once
 from tidegate.transports.http.convert import predict_json
+from tidegate.transports.http.large_json import write
 
 
 def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
@@ -39,7 +41,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
             raise ConfigurationError("give a sequence: --text, --file, --csv or --tokens")
         result = client.predict(model, sequences, version=version, top=top, every_step=every_step)
     if as_json:
-        print_json(predict_json(result))
+        typer.echo(at_once(write(predict_json(result))))
     else:
         _print_result(result)
 

@@ -75,6 +75,12 @@ class WorkerProcess:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
+    async def kill(self) -> None:
+        """End the process, if there is one, at once."""
+        self.tell(signal.SIGKILL)
+        if self._process is not None:
+            await self.wait()
+
     async def _converse(self, line: socket.socket) -> bytes:
         """Send the task and return the answer, empty where the line ended before it."""
         loop = asyncio.get_running_loop()

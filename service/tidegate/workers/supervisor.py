@@ -59,8 +59,7 @@ class Supervisor:
                 await self._start()
                 await self._keep_until_told()
             finally:
-                for worker in self._workers:
-                    worker.tell(signal.SIGKILL)
+                await asyncio.gather(*(worker.kill() for worker in self._workers))
         log.info("stopped")
 
     async def _start(self) -> None:
