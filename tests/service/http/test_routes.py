@@ -235,3 +235,25 @@ class TestDeadline:
         await call.task
         await asyncio.wait_for(service.is_cancelled.wait(), 60)
         assert [message.get("status") for message in call.sent if "status" in message] in ([], [499])
+
+
+async def test_head_is_answered_wherever_get_is_and_without_the_body(app: FastAPI, client: httpx.AsyncClient) -> None:
+    documented = app.openapi()["paths"]
+    paths = {path.format(session="s-1", model="tiny") for path in documented if "get" in documented[path]}
+    paths |= {"/", "/docs", "/openapi.json"}
+    assert paths >= {"/livez", "/readyz", "/metrics", "/v1/models/tiny", "/v1/sessions/s-1/snapshot"}
+    for path in paths:
+        got, told = await client.get(path), await client.head(path)
+        assert (path, told.status_code, told.content) == (path, got.status_code, b"")
+        assert told.headers.get("content-type") == got.headers.get("content-type")
+
+
+async def test_head_tells_that_a_server_is_not_ready(client: httpx.AsyncClient, service: FakeService) -> None:
+    service.is_ready = False
+    reply = await client.head("/readyz")
+    assert (reply.status_code, reply.content) == (503, b"")
+
+
+async def test_head_is_refused_where_there_is_no_get(client: httpx.AsyncClient, service: FakeService) -> None:
+    assert (await client.head("/v1/sessions/s-1:step")).status_code == 405
+    assert service.calls == []

@@ -14,6 +14,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import WebSocketRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tidegate.observe.families import Snapshot
 from tidegate.observe.metrics import Figures
@@ -51,12 +52,33 @@ def create_app(service: Service, requests: Requests | None = None, figures: Figu
     app.state.figures = figures or Figures(service, requests)
     app.state.streams = Streams(service, requests)
     app.add_middleware(Watch, requests=requests)
+    app.add_middleware(HeadByGet)
     errors.install(app)
     for router in (sessions.raw, sessions.router, branching.raw, branching.router, models.raw, models.router, health):
         app.include_router(router)
     app.router.routes.append(WebSocketRoute(f"{sessions.PREFIX}/{{session:name}}/stream", app.state.streams))
     app.add_route("/", _to_docs, include_in_schema=False)
     return app
+
+
+class HeadByGet:
+    """The application behind it, which knows no HEAD: where there is a GET, that answers, and its body is left out.
+
+    Balancers and monitors probe with HEAD, which RFC 9110, 9.1 asks for wherever there is GET.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("method") != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_head)
 
 
 async def _to_docs(_: Request) -> Response:
