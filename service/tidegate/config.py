@@ -167,6 +167,7 @@ class Settings(BaseSettings):
         120, description="Seconds that a model may take to load; one that takes longer is refused."
     )
     request_timeout: Seconds = Field(60, description="Seconds for a request that brings no deadline.")
+    body_timeout: Seconds = Field(60, description="Seconds that the body of a request over HTTP may take to come.")
     drain_timeout: float = Field(
         30, ge=0, allow_inf_nan=False, description="Seconds that running requests get to finish after SIGTERM."
     )

@@ -84,6 +84,13 @@ def test_long_values_are_read_whole(name: str, separators: tuple[str, str]) -> N
     assert found(data) == {"before": 1, name: LONG[name], "after": [2]}
 
 
+def test_short_lists_of_rows_are_not_read_row_by_row() -> None:
+    value = [[[1, 2]] * 100] * 1000
+    document = at_once(read(json.dumps(value).encode()))
+    assert plain(document) == value
+    assert {each.shape for each in document} == {(100, 2)}
+
+
 def test_long_lists_of_numbers_are_arrays() -> None:
     document = at_once(read(json.dumps(LONG).encode(), 1000))
     for name, dtype in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import zlib
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.service.oip.ways import Refusal, read_http
+from tidegate.limits import LARGE_JSON_BYTES, LARGE_REPLY_BYTES
 from tidegate.service import Service
 from tidegate.transports.oip.bodies import HEADER_LENGTH, accepted
 from tidegate.transports.oip.http import REASON
@@ -73,6 +75,60 @@ async def test_raw_outputs_are_announced(http: httpx.AsyncClient, version: str) 
     assert response.headers["content-type"] == "application/json"
 
 
+@pytest.mark.parametrize("path", ["/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/tiny/ready"])
+async def test_probes_may_be_asked_by_head(http: httpx.AsyncClient, path: str) -> None:
+    reply = await http.head(path)
+    assert (reply.status_code, (await http.get(path)).status_code) == (200, 200)
+
+
+# ---- large bodies
+
+
+def many(num_rows: int) -> bytes:
+    data = np.arange(num_rows * 4, dtype=np.float32) / 8
+    return body(inputs=[tensor(shape=[num_rows, 2, 2], data=data.tolist())])
+
+
+async def test_a_large_body_is_read_and_answered_as_a_small_one(http: httpx.AsyncClient) -> None:
+    assert len(many(32)) < LARGE_JSON_BYTES / 16
+    for row, scores in enumerate(read_http(await http.post(INFER, content=many(32)))["score"]):
+        data = [row / 2, row / 2 + 0.125, row / 2 + 0.25, row / 2 + 0.375]
+        alone = read_http(await http.post(INFER, content=body(inputs=[tensor(data=data)])))["score"][0]
+        np.testing.assert_allclose(scores, alone, rtol=1e-5)
+    spread = many(32).replace(b", ", b"," + b" " * 200)
+    assert len(spread) > LARGE_JSON_BYTES
+    for each in (spread, b"\xef\xbb\xbf" + spread, b"\xef\xbb\xbf" + many(32)):
+        assert (await http.post(INFER, content=each)).content == (await http.post(INFER, content=many(32))).content
+
+
+async def test_a_large_reply_says_what_a_small_one_does(http: httpx.AsyncClient) -> None:
+    tokens = [[row, row + 1] * 16 for row in range(16)]
+    inputs = [{"name": "tokens", "shape": [16, 32], "datatype": "INT64", "data": tokens}]
+    reply = await http.post("/v2/models/tiny/infer", json={"inputs": inputs})
+    assert len(reply.content) > LARGE_REPLY_BYTES
+    wanted = [{"name": name, "parameters": {"binary_data": True}} for name in read_http(reply)]
+    binary = read_http(await http.post("/v2/models/tiny/infer", json={"inputs": inputs, "outputs": wanted}))
+    for name, array in read_http(reply).items():
+        np.testing.assert_array_equal(array, binary[name])
+
+
+async def test_others_have_their_turn_while_a_large_body_is_read(http: httpx.AsyncClient) -> None:
+    num_turns, is_done = 0, False
+
+    async def look_on() -> None:
+        nonlocal num_turns
+        while not is_done:
+            num_turns += 1
+            await asyncio.sleep(0)
+
+    looking = asyncio.create_task(look_on())
+    refusal = await refused(http, body(inputs=[tensor(data=[[0.5, 1]] * 300_000)]))
+    is_done = True
+    await looking
+    assert refusal.reason == "WRONG_SIZE"
+    assert num_turns > 20
+
+
 # ---- compression
 
 
@@ -126,7 +182,8 @@ BAD_ENCODINGS = {
     "truncated": ("gzip", gzip.compress(body())[:-9], "400"),
     "not gzip": ("gzip", body(), "400"),
     "more behind it": ("deflate", zlib.compress(body()) + b"x", "400"),
-    "unknown": ("br", body(), "501"),
+    "unknown": ("br", body(), "415"),
+    "packed twice": ("gzip, gzip", gzip.compress(gzip.compress(body())), "415"),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import json
 from typing import Any
 
 import hypothesis.extra.numpy as arrays
@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from tidegate.errors import InvalidInputError
 from tidegate.oip import service_pb2
-from tidegate.transports.oip.bodies import compress, decompress
+from tidegate.slices import at_once
+from tidegate.transports.http import large_json
 from tidegate.transports.oip.tensors import (
     DATATYPES,
     NAMES,
     from_contents,
     from_json,
     from_raw,
-    to_json,
     to_raw,
 )
 
@@ -45,8 +45,11 @@ def test_raw(array: Any) -> None:
 
 @given(any_tensor(is_finite=True))
 def test_json(array: Any) -> None:
-    for data in (to_json(array), array.tolist() if array.ndim else to_json(array)):
-        np.testing.assert_array_equal(from_json("x", NAMES[array.dtype], list(array.shape), data).array, array)
+    flat = array.ravel().tolist()
+    for data in (flat, array.tolist() if array.ndim else flat):
+        document = json.dumps(data).encode()
+        for read_back in (data, at_once(large_json.read(document)), at_once(large_json.read(document, 10))):
+            np.testing.assert_array_equal(from_json("x", NAMES[array.dtype], list(array.shape), read_back).array, array)
 
 
 @given(any_tensor(is_finite=True))
@@ -62,18 +65,30 @@ def test_typed_contents(array: Any) -> None:
     np.testing.assert_array_equal(read.array, array)
 
 
-@given(st.binary(), st.sampled_from(["gzip", "deflate"]))
-def test_compression(content: bytes, encoding: str) -> None:
-    assert decompress(compress(content, encoding), encoding, len(content)) == content
-
-
-@given(st.binary(max_size=200), st.sampled_from(["gzip", "deflate"]))
-def test_any_bytes_are_a_body_or_refused(content: bytes, encoding: str) -> None:
-    with suppress(InvalidInputError):
-        decompress(content, encoding, 1000)
-
-
 def test_typed_values_out_of_range_are_refused() -> None:
     contents = service_pb2.InferTensorContents(int_contents=[300])
     with pytest.raises(InvalidInputError, match="out of INT8's range"):
         from_contents("x", "INT8", [1], contents)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "data", "why"),
+    [
+        ("FP32", [3], [1.5, "a", 2], "cannot be"),
+        ("INT64", [3], [1, 2, 2.5], "cannot be"),
+        ("BOOL", [3], [True, False, 1], "cannot be"),
+        ("FP32", [2], [1, [2, 3]], "cannot be|not the shape"),
+        ("FP32", [2], [[1], 2], "cannot be|not the shape"),
+        ("INT8", [4], [1, 2, 3, 300], "out of INT8's range"),
+        ("INT64", [5], [1, 2, 3, 4], "5 values, not 4"),
+        ("FP32", [2, 2], [[1, 2], [3, 4], [5, 6]], "not the shape"),
+        ("FP32", [3, 2], [[1, 2], [3, 4], [5]], "not the shape"),
+        ("FP32", [2, 1, 2], [[[1, 2]], [[3], [4]]], "not the shape"),
+        ("FP32", [2, 2], [[1, 2], 3], "not the shape"),
+    ],
+)
+def test_what_does_not_fit_is_refused_however_it_was_read(datatype: str, shape: list[int], data: Any, why: str) -> None:
+    document = json.dumps(data).encode()
+    for read_back in (data, at_once(large_json.read(document)), at_once(large_json.read(document, 4))):
+        with pytest.raises(InvalidInputError, match=why):
+            from_json("x", datatype, shape, read_back)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.errors import InvalidInputError, NotSupportedError, TooLargeError
+from tidegate.slices import at_once
 from tidegate.transports.grpc.framing import Base64Reader, MessageReader, pack
 
 LIMIT = 1000
@@ -25,7 +26,7 @@ def read_all(reader: MessageReader, chunks: list[bytes]) -> list[bytes]:
     for chunk in chunks:
         message = reader.take(chunk)
         while message is not None:
-            found.append(message)
+            found.append(message if isinstance(message, bytes) else at_once(message))
             message = reader.take()
     return found
 

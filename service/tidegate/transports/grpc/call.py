@@ -15,6 +15,7 @@ import grpc
 from grpc import aio
 
 from tidegate.errors import InvalidInputError, TidegateError, TooLargeError
+from tidegate.slices import in_slices
 from tidegate.transports.asgi import Event, Receive, Scope, Send
 from tidegate.transports.grpc.framing import Base64Reader, MessageReader, pack, pack_trailers
 from tidegate.transports.grpc.metadata import (
@@ -153,6 +154,8 @@ class Call(aio.ServicerContext[Any, Any]):
                 self._is_half_closed = not event.get("more_body", False)
                 chunk = event.get("body", b"")
                 raw = reader.take(chunk if self._text is None else self._text.decode(chunk))
+            if not isinstance(raw, bytes):
+                raw = await in_slices(raw)
         except TidegateError as error:
             self._refused(error)
             raise

@@ -11,6 +11,7 @@ import re
 import struct
 
 from tidegate.errors import InvalidInputError, NotSupportedError, TooLargeError
+from tidegate.slices import Slices, at_once
 from tidegate.transports.compression import ENCODINGS, compress, decompress
 
 _PREFIX = struct.Struct(">BI")
@@ -46,10 +47,11 @@ class MessageReader:
         """Whether all bytes so far belong to messages that were taken."""
         return self._at >= len(self._data)
 
-    def take(self, chunk: bytes = b"") -> bytes | None:
+    def take(self, chunk: bytes = b"") -> bytes | Slices[bytes] | None:
         """Take the body's next chunk, if any, and return the next message, None where it is not complete yet.
 
-        Give a chunk only after None was returned: only then is memory bounded.
+        A compressed message is returned as the work of unpacking it, in slices. Give a chunk only after None was
+        returned: only then is memory bounded.
 
         Raises:
             InvalidInputError: These are no messages: unknown flags, or the message cannot be unpacked.
@@ -83,7 +85,7 @@ class MessageReader:
         self._at = 0
         self._data += chunk
 
-    def _unpack(self, flags: int, message: bytes) -> bytes:
+    def _unpack(self, flags: int, message: bytes) -> Slices[bytes]:
         if flags != _COMPRESSED:
             raise _malformed(f"a message with unknown flags {flags:#04x}")
         if self._encoding == _IDENTITY:
@@ -95,7 +97,7 @@ def pack(message: bytes, encoding: str = _IDENTITY) -> bytes:
     """Return the message in its frame; where ``encoding`` names one, compressed."""
     if encoding == _IDENTITY:
         return _PREFIX.pack(0, len(message)) + message
-    packed = compress(message, encoding)
+    packed = at_once(compress(message, encoding))
     return _PREFIX.pack(_COMPRESSED, len(packed)) + packed
 
 

@@ -21,8 +21,6 @@ from tidegate.transports.http.exchange import (
     Json,
     RawRoute,
     json_reply,
-    max_bytes,
-    parse,
     read_body,
     read_json,
     service_of,
@@ -74,7 +72,7 @@ async def checkpoint(request: Request, session: Id) -> Response:
 async def rewind(request: Request, session: Id) -> Response:
     """Take the session back to a checkpoint, which stays."""
     service = service_of(request)
-    form = read_form(schemas.Rewind, await read_json(request.scope, request.receive, service.settings))
+    form = read_form(schemas.Rewind, await read_json(request.scope, request.receive, service))
     info = await service.rewind_session(session, form.checkpoint)
     return json_reply(schemas.Session.model_validate(info))
 
@@ -123,7 +121,7 @@ async def snapshot(request: Request, session: Id) -> Response:
 async def restore(request: Request, wish: Annotated[schemas.Restore, Query()]) -> Response:
     """Open a session from a snapshot. What it asks of the new session stands in the query: the body is the snapshot."""
     service = service_of(request)
-    data = await read_body(request.scope, request.receive, max_bytes(service.settings))
+    data = await read_body(request.scope, request.receive, service)
     info = await service.restore_session(data, RestoreRequest(**wish.model_dump()))
     place = {"Location": f"{PREFIX}/{quote(info.id)}"}
     return json_reply(schemas.Session.model_validate(info), HTTPStatus.CREATED, place)
@@ -131,5 +129,4 @@ async def restore(request: Request, wish: Annotated[schemas.Restore, Query()]) -
 
 async def _read_wishes(request: Request) -> dict[str, Json]:
     """The body of a request that may wish for nothing in particular, and then needs no body."""
-    data = await read_body(request.scope, request.receive, max_bytes(service_of(request).settings))
-    return parse(data) if data else {}
+    return await read_json(request.scope, request.receive, service_of(request), may_be_empty=True)

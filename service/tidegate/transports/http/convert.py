@@ -207,8 +207,10 @@ def _check_width(found: int, width: int | None, path: str) -> None:
 
 
 def _check_row(row: Json, path: str) -> None:
-    if isinstance(row, np.ndarray):  # a long one, of numbers only
-        return
+    if isinstance(row, np.ndarray):
+        if row.ndim == 1 and row.dtype.kind in "if":
+            return
+        row = row.tolist()
     if type(row) is not list:
         raise InvalidInputError(f"{path}: must be a list of numbers")
     if not NUMBER_TYPES.issuperset(map(type, row)):

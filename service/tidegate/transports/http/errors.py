@@ -21,6 +21,7 @@ from starlette.responses import Response
 
 from tidegate import errors
 from tidegate.observe.requests import outcome_of
+from tidegate.transports.compression import ENCODINGS
 from tidegate.transports.http.exchange import OUTCOME
 
 PROBLEM = "application/problem+json"
@@ -54,6 +55,14 @@ KINDS: dict[type[Exception], Kind] = {
     errors.DeadlineExceededError: Kind(504, "Too late"),
 }
 
+# What HTTP tells apart and the tree of errors does not, by the error's reason.
+KINDS_OF_REASONS: dict[str, Kind] = {
+    "BODY_TIMEOUT": Kind(408, "Request timeout"),
+    "URL_TOO_LONG": Kind(414, "URL too long"),
+    "UNKNOWN_ENCODING": Kind(415, "Unsupported media type"),
+    "HEADERS_TOO_LARGE": Kind(431, "Request header fields too large"),
+}
+
 # Answers that tell when to come back: their reader should not have to guess.
 RETRIABLE = frozenset({429, 503})
 
@@ -77,8 +86,8 @@ class Problem(NamedTuple):
 
 
 def kind_of(error: errors.TidegateError) -> Kind:
-    """The nearest class of ``error``'s that has a kind; every error is at least a TidegateError."""
-    return next(KINDS[base] for base in type(error).__mro__ if base in KINDS)
+    """The kind of ``error``'s reason, else of its nearest class that has one; each is at least a TidegateError."""
+    return KINDS_OF_REASONS.get(error.reason) or next(KINDS[base] for base in type(error).__mro__ if base in KINDS)
 
 
 def problem(error: errors.TidegateError) -> Problem:
@@ -86,7 +95,10 @@ def problem(error: errors.TidegateError) -> Problem:
     kind = kind_of(error)
     members = {**_members(kind), "detail": error.message, "reason": error.reason}
     details = {key: int(value) if key in NUMBERS else value for key, value in error.details.items()}
-    return Problem(kind.status, members | details | members, _retry_after(kind.status, error.retry_after))
+    headers = _retry_after(kind.status, error.retry_after)
+    if error.reason == "UNKNOWN_ENCODING":  # RFC 9110, 15.5.16: so it says which there are
+        headers["Accept-Encoding"] = ", ".join(ENCODINGS)
+    return Problem(kind.status, members | details | members, headers)
 
 
 def _members(kind: Kind) -> dict[str, Any]:

@@ -7,26 +7,30 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable, Mapping
+from codecs import BOM_UTF8
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import suppress
 from http import HTTPStatus
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
+from types import TracebackType, coroutine
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from fastapi.routing import APIRoute
 from pydantic_core import from_json, to_json
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope
+from starlette.types import Message, Receive, Scope
 
-from tidegate.errors import InvalidInputError, TooLargeError, shown
+from tidegate.errors import DeadlineExceededError, InvalidInputError, NotSupportedError, TooLargeError, shown
 from tidegate.limits import LARGE_JSON_BYTES
 from tidegate.slices import in_slices
+from tidegate.transports.compression import ENCODINGS, decompress
 from tidegate.transports.http import large_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from tidegate.clock import Clock
     from tidegate.config import Settings
     from tidegate.service import Service
 
@@ -93,10 +97,11 @@ async def reply_in_slices(value: Json) -> Response:
 
 def parse(data: bytes | str) -> dict[str, Json]:
     """The JSON object in ``data``; InvalidInputError, with reason INVALID_JSON where it is not JSON at all."""
+    text = data.removeprefix(BOM_UTF8) if isinstance(data, bytes) else data.removeprefix("\ufeff")
     try:
-        value = from_json(data)
+        value = from_json(text)
     except ValueError as error:
-        raise InvalidInputError(f"malformed JSON: {error}", reason="INVALID_JSON") from None
+        raise large_json.malformed(data, str(error)) from None
     return _object(value)
 
 
@@ -111,23 +116,52 @@ def _object(value: Json) -> dict[str, Json]:
     return value
 
 
-async def read_json(scope: Scope, receive: Receive, settings: Settings) -> dict[str, Json]:
-    """The request's body, a JSON object. TooLargeError as soon as it is over the limit, before it is all here."""
-    return await parse_in_slices(await read_body(scope, receive, max_bytes(settings)))
+class Host(Protocol):
+    """Who bodies are read for."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def clock(self) -> Clock: ...
+
+
+async def read_json(scope: Scope, receive: Receive, host: Host, *, may_be_empty: bool = False) -> dict[str, Json]:
+    """Return the request's body, a JSON object; with ``may_be_empty`` no body stands for an object without keys.
+
+    Raises:
+        InvalidInputError: It is none; or as of `read_body`, whose other errors are raised too.
+    """
+    body = await read_body(scope, receive, host)
+    return {} if may_be_empty and not body else await parse_in_slices(body)
 
 
 def max_bytes(settings: Settings) -> int:
     return int(settings.max_message_mb * MEBIBYTE)
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    declared = header(scope["headers"], b"content-length")
-    if declared is not None and int(declared) > limit:
-        raise too_large(limit)
+async def read_body(scope: Scope, receive: Receive, host: Host) -> bytes:
+    """Return the request's body, unpacked where it is compressed.
+
+    Raises:
+        InvalidInputError: It is not what its ``Content-Encoding`` says.
+        NotSupportedError: That encoding is unknown.
+        TooLargeError: It is over the limit, as sent or as unpacked: raised as soon as that is known.
+        DeadlineExceededError: It is not all here within the setting ``body_timeout``.
+        ClientDisconnect: The client has left.
+    """
+    limit, encoding = max_bytes(host.settings), ""
+    for name, value in scope["headers"]:
+        if name == b"content-length" and int(value) > limit:
+            raise too_large(limit)
+        if name == b"content-encoding":
+            encoding += "," + value.decode("latin-1")
+    known = _encoding_of(encoding) if encoding else None
+    deadline = host.clock.monotonic() + host.settings.body_timeout
     pieces: list[bytes] = []
     size, is_more = 0, True
     while is_more:
-        message = await receive()
+        message = await _receive_within(deadline - host.clock.monotonic(), receive)
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         piece, is_more = message.get("body", b""), message.get("more_body", False)
@@ -135,7 +169,55 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         size += len(piece)
         if size > limit:
             raise too_large(limit)
-    return b"".join(pieces)
+    body = b"".join(pieces)
+    return body if known is None else await in_slices(decompress(body, known, limit))
+
+
+def _encoding_of(header: str) -> str | None:
+    """Return the one encoding that ``Content-Encoding`` names, None where the body is as it is."""
+    named = [part for each in header.split(",") if (part := each.strip().lower()) not in {"", "identity"}]
+    if not named:
+        return None
+    encoding = named[0].removeprefix("x-")  # RFC 9110: x-gzip is gzip
+    if len(named) > 1 or encoding not in ENCODINGS:
+        raise NotSupportedError(
+            f"Content-Encoding {shown(', '.join(named))} is not supported: use one of {', '.join(ENCODINGS)}, or none",
+            reason="UNKNOWN_ENCODING",
+        )
+    return encoding
+
+
+async def _receive_within(seconds: float, receive: Receive) -> Message:
+    """Return what comes next of a request.
+
+    Raises:
+        DeadlineExceededError: Nothing came in time.
+    """
+    if seconds > 0:
+        steps = receive().__await__()
+        try:
+            waits_for = next(steps)
+        except StopIteration as done:  # as for most requests, whose body comes with their head: no timer is set
+            return cast("Message", done.value)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await _go_on(steps, waits_for)
+    raise DeadlineExceededError("the request's body was not sent in time", reason="BODY_TIMEOUT")
+
+
+@coroutine
+def _go_on(steps: Generator[Any, None, Message], waits_for: Any) -> Generator[Any, None, Message]:
+    """Await what has begun, and now waits."""
+    try:
+        while True:
+            try:
+                yield waits_for
+            except BaseException as error:  # noqa: BLE001 - cancelled, most of all
+                waits_for = steps.throw(error)
+            else:
+                waits_for = next(steps)
+    except StopIteration as done:
+        return cast("Message", done.value)
 
 
 def too_large(limit: int) -> TooLargeError:

@@ -11,6 +11,7 @@ Knows JSON. Knows nothing of what bodies mean.
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -33,6 +34,7 @@ _LONGEST_STRING = 12 * MAX_STEPS + 2  # two escapes of six characters for each o
 
 _SPACE = re.compile(rb"[ \t\n\r]*")
 _STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+_END_OF_ROWS = re.compile(rb"\][ \t\n\r]*\]")
 _SCALAR = re.compile(rb'[^ \t\n\r,\[\]{}":]{1,%d}' % _LONGEST_SCALAR)
 _DTYPES = {int: np.int64, float: np.float64, bool: np.bool_}
 
@@ -72,7 +74,7 @@ class _Reader:
     def __init__(self, data: bytes, window: int) -> None:
         self._data = data
         self._size = window
-        self._place = 0
+        self._place = len(BOM_UTF8) if data.startswith(BOM_UTF8) else 0
         self._depth = 0
         self._num_items = 0
 
@@ -131,6 +133,8 @@ class _Reader:
                 value = yield from self.value()
                 if isinstance(value, Pieces) and value.is_row:
                     value = np.concatenate(value)
+                elif isinstance(value, list):
+                    value = _compact(value)
                 if pieces and isinstance(pieces[-1], list):
                     pieces[-1].append(value)
                 else:
@@ -204,7 +208,20 @@ class _Reader:
             raise self._malformed(str(error)) from None
 
     def _malformed(self, why: str) -> InvalidInputError:
-        return InvalidInputError(f"malformed JSON at byte {self._place}: {why}", reason="INVALID_JSON")
+        return malformed(self._data, f"{why} at byte {self._place}")
+
+
+def malformed(data: bytes | str, why: str) -> InvalidInputError:
+    """Return the error for text that is not JSON: of one in an encoding other than UTF-8, that it is."""
+    start = data[:4] if isinstance(data, bytes) else b""
+    # RFC 4627, 3: JSON begins with two characters of ASCII.
+    for encoding, mark, is_wide in (
+        ("UTF-32", (BOM_UTF32_LE, BOM_UTF32_BE), start.count(0) == 3),
+        ("UTF-16", (BOM_UTF16_LE, BOM_UTF16_BE), start.count(0) == 2),
+    ):
+        if start.startswith(mark) or is_wide:
+            return InvalidInputError(f"the text is {encoding}: send JSON in UTF-8", reason="INVALID_JSON")
+    return InvalidInputError(f"malformed JSON: {why}", reason="INVALID_JSON")
 
 
 def _numbers(window: bytes) -> bytes:
@@ -217,11 +234,9 @@ def _numbers(window: bytes) -> bytes:
 
 def _rows(window: bytes) -> bytes:
     """Return the rows that end in a window; nothing where they are no flat rows."""
-    rows = window[: window.rfind(b"]") + 1]
-    num_open = rows.count(b"[") - rows.count(b"]")
-    if num_open == -1:  # the last closes the list
-        rows = rows[:-1]
-    return rows if num_open in {0, -1} else b""
+    end = _END_OF_ROWS.search(window)
+    rows = window[: end.start() + 1 if end is not None else window.rfind(b"]") + 1]
+    return rows if rows.count(b"[") == rows.count(b"]") else b""
 
 
 def _compact(values: list[Json]) -> Tensor | list[Json]:

@@ -55,7 +55,7 @@ async def reload(request: Request) -> schemas.ReloadReport:
 async def predict(request: Request, model: Name) -> Response:
     """What a model says to whole sequences, many at once and of any lengths."""
     service = service_of(request)
-    form = await read_json(request.scope, request.receive, service.settings)
+    form = await read_json(request.scope, request.receive, service)
     sequences, ask, version = convert.parse_predict(form)
     until = deadline(request.scope, service)
     with ClientWatch(request.receive):
@@ -71,7 +71,7 @@ async def predict(request: Request, model: Name) -> Response:
 async def generate(request: Request, model: Name) -> Response:
     """Sample from a next-token model after a prompt. With `Accept: text/event-stream`, each token as it comes."""
     service = service_of(request)
-    document = await read_json(request.scope, request.receive, service.settings)
+    document = await read_json(request.scope, request.receive, service)
     form = read_form(schemas.Generate, convert.without_input(document))
     events = service.generate(
         model,

@@ -52,7 +52,7 @@ WORK = problems(400, 404, 409, 410, 412, 413, 429, 503, 504)
 async def open_session(request: Request) -> Response:
     """Open a session. With an id of your own, an equal repeat returns what exists."""
     service = service_of(request)
-    form = read_form(schemas.OpenSession, await read_json(request.scope, request.receive, service.settings))
+    form = read_form(schemas.OpenSession, await read_json(request.scope, request.receive, service))
     info = await service.open_session(SessionRequest(**form.model_dump()))
     session = schemas.Session.model_validate(info)
     return json_reply(session, HTTPStatus.CREATED, {"Location": f"{PREFIX}/{quote(session.id)}"})
@@ -98,7 +98,7 @@ async def close_session(request: Request, session: Id) -> None:
 async def generate(request: Request, session: Id) -> Response:
     """Go on from where the session is, after a prompt or without. Every returned token is consumed by the session."""
     service = service_of(request)
-    document = await read_json(request.scope, request.receive, service.settings)
+    document = await read_json(request.scope, request.receive, service)
     form = read_form(schemas.SessionGenerate, convert.without_input(document))
     events = service.generate_on_session(
         session,
@@ -120,7 +120,7 @@ async def step(request: Request, session: Id) -> Response:
     """Send a session its next steps. With `position`, a repeat is answered again and never applied twice."""
     # Small ones are answered by steps.py before they get here.
     service = service_of(request)
-    chunk, ask, position = convert.parse_step(await read_json(request.scope, request.receive, service.settings))
+    chunk, ask, position = convert.parse_step(await read_json(request.scope, request.receive, service))
     until = deadline(request.scope, service)
     with ClientWatch(request.receive):
         result = await service.step(session, chunk, ask, position, until)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from types import GeneratorType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from tidegate.core import Prediction, StepResult
 from tidegate.errors import TidegateError
+from tidegate.slices import Slices, in_slices
 from tidegate.transports.oip.requests import InferReply, InferRequest
 from tidegate.transports.oip.signature import Signature
 from tidegate.transports.oip.statistics import Statistics, Timing
@@ -57,8 +59,11 @@ class Answer(Protocol):
     def awaited(self) -> asyncio.Future[Any]:
         """What the reply mainly waits for."""
 
-    async def reply(self, encode: Callable[[InferReply], Encoded]) -> Encoded:
-        """Wait for the reply, and return it as ``encode`` writes it; cancelling this abandons the request."""
+    async def reply(self, encode: Callable[[InferReply], Encoded | Slices[Encoded]]) -> Encoded:
+        """Wait for the reply, and return it as ``encode`` writes it, at once or in slices.
+
+        Cancelling this abandons the request.
+        """
 
     def cancel(self) -> None:
         """Abandon the request: what is not committed yet will not be."""
@@ -89,12 +94,13 @@ class LocalAnswer:
         """What the reply mainly waits for."""
         return self._due[-1]
 
-    async def reply(self, encode: Callable[[InferReply], Encoded]) -> Encoded:
-        """Wait for the reply, and return it as ``encode`` writes it; cancelling this abandons the request."""
+    async def reply(self, encode: Callable[[InferReply], Encoded | Slices[Encoded]]) -> Encoded:
         statistics, now = self._statistics, self._statistics.clock.nanoseconds
         try:
             reply, answered = await self._wait(), now()
             encoded = encode(reply)
+            if isinstance(encoded, GeneratorType):
+                encoded = await in_slices(encoded)
         except Exception as error:
             statistics.failed(self._fitted.model.key, self._arrived)
             if isinstance(error, TidegateError):
@@ -102,7 +108,7 @@ class LocalAnswer:
             raise
         timing = Timing(self._arrived, self._submitted, answered, now())
         statistics.succeeded(self._fitted.model.key, len(self._due), timing)
-        return encoded
+        return encoded  # type: ignore[return-value] # no reply is a generator
 
     def cancel(self) -> None:
         """Abandon the request: what is not committed yet will not be."""

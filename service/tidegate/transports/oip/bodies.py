@@ -6,13 +6,16 @@ the order of those whose parameter ``binary_data_size`` announces them.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tidegate.errors import InvalidInputError, NotSupportedError, shown
+from tidegate.errors import InvalidInputError, shown
+from tidegate.limits import LARGE_REPLY_BYTES
+from tidegate.slices import Slices, at_once
+from tidegate.transports.compression import ENCODINGS
 from tidegate.transports.http.accepting import weights
-from tidegate.transports.http.exchange import dump, parse, too_large
+from tidegate.transports.http.exchange import dump, parse_in_slices
+from tidegate.transports.http.large_json import write
 from tidegate.transports.oip.requests import (
     InferReply,
     InferRequest,
@@ -20,13 +23,11 @@ from tidegate.transports.oip.requests import (
     check_tensor_parameters,
     read_options,
 )
-from tidegate.transports.oip.tensors import NAMES, NamedTensor, from_json, from_raw, to_json, to_raw
+from tidegate.transports.oip.tensors import NAMES, NamedTensor, from_json, from_raw, to_raw
 
 Json = Any
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-_WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
-_FASTEST = 1
 
 
 class Wish(NamedTuple):
@@ -46,15 +47,15 @@ class Body(NamedTuple):
     header_length: int | None
 
 
-def decode_body(model: str, version: str, body: bytes, header_length: str | None) -> tuple[InferRequest, Wish]:
-    """Read a request and how its outputs are wanted.
+async def decode_body(model: str, version: str, body: bytes, header_length: str | None) -> tuple[InferRequest, Wish]:
+    """Read a request and how its outputs are wanted; a large one in slices.
 
     Raises:
         InvalidInputError: The JSON, a parameter or a tensor is malformed, or sizes do not add up.
         NotSupportedError: It asks for shared memory or classification.
     """
     end = _header_end(body, header_length)
-    document = parse(body[:end])
+    document = await parse_in_slices(body[:end])
     _check_keys(document, ("id", "parameters", "inputs", "outputs"), "the request")
     options = read_options(_mapping(document.get("parameters"), "parameters"))
     given, outputs = _objects(document, "inputs"), _objects(document, "outputs")
@@ -73,8 +74,14 @@ def decode_body(model: str, version: str, body: bytes, header_length: str | None
     return request, Wish(binary, options.binary_output)
 
 
-def encode_body(reply: InferReply, wish: Wish) -> Body:
-    """Write a reply."""
+def encode_body(reply: InferReply, wish: Wish) -> Body | Slices[Body]:
+    """Write a reply; of a large one, return the work of writing it in slices."""
+    is_large = sum(array.nbytes for _, array in reply.outputs) > LARGE_REPLY_BYTES
+    writing = _write_reply(reply, wish, is_large=is_large)
+    return writing if is_large else at_once(writing)
+
+
+def _write_reply(reply: InferReply, wish: Wish, *, is_large: bool) -> Slices[Body]:
     raws: list[bytes] = []
     outputs = []
     for name, array in reply.outputs:
@@ -83,52 +90,22 @@ def encode_body(reply: InferReply, wish: Wish) -> Body:
             raws.append(to_raw(array))
             output["parameters"] = {"binary_data_size": len(raws[-1])}
         else:
-            output["data"] = to_json(array)
+            output["data"] = array.ravel() if is_large else array.ravel().tolist()
         outputs.append(output)
-    document: dict[str, Json] = {"model_name": reply.model, "model_version": reply.version, "outputs": outputs}
+    document: dict[str, Json] = {"model_name": reply.model, "model_version": reply.version}
+    document["outputs"] = iter(outputs) if is_large else outputs
     if reply.id:
         document["id"] = reply.id
     if reply.position is not None:
         document["parameters"] = {"tidegate_position": reply.position}
-    header = dump(document)
+    header = (yield from write(document)) if is_large else dump(document)
     return Body(b"".join((header, *raws)), len(header) if raws else None)
 
 
-def decompress(body: bytes, encoding: str, limit: int) -> bytes:
-    """The body as it was before its ``Content-Encoding``.
-
-    Raises:
-        TooLargeError: It has more than ``limit`` bytes; no more than these are ever unpacked.
-        InvalidInputError: It is not what its encoding says, or ends early.
-        NotSupportedError: The encoding is none of gzip, deflate (zlib) and identity.
-    """
-    encoding = encoding.strip().lower().removeprefix("x-")  # RFC 9110: x-gzip is gzip
-    if encoding in {"", "identity"}:
-        return body
-    if encoding not in _WINDOWS:
-        raise NotSupportedError(f"Content-Encoding {shown(encoding)} is none of gzip and deflate", reason="ENCODING")
-    unpacking = zlib.decompressobj(_WINDOWS[encoding])
-    try:
-        content = unpacking.decompress(body, limit + 1)
-    except zlib.error:
-        raise InvalidInputError(f"the body is not {encoding}", reason="BAD_COMPRESSION") from None
-    if len(content) > limit:
-        raise too_large(limit)
-    if not unpacking.eof or unpacking.unused_data:
-        raise InvalidInputError(f"the body is not one whole {encoding} stream", reason="BAD_COMPRESSION")
-    return content
-
-
-def compress(content: bytes, encoding: str) -> bytes:
-    """The inverse of `decompress`."""
-    packing = zlib.compressobj(_FASTEST, wbits=_WINDOWS[encoding])
-    return packing.compress(content) + packing.flush()
-
-
 def accepted(header: str) -> str | None:
-    """The encoding to use for a client that sent this ``Accept-Encoding``; None for none."""
+    """The encoding to use for a client that sent this ``Accept-Encoding``; None for none. gzip is preferred."""
     wanted = weights(header)
-    best = max(_WINDOWS, key=lambda name: wanted.get(name, 0.0))
+    best = max(reversed(ENCODINGS), key=lambda name: wanted.get(name, 0.0))
     return best if wanted.get(best, 0.0) > 0 and wanted[best] >= wanted.get("identity", 0.0) else None
 
 

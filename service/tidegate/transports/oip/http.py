@@ -18,10 +18,12 @@ from starlette.routing import Route
 from tidegate.errors import InvalidInputError, NotFoundError, NotSupportedError, TidegateError
 from tidegate.faults import conceal
 from tidegate.observe.requests import outcome_of
+from tidegate.slices import in_slices
+from tidegate.transports.compression import compress
 from tidegate.transports.http.errors import CLIENT_CLOSED_REQUEST, kind_of, problem
-from tidegate.transports.http.exchange import OUTCOME, ClientWatch, json_reply, max_bytes, parse, read_body
+from tidegate.transports.http.exchange import OUTCOME, ClientWatch, json_reply, read_body, read_json
 from tidegate.transports.oip import documents
-from tidegate.transports.oip.bodies import HEADER_LENGTH, Body, accepted, compress, decode_body, decompress, encode_body
+from tidegate.transports.oip.bodies import HEADER_LENGTH, Body, accepted, decode_body, encode_body
 from tidegate.transports.oip.inference import Inference
 
 Json = Any
@@ -86,20 +88,17 @@ class Endpoints:
 
     def __init__(self, inference: Inference) -> None:
         self._inference = inference
-        self._limit = max_bytes(inference.settings)
 
     @answered
     async def infer(self, request: Request) -> Response:
         arrived = self._inference.clock.nanoseconds()
         headers, path = request.headers, request.path_params
-        body = await read_body(request.scope, request.receive, self._limit)
-        if "content-encoding" in headers:
-            body = decompress(body, headers["content-encoding"], self._limit)
-        asked, wish = decode_body(path["model"], path.get("version", ""), body, headers.get(HEADER_LENGTH))
+        body = await read_body(request.scope, request.receive, self._inference)
+        asked, wish = await decode_body(path["model"], path.get("version", ""), body, headers.get(HEADER_LENGTH))
         with ClientWatch(request.receive):
             answer = self._inference.submit(asked, None, arrived)
             reply = await answer.reply(lambda reply: encode_body(reply, wish))
-        return _infer_reply(reply, accepted(",".join(headers.getlist("accept-encoding"))))
+            return await _infer_reply(reply, accepted(",".join(headers.getlist("accept-encoding"))))
 
     @answered
     async def server(self, _: Request) -> Response:
@@ -159,9 +158,7 @@ class Endpoints:
         raise NotFoundError(f"nothing is at {request.method} {request.url.path}", reason="NO_SUCH_PATH")
 
     async def _object(self, request: Request) -> dict[str, Json]:
-        """The body's JSON object; an empty body is an empty one."""
-        body = await read_body(request.scope, request.receive, self._limit)
-        return parse(body) if body else {}
+        return await read_json(request.scope, request.receive, self._inference, may_be_empty=True)
 
 
 def _named(request: Request) -> tuple[str, str]:
@@ -169,13 +166,13 @@ def _named(request: Request) -> tuple[str, str]:
     return request.path_params.get("model", ""), request.path_params.get("version", "")
 
 
-def _infer_reply(body: Body, encoding: str | None) -> Response:
+async def _infer_reply(body: Body, encoding: str | None) -> Response:
     headers = {}
     if body.header_length is not None:
         headers[HEADER_LENGTH] = str(body.header_length)
     content = body.content
     if encoding is not None:
-        content = compress(content, encoding)
+        content = await in_slices(compress(content, encoding))
         headers["Content-Encoding"] = encoding
     return Response(content, headers=headers, media_type="application/json" if body.header_length is None else OCTETS)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -18,6 +19,7 @@ from tidegate.errors import UnavailableError
 from tidegate.oip import service_pb2, service_pb2_grpc
 from tidegate.sequences.ids import Key, session_ids
 from tidegate.sequences.turns import Turns
+from tidegate.slices import Slices, in_slices
 from tidegate.transports.oip.answer import Answer
 from tidegate.transports.oip.inference import Inference
 from tidegate.transports.oip.messages import decode_reply, decode_statistics, encode_request
@@ -85,8 +87,11 @@ class _PassedOn:
     def __init__(self, task: asyncio.Task[service_pb2.ModelInferResponse]) -> None:
         self.awaited = task
 
-    async def reply(self, encode: Callable[[InferReply], Encoded]) -> Encoded:
-        return encode(decode_reply(await self.awaited))
+    async def reply(self, encode: Callable[[InferReply], Encoded | Slices[Encoded]]) -> Encoded:
+        encoded = encode(decode_reply(await self.awaited))
+        if isinstance(encoded, GeneratorType):
+            return await in_slices(encoded)
+        return encoded  # type: ignore[return-value] # no reply is a generator
 
     def cancel(self) -> None:
         self.awaited.cancel()

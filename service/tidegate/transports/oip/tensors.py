@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from tidegate.core import Tensor
 from tidegate.errors import InvalidInputError, shown
 from tidegate.oip import service_pb2
+from tidegate.transports.http.large_json import Pieces
 
 Json = Any
 
@@ -51,8 +52,12 @@ _JSON_KINDS: dict[str, frozenset[type]] = {"b": frozenset({bool}), "f": frozense
 _WHOLE = frozenset({int})
 _JSON_NAMES: dict[type, str] = {
     bool: "booleans", dict: "objects", float: "fractions", int: "whole numbers", list: "lists", str: "strings",
-    type(None): "null",
+    type(None): "null", Pieces: "lists", np.ndarray: "lists",
 }  # fmt: skip
+
+# What an array of JSON's numbers holds, by its kind.
+_ARRAY_KINDS: dict[str, type] = {"i": int, "f": float, "b": bool}
+_ARRAYS = frozenset({Pieces, np.ndarray})
 
 MAX_AXES = 8
 _MAX_VALUES = 1 << 59
@@ -141,23 +146,18 @@ def from_json(name: str, datatype: str, shape: Sequence[Any], data: Json) -> Nam
         InvalidInputError: They are of another kind than the datatype's, too few or many, or out of its range.
     """
     dtype, sizes = dtype_of(name, datatype), check_shape(name, shape)
+    if _holds_arrays(data):
+        return NamedTensor(name, _gathered(name, datatype, sizes, dtype, data))
     if type(data) is not list:
         raise InvalidInputError(f"tensor {shown(name)}: data must be a list", reason="WRONG_CONTENTS")
     values = data if type(next(iter(data), None)) is not list else list(_flat(name, data, sizes))
-    kinds = set(map(type, values))
-    if not kinds <= _JSON_KINDS.get(dtype.kind, _WHOLE):
-        found = ", ".join(sorted(_JSON_NAMES[kind] for kind in kinds))
-        raise InvalidInputError(f"tensor {shown(name)}: data of {datatype} cannot be {found}", reason="WRONG_CONTENTS")
+    _check_kinds(name, datatype, dtype, set(map(type, values)))
     return NamedTensor(name, _filled(name, datatype, sizes, dtype, values))
 
 
-def to_json(array: Tensor) -> list[Json]:
-    """A tensor's values, flat and row-major."""
-    values: list[Json] = array.ravel().tolist()
-    return values
-
-
-def _filled(name: str, datatype: str, shape: tuple[int, ...], dtype: np.dtype[Any], values: list[Any]) -> Tensor:
+def _filled(
+    name: str, datatype: str, shape: tuple[int, ...], dtype: np.dtype[Any], values: list[Any] | Tensor
+) -> Tensor:
     expected = math.prod(shape)
     if len(values) != expected:
         raise InvalidInputError(
@@ -168,6 +168,72 @@ def _filled(name: str, datatype: str, shape: tuple[int, ...], dtype: np.dtype[An
             return np.array(values, dtype).reshape(shape)
     except OverflowError:
         raise InvalidInputError(f"tensor {shown(name)}: a value is out of {datatype}'s range") from None
+
+
+def _check_kinds(name: str, datatype: str, dtype: np.dtype[Any], kinds: set[type]) -> None:
+    if not kinds <= _JSON_KINDS.get(dtype.kind, _WHOLE):
+        found = ", ".join(sorted(_JSON_NAMES[kind] for kind in kinds))
+        raise InvalidInputError(f"tensor {shown(name)}: data of {datatype} cannot be {found}", reason="WRONG_CONTENTS")
+
+
+def _gathered(name: str, datatype: str, shape: tuple[int, ...], dtype: np.dtype[Any], data: Json) -> Tensor:
+    """Put a large tensor's values together, which are arrays already, most of them."""
+    is_flat = type(data) is Pieces and all(_is_flat(piece) for piece in data)
+    found = [np.empty(0, dtype)]
+    for values in data if is_flat else _runs(name, data, shape):
+        kinds = {_ARRAY_KINDS[values.dtype.kind]} if isinstance(values, np.ndarray) else set(map(type, values))
+        _check_kinds(name, datatype, dtype, kinds)
+        if isinstance(values, np.ndarray) and dtype.kind in "iu" and len(values):
+            range_ = np.iinfo(dtype)
+            if values.min() < range_.min or values.max() > range_.max:
+                raise InvalidInputError(f"tensor {shown(name)}: a value is out of {datatype}'s range")
+        found.append(_filled(name, datatype, (len(values),), dtype, values))
+    num_values = sum(map(len, found))
+    if num_values != math.prod(shape):
+        raise InvalidInputError(
+            f"tensor {shown(name)}: shape {list(shape)} has {math.prod(shape)} values, not {num_values}",
+            reason="WRONG_SIZE",
+        )
+    return np.concatenate(found).reshape(shape)
+
+
+def _holds_arrays(data: Json) -> bool:
+    """Whether the data was read in slices, into arrays."""
+    if type(data) is not list:
+        return type(data) in _ARRAYS
+    kinds = set(map(type, data))
+    return not kinds.isdisjoint(_ARRAYS) or (list in kinds and any(map(_holds_arrays, data)))
+
+
+def _is_flat(piece: Tensor | list[Json]) -> bool:
+    if isinstance(piece, np.ndarray):
+        return piece.ndim == 1
+    return {list, *_ARRAYS}.isdisjoint(map(type, piece))
+
+
+def _runs(name: str, data: Json, shape: tuple[int, ...]) -> Iterator[Tensor | list[Json]]:
+    """The values of nested lists, whose lengths must be the shape's, as flat arrays and lists."""
+    pieces = data if type(data) is Pieces else (data,)
+    if not shape or not all(isinstance(piece, list | np.ndarray) for piece in pieces):
+        raise _not_shaped(name, shape)
+    if sum(map(len, pieces)) != shape[0]:
+        raise _not_shaped(name, shape)
+    for piece in pieces:
+        if isinstance(piece, np.ndarray):
+            if piece.shape[1:] != shape[1:]:
+                raise _not_shaped(name, shape)
+            yield piece.ravel()
+        elif len(shape) == 1:
+            yield piece
+        else:
+            for part in piece:
+                yield from _runs(name, part, shape[1:])
+
+
+def _not_shaped(name: str, shape: tuple[int, ...]) -> InvalidInputError:
+    return InvalidInputError(
+        f"tensor {shown(name)}: its nested data has not the shape {list(shape)}", reason="WRONG_SIZE"
+    )
 
 
 def _flat(name: str, data: list[Json], shape: tuple[int, ...]) -> Iterable[Json]:
