@@ -12,6 +12,7 @@ from tidegate.errors import TidegateError
 from tidegate.faults import conceal
 from tidegate.observe.requests import OK, Requests, outcome_of
 from tidegate.slices import Slices, in_slices
+from tidegate.transports.reply_queue import abandon
 from tidegate.v1 import predictor_pb2
 from tidegate.wire.columns import filling_columns, filling_together, fit_lane_errors
 from tidegate.wire.errors import encode_error
@@ -121,7 +122,7 @@ def cancel_parts(parts: Sequence[Part]) -> None:
     for part in parts:
         for future in part if isinstance(part, list) else [part]:
             if isinstance(future, asyncio.Future):
-                future.cancel()
+                abandon(future)
 
 
 def refusal(error: Exception) -> predictor_pb2.StreamReply:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
+
+from grpc.aio import EOF  # type: ignore[attr-defined]
 
 from tidegate.core import Ask, Input, StepResult
 from tidegate.engine.share import Share
@@ -11,36 +14,19 @@ from tidegate.errors import InvalidInputError, TidegateError
 from tidegate.faults import conceal
 from tidegate.limits import MAX_IN_FLIGHT
 from tidegate.observe.requests import OK, Requests, outcome_of
-from tidegate.transports.grpc.calls import Context, client_seconds, fill_reply, session_in_metadata
+from tidegate.slices import in_slices
+from tidegate.transports.grpc.calls import Context, client_seconds, session_in_metadata
 from tidegate.transports.grpc.columns import Part, PendingColumns, awaited_of, cancel_parts, refusal
 from tidegate.transports.grpc.lanes import Group, Lane, Lanes
-from tidegate.transports.grpc.line import Pending
-from tidegate.transports.grpc.ordered import OrderedStream
+from tidegate.transports.reply_queue import Pending, Ready, ReplyQueue, abandon, result_of
 from tidegate.v1 import predictor_pb2, sessions_pb2
 from tidegate.wire.columns import LaneSteps, decode_columns
 from tidegate.wire.inputs import decode_ask, decode_input
 from tidegate.wire.parsing import parsed
+from tidegate.wire.predictions import fill_step, filling_step
 
 if TYPE_CHECKING:
     from tidegate.service import Service
-
-
-class Ready:
-    """A reply that was known at once: an attachment or a refusal."""
-
-    awaited = None
-    session = ""
-
-    def __init__(self, method: str, reply: predictor_pb2.StreamReply, outcome: str = OK) -> None:
-        self._reply = reply
-        self.method = method
-        self.outcome = outcome
-
-    async def reply(self) -> predictor_pb2.StreamReply:
-        return self._reply
-
-    def cancel(self) -> None:
-        """Nothing runs."""
 
 
 class PendingStep:
@@ -58,14 +44,18 @@ class PendingStep:
     async def reply(self) -> predictor_pb2.StreamReply:
         reply = predictor_pb2.StreamReply()
         try:
-            await fill_reply(reply.step, self.awaited.result())
+            result = result_of(self.awaited)
+            if result.prediction.is_large:
+                await in_slices(filling_step(reply.step, result))
+            else:
+                fill_step(reply.step, result)
         except Exception as error:  # noqa: BLE001 - it is this message's answer
             self.outcome = outcome_of(error)
             return refusal(error)
         return reply
 
     def cancel(self) -> None:
-        self.awaited.cancel()
+        abandon(self.awaited)
 
 
 class StepStream:
@@ -74,7 +64,15 @@ class StepStream:
     def __init__(self, service: Service, context: Context, requests: Requests) -> None:
         self._service = service
         self._requests = requests
-        self._stream = OrderedStream(context, self._submit, MAX_IN_FLIGHT, (requests, "grpc_stream"))
+        self._queue = ReplyQueue(
+            context.read,
+            context.write,
+            self._submit,
+            MAX_IN_FLIGHT,
+            begin=partial(requests.begin, context.invocation_metadata),
+            method=partial(requests.method, "grpc_stream"),
+            end=EOF,
+        )
         self._now = service.clock.monotonic
         self._lanes = Lanes(service)
         self._max_bytes = int(service.settings.max_message_mb * 2**20)
@@ -83,12 +81,12 @@ class StepStream:
         self._deadline = None if seconds is None else self._now() + seconds
 
     async def run(self) -> None:
-        """Answer until the stream ends; see `OrderedStream`."""
-        await self._stream.run()
+        """Answer until the stream ends; see `ReplyQueue`."""
+        await self._queue.run()
 
     def drain(self) -> None:
         """Read no further message. One that was read is answered, whatever stage it is in."""
-        self._stream.drain()
+        self._queue.drain()
 
     async def _submit(self, request: predictor_pb2.StreamRequest) -> Pending:
         kind = None

@@ -13,6 +13,7 @@ from tidegate.slices import Slices, in_slices
 from tidegate.transports.oip.requests import InferReply, InferRequest
 from tidegate.transports.oip.signature import Signature
 from tidegate.transports.oip.statistics import Statistics, Timing
+from tidegate.transports.reply_queue import abandon
 
 Encoded = TypeVar("Encoded")
 Due = asyncio.Future[StepResult] | asyncio.Future[Prediction]
@@ -113,7 +114,7 @@ class LocalAnswer:
     def cancel(self) -> None:
         """Abandon the request: what is not committed yet will not be."""
         for due in self._due:
-            due.cancel()
+            abandon(due)
 
     async def _wait(self) -> InferReply:
         try:

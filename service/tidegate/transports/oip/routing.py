@@ -25,6 +25,7 @@ from tidegate.transports.oip.inference import Inference
 from tidegate.transports.oip.messages import decode_reply, decode_statistics, encode_request
 from tidegate.transports.oip.requests import InferReply, InferRequest
 from tidegate.transports.oip.statistics import summed
+from tidegate.transports.reply_queue import abandon
 from tidegate.wire.errors import decode_status
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class _PassedOn:
         return encoded  # type: ignore[return-value] # no reply is a generator
 
     def cancel(self) -> None:
-        self.awaited.cancel()
+        abandon(self.awaited)
 
 
 async def _statistics(channel: aio.Channel, name: str, version: str) -> list[Json]:

@@ -7,7 +7,10 @@ stream goes on.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
+
+from grpc.aio import EOF  # type: ignore[attr-defined]
 
 from tidegate.errors import InvalidInputError
 from tidegate.faults import conceal
@@ -16,31 +19,12 @@ from tidegate.observe import requests as counting
 from tidegate.observe.requests import OK, outcome_of
 from tidegate.oip import service_pb2
 from tidegate.transports.grpc.calls import Context, client_seconds
-from tidegate.transports.grpc.line import Pending
-from tidegate.transports.grpc.ordered import OrderedStream
 from tidegate.transports.oip.answer import Answer
 from tidegate.transports.oip.inference import Inference
 from tidegate.transports.oip.wire import Requests, Seen, parse, write_stream_reply
+from tidegate.transports.reply_queue import Pending, Ready, ReplyQueue
 
 METHOD = "ModelInfer"
-
-
-class _Failed:
-    """A request that was refused at once."""
-
-    awaited = None
-    method = METHOD
-    session = ""
-
-    def __init__(self, reply: bytes, outcome: str) -> None:
-        self._reply = reply
-        self.outcome = outcome
-
-    async def reply(self) -> bytes:
-        return self._reply
-
-    def cancel(self) -> None:
-        """Nothing runs."""
 
 
 class _Due:
@@ -79,18 +63,26 @@ class InferStream:
     def __init__(self, inference: Inference, requests: Requests, context: Context, counted: counting.Requests) -> None:
         self._inference = inference
         self._requests = requests
-        self._stream = OrderedStream(context, self._submit, MAX_INFERENCES_IN_FLIGHT, (counted, "oip_grpc_stream"))
+        self._queue = ReplyQueue(
+            context.read,
+            context.write,
+            self._submit,
+            MAX_INFERENCES_IN_FLIGHT,
+            begin=partial(counted.begin, context.invocation_metadata),
+            method=partial(counted.method, "oip_grpc_stream"),
+            end=EOF,
+        )
         self._now = inference.clock.monotonic
         seconds = client_seconds(context)
         self._ends_at = None if seconds is None else self._now() + seconds
 
     async def run(self) -> None:
-        """Answer until the stream ends; see `OrderedStream`."""
-        await self._stream.run()
+        """Answer until the stream ends; see `ReplyQueue`."""
+        await self._queue.run()
 
     def drain(self) -> None:
         """Read no further message. One that was read is answered, whatever stage it is in."""
-        self._stream.drain()
+        self._queue.drain()
 
     async def _submit(self, message: bytes) -> Pending:
         arrived = self._inference.clock.nanoseconds()
@@ -99,7 +91,7 @@ class InferStream:
             asked, seen = self._requests.read(message)
             return _Due(message, self._inference.submit(asked, seconds, arrived), self._requests, seen)
         except Exception as error:  # noqa: BLE001 - it is this request's answer
-            return _Failed(refusal(message, error), outcome_of(error))
+            return Ready(METHOD, refusal(message, error), outcome_of(error))
 
 
 def refusal(request: bytes, error: Exception) -> bytes:

@@ -1,0 +1,254 @@
+"""Replies of a stream in the order of its requests, while many requests are in flight: for every transport alike.
+
+Theory of operation. A reader takes messages, hands each to the core at once and queues what is pending. So pipelined
+messages, and streams, meet in one batch. When the reply at the head of the queue is ready, the callback of its future
+writes it, and those behind it that are ready too: no task wakes and no further future is made for that. Where writing
+has to wait, for a client that does not keep up or between the slices of a large reply, callbacks go on with it. The
+requests whose replies are not written are bounded in number: then the reader stops, and the transport stops the client.
+
+The end comes in one of four ways: the client says that it sends no more (what is pending is answered), it leaves (what
+is pending is cancelled), the server drains (reading stops, what is pending is answered, then UNAVAILABLE), or there is
+a fault of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import cache
+from typing import Any, Protocol, TypeVar
+
+from tidegate.errors import UnavailableError
+from tidegate.observe.requests import CANCELLED, OK, Begun, Method
+
+Result = TypeVar("Result")
+
+
+class ClientLeftError(Exception):
+    """Raised by a stream's `read`: the client is gone and wants no reply."""
+
+
+class Pending(Protocol):
+    """A request whose reply is due; cancelling it leaves its sessions untouched.
+
+    Attributes:
+        method: What it is counted as.
+        session: That it is about; empty where it is about none or many.
+        outcome: How it ended, once `reply` has returned.
+    """
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def session(self) -> str: ...
+    @property
+    def outcome(self) -> str: ...
+    @property
+    def awaited(self) -> asyncio.Future[Any] | None:
+        """What the reply mainly waits for, None where it is known."""
+
+    async def reply(self) -> Any:
+        """Return what is to be written; it rarely has to wait for more than ``awaited``."""
+
+    def cancel(self) -> None: ...
+
+
+class Ready:
+    """A reply that was known at once, like a refusal."""
+
+    awaited = None
+
+    def __init__(self, method: str, reply: Any, outcome: str = OK, session: str = "") -> None:
+        self._reply = reply
+        self.method = method
+        self.outcome = outcome
+        self.session = session
+
+    async def reply(self) -> Any:
+        return self._reply
+
+    def cancel(self) -> None:
+        """Nothing runs."""
+
+
+class ReplyQueue:
+    """One client's stream.
+
+    Args:
+        read: Returns the client's next message, ``end`` where there are no more.
+        write: Sends a reply; it waits while the client does not keep up.
+        submit: Hands a message over. What it raises ends the stream, once what is pending is answered.
+        size: Messages that may wait for their replies.
+        begin: Notes that a message came in, for `Method.end`.
+        method: Returns where messages of a kind are counted.
+        end: What ``read`` returns at the end.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Awaitable[Any]],
+        write: Callable[[Any], Awaitable[None]],
+        submit: Callable[[Any], Awaitable[Pending]],
+        size: int,
+        *,
+        begin: Callable[[], Begun],
+        method: Callable[[str], Method],
+        end: Any = None,
+    ) -> None:
+        self._read = read
+        self._write = write
+        self._submit = submit
+        self._size = size
+        self._begin = begin
+        self._method = cache(method)
+        self._end = end
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[tuple[Pending, Begun]] = deque()
+        self._num_unwritten = 0
+        self._room: asyncio.Future[None] | None = None
+        self._writing: Coroutine[Any, None, None] | None = None
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._is_reading = False
+        self._is_draining = False
+        self._is_closed = False
+
+    async def run(self) -> None:
+        """Answer until one of the four ends.
+
+        Raises:
+            ClientLeftError: As ``read`` told.
+            UnavailableError: The server drains; everything that was read has been answered.
+        """
+        self._reader = self._loop.create_task(self._read_all())
+        self._reader.add_done_callback(self._on_read)
+        try:
+            await self._ended
+        finally:
+            self._reader.cancel()
+            if self._writing is not None:
+                self._writing.close()
+                self._writing = None
+            while self._waiting:
+                pending, begun = self._waiting.popleft()
+                pending.cancel()
+                self._method(pending.method).end(begun, CANCELLED, pending.session)
+        if self._is_draining:
+            raise draining()
+        self._reader.result()
+
+    def drain(self) -> None:
+        """Read no further message. One that was read is answered, whatever stage it is in."""
+        self._is_draining = True
+        if self._is_reading:
+            self._reader.cancel()
+
+    async def _read_all(self) -> None:
+        while True:
+            while self._num_unwritten >= self._size:
+                self._room = self._loop.create_future()
+                await self._room
+            if self._is_draining:
+                return
+            self._is_reading = True
+            request = await self._read()
+            self._is_reading = False
+            if request is self._end:
+                return
+            begun = self._begin()
+            pending = await self._submit(request)
+            self._num_unwritten += 1
+            self._waiting.append((pending, begun))
+            # Each has its callback, so that what is logged in it is told of the right request.
+            if (awaited := pending.awaited) is None:
+                self._loop.call_soon(self._flush)
+            else:
+                awaited.add_done_callback(self._flush)
+
+    def _on_read(self, reader: asyncio.Task[None]) -> None:
+        self._is_closed = True
+        if not reader.cancelled() and isinstance(reader.exception(), ClientLeftError):
+            self._finish()
+        self._check_end()
+
+    def _flush(self, _: object = None) -> None:
+        """Write the replies that are ready."""
+        if self._writing is None and self._is_ready():
+            self._writing = self._write_ready()
+            self._go_on()
+
+    def _go_on(self, _: object = None) -> None:
+        """Go on writing until all is written or there is something to wait for, as a task would, but without one."""
+        if self._writing is None:
+            return
+        try:
+            waited = self._writing.send(None)
+        except StopIteration:
+            self._writing = None
+            self._check_end()
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - `run` raises it
+            self._writing = None
+            self._finish(error)
+        else:
+            if waited is None:  # only a turn for others
+                self._loop.call_soon(self._go_on)
+            else:
+                # As a task does, or others could not await the future: asyncio.futures says what the flag is for. A
+                # task for each write that waits, as all of grpc.aio's do, costs 7 µs.
+                waited._asyncio_future_blocking = False  # noqa: SLF001
+                waited.add_done_callback(self._go_on)
+
+    def _is_ready(self) -> bool:
+        if not self._waiting:
+            return False
+        awaited = self._waiting[0][0].awaited
+        return awaited is None or awaited.done()
+
+    async def _write_ready(self) -> None:
+        while self._is_ready():
+            pending, begun = self._waiting[0]
+            reply = await pending.reply()
+            self._waiting.popleft()
+            # Before the client is told: then it can see that it was counted.
+            self._method(pending.method).end(begun, pending.outcome, pending.session)
+            await self._write(reply)
+            self._num_unwritten -= 1
+            if self._room is not None and not self._room.done():
+                self._room.set_result(None)
+
+    def _check_end(self) -> None:
+        if self._is_closed and not self._waiting and self._writing is None:
+            self._finish()
+
+    def _finish(self, error: BaseException | None = None) -> None:
+        if self._ended.done():
+            return
+        if error is None:
+            self._ended.set_result(None)
+        elif isinstance(error, asyncio.CancelledError):
+            self._ended.cancel()
+        else:
+            self._ended.set_exception(error)
+
+
+def draining() -> UnavailableError:
+    """Return the error that ends a stream of a server that drains."""
+    return UnavailableError("the server is draining: open the stream again", reason="DRAINING", retry_after=1)
+
+
+def result_of(future: asyncio.Future[Result]) -> Result:
+    """Return the result of a future that is done; a cancelled one, for which its stream was not the cause, is draining.
+
+    Raises:
+        UnavailableError: It was cancelled.
+        Exception: What it failed with.
+    """
+    if future.cancelled():
+        raise draining()
+    return future.result()
+
+
+def abandon(future: asyncio.Future[Any]) -> None:
+    """Cancel what nobody waits for any more; where it has failed, take note, or asyncio complains that nobody did."""
+    if not future.cancel() and not future.cancelled():
+        future.exception()
