@@ -10,6 +10,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -81,8 +82,54 @@ def _none_by_word(value: object) -> object:
     return None if value == "none" else value
 
 
+UNIX_PEERS = "unix"
+"""Stands among networks for whoever connects to a Unix socket."""
+
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)*", re.ASCII)
+_OWN_PATHS = frozenset({"v1", "v2"})
+
+
+def parse_root_path(text: str) -> str:
+    """Return the path below which a proxy shows the server, without a slash at its end; empty for the whole host.
+
+    Raises:
+        ValueError: With what is wrong. What begins like a path of ours could not be told from it.
+    """
+    path = text.rstrip("/")
+    if _ROOT_PATH.fullmatch(path) is None or {"", ".", ".."} & set(path.split("/")[1:]):
+        raise ValueError(f"{text!r} is not a path like /models/tidegate")
+    if path.split("/")[1:2] and path.split("/")[1] in _OWN_PATHS:
+        raise ValueError(f"{text!r}: paths below /v1 and /v2 are the server's own: choose another")
+    return path
+
+
+def _checked_root_path(text: str | None) -> str | None:
+    return (parse_root_path(text) or None) if text is not None else None
+
+
+def _listed(value: object) -> object:
+    """A list in one text has commas between its entries; the word ``none``, or nothing, is no list."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(each, str) for each in texts):
+        return value
+    return [part for each in texts for text in each.split(",") if (part := text.strip()) not in {"", "none"}] or None
+
+
+def _checked_network(text: str) -> str:
+    if text == UNIX_PEERS:
+        return text
+    try:
+        return str(ip_network(text))
+    except ValueError as error:
+        raise ValueError(f"{error}: give networks like 10.0.0.0/8 or 2001:db8::/32, addresses, or unix") from None
+
+
 AddressText = Annotated[str, AfterValidator(_checked_address)]
 Provider = Literal["cpu", "cuda"]
+RootPath = Annotated[Annotated[str, AfterValidator(_checked_root_path)] | None, BeforeValidator(_none_by_word)]
+Networks = Annotated[
+    tuple[Annotated[str, AfterValidator(_checked_network)], ...] | None, BeforeValidator(_listed), NoDecode
+]
 ArenaPlace = Literal["auto", "host", "device"]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Limit = Annotated[Annotated[Seconds, Field(le=LONGEST_LIFE)] | None, BeforeValidator(_none_by_word)]
@@ -113,6 +160,14 @@ class Settings(BaseSettings):
     grpc: AddressText = Field("127.0.0.1:8081", description="HOST:PORT of gRPC; port 0 takes a free one.")
     native_grpc: Annotated[AddressText | None, BeforeValidator(_none_by_word)] = Field(
         None, description="HOST:PORT of gRPC's native front, beside the other port: faster unary calls (extra front)."
+    )
+    root_path: RootPath = Field(
+        None, description="Path below which a proxy in front shows this server, like /models; links begin with it."
+    )
+    trusted_proxy: Networks = Field(
+        None,
+        description="Networks (CIDR, or unix for Unix sockets; several times, or with commas) of proxies whose "
+        "X-Forwarded-For, -Proto and -Prefix are believed.",
     )
     data_dir: Path = Field(Path(".tidegate"), description="Where this server keeps what must outlive it.")
     store: Annotated[str, AfterValidator(_known_store)] = Field(
@@ -167,6 +222,9 @@ class Settings(BaseSettings):
         120, description="Seconds that a model may take to load; one that takes longer is refused."
     )
     request_timeout: Seconds = Field(60, description="Seconds for a request that brings no deadline.")
+    max_head_kb: int = Field(
+        64, ge=1, le=1024, description="KiB of a request's URL and header fields, each with 32 bytes more."
+    )
     body_timeout: Seconds = Field(60, description="Seconds that the body of a request over HTTP may take to come.")
     drain_timeout: float = Field(
         30, ge=0, allow_inf_nan=False, description="Seconds that running requests get to finish after SIGTERM."
@@ -193,6 +251,9 @@ class Settings(BaseSettings):
         own = self.models.get(model)
         return self if own is None else self.model_copy(update=own.model_dump(exclude_none=True))
 
+
+LISTS = frozenset({"trusted_proxy"})
+"""The settings that may be given several times."""
 
 FLAGS = tuple(name for name in Settings.model_fields if name != "models")
 """The settings that are flags and variables; the others are tables of the file."""

@@ -82,6 +82,13 @@ def test_every_setting_is_a_flag_of_serve() -> None:
     [
         (("serve", "--http", "here"), "--http: 'here' is not HOST:PORT, like 127.0.0.1:8080 or [::1]:8080"),
         (("serve", "--workers", "0"), "--workers: input should be greater than or equal to 1, not '0'"),
+        (
+            ("serve", "--trusted-proxy", "unix", "--trusted-proxy", "proxy"),
+            (
+                "--trusted-proxy: 'proxy' does not appear to be an IPv4 or IPv6 network: "
+                "give networks like 10.0.0.0/8 or 2001:db8::/32, addresses, or unix"
+            ),
+        ),
         (("serve", "--config", "absent.toml"), "absent.toml: No such file or directory"),
         (("predict", "m", "--server", NOBODY), "give a sequence: --text, --file, --csv or --tokens"),
         (("check", "absent"), "absent: no bundle there (NAME/VERSION/manifest.json)"),

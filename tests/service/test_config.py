@@ -83,12 +83,37 @@ def test_settings_never_change() -> None:
         ({"request_timeout": "inf"}, "--request-timeout: input should be a finite number, not 'inf'"),
         ({"ttl_seconds": "1e12"}, "--ttl-seconds: input should be less than or equal to 3153600000, not '1e12'"),
         ({"replica": "a.b"}, "--replica: string should match pattern"),
+        ({"root_path": "//host"}, "--root-path: '//host' is not a path like /models/tidegate"),
+        ({"root_path": "models"}, "--root-path: 'models' is not a path like /models/tidegate"),
+        ({"root_path": "/v1/x"}, "--root-path: '/v1/x': paths below /v1 and /v2 are the server's own: choose another"),
+        ({"trusted_proxy": "10.0.0.1/8"}, "--trusted-proxy: 10.0.0.1/8 has host bits set: give networks like"),
+        ({"trusted_proxy": "proxy"}, "--trusted-proxy: 'proxy' does not appear to be an IPv4 or IPv6 network: give"),
     ],
 )
 def test_a_bad_flag_is_named(flags: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load_settings(flags)
     assert caught.value.message.startswith(message)
+
+
+@pytest.mark.parametrize("given", ["10.0.0.0/8,::1, unix", ["10.0.0.0/8", "::1,unix"], ["10.0.0.0/8", "::1", "unix"]])
+def test_a_list_has_commas_or_is_given_several_times(given: object) -> None:
+    assert load_settings({"trusted_proxy": given}).trusted_proxy == ("10.0.0.0/8", "::1/128", "unix")
+
+
+def test_a_list_comes_from_a_variable_or_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings({}, write(tmp_path, 'trusted_proxy = ["10.0.0.0/8", "unix"]')).trusted_proxy == (
+        "10.0.0.0/8",
+        "unix",
+    )
+    monkeypatch.setenv("TIDEGATE_TRUSTED_PROXY", "10.0.0.0/8,unix")
+    assert load_settings({}).trusted_proxy == ("10.0.0.0/8", "unix")
+    assert load_settings({"trusted_proxy": "none"}).trusted_proxy is None
+
+
+@pytest.mark.parametrize(("given", "path"), [("/models/", "/models"), ("/a/b", "/a/b"), ("/", None), ("none", None)])
+def test_a_root_path_has_no_slash_at_its_end(given: str, path: str | None) -> None:
+    assert load_settings({"root_path": given}).root_path == path
 
 
 def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

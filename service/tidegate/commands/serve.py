@@ -9,15 +9,15 @@ from typing import Annotated
 
 import typer
 
-from tidegate.config import ENVIRONMENT_PREFIX, FLAGS, Settings, flag, load_settings
+from tidegate.config import ENVIRONMENT_PREFIX, FLAGS, LISTS, Settings, flag, load_settings
 
 
-def serve(config: Path | None = None, **flags: str | bool | None) -> None:
+def serve(config: Path | None = None, **flags: str | bool | list[str] | None) -> None:
     """Serve the bundles over HTTP and gRPC until SIGTERM.
 
     Each setting is a flag, a variable TIDEGATE_NAME or a key of the TOML file, in this order.
     """
-    given = {name: value for name, value in flags.items() if value is not None}
+    given = {name: value for name, value in flags.items() if value not in (None, [])}
     settings = load_settings(given, config)
     # Collecting garbage while modules load finds none and takes a tenth of the start; the server turns it on again.
     gc.disable()
@@ -49,7 +49,8 @@ def _setting(name: str) -> Parameter:
         switch = typer.Option(f"{flag(name)}/--no-{flag(name)[2:]}", help=field.description, show_default=default)
         return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[bool | None, switch])
     option = typer.Option(flag(name), metavar="VALUE", help=field.description, show_default=default)
-    return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option])
+    kind = list[str] if name in LISTS else str
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])
 
 
 _PARAMETERS = [_config(), *map(_setting, FLAGS)]

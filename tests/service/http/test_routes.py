@@ -19,7 +19,9 @@ from tests.service.http.fake import (
     Call,
     FakeService,
 )
+from tidegate.config import load_settings
 from tidegate.core import Ask, Candidate, Drift, Forecast, Input, Prediction, SessionPage, SessionRequest, Surprise
+from tidegate.transports.proxies import behind_proxies
 
 Json = Any
 
@@ -257,3 +259,19 @@ async def test_head_tells_that_a_server_is_not_ready(client: httpx.AsyncClient, 
 async def test_head_is_refused_where_there_is_no_get(client: httpx.AsyncClient, service: FakeService) -> None:
     assert (await client.head("/v1/sessions/s-1:step")).status_code == 405
     assert service.calls == []
+
+
+@pytest.mark.parametrize("prefix", ["", "/models"])
+async def test_links_begin_with_the_path_below_which_a_proxy_shows_the_server(app: FastAPI, prefix: str) -> None:
+    behind = behind_proxies(app, load_settings({"root_path": "/models"}))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(behind), base_url=f"http://test{prefix}") as client:
+        assert (await client.get("/")).headers["location"] == "/models/docs"
+        assert "'/models/openapi.json'" in (await client.get("/docs")).text
+        document = (await client.get("/openapi.json")).json()
+        assert document["servers"] == [{"url": "/models"}]
+        assert "/v1/models" in document["paths"]
+        opened = await client.post("/v1/sessions", json={"model": "tiny"})
+        restored = await client.post("/v1/sessions:restore", content=b"snapshot")
+        assert opened.headers["location"] == restored.headers["location"] == "/models/v1/sessions/s-1"
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        assert "servers" not in (await client.get("/openapi.json")).json()

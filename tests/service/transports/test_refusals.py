@@ -115,8 +115,8 @@ async def test_a_call_without_a_message_is_the_clients_fault() -> None:
         (f"/{SERVICE}/Nothing", [], Code.UNIMPLEMENTED, "UNKNOWN_METHOD"),
         (f"/{SERVICE}/Empty", [(b"grpc-encoding", b"snappy")], Code.UNIMPLEMENTED, "UNKNOWN_ENCODING"),
         (f"/{SERVICE}/Empty", [(b"grpc-timeout", b"soon")], Code.INVALID_ARGUMENT, "INVALID_INPUT"),
-        (f"/{SERVICE}/Empty", [(b"x", b"y" * 70_000)], Code.RESOURCE_EXHAUSTED, "METADATA_TOO_LARGE"),
-        (f"/{SERVICE}/Empty", [(b"x", b"y" * 600)] * 110, Code.RESOURCE_EXHAUSTED, "METADATA_TOO_LARGE"),
+        (f"/{SERVICE}/Empty", [(b"x", b"y" * 70_000)], Code.RESOURCE_EXHAUSTED, "HEADERS_TOO_LARGE"),
+        (f"/{SERVICE}/Empty", [(b"x", b"y" * 600)] * 110, Code.RESOURCE_EXHAUSTED, "HEADERS_TOO_LARGE"),
     ],
 )
 async def test_a_call_that_is_refused_before_its_servicer_is_asked(

@@ -215,7 +215,7 @@ class GrpcAdapter:
         """Raise the error of a call that is refused, whatever its method."""
         if size_of(call.fields) > self._max_metadata:
             text = f"the call's metadata is over {self._max_metadata} bytes"
-            raise TooLargeError(text, reason="METADATA_TOO_LARGE")
+            raise TooLargeError(text, reason="HEADERS_TOO_LARGE")
         if self._is_draining and not call.path.startswith(self._probes):
             raise UnavailableError("the server is draining", reason="DRAINING", retry_after=1)
 

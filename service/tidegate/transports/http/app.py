@@ -21,7 +21,7 @@ from tidegate.observe.metrics import Figures
 from tidegate.observe.requests import Requests
 from tidegate.transports.http import branching, documents, errors, models, schemas, sessions
 from tidegate.transports.http.documents import problems
-from tidegate.transports.http.exchange import RawRoute, json_reply, service_of
+from tidegate.transports.http.exchange import RawRoute, json_reply, link, service_of
 from tidegate.transports.http.stream import Streams
 from tidegate.transports.http.watch import Watch
 
@@ -81,8 +81,8 @@ class HeadByGet:
         await self._app({**scope, "method": "GET"}, receive, send_head)
 
 
-async def _to_docs(_: Request) -> Response:
-    return RedirectResponse("/docs")
+async def _to_docs(request: Request) -> Response:
+    return RedirectResponse(link(request, "/docs"))
 
 
 @health.get("/livez", responses={200: documents.reply(schemas.Health, "The process answers."), **problems()})

@@ -21,6 +21,7 @@ from tidegate.transports.http.exchange import (
     Json,
     RawRoute,
     json_reply,
+    link,
     read_body,
     read_json,
     service_of,
@@ -123,7 +124,7 @@ async def restore(request: Request, wish: Annotated[schemas.Restore, Query()]) -
     service = service_of(request)
     data = await read_body(request.scope, request.receive, service)
     info = await service.restore_session(data, RestoreRequest(**wish.model_dump()))
-    place = {"Location": f"{PREFIX}/{quote(info.id)}"}
+    place = {"Location": link(request, f"{PREFIX}/{quote(info.id)}")}
     return json_reply(schemas.Session.model_validate(info), HTTPStatus.CREATED, place)
 
 

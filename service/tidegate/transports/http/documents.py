@@ -20,7 +20,7 @@ from starlette.routing import Route
 from tidegate import __version__
 from tidegate.transports.http import schemas
 from tidegate.transports.http.errors import KINDS, PROBLEM, RETRIABLE
-from tidegate.transports.http.exchange import JSON
+from tidegate.transports.http.exchange import JSON, link
 
 Json = Any
 Object = dict[str, Json]
@@ -225,8 +225,10 @@ class DocumentedApi(FastAPI):
         # Before FastAPI's own, which would make the document in the event loop: 80 ms for who asks first.
         self.router.routes.insert(0, Route("/openapi.json", self._document, include_in_schema=False))
 
-    async def _document(self, _: Request) -> Response:
-        return Response(await asyncio.to_thread(lambda: to_json(self.openapi())), media_type=JSON)
+    async def _document(self, request: Request) -> Response:
+        root_path = link(request, "")
+        servers: Object = {"servers": [{"url": root_path}]} if root_path else {}
+        return Response(await asyncio.to_thread(lambda: to_json(self.openapi() | servers)), media_type=JSON)
 
     def openapi(self) -> Object:
         if self.openapi_schema is None:

@@ -81,6 +81,11 @@ def service_of(request: Request) -> Service:
     return cast("Service", request.app.state.service)
 
 
+def link(request: Request, path: str) -> str:
+    """Return a path of this server as the client has to ask for it: a proxy may show the server below another."""
+    return f"{request.scope.get('root_path', '')}{path}"
+
+
 def json_reply(value: Json, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None) -> Response:
     return Response(dump(value), status, headers, media_type=JSON)
 

@@ -20,6 +20,7 @@ from tidegate.transports.http.exchange import (
     RawRoute,
     deadline,
     json_reply,
+    link,
     read_json,
     reply_in_slices,
     service_of,
@@ -55,7 +56,7 @@ async def open_session(request: Request) -> Response:
     form = read_form(schemas.OpenSession, await read_json(request.scope, request.receive, service))
     info = await service.open_session(SessionRequest(**form.model_dump()))
     session = schemas.Session.model_validate(info)
-    return json_reply(session, HTTPStatus.CREATED, {"Location": f"{PREFIX}/{quote(session.id)}"})
+    return json_reply(session, HTTPStatus.CREATED, {"Location": link(request, f"{PREFIX}/{quote(session.id)}")})
 
 
 @router.get("", responses={200: {"content": {"application/json": content(schemas.SessionList)}}, **problems(400)})

@@ -1,0 +1,49 @@
+"""Heads of HTTP requests, bounded: the URL, and all of the head as HTTP/2 counts it.
+
+Servers have bounds of their own, which protect them and answer in few words; these are lower and say what is allowed.
+"""
+
+from __future__ import annotations
+
+from tidegate.errors import TooLargeError
+from tidegate.limits import MAX_URL_BYTES
+from tidegate.transports.asgi import Application, Receive, Scope, Send
+from tidegate.transports.http.errors import PROBLEM, problem
+
+_FIELD_BYTES = 32  # that a field counts beside its name and value (RFC 9113, 6.5.2)
+
+
+def bounded_heads(application: Application, max_head: int) -> Application:
+    """Return the application, asked only by requests whose heads have at most ``max_head`` bytes.
+
+    Others get 414 or 431, WebSockets in place of their handshake. gRPC has an answer of its own (`GrpcAdapter`).
+    """
+
+    async def bounded(scope: Scope, receive: Receive, send: Send) -> None:
+        url = len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"])
+        size = url + _FIELD_BYTES * len(scope["headers"])
+        for name, value in scope["headers"]:
+            size += len(name) + len(value)
+        if size <= max_head and url <= MAX_URL_BYTES:
+            await application(scope, receive, send)
+        elif url > MAX_URL_BYTES:
+            text = f"the URL has {url} bytes: at most {MAX_URL_BYTES} are allowed"
+            await _refuse(TooLargeError(text, reason="URL_TOO_LONG"), scope, send)
+        else:
+            text = f"the request's head has {size} bytes, counted as in HTTP/2: at most {max_head} are allowed"
+            await _refuse(TooLargeError(text, reason="HEADERS_TOO_LARGE"), scope, send)
+
+    return bounded
+
+
+async def _refuse(error: TooLargeError, scope: Scope, send: Send) -> None:
+    answer = problem(error)
+    headers = [(b"content-type", PROBLEM.encode()), (b"content-length", b"%d" % len(answer.body))]
+    kind = "http"
+    if scope["type"] == "websocket":
+        if "websocket.http.response" not in scope["extensions"]:
+            await send({"type": "websocket.close"})  # which servers tell by 403
+            return
+        kind = "websocket.http"
+    await send({"type": f"{kind}.response.start", "status": answer.status, "headers": headers})
+    await send({"type": f"{kind}.response.body", "body": answer.body})
