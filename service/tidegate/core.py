@@ -113,6 +113,11 @@ class Rows(Sequence[Entry]):
         self._arrays = arrays
 
     @property
+    def arrays(self) -> tuple[Tensor, ...]:
+        """What the entries are made of, each [steps, …]."""
+        return self._arrays
+
+    @property
     def num_bytes(self) -> int:
         return sum(array.nbytes for array in self._arrays)
 

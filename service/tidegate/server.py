@@ -31,7 +31,6 @@ from tidegate.signals import Signals
 from tidegate.sockets import listen
 from tidegate.transports.grpc.server import GrpcServer, create_server
 from tidegate.transports.http.app import create_app
-from tidegate.transports.http.frames import FrameProtocol
 from tidegate.transports.http.steps import StepProtocol
 from tidegate.transports.oip.adapter import ServiceCore
 from tidegate.transports.oip.http import routes
@@ -247,7 +246,7 @@ class HttpServer(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http=StepProtocol,
-                ws=FrameProtocol,
+                ws="websockets-sansio",
                 ws_max_size=int(settings.max_message_mb * 2**20),
                 lifespan="off",
                 proxy_headers=False,  # nothing here asks who the client is

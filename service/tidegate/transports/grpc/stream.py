@@ -62,23 +62,22 @@ class StepStream:
     """One client's stream."""
 
     def __init__(self, service: Service, context: Context, requests: Requests) -> None:
-        self._service = service
-        self._requests = requests
+        seconds = client_seconds(context)
+        messages = StepMessages(
+            service,
+            requests,
+            session_in_metadata(context),
+            ends_at=None if seconds is None else service.clock.monotonic() + seconds,
+        )
         self._queue = ReplyQueue(
             context.read,
             context.write,
-            self._submit,
+            messages.submit,
             MAX_IN_FLIGHT,
             begin=partial(requests.begin, context.invocation_metadata),
             method=partial(requests.method, "grpc_stream"),
             end=EOF,
         )
-        self._now = service.clock.monotonic
-        self._lanes = Lanes(service)
-        self._max_bytes = int(service.settings.max_message_mb * 2**20)
-        self._session = session_in_metadata(context)
-        seconds = client_seconds(context)
-        self._deadline = None if seconds is None else self._now() + seconds
 
     async def run(self) -> None:
         """Answer until the stream ends; see `ReplyQueue`."""
@@ -88,7 +87,38 @@ class StepStream:
         """Read no further message. One that was read is answered, whatever stage it is in."""
         self._queue.drain()
 
-    async def _submit(self, request: predictor_pb2.StreamRequest) -> Pending:
+
+class StepMessages:
+    """What a stream's messages ask of the core, whatever brings them; the replies are `StreamReply`.
+
+    Args:
+        service: The core.
+        requests: Where lanes that fail are counted.
+        session: That steps are of which name none; empty where there is none yet.
+        ends_at: The deadline of all messages by the service's clock; None gives each its own.
+        seconds: That each message may take, where ``ends_at`` is None; None: the setting's.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        requests: Requests,
+        session: str,
+        *,
+        ends_at: float | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        self.session = session
+        self._service = service
+        self._requests = requests
+        self._now = service.clock.monotonic
+        self._lanes = Lanes(service)
+        self._max_bytes = int(service.settings.max_message_mb * 2**20)
+        self._ends_at = ends_at
+        self._seconds = service.settings.request_timeout if seconds is None else seconds
+
+    async def submit(self, request: predictor_pb2.StreamRequest) -> Pending:
+        """Hand a message over. What is wrong with it is its reply."""
         kind = None
         try:
             kind = parsed(request).WhichOneof("message")
@@ -104,13 +134,13 @@ class StepStream:
             return Ready("unknown" if kind is None else kind.capitalize(), refusal(error), outcome_of(error))
 
     def _submit_step(self, message: sessions_pb2.StepRequest) -> Pending:
-        self._session = message.session or self._session
-        if not self._session:
+        self.session = message.session or self.session
+        if not self.session:
             raise InvalidInputError("no session: the first step of a stream must name one")
         position = message.position if message.HasField("position") else None
         asked, ask = decode_input(message), decode_ask(message)
-        future = self._service.step(self._session, asked, ask, position, self._time_limit())
-        return PendingStep(self._session, future)
+        future = self._service.step(self.session, asked, ask, position, self._time_limit())
+        return PendingStep(self.session, future)
 
     async def _submit_columns(self, message: predictor_pb2.Columns) -> Pending:
         steps = decode_columns(message)
@@ -153,7 +183,5 @@ class StepStream:
             return conceal(error)
 
     def _time_limit(self) -> float:
-        """The deadline of a message read now: the stream's, where its client set one."""
-        if self._deadline is not None:
-            return self._deadline
-        return self._now() + self._service.settings.request_timeout
+        """The deadline of a message read now."""
+        return self._now() + self._seconds if self._ends_at is None else self._ends_at

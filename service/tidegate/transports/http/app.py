@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Protocol
 from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
-from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tidegate.observe.families import Snapshot
@@ -56,7 +55,6 @@ def create_app(service: Service, requests: Requests | None = None, figures: Figu
     errors.install(app)
     for router in (sessions.raw, sessions.router, branching.raw, branching.router, models.raw, models.router, health):
         app.include_router(router)
-    app.router.routes.append(WebSocketRoute(f"{sessions.PREFIX}/{{session:name}}/stream", app.state.streams))
     app.add_route("/", _to_docs, include_in_schema=False)
     return app
 

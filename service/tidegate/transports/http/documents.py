@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tidegate import __version__
+from tidegate.transports.asgi import Receive, Scope, Send
 from tidegate.transports.http import schemas
 from tidegate.transports.http.errors import KINDS, PROBLEM, RETRIABLE
 from tidegate.transports.http.exchange import JSON, link
@@ -36,9 +37,11 @@ Recurrent sequence models behind HTTP, with their state.
 A **session** is a running sequence: open one, then send its steps, one or many at a time. `position` counts the steps
 consumed; send it along and a repeated request is answered again instead of applied twice.
 
-`WebSocket /v1/sessions/{id}/stream` carries the steps of one session: each frame is a body of `:step`, each answer, in
-order, is its reply or a problem document, after which the stream goes on. Close codes: 4404 there is no such session,
-4410 it ended, 4000 + the status for other errors at the start, 1001 the server drains.
+`WebSocket /v1/sessions/{id}/stream` carries the steps of one session: each text frame is a body of `:step`, each
+answer, in order, is its reply or a problem document, after which the stream goes on. `WebSocket /v1/stream` first takes
+the body of `POST /v1/sessions`, and answers as that does. Binary frames are messages `StreamRequest` of `tidegate.v1`,
+answered by `StreamReply`, or, with the subprotocol `tidegate.f32`, whole steps as 32-bit floats. Close codes: 4404
+there is no such session, 4410 it ended, 4000 + the status for other errors at the start, 1001 the server drains.
 
 Errors are problem documents (RFC 9457); branch on their `reason`.
 """
@@ -224,6 +227,13 @@ class DocumentedApi(FastAPI):
 
         # Before FastAPI's own, which would make the document in the event loop: 80 ms for who asks first.
         self.router.routes.insert(0, Route("/openapi.json", self._document, include_in_schema=False))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; WebSockets go by no router and no middleware, which would look at each of their frames."""
+        if scope["type"] == "websocket":
+            await self.state.streams(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
     async def _document(self, request: Request) -> Response:
         root_path = link(request, "")

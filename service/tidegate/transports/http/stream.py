@@ -1,48 +1,60 @@
-"""``WebSocket /v1/sessions/{session}/stream``: the steps of one session, each frame a ``:step`` body.
+"""WebSockets: ``/v1/sessions/{session}/stream`` for the steps of one session, ``/v1/stream`` for those of many.
 
-Each frame is submitted as it comes, so pipelined frames share ticks with everybody else, and answers are written in the
-frames' order as soon as they are there: no task wakes for either. What is read and not yet answered is bounded: then
-reading stops, and TCP holds the client back. A frame's error is its answer, and the stream goes on.
+Frames are answered in their order, each in its own kind. A text frame is a ``:step`` body in JSON; on ``/v1/stream``
+the first one opens the session that the others step. A binary frame is a `StreamRequest`, as on gRPC's stream, or, with
+the subprotocol ``tidegate.f32``, bare numbers (``floats.py``). A frame's error is its answer, and the stream goes on.
 
 The stream ends when the client leaves, which cancels what is in flight, or when the server drains: what is in flight is
-answered, then a problem document with reason DRAINING, then close code 1001.
+answered, then a problem document with reason DRAINING, then close code 1001. Why one cannot start is told likewise.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import re
+from codecs import BOM_UTF8
+from collections.abc import Awaitable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from starlette.types import Message, Receive, Scope, Send
-
-from tidegate.core import StepResult
-from tidegate.errors import TidegateError, UnavailableError
+from tidegate.core import SessionRequest, StepResult
+from tidegate.errors import InvalidInputError, NotFoundError, TidegateError
 from tidegate.faults import conceal
 from tidegate.limits import LARGE_JSON_BYTES, MAX_IN_FLIGHT
-from tidegate.observe.requests import CANCELLED, OK, Begun, Headers, Requests, outcome_of
+from tidegate.observe.requests import OK, Begun, Requests, outcome_of
 from tidegate.slices import in_slices
-from tidegate.transports.http import convert
-from tidegate.transports.http.errors import problem
-from tidegate.transports.http.exchange import Json, dump, max_bytes, parse, parse_in_slices, timeout, too_large
+from tidegate.transports.asgi import Event, Receive, Scope, Send
+from tidegate.transports.grpc.columns import refusal
+from tidegate.transports.grpc.stream import StepMessages
+from tidegate.transports.http import convert, schemas
+from tidegate.transports.http.errors import PROBLEM, problem, read_form
+from tidegate.transports.http.exchange import dump, max_bytes, parse, parse_in_slices, timeout, too_large
+from tidegate.transports.http.floats import dump_floats, parse_floats, width_of
 from tidegate.transports.http.large_json import write
+from tidegate.transports.reply_queue import (
+    ClientLeftError,
+    Pending,
+    Ready,
+    ReplyQueue,
+    abandon,
+    draining,
+    result_of,
+)
+from tidegate.v1 import predictor_pb2
+from tidegate.wire import parsing
 
 if TYPE_CHECKING:
     from tidegate.service import Service
 
+JSON = "tidegate.json"
+FLOATS = "tidegate.f32"
+
 GOING_AWAY = 1001
 CLOSE_CODES = 4000  # plus the HTTP status of the error that kept a stream from starting
 
-FRAMES = "tidegate.frames"
-"""The ASGI extension by which a stream writes at once, and is handed frames without a task's awakening."""
-
-Answer = asyncio.Future[StepResult] | TidegateError
-"""An answer that is under way, or one that is there: a frame's own error."""
-
-
-def draining() -> UnavailableError:
-    return UnavailableError("the server is draining: go on elsewhere", reason="DRAINING", retry_after=1)
+_PATH = re.compile(r"/v1/(?:sessions/([^/:]+)/)?stream")
+_JSON_BEGINS = (b"{", BOM_UTF8)  # with neither begins a StreamRequest
 
 
 class Streams:
@@ -51,237 +63,241 @@ class Streams:
     def __init__(self, service: Service, requests: Requests) -> None:
         self._service = service
         self._requests = requests
-        self._open: dict[asyncio.Task[None], SessionStream] = {}
+        self._open: dict[asyncio.Task[Any], WebSocketStream] = {}
         self._is_draining = False
 
     def __len__(self) -> int:
         return len(self._open)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a WebSocket."""
         await receive()  # websocket.connect
-        await send({"type": "websocket.accept"})
-        try:
-            seconds = await self._admit(scope)
-        except Exception as error:  # noqa: BLE001 - the client is told, whatever it is
-            await _refuse(conceal(error), send)
+        path = _PATH.fullmatch(scope["path"])
+        if path is None:
+            await _reject(scope, send)
             return
-        session, headers = scope["path_params"]["session"], scope["headers"]
-        stream = SessionStream(self._service, session, seconds, receive, send, self._requests, headers)
-        task = cast("asyncio.Task[None]", asyncio.current_task())
+        task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment] # a server runs us in one
+        stream = WebSocketStream(self._service, self._requests, scope, receive, send, path[1] or "")
         self._open[task] = stream
+        if self._is_draining:
+            stream.drain()
         try:
-            await stream.run(scope["extensions"][FRAMES])
+            await stream.run()
         finally:
             del self._open[task]
-
-    async def _admit(self, scope: Scope) -> float:
-        """Make sure that there is such a session, and return the seconds that each of its frames may take."""
-        seconds = timeout(scope, self._service.settings)
-        await self._service.get_session(scope["path_params"]["session"])
-        if self._is_draining or self._service.is_draining:
-            raise draining()
-        return seconds
 
     async def drain(self) -> None:
         """End every stream after its frames in flight, and return when all are closed."""
         self._is_draining = True
         for stream in self._open.values():
-            stream.end()
+            stream.drain()
         if self._open:
             await asyncio.wait(list(self._open))
 
 
-async def _refuse(error: TidegateError, send: Send) -> None:
-    answer = problem(error)
-    await send(_frame(answer.body))
-    code = GOING_AWAY if error.reason == "DRAINING" else CLOSE_CODES + answer.status
-    await send({"type": "websocket.close", "code": code, "reason": error.reason})
+class WebSocketStream:
+    """One client's stream.
 
-
-class Frames(Protocol):
-    """What a stream needs of its connection beyond ASGI; ``frames.py`` has it."""
-
-    def attach(self, stream: SessionStream) -> None:
-        """Hand the stream what it can take as soon as it is read; the rest comes by ``receive``."""
-
-    def can_write(self) -> bool:
-        """Whether the client keeps up; when it does again, the stream is told by ``flush``."""
-
-    def write(self, text: bytes) -> None:
-        """Send a frame of text."""
-
-
-class SessionStream:
-    """One client's stream of one session."""
+    Args:
+        service: The core.
+        requests: Where frames are counted.
+        scope: The connection's.
+        receive: Its frames.
+        send: Its replies.
+        session: That its path names; empty where the first text frame opens one.
+    """
 
     def __init__(
-        self,
-        service: Service,
-        session: str,
-        seconds: float,
-        receive: Receive,
-        send: Send,
-        requests: Requests,
-        headers: Headers,
+        self, service: Service, requests: Requests, scope: Scope, receive: Receive, send: Send, session: str
     ) -> None:
         self._service = service
-        self._session = session
-        self._seconds = seconds
-        self._max_bytes = max_bytes(service.settings)
+        self._requests = requests
+        self._scope = scope
         self._receive = receive
         self._send = send
-        self._requests = requests
-        self._headers = headers
-        self._watched = requests.method("websocket", "Step")
-        self._answers: deque[tuple[Answer, Begun]] = deque()
-        self._writing: asyncio.Future[bytes] | None = None
-        self._room = asyncio.Event()
-        self._is_holding = False
-        self._is_ending = False
-        self._drained: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._session = session
+        self._max_bytes = max_bytes(service.settings)
+        self._width: int | None = None
+        self._failure: TidegateError | None = None
+        self._queue = ReplyQueue(
+            self._read,
+            self._write,
+            self._submit,
+            MAX_IN_FLIGHT,
+            begin=self._begin,
+            method=partial(requests.method, "websocket"),
+        )
 
-    async def run(self, frames: Frames) -> None:
-        """Serve until the client leaves or, after ``end``, what is in flight is answered."""
-        self._frames = frames
-        reader = asyncio.create_task(self._read())
-        frames.attach(self)
-        try:
-            await asyncio.wait((reader, self._drained), return_when=asyncio.FIRST_COMPLETED)
-            if self._drained.done():
-                with suppress(OSError):  # the client left: nobody is to be told
-                    await _refuse(draining(), self._send)
-        finally:
-            reader.cancel()
-            self._abandon()
+    async def run(self) -> None:
+        """Serve until the client leaves, the session cannot be had, or the server drains."""
+        with suppress(ClientLeftError, OSError):
+            try:
+                await self._start()
+                await self._queue.run()
+            except TidegateError as error:
+                await self._send(_problem_frame(error))
+                self._failure = error
+            if self._failure is not None:
+                await self._send(_closing(self._failure))
 
-    def end(self) -> None:
+    def drain(self) -> None:
         """Take no more; the stream closes after the answers in flight."""
-        self._is_ending = True
-        self.flush()
+        self._queue.drain()
 
-    async def _read(self) -> None:
-        """Take what comes by ``receive``; return when the client leaves."""
-        while (message := await self._receive())["type"] != "websocket.disconnect":
-            self._is_holding = True
-            while len(self._answers) >= MAX_IN_FLIGHT:
-                self._room.clear()
-                await self._room.wait()
-            if not self._is_ending:
-                data = message.get("bytes") or message.get("text") or ""
-                if len(data) <= LARGE_JSON_BYTES:
-                    self.take(data)
-                else:
-                    await self._take_large(data.encode() if isinstance(data, str) else data)
-            self._is_holding = False
-
-    def can_take(self, size: int) -> bool:
-        """Whether the next frame, of so many bytes, may be handed over: nothing waits before it, and there is room."""
-        is_free = not self._is_holding and not self._is_ending and len(self._answers) < MAX_IN_FLIGHT
-        return is_free and size <= LARGE_JSON_BYTES
-
-    def take(self, data: str | bytes) -> None:
-        """Submit a frame, a small one; its answer is written in turn."""
-        begun = self._requests.begin(self._headers, self._session)
+    async def _start(self) -> None:
+        """Accept the connection; then raise why there will be no stream, if so."""
+        offered = [each for each in self._scope.get("subprotocols", ()) if each in {JSON, FLOATS}]
+        self._subprotocol = offered[0] if offered else None
+        failure: Exception | None = None
         try:
-            self._check_size(data)
-            answer: Answer = self._submit(parse(data))
-        except Exception as error:  # noqa: BLE001 - a frame's error is its answer
-            answer = conceal(error)
-        self._expect(answer, begun)
+            self._seconds = timeout(self._scope, self._service.settings)
+            self._messages = StepMessages(self._service, self._requests, self._session, seconds=self._seconds)
+            if self._session:
+                await self._find(self._session, is_json_possible=JSON in offered)
+            if self._service.is_draining:
+                raise draining()
+        except Exception as error:  # noqa: BLE001 - the client is told, whatever it is
+            failure = conceal(error)
+        await self._send({"type": "websocket.accept", "subprotocol": self._subprotocol})
+        if failure is not None:
+            raise failure
 
-    async def _take_large(self, data: bytes) -> None:
-        begun = self._requests.begin(self._headers, self._session)
+    async def _find(self, session: str, *, is_json_possible: bool) -> None:
+        """Make sure that there is such a session, and that it can be spoken to as was asked for."""
+        info = await self._service.get_session(session)
+        if self._subprotocol == FLOATS:
+            try:
+                self._width = width_of(self._service.model(info.model, info.version))
+            except TidegateError:
+                if not is_json_possible:
+                    raise
+                self._subprotocol = JSON
+
+    def _begin(self) -> Begun:
+        return self._requests.begin(self._scope["headers"], self._session)
+
+    async def _read(self) -> str | bytes | None:
+        if self._failure is not None:
+            return None
+        message = await self._receive()
+        if message["type"] != "websocket.receive":
+            raise ClientLeftError
+        text: str | None = message.get("text")
+        return message["bytes"] if text is None else text
+
+    def _write(self, reply: Event | predictor_pb2.StreamReply) -> Awaitable[None]:
+        if isinstance(reply, predictor_pb2.StreamReply):
+            return self._send({"type": "websocket.send", "bytes": reply.SerializeToString()})
+        return self._send(reply)
+
+    async def _submit(self, frame: str | bytes) -> Pending:
+        if isinstance(frame, bytes) and self._subprotocol != FLOATS and not frame.startswith(_JSON_BEGINS):
+            return await self._submit_message(frame)
+        submit = self._submit_json
+        if isinstance(frame, bytes) and self._subprotocol == FLOATS:
+            submit = self._submit_floats
+        method = "Step" if self._session else "Open"
         try:
-            self._check_size(data)
-            document = await parse_in_slices(data)
-            if self._is_ending:
-                return
-            answer: Answer = self._submit(document)
+            self._check_size(frame)
+            return await submit(frame)
         except Exception as error:  # noqa: BLE001 - a frame's error is its answer
-            answer = conceal(error)
-        self._expect(answer, begun)
+            told = conceal(error)
+            if not self._session:
+                self._failure = told  # the stream ends after this answer
+            return Ready(method, _problem_frame(told), outcome_of(told), self._session)
 
-    def _check_size(self, data: str | bytes) -> None:
-        if len(data) > self._max_bytes:
+    async def _submit_message(self, frame: bytes) -> Pending:
+        try:
+            self._check_size(frame)
+            request = parsing.parse(predictor_pb2.StreamRequest, frame)
+        except TidegateError as error:
+            return Ready("unknown", refusal(error), outcome_of(error), self._session)
+        return await self._messages.submit(request)
+
+    async def _submit_json(self, frame: str | bytes) -> Pending:
+        if len(frame) <= LARGE_JSON_BYTES:
+            document = parse(frame)
+        else:
+            document = await parse_in_slices(frame.encode() if isinstance(frame, str) else frame)
+        if not self._session:
+            return await self._open(document)
+        chunk, ask, position = convert.parse_step(document)
+        future = self._service.step(self._session, chunk, ask, position, self._deadline())
+        return PendingFrame(self._session, future, is_floats=False)
+
+    async def _open(self, document: dict[str, Any]) -> Pending:
+        form = read_form(schemas.OpenSession, document)
+        if self._subprotocol == FLOATS:
+            self._width = width_of(self._service.model(form.model, form.version))
+        info = await self._service.open_session(SessionRequest(**form.model_dump()))
+        self._session = self._messages.session = info.id
+        return Ready("Open", _text_frame(dump(schemas.Session.model_validate(info))), OK, info.id)
+
+    async def _submit_floats(self, frame: str | bytes) -> Pending:
+        if self._width is None:
+            raise InvalidInputError("no session: the first frame must open one, a text frame")
+        assert isinstance(frame, bytes)
+        chunk, ask = parse_floats(frame, self._width)
+        future = self._service.step(self._session, chunk, ask, None, self._deadline())
+        return PendingFrame(self._session, future, is_floats=True)
+
+    def _check_size(self, frame: str | bytes) -> None:
+        if len(frame) > self._max_bytes:
             raise too_large(self._max_bytes)
 
-    def _expect(self, answer: Answer, begun: Begun) -> None:
-        self._answers.append((answer, begun))
-        if isinstance(answer, TidegateError):
-            self.flush()
-        else:
-            answer.add_done_callback(self.flush)
-
-    def _submit(self, document: dict[str, Json]) -> asyncio.Future[StepResult]:
-        chunk, ask, position = convert.parse_step(document)
-        deadline = self._service.clock.monotonic() + self._seconds
-        return self._service.step(self._session, chunk, ask, position, deadline)
-
-    def flush(self, _: object = None) -> None:
-        """Write what is ready, in the frames' order, as far as the client keeps up."""
-        answers, frames = self._answers, self._frames
-        while answers and self._writing is None and _is_ready(answers[0][0]) and frames.can_write():
-            if _is_large(answers[0][0]):
-                self._write_large(answers[0][0])
-                break
-            answer, begun = answers.popleft()
-            text, outcome = _render(answer)
-            self._watched.end(begun, outcome, self._session)
-            frames.write(text)
-        if self._is_holding:
-            self._room.set()
-        if self._is_ending and not answers and not self._drained.done():
-            self._drained.set_result(None)
-
-    def _write_large(self, answer: Answer) -> None:
-        """Write a large answer, which stands first; those behind it wait."""
-        assert isinstance(answer, asyncio.Future)
-        self._writing = asyncio.ensure_future(in_slices(write(convert.step_json(answer.result()))))
-        self._writing.add_done_callback(self._wrote_large)
-
-    def _wrote_large(self, writing: asyncio.Future[bytes]) -> None:
-        if writing.cancelled():
-            return
-        self._writing = None
-        _, begun = self._answers.popleft()
-        self._watched.end(begun, OK, self._session)
-        self._frames.write(writing.result())
-        self.flush()
-
-    def _abandon(self) -> None:
-        """Cancel what nobody waits for any more."""
-        if self._writing is not None:
-            self._writing.cancel()
-        while self._answers:
-            answer, begun = self._answers.popleft()
-            self._watched.end(begun, CANCELLED, self._session)
-            if isinstance(answer, asyncio.Future) and not answer.cancel() and not answer.cancelled():
-                answer.exception()  # looked at, so that asyncio does not complain that nobody did
+    def _deadline(self) -> float:
+        return self._service.clock.monotonic() + self._seconds
 
 
-def _is_large(answer: Answer) -> bool:
-    """Whether an answer that is ready is a large one."""
-    if isinstance(answer, TidegateError) or answer.cancelled() or answer.exception() is not None:
-        return False
-    return answer.result().prediction.is_large
+class PendingFrame:
+    """Steps of a text frame, or of one of numbers."""
+
+    __slots__ = ("_is_floats", "awaited", "outcome", "session")
+
+    method = "Step"
+
+    def __init__(self, session: str, future: asyncio.Future[StepResult], *, is_floats: bool) -> None:
+        self.session = session
+        self.awaited = future
+        self.outcome = OK
+        self._is_floats = is_floats
+
+    async def reply(self) -> Event:
+        try:
+            result = result_of(self.awaited)
+            if self._is_floats:
+                return {"type": "websocket.send", "bytes": dump_floats(result.prediction)}
+            reply = convert.step_json(result)
+            return _text_frame(await in_slices(write(reply)) if result.prediction.is_large else dump(reply))
+        except Exception as error:  # noqa: BLE001 - a frame's error is its answer
+            told = conceal(error)
+            self.outcome = outcome_of(told)
+            return _problem_frame(told)
+
+    def cancel(self) -> None:
+        abandon(self.awaited)
 
 
-def _is_ready(answer: Answer) -> bool:
-    return isinstance(answer, TidegateError) or answer.done()
+def _text_frame(text: bytes) -> Event:
+    return {"type": "websocket.send", "text": text.decode()}
 
 
-def _render(answer: Answer) -> tuple[bytes, str]:
-    """Return the answer's text, and how the frame ended."""
-    try:
-        if isinstance(answer, TidegateError):
-            raise answer
-        if answer.cancelled():  # not by its stream: the server goes down
-            raise draining()
-        return dump(convert.step_json(answer.result())), OK
-    except Exception as error:  # noqa: BLE001 - a frame's error is its answer
-        told = conceal(error)
-        return problem(told).body, outcome_of(told)
+def _problem_frame(error: TidegateError) -> Event:
+    return _text_frame(problem(error).body)
 
 
-def _frame(data: bytes) -> Message:
-    return {"type": "websocket.send", "text": data.decode()}
+def _closing(error: TidegateError) -> Event:
+    code = GOING_AWAY if error.reason == "DRAINING" else CLOSE_CODES + problem(error).status
+    return {"type": "websocket.close", "code": code, "reason": error.reason}
+
+
+async def _reject(scope: Scope, send: Send) -> None:
+    """Answer who asks for a WebSocket where there is none."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close"})
+        return
+    told = "WebSockets are at /v1/stream and /v1/sessions/{session}/stream"
+    answer = problem(NotFoundError(told, reason="NO_SUCH_PATH"))
+    headers = [(b"content-type", PROBLEM.encode()), (b"content-length", b"%d" % len(answer.body))]
+    await send({"type": "websocket.http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": answer.body})
