@@ -56,6 +56,10 @@ def test_the_word_none_lifts_a_limit(tmp_path: Path, text: str) -> None:
     assert load_settings({}, write(tmp_path, text)).idle_seconds == (None if "none" in text else 5)
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    assert load_settings({}, write(tmp_path, "\ufeffmax_rows = 7")).max_rows == 7
+
+
 def test_settings_never_change() -> None:
     settings = load_settings({})
     with pytest.raises(ValidationError, match="frozen"):

@@ -13,10 +13,25 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.clock import START
 from tests.service.grpc.conftest import Stubs
 from tests.service.grpc.fake import OPENED, FakeService, GenerateCall
+from tests.service.transports.asgi import Exchange, body_of, http_scope
 from tidegate.core import Ask, Input, Sampling, SessionRequest
 from tidegate.errors import InvalidInputError
+from tidegate.observe.requests import Requests
+from tidegate.transports.grpc.adapter import GrpcAdapter
+from tidegate.transports.grpc.calls import Calls
+from tidegate.transports.grpc.framing import pack
+from tidegate.transports.grpc.handlers import add_service
+from tidegate.transports.grpc.predictor import Predictor
 from tidegate.transports.grpc.server import SERVICES
-from tidegate.v1 import models_pb2, predictor_pb2, sessions_pb2, types_pb2
+from tidegate.transports.grpc.sessions import Sessions
+from tidegate.v1 import (
+    models_pb2,
+    predictor_pb2,
+    predictor_pb2_grpc,
+    sessions_pb2,
+    sessions_pb2_grpc,
+    types_pb2,
+)
 from tidegate.wire import SESSION_KEY
 from tidegate.wire.errors import decode_status
 
@@ -134,6 +149,19 @@ async def test_the_session_may_stand_in_the_metadata(stubs: Stubs, service: Fake
 async def test_a_step_without_a_session_is_refused(stubs: Stubs) -> None:
     error = decode_status(await ended(stubs.sessions.Step(sessions_pb2.StepRequest(text="x"))))
     assert isinstance(error, InvalidInputError)
+
+
+@pytest.mark.parametrize("value", [b"caf\xe9", "caf\u00e9".encode(), b"\xff\xfe", b"\xed\xa0\xbd"])
+@pytest.mark.parametrize("method", ["Sessions/Get", "Sessions/Step", "Sessions/Close", "Predictor/Stream"])
+async def test_metadata_may_be_any_bytes(service: FakeService, method: str, value: bytes) -> None:
+    """Stock clients do not send such: whoever writes HTTP/2 by hand does."""
+    adapter, calls = GrpcAdapter(), Calls(Requests(service.clock))
+    add_service(sessions_pb2_grpc.add_SessionsServicer_to_server, Sessions(service.as_service(), calls), adapter)
+    add_service(predictor_pb2_grpc.add_PredictorServicer_to_server, Predictor(service.as_service(), calls), adapter)
+    fields = [(b"content-type", b"application/grpc"), (b"te", b"trailers"), (SESSION_KEY.encode(), value)]
+    exchange = Exchange(http_scope(f"/tidegate.v1.{method}", fields), body_of([pack(b"")]))
+    await exchange.run(adapter)
+    assert exchange.trailers[b"grpc-status"] == b"%d" % grpc.StatusCode.INVALID_ARGUMENT.value[0]
 
 
 async def test_the_client_s_deadline_reaches_the_core(stubs: Stubs, service: FakeService) -> None:

@@ -14,6 +14,7 @@ import pytest
 from fastapi import FastAPI
 
 from tests.service.http.fake import SNAPSHOT, FakeService, Socket, http_scope
+from tests.service.transports.serving import front
 from tidegate.config import load_settings
 from tidegate.core import Ask, Input
 from tidegate.limits import LARGE_JSON_BYTES
@@ -189,6 +190,7 @@ async def test_a_body_that_comes_byte_by_byte_is_not_waited_for(app: FastAPI, se
 
     await app(http_scope(STEP), receive, send)
     assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"], "what comes after the answer is nobody's to read"
     assert json.loads(sent[1]["body"])["reason"] == "BODY_TIMEOUT"
     assert num_read == service.settings.body_timeout
 
@@ -227,3 +229,15 @@ async def test_a_body_that_comes_in_time_is_read_whole(app: FastAPI) -> None:
         inbox.put_nowait({"type": "http.request", "body": piece, "more_body": piece != b"}"})
     await reading
     assert sent[0]["status"] == 200
+
+
+async def test_the_server_hangs_up_on_a_body_that_does_not_come() -> None:
+    app = create_app(FakeService(load_settings({"body_timeout": "0.01"})).face)
+    async with front(app) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(f"POST {STEP} HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\n{{".encode())
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"BODY_TIMEOUT" in answer
+        writer.close()
+        await writer.wait_closed()

@@ -152,8 +152,15 @@ def session_of(named: str, context: Context) -> str:
 
 
 def session_in_metadata(context: Context) -> str:
-    """The metadata's session, empty where there is none."""
+    """The metadata's session, empty where there is none.
+
+    Raises:
+        InvalidInputError: It is none that there can be: metadata are bytes, and any may come.
+    """
     for key, value in context.invocation_metadata() or ():
         if key == SESSION_KEY:
-            return str(value)
+            session = str(value)
+            if not session.isascii():
+                raise InvalidInputError(f"metadata {SESSION_KEY}: a session's id is of A-Z a-z 0-9 . _ ~ -, all ASCII")
+            return session
     return ""

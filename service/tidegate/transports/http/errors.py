@@ -98,6 +98,8 @@ def problem(error: errors.TidegateError) -> Problem:
     headers = _retry_after(kind.status, error.retry_after)
     if error.reason == "UNKNOWN_ENCODING":  # RFC 9110, 15.5.16: so it says which there are
         headers["Accept-Encoding"] = ", ".join(ENCODINGS)
+    if error.reason == "BODY_TIMEOUT":  # or what still trickles in would be read on; HTTP/2 leaves the field out
+        headers["Connection"] = "close"
     return Problem(kind.status, members | details | members, headers)
 
 

@@ -162,11 +162,12 @@ async def read_body(scope: Scope, receive: Receive, host: Host) -> bytes:
         if name == b"content-encoding":
             encoding += "," + value.decode("latin-1")
     known = _encoding_of(encoding) if encoding else None
-    deadline = host.clock.monotonic() + host.settings.body_timeout
+    seconds, now = host.settings.body_timeout, host.clock.monotonic
+    deadline = now() + seconds
     pieces: list[bytes] = []
     size, is_more = 0, True
     while is_more:
-        message = await _receive_within(deadline - host.clock.monotonic(), receive)
+        message = await _receive_within(seconds, receive)
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         piece, is_more = message.get("body", b""), message.get("more_body", False)
@@ -174,6 +175,8 @@ async def read_body(scope: Scope, receive: Receive, host: Host) -> bytes:
         size += len(piece)
         if size > limit:
             raise too_large(limit)
+        if is_more:
+            seconds = deadline - now()
     body = b"".join(pieces)
     return body if known is None else await in_slices(decompress(body, known, limit))
 
