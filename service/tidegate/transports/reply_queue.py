@@ -17,7 +17,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import cache
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from tidegate.errors import UnavailableError
 from tidegate.observe.requests import CANCELLED, OK, Begun, Method
@@ -25,8 +25,8 @@ from tidegate.observe.requests import CANCELLED, OK, Begun, Method
 Result = TypeVar("Result")
 
 
-class ClientLeftError(Exception):
-    """Raised by a stream's `read`: the client is gone and wants no reply."""
+LEFT: Final = object()
+"""What a stream's ``read`` returns once the client is gone and wants no reply."""
 
 
 class Pending(Protocol):
@@ -76,7 +76,7 @@ class ReplyQueue:
     """One client's stream.
 
     Args:
-        read: Returns the client's next message, ``end`` where there are no more.
+        read: Returns the client's next message, ``end`` where there are no more, `LEFT` where nobody is there.
         write: Sends a reply; it waits while the client does not keep up.
         submit: Hands a message over. What it raises ends the stream, once what is pending is answered.
         size: Messages that may wait for their replies.
@@ -112,6 +112,9 @@ class ReplyQueue:
         self._room: asyncio.Future[None] | None = None
         self._writing: Coroutine[Any, None, None] | None = None
         self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._reader: asyncio.Task[None] | None = None
+        self._failure: BaseException | None = None
+        self._has_left = False
         self._is_reading = False
         self._is_draining = False
         self._is_closed = False
@@ -120,7 +123,6 @@ class ReplyQueue:
         """Answer until one of the four ends.
 
         Raises:
-            ClientLeftError: As ``read`` told.
             UnavailableError: The server drains; everything that was read has been answered.
         """
         self._reader = self._loop.create_task(self._read_all())
@@ -128,7 +130,8 @@ class ReplyQueue:
         try:
             await self._ended
         finally:
-            self._reader.cancel()
+            if self._reader is not None:
+                self._reader.cancel()
             if self._writing is not None:
                 self._writing.close()
                 self._writing = None
@@ -136,14 +139,20 @@ class ReplyQueue:
                 pending, begun = self._waiting.popleft()
                 pending.cancel()
                 self._method(pending.method).end(begun, CANCELLED, pending.session)
-        if self._is_draining:
-            raise draining()
-        self._reader.result()
+        # Here and in `_on_read`, nothing keeps an error: it has frames that have messages, and this stream.
+        failure, self._failure = self._failure, None
+        try:
+            if failure is not None:
+                raise failure
+            if self._is_draining:
+                raise draining()
+        finally:
+            del failure
 
     def drain(self) -> None:
         """Read no further message. One that was read is answered, whatever stage it is in."""
         self._is_draining = True
-        if self._is_reading:
+        if self._is_reading and self._reader is not None:
             self._reader.cancel()
 
     @property
@@ -161,7 +170,8 @@ class ReplyQueue:
             self._is_reading = True
             request = await self._read()
             self._is_reading = False
-            if request is self._end:
+            if request is self._end or request is LEFT:
+                self._has_left = request is LEFT
                 return
             begun = self._begin()
             pending = await self._submit(request)
@@ -172,10 +182,14 @@ class ReplyQueue:
                 self._loop.call_soon(self._flush)
             else:
                 awaited.add_done_callback(self._flush)
+            del request, pending, awaited  # the next message may not come for hours
 
     def _on_read(self, reader: asyncio.Task[None]) -> None:
+        self._reader = None
         self._is_closed = True
-        if not reader.cancelled() and isinstance(reader.exception(), ClientLeftError):
+        if not reader.cancelled():
+            self._failure = reader.exception()
+        if self._has_left:
             self._finish()
         self._check_end()
 
@@ -213,7 +227,7 @@ class ReplyQueue:
         return awaited is None or awaited.done()
 
     async def _write_ready(self) -> None:
-        while self._is_ready():
+        while True:
             pending, begun = self._waiting[0]
             reply = await pending.reply()
             self._waiting.popleft()
@@ -223,6 +237,8 @@ class ReplyQueue:
             self.num_unwritten -= 1
             if self._room is not None and not self._room.done():
                 self._room.set_result(None)
+            if not self._is_ready():
+                return
 
     def _check_end(self) -> None:
         if self._is_closed and not self._waiting and self._writing is None:
@@ -231,12 +247,11 @@ class ReplyQueue:
     def _finish(self, error: BaseException | None = None) -> None:
         if self._ended.done():
             return
-        if error is None:
-            self._ended.set_result(None)
-        elif isinstance(error, asyncio.CancelledError):
+        if isinstance(error, asyncio.CancelledError):
             self._ended.cancel()
-        else:
-            self._ended.set_exception(error)
+            return
+        self._failure = error or self._failure
+        self._ended.set_result(None)
 
 
 def draining() -> UnavailableError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -384,3 +386,28 @@ async def test_no_stream_starts_on_a_server_that_drains(app: FastAPI, service: F
     async with Socket(app, PATH) as socket:
         assert (await socket.answer())["reason"] == "DRAINING"
         assert (await socket.receive())["code"] == 1001
+
+
+@pytest.mark.parametrize("end", ["leaves", "drain", "cannot open"])
+async def test_nothing_keeps_a_stream_that_has_ended(app: FastAPI, service: FakeService, end: str) -> None:
+    """No cycle that would wait for the garbage collector with the frames in it."""
+    service.is_held = True
+    gc.disable()
+    try:
+        async with Socket(app, "/v1/stream") as socket:
+            await settle()
+            service.error = errors.NotFoundError("no such model") if end == "cannot open" else None
+            known = [weakref.ref(stream) for stream in streams_of(app)._open.values()]  # noqa: SLF001
+            socket.send({"model": "tiny"})
+            await socket.answer()
+            socket.send({"text": "R"})
+            await settle()
+            if end == "drain":
+                draining = asyncio.create_task(streams_of(app).drain())
+                await settle()
+                service.answer(service.held[0])
+                await draining
+                del draining
+        assert [stream() for stream in known] == [None]
+    finally:
+        gc.enable()

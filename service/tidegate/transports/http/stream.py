@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tidegate.core import SessionRequest, StepResult
-from tidegate.errors import InvalidInputError, NotFoundError, TidegateError
+from tidegate.errors import InvalidInputError, NotFoundError, TidegateError, without_traceback
 from tidegate.faults import conceal
 from tidegate.limits import LARGE_JSON_BYTES, MAX_IN_FLIGHT
 from tidegate.observe.requests import OK, Begun, Requests, outcome_of
@@ -33,7 +33,7 @@ from tidegate.transports.http.exchange import dump, max_bytes, parse, parse_in_s
 from tidegate.transports.http.floats import dump_floats, parse_floats, width_of
 from tidegate.transports.http.large_json import write
 from tidegate.transports.reply_queue import (
-    ClientLeftError,
+    LEFT,
     Pending,
     Ready,
     ReplyQueue,
@@ -130,13 +130,11 @@ class WebSocketStream:
 
     async def run(self) -> None:
         """Serve until the client leaves, the session cannot be had, or the server drains."""
-        with suppress(ClientLeftError, OSError):
-            try:
-                await self._start()
-                await self._queue.run()
-            except TidegateError as error:
-                await self._send(_problem_frame(error))
-                self._failure = error
+        with suppress(OSError):  # the client left while it was told something
+            failure = await self._start() or await self._serve()
+            if failure is not None:
+                await self._send(_problem_frame(failure))
+                self._failure = failure
             if self._failure is not None:
                 await self._send(_closing(self._failure))
 
@@ -144,23 +142,32 @@ class WebSocketStream:
         """Take no more; the stream closes after the answers in flight."""
         self._queue.drain()
 
-    async def _start(self) -> None:
-        """Accept the connection; then raise why there will be no stream, if so."""
+    async def _serve(self) -> TidegateError | None:
+        """Answer frames to the end; return what is to be told then."""
+        try:
+            await self._queue.run()
+        except TidegateError as error:
+            return without_traceback(error)
+        finally:
+            del self._queue  # which has methods of this stream: a cycle
+        return None
+
+    async def _start(self) -> TidegateError | None:
+        """Accept the connection; return why there will be no stream, if so."""
         offered = [each for each in self._scope.get("subprotocols", ()) if each in {JSON, FLOATS}]
         self._subprotocol = offered[0] if offered else None
-        failure: Exception | None = None
+        failure: TidegateError | None = None
         try:
             self._seconds = timeout(self._scope, self._service.settings)
             self._messages = StepMessages(self._service, self._requests, self._session, seconds=self._seconds)
             if self._session:
                 await self._find(self._session, is_json_possible=JSON in offered)
             if self._service.is_draining:
-                raise draining()
+                failure = draining()
         except Exception as error:  # noqa: BLE001 - the client is told, whatever it is
             failure = conceal(error)
         await self._send({"type": "websocket.accept", "subprotocol": self._subprotocol})
-        if failure is not None:
-            raise failure
+        return failure
 
     async def _find(self, session: str, *, is_json_possible: bool) -> None:
         """Make sure that there is such a session, and that it can be spoken to as was asked for."""
@@ -176,12 +183,12 @@ class WebSocketStream:
     def _begin(self) -> Begun:
         return self._requests.begin(self._scope["headers"], self._session)
 
-    async def _read(self) -> str | bytes | None:
+    async def _read(self) -> Any:
         if self._failure is not None:
             return None
         message = await self._receive()
         if message["type"] != "websocket.receive":
-            raise ClientLeftError
+            return LEFT
         text: str | None = message.get("text")
         return message["bytes"] if text is None else text
 
