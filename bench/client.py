@@ -92,7 +92,7 @@ def driving(mode: Mode, target: Running, options: Options, sessions: Sequence[st
     with tempfile.NamedTemporaryFile("w", suffix=".sessions") as names:
         names.write("\n".join(sessions))
         names.flush()
-        given = {"mode": mode, "port": target.port(_protocol(mode, target)), "watch": target.pid}
+        given = {"mode": mode, "port": target.port(PROTOCOL.get(mode, "grpc")), "watch": target.pid}
         flags = _flags({**given, "sessions": names.name, **options})
         with subprocess.Popen(
             [str(PROGRAM), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -101,13 +101,6 @@ def driving(mode: Mode, target: Running, options: Options, sessions: Sequence[st
                 yield Driving(load)
             finally:
                 load.kill()
-
-
-def _protocol(mode: Mode, target: Running) -> str:
-    """Calls go to the native front where the server was started with one."""
-    if mode in {"unary", "infer"} and target.event.get("native_grpc"):
-        return "native_grpc"
-    return PROTOCOL.get(mode, "grpc")
 
 
 def _flags(options: Options) -> list[str]:

@@ -1,6 +1,6 @@
 """grpc.aio alone: reads each request as protobuf, answers at once with a reply of a step's size. No model, no session.
 
-The same channel options, event loop and (de)serializers as the server; unary `Sessions.Step` and `ModelInfer`,
+The same event loop and (de)serializers as the server; unary `Sessions.Step` and `ModelInfer`,
 bidirectional `Predictor.Stream` and `ModelStreamInfer`.
 """
 
@@ -15,9 +15,7 @@ from bench.floors.replies import infer_reply, infer_stream_reply, step_reply, st
 from bench.floors.running import run, say_ready
 from bench.raw import bundle_of
 from tidegate.bundle import read_bundle
-from tidegate.config import load_settings
 from tidegate.oip import service_pb2
-from tidegate.transports.grpc.server import server_options
 from tidegate.v1 import predictor_pb2, sessions_pb2
 
 if TYPE_CHECKING:
@@ -80,7 +78,7 @@ HANDLERS: dict[str, dict[str, Any]] = {
 
 
 async def main() -> None:
-    server = aio.server(options=server_options(load_settings({})))
+    server = aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
     handlers = [grpc.method_handlers_generic_handler(name, methods) for name, methods in HANDLERS.items()]
     server.add_generic_rpc_handlers(tuple(handlers))

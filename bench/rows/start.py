@@ -8,8 +8,8 @@ from bench.measure import Goal, Plan, Row, absolute, spread
 from bench.processes import Running, server
 
 NAME = "start"
-SECONDS_GOAL = Goal("start to ready ≤ 1.0 s with all committed bundles", 1.0, is_least=False)
-MEMORY_GOAL = Goal("resident memory ≤ 200 MB once ready", 200, is_least=False)
+SECONDS_GOAL = Goal("start to ready ≤ 0.6 s with all committed bundles", 0.6, is_least=False)
+MEMORY_GOAL = Goal("resident memory ≤ 170 MB once ready", 170, is_least=False)
 
 
 def start(plan: Plan) -> Iterator[Row]:

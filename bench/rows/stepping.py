@@ -18,8 +18,18 @@ from bench.raw import raw_steps
 from bench.sessions import echoed, numbered, sessions
 
 SESSIONS = 64
-ALLOWANCE = 10
-"""Microseconds that a step may cost beyond the echo's and the raw run's CPU time, by the rule of CPU time."""
+
+
+class CpuRule(NamedTuple):
+    """What a step's CPU time may be, beside the raw run's: a share of the echo's, and more microseconds."""
+
+    share: float = 1
+    more: float = 0
+
+    def __str__(self) -> str:
+        echo = "the echo's" if self.share == 1 else f"{self.share:g} of the echo's"
+        return f"server CPU per step ≤ {echo} + the raw run's" + (f" + {self.more:g} µs" if self.more else "")
+
 
 Echo = tuple[str, ...]
 Sessions = Callable[[Running], AbstractContextManager[list[str]]]
@@ -85,15 +95,15 @@ def against_echo(
     return against(row, "steps/s", goal, rounds, ("server", "floor"), lambda figures: figures.steps_per_s, **details)
 
 
-def or_by_cpu(row: Row, seconds: float) -> Row:
-    """The row where a second rule counts as well: the step's CPU time ≤ the echo's + the raw run's + ALLOWANCE."""
+def or_by_cpu(row: Row, rule: CpuRule, seconds: float) -> Row:
+    """The row where a second rule counts as well, that of CPU time."""
     raw = raw_steps(SESSIONS, seconds).cpu_us_per_step
-    cost, budget = row.details["server_us_per_step"], row.details["floor_us_per_step"] + raw + ALLOWANCE
+    cost, echo = row.details["server_us_per_step"], row.details["floor_us_per_step"]
+    budget = rule.share * echo + raw + rule.more
     is_within = cost <= budget
     note = (
         f"By the rate {'met' if row.met else 'missed'}; by the CPU time of a step {'met' if is_within else 'missed'}: "
-        f"{cost:.1f} µs, of {budget:.1f} allowed (echo {row.details['floor_us_per_step']:.1f}, raw run {raw:.1f}, "
-        f"and {ALLOWANCE})."
+        f"{cost:.1f} µs, of {budget:.1f} allowed (echo {echo:.1f}, raw run {raw:.1f})."
     )
     details = {**row.details, "raw_us_per_step": raw, "allowed_us_per_step": budget}
     return replace(row, met=bool(row.met) or is_within, details=details, note=note)

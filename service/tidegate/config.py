@@ -54,8 +54,12 @@ def parse_address(text: str) -> Address:
     return Address(match["v6"] or match["host"], port)
 
 
+UNIX = "unix:"
+"""What the address of a Unix socket begins with; the rest is its path."""
+
+
 def _checked_address(text: str) -> str:
-    return str(parse_address(text))
+    return text if text.startswith(UNIX) and text != UNIX else str(parse_address(text))
 
 
 def without_password(url: str) -> str:
@@ -132,6 +136,7 @@ Networks = Annotated[
 ]
 ArenaPlace = Literal["auto", "host", "device"]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_none_by_word)]
 Limit = Annotated[Annotated[Seconds, Field(le=LONGEST_LIFE)] | None, BeforeValidator(_none_by_word)]
 
 
@@ -156,10 +161,19 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
 
     bundles: Path = Field(Path("bundles"), description="Directory of bundles: NAME/VERSION/manifest.json.")
-    http: AddressText = Field("127.0.0.1:8080", description="HOST:PORT of HTTP; port 0 takes a free one.")
-    grpc: AddressText = Field("127.0.0.1:8081", description="HOST:PORT of gRPC; port 0 takes a free one.")
-    native_grpc: Annotated[AddressText | None, BeforeValidator(_none_by_word)] = Field(
-        None, description="HOST:PORT of gRPC's native front, beside the other port: faster unary calls (extra front)."
+    http: AddressText = Field(
+        "127.0.0.1:8080", description="HOST:PORT or unix:PATH that speaks everything; port 0 takes a free one."
+    )
+    grpc: AddressText = Field("127.0.0.1:8081", description="A second address that speaks everything, likewise.")
+    tls_cert: OptionalPath = Field(
+        None, description="PEM file of the server's certificate and its chain: both ports speak TLS, Unix sockets not."
+    )
+    tls_key: OptionalPath = Field(None, description="PEM file of the certificate's key.")
+    tls_client_ca: OptionalPath = Field(
+        None, description="PEM file of who signs clients' certificates: clients without one are turned away."
+    )
+    tls_overlap: Seconds = Field(
+        3600, description="Seconds that connections may last that were opened before the certificate was renewed."
     )
     root_path: RootPath = Field(
         None, description="Path below which a proxy in front shows this server, like /models; links begin with it."
@@ -215,6 +229,22 @@ class Settings(BaseSettings):
     max_steps: int = Field(4096, ge=1, description="Steps of all rows together in one tick of a model.")
     max_queue: int = Field(16384, ge=1, description="Chunks that may wait for a model; more are refused.")
     max_message_mb: float = Field(4, gt=0, le=1024, description="MiB of one request or one message of a stream.")
+    max_url_kb: int = Field(8, ge=1, le=1024, description="KiB of a request's URL.")
+    max_connections: int = Field(
+        4096, ge=1, description="Connections of one address at once; further ones wait. Fewer where open files are few."
+    )
+    max_streams: int = Field(256, ge=1, le=65536, description="Requests at once on one HTTP/2 connection.")
+    stream_window_kb: int = Field(
+        1024, ge=64, le=2**20, description="KiB that a client may send ahead on one HTTP/2 stream."
+    )
+    handshake_timeout: Seconds = Field(10, description="Seconds for TLS and the first bytes of HTTP/2.")
+    keep_alive: Seconds = Field(
+        620, description="Seconds that a connection without a request stays open; over HTTP/1.1 also those for a head."
+    )
+    stall_timeout: Seconds = Field(30, description="Seconds that a client may leave what it is sent unread.")
+    ping_interval: Seconds = Field(
+        30, description="Seconds between pings of a WebSocket; one that leaves a ping unanswered as long is closed."
+    )
     run_timeout: Seconds = Field(
         30, description="Seconds that one run of a model may take; one that takes longer is ended, and its rows fail."
     )
@@ -255,6 +285,11 @@ class Settings(BaseSettings):
 LISTS = frozenset({"trusted_proxy"})
 """The settings that may be given several times."""
 
+REMOVED = {
+    "native_grpc": "--http and --grpc both speak gRPC, from a server in Rust: there is no port beside them",
+}
+"""What was a setting once, and what is in its place."""
+
 FLAGS = tuple(name for name in Settings.model_fields if name != "models")
 """The settings that are flags and variables; the others are tables of the file."""
 
@@ -265,12 +300,21 @@ def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> Setting
     Raises:
         ConfigurationError: On the first bad value or unknown key, with the flag, variable or file that it came from.
     """
-    reader = _reader({} if file is None else _read_table(file))
+    table = {} if file is None else _read_table(file)
+    _check_removed(flags, table, file)
+    reader = _reader(table)
     try:
         return reader(**flags)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ConfigurationError(f"{_origin(first['loc'], flags, file)}: {_reason(first)}") from None
+
+
+def _check_removed(flags: Mapping[str, Any], table: Mapping[str, Any], file: Path | None) -> None:
+    variables = {name.upper() for name, value in os.environ.items() if value}
+    for name, instead in REMOVED.items():
+        if name in flags or f"{ENVIRONMENT_PREFIX}{name.upper()}" in variables or name in table:
+            raise ConfigurationError(f"{_origin((name,), flags, file)}: no longer there: {instead}")
 
 
 def _reader(table: dict[str, Any]) -> type[Settings]:

@@ -65,9 +65,6 @@ MAX_TENSORS = 64
 MAX_PARAMETERS = 64
 """Parameters of such a request, and of each of its tensors: seven are known."""
 
-MAX_URL_BYTES = 8192
-"""Bytes of a request's path and query: what RFC 9110, 4.1 asks servers for at least, and far above any of ours."""
-
 # ---- names
 
 MAX_NAME_LENGTH = 128

@@ -1,7 +1,7 @@
 """One process from start to stop: binds, loads, serves, drains. It is the whole server, or one of its workers.
 
-SIGTERM and SIGINT begin the drain, a second one cuts it short, SIGHUP reads the bundles again. This module knows in
-which order the parts start and stop, and nothing of what they do.
+SIGTERM and SIGINT begin the drain, a second one cuts it short, SIGHUP reads the bundles and the certificate
+again. This module knows in which order the parts start and stop, and nothing of what they do.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ import asyncio
 import contextlib
 import gc
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
-import uvicorn
-from fastapi import FastAPI
 
 from tidegate import open_files
-from tidegate.config import Address, Settings, parse_address
+from tidegate.config import UNIX, Settings, parse_address
 from tidegate.engine.runner import check_provider
 from tidegate.errors import ConfigurationError, TidegateError
 from tidegate.memory import give_back_forever
@@ -28,14 +26,17 @@ from tidegate.observe.detail import DetailedRequests
 from tidegate.observe.metrics import Figures
 from tidegate.service import Service
 from tidegate.signals import Signals
-from tidegate.sockets import listen
-from tidegate.transports.grpc.server import GrpcServer, create_server
+from tidegate.transports.application import one_application
+from tidegate.transports.grpc.adapter import GrpcAdapter
+from tidegate.transports.grpc.services import GrpcServices
 from tidegate.transports.http.app import create_app
-from tidegate.transports.http.steps import StepProtocol
+from tidegate.transports.http.stream import Streams
+from tidegate.transports.listeners import listening, url_of
 from tidegate.transports.oip.adapter import ServiceCore
 from tidegate.transports.oip.http import routes
 from tidegate.transports.oip.inference import Inference
 from tidegate.transports.oip.routing import RoutedInference
+from tidegate.transports.servers import Servers
 from tidegate.workers.seat import Seat
 
 if TYPE_CHECKING:
@@ -44,14 +45,28 @@ if TYPE_CHECKING:
 log = structlog.stdlib.get_logger(__name__)
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings) -> bool:
     """Serve until a signal ends it.
+
+    Returns:
+        Whether all has ended. If not, the process must leave by `os._exit`: its event loop could not be closed.
 
     Raises:
         ConfigurationError: It cannot start: a port in use, a provider or directory that is not there.
     """
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(serve(settings, Signals(), lambda facts: log.info("ready", **facts)))
+    return run_in_loop(lambda: serve(settings, Signals(), lambda facts: log.info("ready", **facts)))
+
+
+def run_in_loop(serving: Callable[[], Coroutine[None, None, bool]]) -> bool:
+    """Run `serve` in an event loop of its own, and close that if all has ended."""
+    runner = asyncio.Runner(loop_factory=loop_factory())
+    has_ended = True
+    try:
+        has_ended = runner.run(serving())
+    finally:
+        if has_ended:
+            runner.close()
+    return has_ended
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -71,14 +86,18 @@ Facts = dict[str, Any]
 
 async def serve(
     settings: Settings, signals: Signals, announce: Callable[[Facts], None], seat: Seat | None = None
-) -> None:
-    """Bind first, so that a port in use is told before any model is read; then load, start the transports, and serve.
+) -> bool:
+    """Bind first, so that a port in use is told before any model is read; then load, serve, and stop when told.
 
-    ``announce`` is called once, when both interfaces answer. A worker has its ``seat``.
+    ``announce`` is called once, when both addresses answer. A worker has its ``seat``.
+
+    Returns:
+        Whether all servers have ended: see `run`.
     """
     _check_directory(settings.bundles)
     check_provider(settings.provider)
-    with signals.handled(), listen("http", settings.http, is_shared=settings.workers > 1) as listener:
+    with signals.handled(), _listening(settings, seat) as listeners:
+        servers = Servers(settings, len(listeners))
         local = Service(settings)
         service = local if seat is None else _routed(local, seat)
         own = Inference(ServiceCore(local, service.reload))
@@ -87,18 +106,24 @@ async def serve(
         requests = make_requests(settings, tracing, local.clock)
         figures = Figures(local, requests)
         shared = None if seat is None else _shared(seat, figures)
-        grpc = [create_server(service, settings.grpc, settings.native_grpc, inference, requests)]
+        grpc = [GrpcServices(service, inference, requests)]
+        adapters = [grpc[0].over_asgi()]
+        app = create_app(service, requests, shared or figures)
+        app.router.routes.extend(routes(inference))
+        application = one_application(adapters[0], app.state.steps, app, settings)
+        for listener in listeners[:2]:
+            servers.add(listener, application, adapters[0].is_probe)
         if seat is not None and shared is not None:
             # Fellows come in here. They have found the owner and counted the request: nothing is passed on twice.
             traced = None if tracing is None else DetailedRequests(local.clock, None, tracing)
-            address = seat.address(seat.number)
-            grpc.append(create_server(local, address, inference=own, requests=traced, more=[shared.handler()]))
+            grpc.append(GrpcServices(local, own, traced, [shared.handler()]))
+            adapters.append(grpc[1].over_asgi())
+            servers.add(listeners[2], adapters[1], adapters[1].is_probe)
         await local.start()
         _settle_memory()
         try:
-            app = create_app(service, requests, shared or figures)
-            app.router.routes.extend(routes(inference))
-            await _serve_until_told(local, app, grpc, listener, signals, announce, service.abort)
+            parts = Parts(local, app.state.streams, grpc, adapters, service.abort)
+            has_ended = await _serve_until_told(parts, servers, listeners, signals, announce)
         finally:
             await inference.stop()
             await service.stop()
@@ -107,6 +132,20 @@ async def serve(
             if tracing is not None:
                 await tracing.stop()
     log.info("stopped")
+    return has_ended
+
+
+@contextlib.contextmanager
+def _listening(settings: Settings, seat: Seat | None) -> Iterator[list[socket.socket]]:
+    """Listen at HTTP's address, at gRPC's and, as a worker, where fellows come in."""
+    with contextlib.ExitStack() as stack:
+        listeners = [
+            stack.enter_context(listening(name, text, is_shared=settings.workers > 1, stalled=settings.stall_timeout))
+            for name, text in (("http", settings.http), ("grpc", settings.grpc))
+        ]
+        if seat is not None:
+            listeners.append(stack.enter_context(listening("workers", seat.address(seat.number))))
+        yield listeners
 
 
 def _check_directory(bundles: Path) -> None:
@@ -142,62 +181,65 @@ def _settle_memory() -> None:
     gc.enable()
 
 
+class Parts(NamedTuple):
+    """What drains."""
+
+    core: Service
+    streams: Streams
+    grpc: Sequence[GrpcServices]
+    adapters: Sequence[GrpcAdapter]
+    abort: Callable[[], Awaitable[None]]
+
+    async def drain(self) -> None:
+        """Let all finish what runs. New work is the core's to refuse, and /readyz tells that it should go elsewhere."""
+        await asyncio.gather(self.core.drain(), self.streams.drain(), *(services.drain() for services in self.grpc))
+        await asyncio.gather(*(adapter.wait_idle() for adapter in self.adapters))
+
+
 async def _serve_until_told(
-    service: Service,
-    app: FastAPI,
-    grpc: Sequence[GrpcServer],
-    listener: socket.socket,
+    parts: Parts,
+    servers: Servers,
+    listeners: Sequence[socket.socket],
     signals: Signals,
     announce: Callable[[Facts], None],
-    abort: Callable[[], Awaitable[None]],
-) -> None:
-    http = HttpServer(app, service.settings)
+) -> bool:
+    """Serve until a signal comes, then drain; return whether all servers have ended."""
+    service = parts.core
+    seconds = service.settings.drain_timeout
     async with asyncio.TaskGroup() as tasks:
-        serving = tasks.create_task(http.serve([listener]), name="tidegate-http")
-        reloading = tasks.create_task(_reload_when_told(service, signals.reload), name="tidegate-reload")
-        await http.listening.wait()
-        for server in grpc:
-            await server.start()
-        telling = tasks.create_task(_tell_readiness(service, grpc), name="tidegate-readiness")
-        watching = tasks.create_task(open_files.watch(), name="tidegate-open-files")
-        trimming = tasks.create_task(give_back_forever(), name="tidegate-memory")
-        announce(_facts(service, listener, grpc[0]))
+        for services in parts.grpc:
+            await services.tell_health()
+        await servers.start()
+        background = [
+            tasks.create_task(_reload_when_told(service, servers, signals.reload), name="tidegate-reload"),
+            tasks.create_task(_tell_readiness(service, parts.grpc), name="tidegate-readiness"),
+            tasks.create_task(servers.renew_when_changed(), name="tidegate-certificates"),
+            tasks.create_task(open_files.watch(), name="tidegate-open-files"),
+            tasks.create_task(give_back_forever(), name="tidegate-memory"),
+        ]
+        announce(_facts(service, listeners))
         await signals.stop.wait()
-        for task in (reloading, telling, watching, trimming):
+        for task in background:
             task.cancel()
-        log.info("draining", seconds=service.settings.drain_timeout)
-        parts = [service.drain(), app.state.streams.drain(), *(server.drain() for server in grpc)]
-        if not await _is_done(_drain(parts, http, serving), service.settings.drain_timeout, signals.hurry):
+        log.info("draining", seconds=seconds)
+        if not await _is_done(_drain(parts, servers, seconds), seconds, signals.hurry):
             log.warning("drain cut short: what still ran is cancelled")
-            await _tell_last(abort, http, serving, grpc)
-        await asyncio.gather(*(server.stop() for server in grpc))
+            await parts.abort()  # callers that still wait are told UNAVAILABLE, rather than find a broken connection
+        return await servers.stop(_LAST_SECONDS)
 
 
-async def _tell_last(
-    abort: Callable[[], Awaitable[None]], http: HttpServer, serving: asyncio.Task[None], grpc: Sequence[GrpcServer]
-) -> None:
-    """Answer what still runs, with UNAVAILABLE, rather than let connections break; whoever does not listen is left."""
-    await abort()
-    http.should_exit = True
-    await asyncio.gather(
-        *(server.stop(_LAST_SECONDS) for server in grpc), asyncio.wait([serving], timeout=_LAST_SECONDS)
-    )
-    serving.cancel()
+async def _drain(parts: Parts, servers: Servers, seconds: float) -> None:
+    """Let all finish what runs. The servers go last: until then they answer who asks whether to go elsewhere."""
+    await parts.drain()
+    await servers.stop(seconds)
 
 
-async def _tell_readiness(service: Service, grpc: Sequence[GrpcServer]) -> None:
+async def _tell_readiness(service: Service, grpc: Sequence[GrpcServices]) -> None:
     """Keep grpc.health.v1 in step with the store, which may go and come back."""
     while True:
         await service.readiness_changed()
-        for server in grpc:
-            await server.tell_health()
-
-
-async def _drain(parts: Iterable[Awaitable[None]], http: HttpServer, serving: asyncio.Task[None]) -> None:
-    """Let all parts finish what runs; HTTP goes last: until then /readyz tells that new work should go elsewhere."""
-    await asyncio.gather(*parts)
-    http.should_exit = True
-    await asyncio.shield(serving)
+        for services in grpc:
+            await services.tell_health()
 
 
 async def _is_done(work: Coroutine[None, None, None], seconds: float, hurry: asyncio.Event) -> bool:
@@ -210,10 +252,11 @@ async def _is_done(work: Coroutine[None, None, None], seconds: float, hurry: asy
     return working in done
 
 
-async def _reload_when_told(service: Service, told: asyncio.Event) -> None:
+async def _reload_when_told(service: Service, servers: Servers, told: asyncio.Event) -> None:
     while True:
         await told.wait()
         told.clear()
+        await servers.renew()
         try:
             report = await service.reload()
         except TidegateError as error:
@@ -224,45 +267,17 @@ async def _reload_when_told(service: Service, told: asyncio.Event) -> None:
             log.info("reloaded", loaded=report.loaded, removed=report.removed, refused=len(report.refused))
 
 
-def _facts(service: Service, listener: socket.socket, grpc: GrpcServer) -> Facts:
-    host, port = listener.getsockname()[:2]
+def _facts(service: Service, listeners: Sequence[socket.socket]) -> Facts:
     settings = service.settings
-    facts: Facts = {"http": f"http://{Address(host, port)}", "grpc": _with_port(settings.grpc, grpc.port)}
-    if settings.native_grpc is not None and grpc.native_port is not None:
-        facts["native_grpc"] = _with_port(settings.native_grpc, grpc.native_port)
+    is_tls = settings.tls_cert is not None
+    http, grpc = (
+        url_of(listener, None if text.startswith(UNIX) else parse_address(text).host, is_tls=is_tls)
+        for listener, text in zip(listeners, (settings.http, settings.grpc), strict=False)
+    )
     models = service.models(limit=0, page_token="").models
-    return facts | {"models": [f"{model.name}/{model.version}" for model in models]}
-
-
-def _with_port(address: str, port: int) -> str:
-    return str(Address(parse_address(address).host, port))
-
-
-class HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers; ``listening`` is set once it accepts connections."""
-
-    def __init__(self, app: FastAPI, settings: Settings) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=StepProtocol,
-                ws="websockets-sansio",
-                ws_max_size=int(settings.max_message_mb * 2**20),
-                lifespan="off",
-                proxy_headers=False,  # nothing here asks who the client is
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                # Longer than the usual idle time of proxies and client pools, or they would send into a closing socket.
-                timeout_keep_alive=75,
-            )
-        )
-        self.listening = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    # gRPC's targets have no scheme where there is no TLS.
+    return {
+        "http": http,
+        "grpc": grpc.removeprefix("http://"),
+        "models": [f"{model.name}/{model.version}" for model in models],
+    }

@@ -15,12 +15,12 @@ from grpc import RpcError, aio
 from grpc_status import rpc_status
 
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle
+from tests.service.grpc_server import GrpcServer
 from tests.service.serving import serving
 from tidegate import limits
 from tidegate.config import FLAGS, flag
 from tidegate.oip import service_pb2, service_pb2_grpc
 from tidegate.service import Service
-from tidegate.transports.grpc.server import create_server
 from tidegate.transports.http.app import create_app
 from tidegate.transports.oip.adapter import ServiceCore
 from tidegate.transports.oip.http import routes
@@ -69,7 +69,7 @@ async def front(root: Path) -> AsyncIterator[Front]:
 async def fronting(root: Path, **settings: Any) -> AsyncIterator[Front]:
     async with serving(root, **settings) as service:
         inference = Inference(ServiceCore(service))
-        server = create_server(service, "127.0.0.1:0", None, inference)
+        server = GrpcServer(service, "127.0.0.1:0", inference)
         await server.start()
         app = create_app(service)
         app.router.routes.extend(routes(inference))

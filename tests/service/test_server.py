@@ -11,7 +11,7 @@ import pytest
 
 from tidegate.errors import ConfigurationError
 from tidegate.signals import Signals
-from tidegate.sockets import hold, listen
+from tidegate.transports.listeners import hold, listen
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tidegate.config import ENVIRONMENT_PREFIX, FLAGS, LISTS, Settings, flag, load_settings
+from tidegate.config import ENVIRONMENT_PREFIX, FLAGS, LISTS, REMOVED, Settings, flag, load_settings
 
 
 def serve(config: Path | None = None, **flags: str | bool | list[str] | None) -> None:
@@ -30,15 +31,26 @@ def serve(config: Path | None = None, **flags: str | bool | list[str] | None) ->
         open_files.raise_limit()  # which workers inherit
         if settings.workers == 1:
             from tidegate.server import run
-        else:
-            from tidegate.workers.supervisor import run
 
-        run(settings)
+            has_ended = run(settings)
+        else:
+            from tidegate.workers.supervisor import run as supervise
+
+            supervise(settings)
+            has_ended = True
+    if not has_ended:
+        os._exit(0)
 
 
 def _config() -> Parameter:
     option = typer.Option("--config", envvar=f"{ENVIRONMENT_PREFIX}CONFIG", metavar="FILE", help="TOML file.")
     return Parameter("config", Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, option])
+
+
+def _removed(name: str) -> Parameter:
+    """A flag that there was once: whoever gives it is told what is in its place."""
+    option = typer.Option(flag(name), hidden=True)
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option])
 
 
 def _setting(name: str) -> Parameter:
@@ -53,7 +65,7 @@ def _setting(name: str) -> Parameter:
     return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])
 
 
-_PARAMETERS = [_config(), *map(_setting, FLAGS)]
+_PARAMETERS = [_config(), *map(_setting, FLAGS), *map(_removed, REMOVED)]
 # typer reads a function's signature and its annotations.
 serve.__signature__ = Signature(_PARAMETERS, return_annotation=None)  # type: ignore[attr-defined]
 serve.__annotations__ = {parameter.name: parameter.annotation for parameter in _PARAMETERS}

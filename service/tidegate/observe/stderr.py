@@ -1,14 +1,15 @@
 """Descriptor 2: what machine code writes there becomes lines of the log.
 
-gRPC's core and onnxruntime write their complaints straight to the descriptor: no objects where the log is JSON, and a
-reader that has stopped would stop them, and whoever waits for them. Here the descriptor leads into a pipe that is
-always read.
+gRPC's core, onnxruntime and h2corn write their complaints straight to the descriptor: no objects where the log is
+JSON, and a reader that has stopped would stop them, and whoever waits for them. Here the descriptor leads into a pipe
+that is always read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
+import json
 import logging
 import os
 import re
@@ -20,6 +21,9 @@ log = logging.getLogger("stderr")
 _LEVELS = {"I": logging.DEBUG, "V": logging.DEBUG, "W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL}
 _LEVEL = re.compile(r"([IWEF])[0-9]{4} [0-9:.]+ |.{0,60}?\[([VIWEF]):onnxruntime:")
 """How lines begin: absl's, which gRPC's core writes, and onnxruntime's."""
+
+_H2CORN = '{"level":'
+"""How lines of h2corn begin, which are JSON."""
 
 _PREAMBLE = "WARNING: All log messages before absl::InitializeLog()"
 """absl says so before its first line."""
@@ -48,7 +52,19 @@ class StderrLines:
         for line in lines:
             text = line.decode(errors="replace").rstrip()
             if text:
-                log.log(_level_of(text), text, extra=self._facts)
+                level, words = _read_line(text)
+                log.log(level, words, extra=self._facts)
+
+
+def _read_line(text: str) -> tuple[int, str]:
+    """Return the level of a line, and what it says."""
+    if text.startswith(_H2CORN):
+        with contextlib.suppress(ValueError, KeyError):
+            record = json.loads(text)
+            if record["level"] == "info":  # of its start, its ports and its end, of which ours tell too
+                return logging.DEBUG, text
+            return logging.WARNING, f"h2corn: {record['subject']}: {record['detail']}"
+    return _level_of(text), text
 
 
 def _level_of(text: str) -> int:

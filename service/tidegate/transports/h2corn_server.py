@@ -13,12 +13,12 @@ import logging
 import os
 import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tidegate.transports.asgi import Application, Guard
+from tidegate.transports.asgi import Application, Guard, Scope
 from tidegate.transports.departures import Connections
 
 # h2corn's allocator, which reads this when it is loaded, would keep what was freed until it next has something to do.
@@ -105,6 +105,7 @@ class H2cornServer:
         listener: Listens, and does not block.
         limits: For its clients.
         tls: None serves plain text, as on Unix sockets.
+        is_endless: Whether a request may go on for ever, and so is not waited for when the server stops.
         grace: Seconds that requests may take to finish once the server stops.
         overlap: Seconds that connections from before a renewal of the certificate may last.
     """
@@ -116,6 +117,7 @@ class H2cornServer:
         limits: Limits,
         tls: TlsFiles | None = None,
         *,
+        is_endless: Callable[[Scope], bool] = lambda _: False,
         grace: float = 5,
         overlap: float = 3600,
     ) -> None:
@@ -123,6 +125,7 @@ class H2cornServer:
         self._listener = listener
         self._limits = limits
         self._tls = tls
+        self._is_endless = is_endless
         self._grace = grace
         self._overlap = overlap
         self._server: h2corn.Server | None = None
@@ -174,6 +177,9 @@ class H2cornServer:
             # h2corn holds the socket to its end. Who connects from now on is to be refused, not left waiting.
             with contextlib.suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)
+            for task, scope in tuple(self._guard.running.items()):
+                if self._is_endless(scope):
+                    self._guard.cancel(task)
         if self._serving:
             await asyncio.wait(self._serving, timeout=self._grace if grace is None else grace)
         if self._serving:
@@ -263,17 +269,15 @@ class H2cornServer:
         )
 
 
-def raise_descriptor_limit(num_listeners: int) -> int:
-    """Let the process have as many descriptors as the system allows; return how many connections a listener may have.
+def connections_within(limit: int, num_listeners: int) -> int:
+    """Return how many connections each listener may have: ``limit``, or what the open files allow.
 
-    Without a cap below the limit, a client that opens many connections takes them from everybody: see `_on_ended`.
+    Without a cap below that, a client that opens many connections takes the descriptors of all: see `_on_ended`.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max((soft - min(_RESERVED_DESCRIPTORS, soft // 2)) // num_listeners, 1)
+    if soft == resource.RLIM_INFINITY:
+        return limit
+    return min(limit, max((soft - min(_RESERVED_DESCRIPTORS, soft // 2)) // num_listeners, 1))
 
 
 @contextlib.contextmanager

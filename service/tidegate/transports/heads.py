@@ -6,15 +6,14 @@ Servers have bounds of their own, which protect them and answer in few words; th
 from __future__ import annotations
 
 from tidegate.errors import TooLargeError
-from tidegate.limits import MAX_URL_BYTES
 from tidegate.transports.asgi import Application, Receive, Scope, Send
 from tidegate.transports.http.errors import PROBLEM, problem
 
 _FIELD_BYTES = 32  # that a field counts beside its name and value (RFC 9113, 6.5.2)
 
 
-def bounded_heads(application: Application, max_head: int) -> Application:
-    """Return the application, asked only by requests whose heads have at most ``max_head`` bytes.
+def bounded_heads(application: Application, max_head: int, max_url: int) -> Application:
+    """Return the application, asked only by requests whose heads, and URLs, have at most so many bytes.
 
     Others get 414 or 431, WebSockets in place of their handshake. gRPC has an answer of its own (`GrpcAdapter`).
     """
@@ -24,10 +23,10 @@ def bounded_heads(application: Application, max_head: int) -> Application:
         size = url + _FIELD_BYTES * len(scope["headers"])
         for name, value in scope["headers"]:
             size += len(name) + len(value)
-        if size <= max_head and url <= MAX_URL_BYTES:
+        if size <= max_head and url <= max_url:
             await application(scope, receive, send)
-        elif url > MAX_URL_BYTES:
-            text = f"the URL has {url} bytes: at most {MAX_URL_BYTES} are allowed"
+        elif url > max_url:
+            text = f"the URL has {url} bytes: at most {max_url} are allowed"
             await _refuse(TooLargeError(text, reason="URL_TOO_LONG"), scope, send)
         else:
             text = f"the request's head has {size} bytes, counted as in HTTP/2: at most {max_head} are allowed"

@@ -13,11 +13,10 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tidegate.config import Address, flag, parse_address
+from tidegate.config import UNIX, Address, flag, parse_address
 from tidegate.errors import ConfigurationError
 
 BACKLOG = 2048
-UNIX = "unix:"
 ABSTRACT = "unix-abstract:"
 """As gRPC writes a Unix socket that has a name of its own and no path (unix(7))."""
 
@@ -40,12 +39,31 @@ def listen(name: str, text: str, *, is_shared: bool = False, mode: int = 0o600, 
         else:
             listener = _listen(text, is_shared, stalled)
     except OSError as error:
-        # Python adds to the text of some errors, and has errors of its own, whose text is all there is.
-        known = None if isinstance(error, socket.gaierror) else error.errno
-        reason = os.strerror(known) if known else error.strerror or str(error)
-        raise ConfigurationError(f"{flag(name)}: {text}: {reason.lower()}") from None
+        raise _refusal(name, text, error) from None
     listener.setblocking(False)
     return listener
+
+
+def hold(name: str, text: str) -> socket.socket:
+    """Return a socket that keeps ``HOST:PORT`` for processes that share it: bound and not listening, it gets no
+    connections.
+
+    Raises:
+        ConfigurationError: The address cannot be had, or somebody listens there; or it is a Unix socket's, which no
+            two processes share.
+    """
+    if text.startswith(UNIX):
+        raise ConfigurationError(f"{flag(name)}: {text}: only one worker can have a Unix socket: give HOST:PORT")
+    try:
+        # Sharing would also succeed beside another server of ours, so first ask for the port alone.
+        with _listen(text, is_shared=False) as alone:
+            port = alone.getsockname()[1]
+            held = socket.socket(alone.family)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind((parse_address(text).host, port))
+    except OSError as error:
+        raise _refusal(name, text, error) from None
+    return held
 
 
 @contextlib.contextmanager
@@ -74,7 +92,7 @@ def url_of(listener: socket.socket, host: str | None = None, *, is_tls: bool = F
     return f"{'https' if is_tls else 'http'}://{Address(host or bound, port)}"
 
 
-def _listen(text: str, is_shared: bool, stalled: float) -> socket.socket:
+def _listen(text: str, is_shared: bool, stalled: float = 30) -> socket.socket:
     address = parse_address(text)
     family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
     is_dual = family == socket.AF_INET6 and address.host == "::" and socket.has_dualstack_ipv6()
@@ -93,6 +111,25 @@ def _listen(text: str, is_shared: bool, stalled: float) -> socket.socket:
     ):
         listener.setsockopt(socket.IPPROTO_TCP, option, value)
     return listener
+
+
+_WHAT_TO_DO = {
+    errno.EACCES: "a port below 1024 is for root, or for who has CAP_NET_BIND_SERVICE: take a higher one",
+    errno.EADDRNOTAVAIL: "no interface of this machine has that address: 0.0.0.0 and [::] stand for all of them",
+    errno.EMFILE: "this process may open no more files: raise `ulimit -n`",
+    errno.ENFILE: "this machine may open no more files: raise the kernel's fs.file-max",
+}
+
+
+def _refusal(name: str, text: str, error: OSError) -> ConfigurationError:
+    # Python adds to the text of some errors, and has errors of its own, whose text is all there is.
+    known = None if isinstance(error, socket.gaierror) else error.errno
+    reason = os.strerror(known) if known else error.strerror or str(error)
+    is_unknown = isinstance(error, socket.gaierror)
+    is_port = not text.startswith((UNIX, ABSTRACT))
+    advice = "is the host's name right?" if is_unknown else _WHAT_TO_DO.get(known or 0) if is_port else None
+    told = f"{flag(name)}: {text}: {reason.lower()}" + (f": {advice}" if advice else "")
+    return ConfigurationError(told, reason="PORT_IN_USE" if known == errno.EADDRINUSE else None)
 
 
 def _listen_at_path(path: Path, mode: int) -> socket.socket:

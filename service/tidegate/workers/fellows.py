@@ -104,9 +104,7 @@ class Fellows:
     def __init__(self, seat: Seat, settings: Settings, clock: Clock) -> None:
         self._seat = seat
         self._has_store = settings.store != "none"
-        self._fellows = {
-            number: Fellow(seat.address(number), settings.request_timeout, clock) for number in seat.others
-        }
+        self._fellows = {number: Fellow(seat.target(number), settings.request_timeout, clock) for number in seat.others}
 
     def __iter__(self) -> Iterator[Fellow]:
         return iter(self._fellows.values())

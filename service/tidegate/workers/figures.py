@@ -87,7 +87,7 @@ class _Fellow:
 
     def __init__(self, seat: Seat, number: int) -> None:
         self._file = _file(seat, number)
-        self._address = seat.address(number)
+        self._address = seat.target(number)
         self._channel = self._connect()
 
     async def ask(self) -> Snapshot:

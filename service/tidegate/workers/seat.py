@@ -39,8 +39,11 @@ class Seat:
         """Where a worker answers its fellows; it stays the same when the worker is started again."""
         if self.folder is None:
             return f"unix-abstract:{self.abstract}-{number}"
-        # gRPC reads a path as a part of a URI.
-        return f"unix:{quote(str(self.folder / f'{number}.sock'))}"
+        return f"unix:{self.folder / f'{number}.sock'}"
+
+    def target(self, number: int) -> str:
+        """The same address as gRPC's clients write it: as a URI, in which not every path can stand as it is."""
+        return quote(self.address(number), safe=":/-_.~")
 
     def owner(self, session: str) -> int:
         """The number of the worker that a session lives on; every worker comes to the same answer.

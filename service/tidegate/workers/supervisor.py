@@ -18,7 +18,7 @@ from tidegate.clock import Clock
 from tidegate.config import Settings, parse_address
 from tidegate.errors import ConfigurationError
 from tidegate.signals import Signals
-from tidegate.sockets import hold
+from tidegate.transports.listeners import hold
 from tidegate.workers.control import Ready, Refusal, Task
 from tidegate.workers.process import Backoff, WorkerProcess
 from tidegate.workers.seat import Seat
@@ -26,7 +26,7 @@ from tidegate.workers.socket_folder import SocketPlace, socket_place
 
 log = structlog.stdlib.get_logger(__name__)
 
-_ADDRESSES = ("http", "grpc", "native_grpc")
+_ADDRESSES = ("http", "grpc")
 _LEEWAY_SECONDS = 5.0
 """What workers get beyond the drain to end, before they are killed."""
 
@@ -128,7 +128,7 @@ def reserved(settings: Settings) -> Iterator[Settings]:
     with ExitStack() as stack:
         bound = {}
         for name in _ADDRESSES:
-            if (text := getattr(settings, name)) is not None:
-                port = stack.enter_context(hold(name, text)).getsockname()[1]
-                bound[name] = str(parse_address(text)._replace(port=port))
+            text = getattr(settings, name)
+            port = stack.enter_context(hold(name, text)).getsockname()[1]
+            bound[name] = str(parse_address(text)._replace(port=port))
         yield settings.model_copy(update=bound)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import gc
+import os
 import socket
 import sys
 
@@ -27,26 +28,27 @@ def main() -> None:
         # Standard error leads to the supervisor, which makes lines of the log of it, even of the stack of a crash.
         faulthandler.enable()
         with logging_to(task.settings.log_level, task.settings.log_format):
-            _serve(task, line)
+            has_ended = _serve(task, line)
+    if not has_ended:
+        os._exit(0)
 
 
-def _serve(task: Task, line: socket.socket) -> None:
-    from tidegate.server import loop_factory
+def _serve(task: Task, line: socket.socket) -> bool:
+    from tidegate.server import run_in_loop
 
     try:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(_serve_for(task, line))
+        return run_in_loop(lambda: _serve_for(task, line))
     except ConfigurationError as error:
         line.sendall(encode_answer(Refusal(error.message)))
         raise SystemExit(2) from None
 
 
-async def _serve_for(task: Task, line: socket.socket) -> None:
+async def _serve_for(task: Task, line: socket.socket) -> bool:
     from tidegate.server import serve
 
     signals = Signals()
     asyncio.get_running_loop().add_reader(line, _end, signals, line)
-    await serve(task.settings, signals, lambda facts: line.sendall(encode_answer(Ready(facts))), task.seat)
+    return await serve(task.settings, signals, lambda facts: line.sendall(encode_answer(Ready(facts))), task.seat)
 
 
 def _end(signals: Signals, line: socket.socket) -> None:

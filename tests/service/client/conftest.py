@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.service.grpc.fake import FakeService
-from tidegate.transports.grpc.server import create_server
+from tests.service.grpc_server import GrpcServer
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ async def service() -> FakeService:
 
 @pytest.fixture
 async def address(service: FakeService) -> AsyncIterator[str]:
-    server = create_server(service.as_service(), "127.0.0.1:0")
+    server = GrpcServer(service.as_service(), "127.0.0.1:0")
     await server.start()
     yield f"127.0.0.1:{server.port}"
     await server.stop()

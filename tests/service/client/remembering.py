@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tests.service.grpc.fake import FakeService, GenerateCall, StepCall, length, predict
+from tests.service.grpc_server import GrpcServer
 from tidegate.core import Ask, GeneratedToken, GenerationDone, Input, Sampling, StepResult
 from tidegate.errors import NotFoundError, PositionConflictError
-from tidegate.transports.grpc.server import GrpcServer, create_server
 
 
 class Last(NamedTuple):
@@ -116,7 +116,7 @@ class Site:
         return self._server is not None
 
     async def start(self) -> None:
-        self._server = create_server(self.service.as_service(), self.address)
+        self._server = GrpcServer(self.service.as_service(), self.address)
         self._port = self._server.port
         await self._server.start()
 

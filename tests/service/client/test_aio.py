@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from tests.service.grpc.fake import FakeService
+from tests.service.grpc_server import GrpcServer
 from tidegate import errors
 from tidegate.client import AsyncClient, Retry
 from tidegate.core import GeneratedToken, GenerationDone, SessionRequest
-from tidegate.transports.grpc.server import create_server
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ async def test_a_column_stream_steps_many_sessions(client: AsyncClient, service:
 
 async def test_a_drained_stream_says_so_where_nothing_is_tried_again(service: FakeService) -> None:
     service.add_sessions("a")
-    server = create_server(service.as_service(), "127.0.0.1:0")
+    server = GrpcServer(service.as_service(), "127.0.0.1:0")
     await server.start()
     async with AsyncClient(f"127.0.0.1:{server.port}", retry=Retry(attempts=1)) as client:
         session = await client.session("a")

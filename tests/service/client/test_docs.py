@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle
+from tests.service.grpc_server import GrpcServer
 from tidegate.config import load_settings
 from tidegate.service import Service
-from tidegate.transports.grpc.server import create_server
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "client.md"
 
@@ -22,8 +22,9 @@ async def test_the_examples_run(tmp_path: Path, capfd: pytest.CaptureFixture[str
     write_tiny_forecast_bundle(tmp_path, "load-lstm")
     service = Service(load_settings({"bundles": tmp_path, "store": "none"}))
     await service.start()
-    server = create_server(service, "127.0.0.1:0")
+    server = GrpcServer(service, "127.0.0.1:0")
     await server.start()
+    capfd.readouterr()  # h2corn's word that it listens
     blocks = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     code = "\n".join(blocks).replace("127.0.0.1:8081", f"127.0.0.1:{server.port}")
     # As its reader would: in a process of its own.

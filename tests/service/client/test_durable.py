@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.bundles import VOCABULARY, write_tiny_bundle
+from tests.service.grpc_server import GrpcServer
 from tidegate.client import AsyncClient, Client
 from tidegate.config import load_settings
 from tidegate.core import GenerationDone
 from tidegate.service import Service
-from tidegate.transports.grpc.server import GrpcServer, create_server
 
 TEXT = "ROMEO: But, soft! what light through yonder window breaks?"
 
@@ -31,7 +31,7 @@ class Host:
     async def start(self) -> None:
         service = Service(self._settings)
         await service.start()
-        server = create_server(service, f"127.0.0.1:{self.port}")
+        server = GrpcServer(service, f"127.0.0.1:{self.port}")
         self.port = server.port
         await server.start()
         self._running = service, server

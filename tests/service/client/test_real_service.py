@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle, write_tiny_stream_bundle
+from tests.service.grpc_server import GrpcServer
 from tidegate import errors
 from tidegate.client import AsyncClient
 from tidegate.config import load_settings
 from tidegate.core import Candidate, Prediction
 from tidegate.service import Service
-from tidegate.transports.grpc.server import create_server
 
 TEXT = "ROMEO: But, soft! what light"
 
@@ -28,7 +28,7 @@ async def client(tmp_path: Path) -> AsyncIterator[AsyncClient]:
     write_tiny_stream_bundle(tmp_path)
     service = Service(load_settings({"bundles": tmp_path, "store": "none"}))
     await service.start()
-    server = create_server(service, "127.0.0.1:0")
+    server = GrpcServer(service, "127.0.0.1:0")
     await server.start()
     async with AsyncClient(f"127.0.0.1:{server.port}", timeout=60) as client:
         yield client

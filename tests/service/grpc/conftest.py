@@ -1,4 +1,4 @@
-"""A running gRPC server over a fake core, and stubs of a stock client: once at each of its two ports."""
+"""A running gRPC server over a fake core, and stubs of a stock client."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from grpc import aio
 
 from tests.service.grpc.fake import FakeService
-from tidegate.transports.grpc.server import GrpcServer, create_server
+from tests.service.grpc_server import GrpcServer
 from tidegate.v1 import models_pb2_grpc, predictor_pb2_grpc, sessions_pb2_grpc
 
 if TYPE_CHECKING:
@@ -31,16 +31,15 @@ async def service() -> FakeService:
 
 @pytest.fixture
 async def server(service: FakeService) -> AsyncIterator[GrpcServer]:
-    server = create_server(service.as_service(), "127.0.0.1:0", "127.0.0.1:0")
+    server = GrpcServer(service.as_service())
     await server.start()
     yield server
     await server.stop()
 
 
-@pytest.fixture(params=["grpcio", "native"])
-async def channel(server: GrpcServer, request: pytest.FixtureRequest) -> AsyncIterator[aio.Channel]:
-    port = server.port if request.param == "grpcio" else server.native_port
-    async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+@pytest.fixture
+async def channel(server: GrpcServer) -> AsyncIterator[aio.Channel]:
+    async with aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         yield channel
 
 

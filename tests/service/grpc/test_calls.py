@@ -18,11 +18,10 @@ from tidegate.core import Ask, Input, Sampling, SessionRequest
 from tidegate.errors import InvalidInputError
 from tidegate.observe.requests import Requests
 from tidegate.transports.grpc.adapter import GrpcAdapter
-from tidegate.transports.grpc.calls import Calls
 from tidegate.transports.grpc.framing import pack
 from tidegate.transports.grpc.handlers import add_service
 from tidegate.transports.grpc.predictor import Predictor
-from tidegate.transports.grpc.server import SERVICES
+from tidegate.transports.grpc.services import SERVICES
 from tidegate.transports.grpc.sessions import Sessions
 from tidegate.v1 import (
     models_pb2,
@@ -155,7 +154,7 @@ async def test_a_step_without_a_session_is_refused(stubs: Stubs) -> None:
 @pytest.mark.parametrize("method", ["Sessions/Get", "Sessions/Step", "Sessions/Close", "Predictor/Stream"])
 async def test_metadata_may_be_any_bytes(service: FakeService, method: str, value: bytes) -> None:
     """Stock clients do not send such: whoever writes HTTP/2 by hand does."""
-    adapter, calls = GrpcAdapter(), Calls(Requests(service.clock))
+    adapter, calls = GrpcAdapter(), Requests(service.clock)
     add_service(sessions_pb2_grpc.add_SessionsServicer_to_server, Sessions(service.as_service(), calls), adapter)
     add_service(predictor_pb2_grpc.add_PredictorServicer_to_server, Predictor(service.as_service(), calls), adapter)
     fields = [(b"content-type", b"application/grpc"), (b"te", b"trailers"), (SESSION_KEY.encode(), value)]

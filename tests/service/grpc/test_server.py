@@ -10,8 +10,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.service.grpc.conftest import Stubs
 from tests.service.grpc.fake import FakeService
+from tests.service.grpc_server import GrpcServer
 from tidegate.errors import ConfigurationError
-from tidegate.transports.grpc.server import GrpcServer, create_server
 from tidegate.v1 import sessions_pb2
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -26,7 +26,7 @@ async def health(channel: aio.Channel, name: str = "") -> int:
 async def test_a_port_in_use_is_a_clear_error(server: GrpcServer, service: FakeService) -> None:
     address = f"127.0.0.1:{server.port}"
     with pytest.raises(ConfigurationError, match=f"--grpc: {address}: address already in use"):
-        create_server(service.as_service(), address)
+        GrpcServer(service.as_service(), address)
 
 
 async def test_health_follows_readiness(server: GrpcServer, service: FakeService, channel: aio.Channel) -> None:

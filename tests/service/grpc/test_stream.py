@@ -14,10 +14,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.clock import START
 from tests.service.grpc.conftest import Stubs
 from tests.service.grpc.fake import FakeService
+from tests.service.grpc_server import GrpcServer
 from tidegate import errors
 from tidegate.core import Ask, Input
 from tidegate.limits import MAX_IN_FLIGHT, MAX_LANES
-from tidegate.transports.grpc.server import GrpcServer
 from tidegate.v1 import predictor_pb2, types_pb2
 from tidegate.v1.predictor_pb2 import Attach, Columns, StreamReply, StreamRequest
 from tidegate.v1.sessions_pb2 import StepRequest

@@ -11,10 +11,10 @@ from grpc import aio
 from grpc.aio import EOF  # type: ignore[attr-defined]
 
 from tests.service.grpc.fake import FakeService
+from tests.service.grpc_server import GrpcServer
 from tidegate.clock import Clock
 from tidegate.errors import OverloadedError
 from tidegate.observe.requests import Requests
-from tidegate.transports.grpc.server import create_server
 from tidegate.v1 import (
     models_pb2,
     models_pb2_grpc,
@@ -30,14 +30,11 @@ def requests() -> Requests:
     return Requests(Clock())
 
 
-@pytest.fixture(params=["grpcio", "native"])
-async def channel(
-    service: FakeService, requests: Requests, request: pytest.FixtureRequest
-) -> AsyncIterator[aio.Channel]:
-    server = create_server(service.as_service(), "127.0.0.1:0", "127.0.0.1:0", requests=requests)
+@pytest.fixture
+async def channel(service: FakeService, requests: Requests) -> AsyncIterator[aio.Channel]:
+    server = GrpcServer(service.as_service(), requests=requests)
     await server.start()
-    port = server.port if request.param == "grpcio" else server.native_port
-    async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         yield channel
     await server.stop()
 

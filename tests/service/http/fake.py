@@ -42,6 +42,7 @@ from tidegate.core import (
     Tensor,
     TensorInfo,
 )
+from tidegate.transports.asgi import cancel_on_disconnect
 from tidegate.v1.predictor_pb2 import StreamReply
 
 if TYPE_CHECKING:
@@ -305,7 +306,8 @@ class Call:
         self._inbox.put_nowait({"type": "http.request", "body": json.dumps(body).encode()})
         self.sent: list[Message] = []
         self.has_sent_body = asyncio.Event()
-        self.task = asyncio.create_task(app({**http_scope(path), **scope}, self._inbox.get, self._send))
+        answering = cancel_on_disconnect(app)({**http_scope(path), **scope}, self._inbox.get, self._send)
+        self.task = asyncio.ensure_future(answering)
 
     async def _send(self, message: Message) -> None:
         self.sent.append(message)

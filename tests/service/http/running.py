@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, Self
 
 from fastapi import FastAPI
 
-from tests.service.http.fake import FakeService
-from tidegate.server import HttpServer
+from tidegate.config import load_settings
+from tidegate.transports.application import one_application
+from tidegate.transports.grpc.adapter import GrpcAdapter
+from tidegate.transports.h2corn_server import H2cornServer, Limits
+from tidegate.transports.listeners import listen
 
 SECONDS = 60
 
@@ -20,23 +22,22 @@ SECONDS = 60
 class Running(NamedTuple):
     """A server that listens."""
 
-    http: HttpServer
+    server: H2cornServer
     port: int
-    serving: asyncio.Task[None]
 
 
 @asynccontextmanager
-async def running(app: FastAPI, service: FakeService) -> AsyncIterator[Running]:
+async def running(app: FastAPI) -> AsyncIterator[Running]:
     """Serve until the block ends."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        http = HttpServer(app, service.settings)
-        serving = asyncio.create_task(http.serve([listener]))
-        await http.listening.wait()
+    with listen("http", "127.0.0.1:0") as listener:
+        server = H2cornServer(
+            one_application(GrpcAdapter(), app.state.steps, app, load_settings({})), listener, Limits()
+        )
+        await server.start()
         try:
-            yield Running(http, listener.getsockname()[1], serving)
+            yield Running(server, listener.getsockname()[1])
         finally:
-            http.should_exit = True
-            await serving
+            await server.stop(grace=0)
 
 
 async def until(is_so: Callable[[], bool]) -> None:
@@ -80,7 +81,10 @@ class Wire:
 
     async def reply(self) -> Reply:
         async with asyncio.timeout(SECONDS):
-            status, *lines = (await self._reader.readuntil(b"\r\n\r\n")).decode().rstrip().split("\r\n")
+            head = await self._reader.readuntil(b"\r\n\r\n")
+            if head.startswith(b"HTTP/1.1 100"):
+                head = await self._reader.readuntil(b"\r\n\r\n")
+            status, *lines = head.decode().rstrip().split("\r\n")
             fields = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
             del fields["date"]
             body = await self._reader.readexactly(int(fields["content-length"]))

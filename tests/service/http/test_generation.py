@@ -149,6 +149,6 @@ async def test_tokens_are_sent_as_they_come_and_end_with_their_client(
     await asyncio.wait_for(call.has_sent_body.wait(), 60)
     assert b"event: token" in call.sent[1]["body"]
     call.hang_up()
-    await call.task
+    await asyncio.wait([call.task])
     assert service.is_cancelled.is_set()
     assert len(call.sent) == 2

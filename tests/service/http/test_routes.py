@@ -124,7 +124,6 @@ async def test_percent_encoded_ids_are_decoded_once(client: httpx.AsyncClient, s
 
 
 async def test_a_step_behind_a_mount_is_routed_the_same(app: FastAPI, service: FakeService) -> None:
-    """Where the path has a prefix, the short cut does not see the step and the router must."""
     call = Call(app, STEP, {"text": "R"})
     await call.task
     direct = call.sent
@@ -234,7 +233,7 @@ class TestDeadline:
         call = Call(app, path, body)
         await service.has_asked.wait()
         call.hang_up()
-        await call.task
+        await asyncio.wait([call.task])
         await asyncio.wait_for(service.is_cancelled.wait(), 60)
         assert [message.get("status") for message in call.sent if "status" in message] in ([], [499])
 

@@ -242,6 +242,9 @@ def test_bytes_become_lines_as_they_come(logged: Logged) -> None:
         ("2026-01-31 12:00:00.123 [E:onnxruntime:, sequential_executor.cc:1] Non-zero status code", "error"),
         ("\x1b[0;93m2026-01-31 12:00:00.123 [W:onnxruntime:Default, device.cc:1] no device\x1b[m", "warning"),
         ("WARNING: All log messages before absl::InitializeLog() is called are written to STDERR", "debug"),
+        ('{"level":"info","event":"listening","url":"http://127.0.0.1:1"}', "debug"),
+        ('{"level":"error","event":"failed","subject":"request","detail":"stream channel was closed"}', "warning"),
+        ('{"level":"unknown"}', "warning"),
         ("terminate called after throwing an instance of 'std::bad_alloc'", "warning"),
     ],
 )

@@ -13,13 +13,13 @@ from starlette.applications import Starlette
 
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle, write_tiny_stream_bundle
 from tests.clock import ManualClock
+from tests.service.grpc_server import GrpcServer
 from tests.service.oip.fake import FakeCore
 from tests.service.oip.ways import GrpcWay, HttpWay, Way
 from tests.service.serving import serving
 from tidegate.oip import service_pb2_grpc
 from tidegate.sequences.table import Sequences
 from tidegate.service import Service
-from tidegate.transports.grpc.server import create_server
 from tidegate.transports.oip.adapter import ServiceCore
 from tidegate.transports.oip.http import routes
 from tidegate.transports.oip.inference import Inference
@@ -68,7 +68,7 @@ async def http(inference: Inference) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def stub(service: Service, inference: Inference) -> AsyncIterator[service_pb2_grpc.GRPCInferenceServiceAsyncStub]:
-    server = create_server(service, "127.0.0.1:0", None, inference)
+    server = GrpcServer(service, "127.0.0.1:0", inference)
     await server.start()
     async with aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         yield service_pb2_grpc.GRPCInferenceServiceStub(channel)

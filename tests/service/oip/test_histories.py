@@ -18,12 +18,12 @@ from grpc import aio
 from numpy.typing import NDArray
 
 from tests.bundles import write_tiny_stream_bundle
+from tests.service.grpc_server import GrpcServer
 from tests.service.oip.ways import Tensor, message, read_message, set_parameters
 from tests.service.serving import serving
 from tidegate.bundle import read_bundle
 from tidegate.engine.runner import Runner
 from tidegate.oip import service_pb2, service_pb2_grpc
-from tidegate.transports.grpc.server import create_server
 from tidegate.transports.oip.adapter import ServiceCore
 from tidegate.transports.oip.inference import Inference
 
@@ -90,7 +90,7 @@ async def served(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     kept = {"store": "sqlite", "data_dir": tmp_path / "data", "durable": request.param == "durable"}
     async with serving(tmp_path / "bundles", **kept) as service:
         inference = Inference(ServiceCore(service))
-        server = create_server(service, "127.0.0.1:0", None, inference)
+        server = GrpcServer(service, "127.0.0.1:0", inference)
         await server.start()
         async with aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             yield bundle, service_pb2_grpc.GRPCInferenceServiceStub(channel)

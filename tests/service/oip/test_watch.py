@@ -10,10 +10,10 @@ import pytest
 from grpc import aio
 from starlette.applications import Starlette
 
+from tests.service.grpc_server import GrpcServer
 from tidegate.observe.requests import Requests
 from tidegate.oip import service_pb2, service_pb2_grpc
 from tidegate.service import Service
-from tidegate.transports.grpc.server import create_server
 from tidegate.transports.http.watch import Watch
 from tidegate.transports.oip.http import routes
 from tidegate.transports.oip.inference import Inference
@@ -54,7 +54,7 @@ async def test_over_http(inference: Inference) -> None:
 
 async def test_over_grpc(service: Service, inference: Inference) -> None:
     requests = Requests(inference.clock)
-    server = create_server(service, "127.0.0.1:0", None, inference, requests)
+    server = GrpcServer(service, "127.0.0.1:0", inference, requests)
     await server.start()
     async with aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)

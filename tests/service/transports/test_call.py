@@ -267,29 +267,27 @@ async def test_initial_metadata_is_sent_once() -> None:
     assert exchange.headers[b"x"] == b"1"
 
 
-async def test_a_drain_refuses_new_calls_and_ends_with_the_last_that_runs() -> None:
+async def test_an_adapter_is_idle_when_its_last_call_has_ended() -> None:
     async with on_adapter(Interop()) as (adapter, served), aio.insecure_channel(served.address) as channel:
         stub = Stub(channel)
         call = stub.duplex()
         await call.write(asking(size=1))
         await call.read()
-        draining = asyncio.create_task(adapter.drain())
-        await asyncio.sleep(0)
-        refused = stub.empty(empty_pb2.Empty())
-        assert await refused.code() is Code.UNAVAILABLE
-        assert not draining.done()
+        waiting = asyncio.create_task(adapter.wait_idle())
+        await stub.empty(empty_pb2.Empty())  # which begins and ends meanwhile
+        assert not waiting.done()
         await call.write(asking(size=2))
         assert len((await call.read()).value) == 2
         await call.done_writing()
         assert await call.code() is Code.OK
-        await draining
+        await waiting
 
 
-async def test_a_drain_of_an_idle_adapter_ends_at_once() -> None:
-    await GrpcAdapter().drain()
+async def test_an_adapter_that_was_never_asked_is_idle() -> None:
+    await GrpcAdapter().wait_idle()
 
 
-async def test_probes_are_answered_during_a_drain_and_not_waited_for() -> None:
+async def test_probes_are_not_waited_for() -> None:
     async with on_adapter(Interop()) as (adapter, served), aio.insecure_channel(served.address) as channel:
         servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
         health_pb2_grpc.add_HealthServicer_to_server(servicer, adapter)
@@ -297,7 +295,7 @@ async def test_probes_are_answered_during_a_drain_and_not_waited_for() -> None:
         watch = stub.Watch(health_pb2.HealthCheckRequest())
         status = health_pb2.HealthCheckResponse.ServingStatus
         assert (await watch.read()).status == status.SERVING
-        await adapter.drain()
+        await adapter.wait_idle()
         await servicer.enter_graceful_shutdown()
         assert (await watch.read()).status == status.NOT_SERVING
         assert (await stub.Check(health_pb2.HealthCheckRequest())).status == status.NOT_SERVING

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 
 from tests.service.transports.asgi import Exchange, http_scope
-from tidegate.limits import MAX_URL_BYTES
 from tidegate.transports.asgi import Application, Event, Receive, Scope, Send
 from tidegate.transports.grpc.metadata import size_of
 from tidegate.transports.heads import bounded_heads
 
-LIMIT = 64 << 10
+LIMIT, MAX_URL = 64 << 10, 8 << 10
 
 
 async def answer(scope: Scope, _: Receive, send: Send) -> None:
@@ -28,7 +27,7 @@ def scope_of(path: str = "/", query: bytes = b"", **fields: Any) -> dict[str, An
 
 async def told(scope: dict[str, Any], application: Application | None = None) -> tuple[int, str]:
     exchange = Exchange(scope)
-    await exchange.run(application or bounded_heads(answer, LIMIT))
+    await exchange.run(application or bounded_heads(answer, LIMIT, MAX_URL))
     return exchange.status, json.loads(exchange.body)["reason"] if exchange.body else ""
 
 
@@ -45,10 +44,10 @@ async def test_fields_count_as_in_http_2(num_fields: int, extra: int) -> None:
 @pytest.mark.parametrize(
     ("path", "query", "status"),
     [
-        ("/" * MAX_URL_BYTES, b"", 200),
-        ("/" * (MAX_URL_BYTES + 1), b"", 414),
-        ("/", b"q" * (MAX_URL_BYTES - 1), 200),
-        ("/", b"q" * MAX_URL_BYTES, 414),
+        ("/" * MAX_URL, b"", 200),
+        ("/" * (MAX_URL + 1), b"", 414),
+        ("/", b"q" * (MAX_URL - 1), 200),
+        ("/", b"q" * MAX_URL, 414),
     ],
 )
 async def test_a_url_is_bounded_by_itself(path: str, query: bytes, status: int) -> None:
@@ -57,7 +56,7 @@ async def test_a_url_is_bounded_by_itself(path: str, query: bytes, status: int) 
 
 async def test_a_refusal_says_what_is_allowed() -> None:
     exchange = Exchange(scope_of(headers=[(b"x", b"y" * LIMIT)]))
-    await exchange.run(bounded_heads(answer, LIMIT))
+    await exchange.run(bounded_heads(answer, LIMIT, MAX_URL))
     assert "at most 65536 are allowed" in json.loads(exchange.body)["detail"]
     assert exchange.headers[b"content-type"] == b"application/problem+json"
 
@@ -69,9 +68,9 @@ async def test_a_websocket_is_refused_in_place_of_its_handshake() -> None:
         sent.append(event)
 
     scope = scope_of(headers=[(b"x", b"y" * LIMIT)], type="websocket", extensions={"websocket.http.response": {}})
-    await bounded_heads(answer, LIMIT)(scope, Exchange(scope).receive, send)
+    await bounded_heads(answer, LIMIT, MAX_URL)(scope, Exchange(scope).receive, send)
     assert [event["type"] for event in sent] == ["websocket.http.response.start", "websocket.http.response.body"]
     assert sent[0]["status"] == 431
     sent.clear()
-    await bounded_heads(answer, LIMIT)({**scope, "extensions": {}}, Exchange(scope).receive, send)
+    await bounded_heads(answer, LIMIT, MAX_URL)({**scope, "extensions": {}}, Exchange(scope).receive, send)
     assert [event["type"] for event in sent] == ["websocket.close"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from tests.service.grpc.fake import FakeService
-from tidegate.transports.grpc.server import create_server
+from tests.service.grpc_server import GrpcServer
 from tidegate.workers.routing import RoutedService
 from tidegate.workers.seat import Seat
 
@@ -40,7 +40,7 @@ async def pair() -> AsyncIterator[Pair]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         seats = [Seat("test", number, 2, folder) for number in range(2)]
         for seat, service in zip(seats, (near, far), strict=True):
-            server = create_server(service.as_service(), seat.address(seat.number))
+            server = GrpcServer(service.as_service(), seat.address(seat.number))
             await server.start()
             stack.push_async_callback(server.stop)
         routed = RoutedService(near.as_service(), seats[0])

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.service.grpc.fake import FakeService
+from tests.service.grpc_server import GrpcServer
 from tidegate.observe.families import Family, Labels, Snapshot, Value
-from tidegate.transports.grpc.server import GrpcServer, create_server
 from tidegate.workers.figures import WorkerFigures
 from tidegate.workers.seat import Seat
 
@@ -59,7 +59,7 @@ async def living(folder: Path | None, number: int) -> AsyncIterator[Life]:
 
     seat = Seat("test", number, 2, folder)
     figures = WorkerFigures(seat, own)
-    server = create_server(FakeService().as_service(), seat.address(number), more=[figures.handler()])
+    server = GrpcServer(FakeService().as_service(), seat.address(number), more=[figures.handler()])
     await server.start()
     try:
         yield Life(figures, server, counted)

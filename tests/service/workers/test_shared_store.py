@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from tests.bundles import write_tiny_bundle
+from tests.service.grpc_server import GrpcServer
 from tests.service.serving import serving
 from tidegate.core import Ask, Input, RestoreRequest, SessionRequest
 from tidegate.errors import AlreadyExistsError, PositionConflictError, UnavailableError
-from tidegate.transports.grpc.server import GrpcServer, create_server
 from tidegate.workers.routing import RoutedService
 from tidegate.workers.seat import Seat
 
@@ -49,7 +49,7 @@ async def workers(tmp_path: Path) -> AsyncIterator[Workers]:
             seat = Seat("test", number, 2, folder)
             core = serving(tmp_path, data_dir=tmp_path / "data", store="sqlite", replica=seat.name)
             local = await stack.enter_async_context(core)
-            socket = create_server(local, seat.address(number))
+            socket = GrpcServer(local, seat.address(number))
             await socket.start()
             stack.push_async_callback(socket.stop)
             routed = RoutedService(local, seat)

@@ -12,8 +12,8 @@ import pytest
 from grpc import aio
 
 from tests.service.grpc.fake import FakeService
+from tests.service.grpc_server import GrpcServer
 from tidegate.errors import ConfigurationError
-from tidegate.transports.grpc.server import create_server
 from tidegate.workers.seat import Seat
 from tidegate.workers.socket_folder import socket_place
 
@@ -99,9 +99,9 @@ async def test_workers_find_each_other_by_abstract_sockets() -> None:
 
 
 async def _reach(seat: Seat) -> None:
-    server = create_server(FakeService().as_service(), seat.address(0))
+    server = GrpcServer(FakeService().as_service(), seat.address(0))
     await server.start()
-    async with aio.insecure_channel(seat.address(0)) as channel:
+    async with aio.insecure_channel(seat.target(0)) as channel:
         reply = await channel.unary_unary("/grpc.health.v1.Health/Check", bytes, bytes)(b"", timeout=60)
         assert reply == b"\x08\x01"
     await server.stop()

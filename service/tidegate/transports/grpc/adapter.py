@@ -104,7 +104,7 @@ class GrpcAdapter:
         interceptors: grpc.aio's, asked in order for the handler of each call.
         on_refused: Told of each call that ends with an error before its servicer is asked, or because a message is
             malformed or too large: its path, empty where there is no such method, and the error.
-        probes: Services that are answered while the server drains, and not waited for.
+        probes: Services whose calls may last for ever, and are not waited for when the server drains.
         clock: The server's; for what is left of deadlines.
     """
 
@@ -132,8 +132,7 @@ class GrpcAdapter:
             for interceptor in reversed(interceptors):
                 self._continuation = functools.partial(interceptor.intercept_service, self._continuation)
         self._calls: set[Call] = set()
-        self._is_draining = False
-        self._drained = asyncio.Event()
+        self._idle = asyncio.Event()
 
     # What generated code and the likes of it ask of a server.
 
@@ -188,14 +187,17 @@ class GrpcAdapter:
         finally:
             self._calls.discard(call)
             call.close()
-            if self._is_draining:
-                self._check_drained()
+            self._idle.set()
 
-    async def drain(self) -> None:
-        """Refuse new calls, and return when none runs; probes go on."""
-        self._is_draining = True
-        self._check_drained()
-        await self._drained.wait()
+    def is_probe(self, scope: Scope) -> bool:
+        """Whether a request asks for health or reflection, perhaps for ever."""
+        return scope["path"].startswith(self._probes)  # type: ignore[no-any-return]
+
+    async def wait_idle(self) -> None:
+        """Return when no call runs but probes. New calls are the servicers' to refuse."""
+        while not all(call.path.startswith(self._probes) for call in self._calls):
+            self._idle.clear()
+            await self._idle.wait()
 
     async def _abandon(self, call: Call) -> None:
         """End a call that was cancelled: its client has left and hears nothing, or the server stops and says so."""
@@ -216,8 +218,6 @@ class GrpcAdapter:
         if size_of(call.fields) > self._max_metadata:
             text = f"the call's metadata is over {self._max_metadata} bytes"
             raise TooLargeError(text, reason="HEADERS_TOO_LARGE")
-        if self._is_draining and not call.path.startswith(self._probes):
-            raise UnavailableError("the server is draining", reason="DRAINING", retry_after=1)
 
     async def _find(self, call: Call) -> Method:
         """Return the method that interceptors and generic handlers have for the call."""
@@ -231,10 +231,6 @@ class GrpcAdapter:
         if details.method in self._handlers:
             return self._handlers[details.method]
         return next((found for each in self._generic if (found := each.service(details)) is not None), None)
-
-    def _check_drained(self) -> None:
-        if all(call.path.startswith(self._probes) for call in self._calls):
-            self._drained.set()
 
 
 def _wire_of(fields: Mapping[bytes, bytes]) -> Wire | None:

@@ -6,9 +6,7 @@ here to the awaited work.
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
@@ -29,40 +27,16 @@ from tidegate.wire.predictions import encode_event, fill_step, filling_step
 if TYPE_CHECKING:
     from tidegate.service import Service
 
-_NO_DEADLINE = float(sys.maxsize)
-
 Context = aio.ServicerContext[Any, Any]
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
-
-
-class Calls:
-    """How many calls are running, so that a drain knows when the last one is answered; and where they are counted."""
-
-    def __init__(self, requests: Requests) -> None:
-        self.requests = requests
-        self._num_running = 0
-        self._ended = asyncio.Event()
-
-    def begin(self) -> None:
-        self._num_running += 1
-
-    def end(self) -> None:
-        self._num_running -= 1
-        if not self._num_running:
-            self._ended.set()
-
-    async def wait_idle(self) -> None:
-        while self._num_running:
-            self._ended.clear()
-            await self._ended.wait()
 
 
 class _Counted(Protocol):
     @property
     def interface(self) -> str: ...
     @property
-    def calls(self) -> Calls: ...
+    def requests(self) -> Requests: ...
 
 
 Servicer = TypeVar("Servicer", bound=_Counted)
@@ -89,27 +63,23 @@ def uncounted(method: Call[Servicer, Request, Reply]) -> Call[Servicer, Request,
 def _ended(method: Call[Servicer, Request, Reply], name: str | None) -> Call[Servicer, Request, Reply]:
     @functools.wraps(method)
     async def call(self: Servicer, request: Request, context: Context) -> Reply:
-        calls, outcome, session = self.calls, CANCELLED, getattr(request, "session", "")
-        calls.begin()
-        begun = None if name is None else calls.requests.begin(context.invocation_metadata, session)
+        outcome, session = CANCELLED, getattr(request, "session", "")
+        begun = None if name is None else self.requests.begin(context.invocation_metadata, session)
         try:
-            try:
-                reply = await method(self, parsed(request), context)
-                outcome = OK
-                return reply
-            except Exception as error:  # noqa: BLE001 - conceal logs what is not ours
-                told = conceal(error)
-                outcome = outcome_of(told)
-            finally:
-                if name is not None:  # Before the client is told: then it can see that it was counted.
-                    calls.requests.method(self.interface, name).end(begun, outcome, session)
-            status = encode_status(told)
-            context.set_code(status.code)
-            context.set_details(status.details)
-            context.set_trailing_metadata(status.trailing_metadata)
-            return cast("Reply", None)  # an abort would raise, and keep the request in a cycle of frames
+            reply = await method(self, parsed(request), context)
+            outcome = OK
+            return reply
+        except Exception as error:  # noqa: BLE001 - conceal logs what is not ours
+            told = conceal(error)
+            outcome = outcome_of(told)
         finally:
-            calls.end()
+            if name is not None:  # Before the client is told: then it can see that it was counted.
+                self.requests.method(self.interface, name).end(begun, outcome, session)
+        status = encode_status(told)
+        context.set_code(status.code)
+        context.set_details(status.details)
+        context.set_trailing_metadata(status.trailing_metadata)
+        return cast("Reply", None)  # an abort would raise, and keep the request in a cycle of frames
 
     return call
 
@@ -138,9 +108,8 @@ def deadline_of(context: Context, service: Service) -> float:
 
 def client_seconds(context: Context) -> float | None:
     """Seconds until the client's deadline, None where it set none."""
-    # The published stub forgets grpcio's None; the native front says sys.maxsize.
-    seconds: Any = context.time_remaining()
-    return None if seconds is None or seconds >= _NO_DEADLINE else float(seconds)
+    seconds: float | None = context.time_remaining()  # the published stub forgets the None
+    return seconds
 
 
 def session_of(named: str, context: Context) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tidegate.transports.grpc.calls import Calls, Context, answered_as
+from tidegate.observe.requests import Requests
+from tidegate.transports.grpc.calls import Context, answered_as
 from tidegate.v1 import models_pb2, models_pb2_grpc
 from tidegate.wire.models import encode_model, encode_model_page, encode_reload
 
@@ -17,8 +18,8 @@ class Models(models_pb2_grpc.ModelsServicer):
 
     interface = "grpc"
 
-    def __init__(self, service: Service, calls: Calls) -> None:
-        self.calls = calls
+    def __init__(self, service: Service, requests: Requests) -> None:
+        self.requests = requests
         self._service = service
 
     @answered_as("ListModels")

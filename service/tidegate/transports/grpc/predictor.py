@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from tidegate.core import Input, check_sequences
 from tidegate.errors import InvalidInputError
+from tidegate.observe.requests import Requests
 from tidegate.slices import in_slices
-from tidegate.transports.grpc.calls import Calls, Context, answered, deadline_of, uncounted, write_events
+from tidegate.transports.grpc.calls import Context, answered, deadline_of, uncounted, write_events
 from tidegate.transports.grpc.stream import StepStream
 from tidegate.v1 import predictor_pb2, predictor_pb2_grpc, types_pb2
 from tidegate.wire.inputs import decode_ask, decode_input, decode_prompt, decode_sampling
@@ -23,8 +24,8 @@ class Predictor(predictor_pb2_grpc.PredictorServicer):
 
     interface = "grpc"
 
-    def __init__(self, service: Service, calls: Calls) -> None:
-        self.calls = calls
+    def __init__(self, service: Service, requests: Requests) -> None:
+        self.requests = requests
         self._service = service
         self._streams: set[StepStream] = set()
         self._is_draining = False
@@ -50,7 +51,7 @@ class Predictor(predictor_pb2_grpc.PredictorServicer):
     async def Stream(  # type: ignore[override]
         self, request_iterator: AsyncIterator[predictor_pb2.StreamRequest], context: Context
     ) -> None:
-        stream = StepStream(self._service, context, self.calls.requests)
+        stream = StepStream(self._service, context, self.requests)
         if self._is_draining:
             stream.drain()
         self._streams.add(stream)

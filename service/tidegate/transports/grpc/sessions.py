@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tidegate.transports.grpc.calls import Calls, Context, answered, deadline_of, fill_reply, session_of, write_events
+from tidegate.observe.requests import Requests
+from tidegate.transports.grpc.calls import Context, answered, deadline_of, fill_reply, session_of, write_events
 from tidegate.v1 import sessions_pb2, sessions_pb2_grpc
 from tidegate.wire.inputs import decode_ask, decode_input, decode_prompt, decode_sampling
 from tidegate.wire.sessions import (
@@ -26,8 +27,8 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
 
     interface = "grpc"
 
-    def __init__(self, service: Service, calls: Calls) -> None:
-        self.calls = calls
+    def __init__(self, service: Service, requests: Requests) -> None:
+        self.requests = requests
         self._service = service
 
     @answered

@@ -21,6 +21,7 @@ from tidegate.observe.requests import Requests
 from tidegate.transports.http import branching, documents, errors, models, schemas, sessions
 from tidegate.transports.http.documents import problems
 from tidegate.transports.http.exchange import RawRoute, json_reply, link, service_of
+from tidegate.transports.http.step import Steps
 from tidegate.transports.http.stream import Streams
 from tidegate.transports.http.watch import Watch
 
@@ -50,6 +51,7 @@ def create_app(service: Service, requests: Requests | None = None, figures: Figu
     app.state.requests = requests
     app.state.figures = figures or Figures(service, requests)
     app.state.streams = Streams(service, requests)
+    app.state.steps = Steps(service, requests)
     app.add_middleware(Watch, requests=requests)
     app.add_middleware(HeadByGet)
     errors.install(app)

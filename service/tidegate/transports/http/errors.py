@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple, TypeVar
 
@@ -83,6 +83,16 @@ class Problem(NamedTuple):
 
     def response(self) -> Response:
         return Response(self.body, self.status, self.headers, media_type=PROBLEM)
+
+    def events(self) -> list[MutableMapping[str, Any]]:
+        """The response as ASGI's events."""
+        body = self.body
+        fields = {"content-type": PROBLEM, "content-length": str(len(body)), **self.headers}
+        headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in fields.items()]
+        return [
+            {"type": "http.response.start", "status": self.status, "headers": headers},
+            {"type": "http.response.body", "body": body},
+        ]
 
 
 def kind_of(error: errors.TidegateError) -> Kind:

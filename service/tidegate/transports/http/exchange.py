@@ -1,4 +1,4 @@
-"""One request and its reply: the body read within its bound, the deadline, the client watched, JSON written.
+"""One request and its reply: the body read within its bound, the deadline, JSON written.
 
 Knows ASGI. Knows nothing of routes and of what bodies mean.
 """
@@ -11,8 +11,8 @@ from codecs import BOM_UTF8
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
-from types import TracebackType, coroutine
-from typing import TYPE_CHECKING, Any, Protocol, Self, cast
+from types import coroutine
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fastapi.routing import APIRoute
 from pydantic_core import from_json, to_json
@@ -260,38 +260,3 @@ def seconds(given: bytes | None, settings: Settings) -> float:
 def deadline(scope: Scope, service: Service) -> float:
     """When this request must be done, by the service's clock."""
     return service.clock.monotonic() + timeout(scope, service.settings)
-
-
-class ClientWatch:
-    """Cancels what its ``with`` block awaits when the client hangs up, and then raises ClientDisconnect.
-
-    Enter it when the body is read: from there on the server's only news of the client is that it left. It works like
-    ``asyncio.timeout``: the block's own task is cancelled, so nothing runs in a task of its own.
-    """
-
-    __slots__ = ("_is_gone", "_receive", "_task", "_watcher")
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._is_gone = False
-
-    def __enter__(self) -> Self:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._watcher = asyncio.create_task(self._watch())
-        return self
-
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._is_gone = True
-        self._task.cancel()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self._is_gone:
-            self._watcher.cancel()
-        elif self._task.uncancel() == 0 and kind is asyncio.CancelledError:
-            raise ClientDisconnect from error

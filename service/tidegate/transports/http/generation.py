@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 
 import numpy as np
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -17,7 +17,7 @@ from tidegate.observe.requests import CANCELLED, OK, outcome_of
 from tidegate.transports.http import convert, schemas
 from tidegate.transports.http.accepting import weight_of_type, weights
 from tidegate.transports.http.errors import problem
-from tidegate.transports.http.exchange import JSON, OUTCOME, ClientWatch, Json, dump, json_reply
+from tidegate.transports.http.exchange import JSON, OUTCOME, Json, dump, json_reply
 
 EVENT_STREAM = "text/event-stream"
 
@@ -70,11 +70,9 @@ class Generation(Response):
         async with aclosing(self._events) as events:
             if self._is_streamed:
                 scope[OUTCOME] = CANCELLED
-                with suppress(ClientDisconnect), ClientWatch(receive):
-                    scope[OUTCOME] = await _stream(events, send)
+                scope[OUTCOME] = await _stream(events, send)
                 return
-            with ClientWatch(receive):
-                done = await _last(events)
+            done = await _last(events)
         await json_reply(convert.generation_json(done))(scope, receive, send)
 
 

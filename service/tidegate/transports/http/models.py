@@ -11,7 +11,7 @@ from starlette.responses import Response
 from tidegate.transports.http import convert, documents, schemas
 from tidegate.transports.http.documents import TIMEOUT, body, content, problems
 from tidegate.transports.http.errors import read_form
-from tidegate.transports.http.exchange import ClientWatch, RawRoute, deadline, read_json, reply_in_slices, service_of
+from tidegate.transports.http.exchange import RawRoute, deadline, read_json, reply_in_slices, service_of
 from tidegate.transports.http.generation import Generation, sampling, wants_stream
 
 Limit = Annotated[int, Query(ge=0, le=1000, description="Entries a page; 0: 100.", examples=[100])]
@@ -58,8 +58,7 @@ async def predict(request: Request, model: Name) -> Response:
     form = await read_json(request.scope, request.receive, service)
     sequences, ask, version = convert.parse_predict(form)
     until = deadline(request.scope, service)
-    with ClientWatch(request.receive):
-        result = await service.predict(model, version, sequences, ask, until)
+    result = await service.predict(model, version, sequences, ask, until)
     return await reply_in_slices(convert.predict_json(result))
 
 

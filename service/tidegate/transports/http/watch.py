@@ -1,17 +1,18 @@
 """Counts what goes by routes, and answers where they break: as ASGI middleware, which learns from the scope what was
 asked for and how it ended.
 
-What takes a short cut, small steps and frames, is counted where it is answered.
+Steps and WebSockets' frames are counted where they are answered.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tidegate.faults import conceal
-from tidegate.observe.requests import INTERNAL, OK, Requests, outcome_of
+from tidegate.observe.requests import CANCELLED, INTERNAL, OK, Requests, outcome_of
 from tidegate.transports.http.errors import problem
 from tidegate.transports.http.exchange import OUTCOME
 
@@ -20,7 +21,6 @@ METHODS = {
     "list_sessions": "List",
     "get_session": "Get",
     "close_session": "Close",
-    "step": "Step",
     "generate": "Generate",
     "fork": "Fork",
     "checkpoint": "Checkpoint",
@@ -71,6 +71,9 @@ class Watch:
 
         try:
             await self._app(scope, receive, note)
+        except asyncio.CancelledError:  # the client has left, or the server stops
+            scope[OUTCOME] = CANCELLED
+            raise
         except Exception as error:
             told = conceal(error)
             scope[OUTCOME] = outcome_of(told)

@@ -11,8 +11,9 @@ import grpc
 from google.protobuf.json_format import ParseDict
 
 from tidegate.errors import NotSupportedError
+from tidegate.observe.requests import Requests as Counted
 from tidegate.oip import service_pb2, service_pb2_grpc
-from tidegate.transports.grpc.calls import Calls, Context, answered, answered_as, client_seconds, uncounted
+from tidegate.transports.grpc.calls import Context, answered, answered_as, client_seconds, uncounted
 from tidegate.transports.grpc.handlers import add_service
 from tidegate.transports.oip import documents
 from tidegate.transports.oip.inference import Inference
@@ -43,10 +44,10 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     interface = "oip_grpc"
 
-    def __init__(self, inference: Inference, calls: Calls) -> None:
-        self.calls = calls
+    def __init__(self, inference: Inference, requests: Counted) -> None:
+        self.requests = requests
         self._inference = inference
-        self._requests = Requests()
+        self._reader = Requests()
         self._streams: set[InferStream] = set()
         self._is_draining = False
 
@@ -120,16 +121,16 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):
     @answered
     async def ModelInfer(self, request: bytes, context: Context) -> bytes:  # type: ignore[override]
         arrived = self._inference.clock.nanoseconds()
-        asked, seen = self._requests.read(request)
+        asked, seen = self._reader.read(request)
         reply = await self._inference.submit(asked, client_seconds(context), arrived).reply(write_reply)
         if seen is not None:
-            self._requests.remember(seen)
+            self._reader.remember(seen)
         return reply
 
     # A coroutine that writes its replies itself: see Predictor.Generate.
     @uncounted
     async def ModelStreamInfer(self, request_iterator: object, context: Context) -> None:  # type: ignore[override]
-        stream = InferStream(self._inference, self._requests, context, self.calls.requests)
+        stream = InferStream(self._inference, self._reader, context, self.requests)
         if self._is_draining:
             stream.drain()
         self._streams.add(stream)

@@ -21,7 +21,7 @@ from tidegate.observe.requests import outcome_of
 from tidegate.slices import in_slices
 from tidegate.transports.compression import compress
 from tidegate.transports.http.errors import CLIENT_CLOSED_REQUEST, kind_of, problem
-from tidegate.transports.http.exchange import OUTCOME, ClientWatch, json_reply, read_body, read_json
+from tidegate.transports.http.exchange import OUTCOME, json_reply, read_body, read_json
 from tidegate.transports.oip import documents
 from tidegate.transports.oip.bodies import HEADER_LENGTH, Body, accepted, decode_body, encode_body
 from tidegate.transports.oip.inference import Inference
@@ -95,10 +95,9 @@ class Endpoints:
         headers, path = request.headers, request.path_params
         body = await read_body(request.scope, request.receive, self._inference)
         asked, wish = await decode_body(path["model"], path.get("version", ""), body, headers.get(HEADER_LENGTH))
-        with ClientWatch(request.receive):
-            answer = self._inference.submit(asked, None, arrived)
-            reply = await answer.reply(lambda reply: encode_body(reply, wish))
-            return await _infer_reply(reply, accepted(",".join(headers.getlist("accept-encoding"))))
+        answer = self._inference.submit(asked, None, arrived)
+        reply = await answer.reply(lambda reply: encode_body(reply, wish))
+        return await _infer_reply(reply, accepted(",".join(headers.getlist("accept-encoding"))))
 
     @answered
     async def server(self, _: Request) -> Response:

@@ -51,7 +51,7 @@ class RoutedInference(Inference):
         self.sequences, self.statistics, self.repository = local.sequences, local.statistics, local.repository
         self.models = local.models  # a sequence that began there goes on here
         self._seat = seat
-        self._channels = {each: aio.insecure_channel(seat.address(each), options=_OPTIONS) for each in seat.others}
+        self._channels = {each: aio.insecure_channel(seat.target(each), options=_OPTIONS) for each in seat.others}
         # Calls may overtake each other, those of a sequence may not.
         self._turns: Turns[Key] = Turns()
 

@@ -1,0 +1,77 @@
+"""``POST /v1/sessions/{session}:step`` as plain ASGI: the request that there are most of goes by no router.
+
+The application finds it by `session_of_step`; the route of the same name, which documents it, leads here too.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from starlette.requests import ClientDisconnect
+
+from tidegate.faults import conceal
+from tidegate.observe.requests import CANCELLED, OK, Requests, outcome_of
+from tidegate.slices import in_slices
+from tidegate.transports.asgi import Event, Receive, Scope, Send
+from tidegate.transports.http import convert
+from tidegate.transports.http.errors import problem
+from tidegate.transports.http.exchange import JSON, deadline, dump, read_json
+from tidegate.transports.http.large_json import write
+
+if TYPE_CHECKING:
+    from tidegate.service import Service
+
+_STEP = re.compile(r"/v1/sessions/([^/:]+):step")
+_CONTENT_TYPE = JSON.encode()
+
+
+def session_of_step(scope: Scope) -> str | None:
+    """Return the session that a request steps, None where it is no step."""
+    if scope["method"] != "POST":
+        return None
+    match = _STEP.fullmatch(scope["path"].removeprefix(scope.get("root_path", "")))
+    return None if match is None else match[1]
+
+
+class Steps:
+    """Answers steps over a core, and counts them."""
+
+    def __init__(self, service: Service, requests: Requests) -> None:
+        self._service = service
+        self._requests = requests
+        self._counted = requests.method("http", "Step")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request that `session_of_step` knows."""
+        session = session_of_step(scope)
+        assert session is not None
+        begun, outcome = self._requests.begin(scope["headers"], session), CANCELLED
+        events: list[Event]
+        try:
+            body = await self._step(session, scope, receive)
+            outcome, events = OK, _json(body)
+        except ClientDisconnect:
+            return
+        except Exception as error:  # noqa: BLE001 - conceal logs what is not ours
+            told = conceal(error)
+            outcome, events = outcome_of(told), problem(told).events()
+        finally:
+            self._counted.end(begun, outcome, session)
+        for event in events:
+            await send(event)
+
+    async def _step(self, session: str, scope: Scope, receive: Receive) -> bytes:
+        document = await read_json(scope, receive, self._service)
+        chunk, ask, position = convert.parse_step(document)
+        result = await self._service.step(session, chunk, ask, position, deadline(scope, self._service))
+        reply = convert.step_json(result)
+        return await in_slices(write(reply)) if result.prediction.is_large else dump(reply)
+
+
+def _json(body: bytes) -> list[Event]:
+    headers = [(b"content-type", _CONTENT_TYPE), (b"content-length", b"%d" % len(body))]
+    return [
+        {"type": "http.response.start", "status": 200, "headers": headers},
+        {"type": "http.response.body", "body": body},
+    ]
