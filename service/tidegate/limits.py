@@ -32,7 +32,7 @@ LARGE_REPLY_BYTES = 16 * 1024
 
 MAX_JSON_ITEMS = 32_768
 """Objects, strings and lists in a large body: three for each of `MAX_SEQUENCES`, and more. Numbers in lists, and rows
-of numbers, do not count."""
+of equally many numbers, do not count."""
 
 MAX_JSON_DEPTH = 64
 """Objects and lists within each other in a large body."""

@@ -72,6 +72,8 @@ LONG = {
     "long rows": [[0.25] * 300] * 3,
     "rows that are none": [[1, 2]] * 500 + [{"a": [1]}] + [[3]] * 5,
     "empty rows": [[]] * 1000,
+    "rows of flags": [[True, False]] * 500,
+    "rows of flags and numbers": [[True, 2]] * 500,
     "objects": [{"text": "},]["}] * 300,
     "a long text": '\\"\n€' * 50_000,
 }
@@ -152,6 +154,19 @@ def test_what_is_nested_deeper_or_has_more_parts_than_it_may_is_refused() -> Non
         with pytest.raises(TooLargeError) as caught:
             found(data)
         assert caught.value.reason == "REQUEST_TOO_LARGE"
+
+
+@pytest.mark.parametrize("unit", [b"[1],[1,2]", b"1,[2]", b"[null]", b"[1,true]", b"[[],[1]]"])
+def test_lists_that_are_no_rows_of_one_length_count(unit: bytes) -> None:
+    """Each is an object of Python: a million of them would take a second of the garbage collector's time."""
+    with pytest.raises(TooLargeError):
+        at_once(read(b"[" + b",".join([unit] * MAX_JSON_ITEMS) + b"]"))
+
+
+@pytest.mark.parametrize("unit", [b"[1,2]", b"[]", b"[0.5]", b"[true]"])
+def test_rows_of_one_length_do_not_count(unit: bytes) -> None:
+    value = at_once(read(b"[" + b",".join([unit] * (MAX_JSON_ITEMS + 1)) + b"]"))
+    assert value.num_entries == MAX_JSON_ITEMS + 1
 
 
 # ---- writing

@@ -80,12 +80,7 @@ class _Reader:
 
     def value(self) -> Slices[Json]:
         """Read the value that comes next."""
-        self._num_items += 1
-        if self._num_items > MAX_JSON_ITEMS:
-            raise TooLargeError(
-                f"a body has at most {MAX_JSON_ITEMS} objects, strings and lists: send several requests",
-                reason="REQUEST_TOO_LARGE",
-            )
+        self._count(1)
         yield
         first = self._next()
         if first == b'"':
@@ -98,6 +93,14 @@ class _Reader:
         value = yield from (self._object() if first == b"{" else self._list())
         self._depth -= 1
         return value
+
+    def _count(self, num_items: int) -> None:
+        self._num_items += num_items
+        if self._num_items > MAX_JSON_ITEMS:
+            raise TooLargeError(
+                f"a body has at most {MAX_JSON_ITEMS} objects, strings and lists: send several requests",
+                reason="REQUEST_TOO_LARGE",
+            )
 
     def end(self) -> None:
         """Make sure that nothing is left."""
@@ -139,10 +142,11 @@ class _Reader:
                     pieces[-1].append(value)
                 else:
                     pieces.append([value])
-            elif pieces or self._next() != b"]":
-                pieces.append(_compact(some))
             else:
-                pieces.append(some)
+                compact = _compact(some)
+                if isinstance(compact, list):
+                    self._count(sum(isinstance(each, list) for each in compact))
+                pieces.append(compact if pieces or self._next() != b"]" else some)
             if self._took(b"]"):
                 return pieces[0] if len(pieces) == 1 and isinstance(pieces[0], list) else Pieces(pieces)
             if not self._took(b","):
@@ -243,8 +247,8 @@ def _compact(values: list[Json]) -> Tensor | list[Json]:
     """Return numbers of one kind, or rows of equally many numbers, as an array; what is none as it is."""
     kinds = set(map(type, values))
     if kinds == {list} and len(set(map(len, values))) == 1:
-        kinds = set(map(type, chain.from_iterable(values)))
-        if not kinds or not kinds <= _DTYPES.keys() - {bool}:
+        kinds = set(map(type, chain.from_iterable(values))) or {int}
+        if not kinds <= _DTYPES.keys() or (bool in kinds and len(kinds) > 1):
             return values
     elif len(kinds) != 1 or not kinds <= _DTYPES.keys():
         return values

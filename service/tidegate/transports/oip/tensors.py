@@ -178,9 +178,11 @@ def _check_kinds(name: str, datatype: str, dtype: np.dtype[Any], kinds: set[type
 
 def _gathered(name: str, datatype: str, shape: tuple[int, ...], dtype: np.dtype[Any], data: Json) -> Tensor:
     """Put a large tensor's values together, which are arrays already, most of them."""
-    is_flat = type(data) is Pieces and all(_is_flat(piece) for piece in data)
     found = [np.empty(0, dtype)]
-    for values in data if is_flat else _runs(name, data, shape):
+    # As the first piece is, so are the others, or they are refused.
+    for values in data if type(data) is Pieces and _is_flat(data[0]) else _runs(name, data, shape):
+        if isinstance(values, np.ndarray) and values.ndim != 1:
+            raise _not_shaped(name, shape)
         kinds = {_ARRAY_KINDS[values.dtype.kind]} if isinstance(values, np.ndarray) else set(map(type, values))
         _check_kinds(name, datatype, dtype, kinds)
         if isinstance(values, np.ndarray) and dtype.kind in "iu" and len(values):
