@@ -5,6 +5,7 @@ Results are the types of `tidegate.core`, errors those of `tidegate.errors`, reb
 
 from __future__ import annotations
 
+from tidegate.client import forks  # noqa: F401 - before grpc is imported
 from tidegate.client.aio import AsyncClient
 from tidegate.client.aio_columns import AsyncColumnStream
 from tidegate.client.aio_session import AsyncSession
@@ -15,6 +16,7 @@ from tidegate.client.retry import Retry
 from tidegate.client.session import Session
 from tidegate.client.stream import SessionStream
 from tidegate.client.sync import Client
+from tidegate.client.tls import Tls
 from tidegate.wire.columns import AttachResult, ColumnsResult
 
 __all__ = [
@@ -30,4 +32,5 @@ __all__ = [
     "Retry",
     "Session",
     "SessionStream",
+    "Tls",
 ]

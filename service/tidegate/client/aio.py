@@ -12,6 +12,7 @@ from tidegate.client.aio_connection import AsyncConnection
 from tidegate.client.aio_session import AsyncSession, Opening
 from tidegate.client.arguments import build
 from tidegate.client.asking import Given, generate_request, open_request, predict_request, restore_request, sampling_of
+from tidegate.client.channel import ChannelPlan, ConnectionOptions
 from tidegate.client.options import RestoreOptions, SamplingOptions, SessionOptions
 from tidegate.client.retry import Retry
 from tidegate.core import (
@@ -40,8 +41,9 @@ class AsyncClient:
         timeout: float = 60,
         retry: Retry = Retry(),  # noqa: B008 - it is frozen
         sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
+        **options: Unpack[ConnectionOptions],
     ) -> None:
-        self._connection = AsyncConnection(address, timeout, retry, sleep)
+        self._connection = AsyncConnection(ChannelPlan(address, **options), timeout, retry, sleep)
 
     async def models(self) -> list[ModelInfo]:
         """Every loaded version of every model."""
@@ -120,7 +122,7 @@ class AsyncClient:
         return AsyncColumnStream(self._connection)
 
     def __repr__(self) -> str:
-        return f"AsyncClient({self._connection.address!r})"
+        return f"AsyncClient({self._connection.plan.endpoint.address!r})"
 
     async def close(self) -> None:
         """Close the connection. Sessions stay open on the server."""

@@ -135,7 +135,7 @@ class AsyncColumnStream:
         self._drop()
 
     def __repr__(self) -> str:
-        return f"<AsyncColumnStream to {self._connection.address}, {len(self._lanes)} in flight>"
+        return f"<AsyncColumnStream to {self._connection.plan.endpoint}, {len(self._lanes)} in flight>"
 
     async def __aenter__(self) -> Self:
         return self

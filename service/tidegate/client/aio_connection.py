@@ -12,7 +12,8 @@ from grpc import aio
 from grpc.aio import EOF  # type: ignore[attr-defined]
 
 from tidegate.client.arguments import MISFITS, misfit
-from tidegate.client.asking import KNOCK, OPTIONS, metadata
+from tidegate.client.channel import KNOCK, ChannelPlan
+from tidegate.client.forks import FORKS, Origin
 from tidegate.client.passing import why_ended
 from tidegate.client.retry import Retry, Tries
 from tidegate.core import GeneratedToken, GenerationDone
@@ -27,11 +28,18 @@ Reply = TypeVar("Reply")
 class AsyncConnection:
     """The channel and its stubs; belongs to the event loop that it is made in."""
 
-    def __init__(self, address: str, timeout: float, retry: Retry, sleep: Callable[[float], Awaitable[Any]]) -> None:
-        if not isinstance(address, str):
-            raise misfit(address=address)
-        self._channel = aio.insecure_channel(address, options=OPTIONS)
-        self.address = address
+    def __init__(
+        self, plan: ChannelPlan, timeout: float, retry: Retry, sleep: Callable[[float], Awaitable[Any]]
+    ) -> None:
+        self.plan = plan
+        self.origin = Origin()
+        target, options = plan.endpoint.target, plan.options
+        if plan.credentials is None:
+            self._channel = aio.insecure_channel(target, options=options)
+        else:
+            self._channel = aio.secure_channel(target, plan.credentials, options=options)
+        FORKS.watch()
+        FORKS.open_async.add(self)
         self._timeout = timeout
         self._sleep = sleep
         self.retry = retry
@@ -49,10 +57,12 @@ class AsyncConnection:
         timeout: float | None = None,  # noqa: ASYNC109 - it travels to the server as the call's deadline
     ) -> Reply:
         """Call once; ``timeout`` in seconds, None is the client's."""
+        self.origin.require_here()
+        metadata = self.metadata(session)
         try:
-            return await method(request, timeout=timeout or self._timeout, metadata=_metadata(session))
+            return await method(request, timeout=timeout or self._timeout, metadata=metadata)
         except grpc.RpcError as error:
-            raise why_ended(error) from error
+            raise why_ended(error, self.plan.endpoint) from error
         except MISFITS:
             raise misfit(session=session, timeout=timeout) from None
 
@@ -91,8 +101,10 @@ class AsyncConnection:
         timeout: float | None = None,  # noqa: ASYNC109 - as above
     ) -> AsyncGenerator[GeneratedToken | GenerationDone]:
         """A generation's events as they come. Closing the generator cancels the generation."""
+        self.origin.require_here()
+        metadata = self.metadata(session)
         try:
-            call = method(request, timeout=timeout or self._timeout, metadata=_metadata(session))
+            call = method(request, timeout=timeout or self._timeout, metadata=metadata)
         except MISFITS:
             raise misfit(session=session, timeout=timeout) from None
         told = None
@@ -100,11 +112,13 @@ class AsyncConnection:
             async for event in call:
                 told = decode_event(event)
                 yield told
+                self.origin.require_here()
         except grpc.RpcError as error:
             if not isinstance(told, GenerationDone):  # else all is told, and only the end of the call was lost
-                raise why_ended(error) from error
+                raise why_ended(error, self.plan.endpoint) from error
         finally:
-            call.cancel()
+            if self.origin.is_here:
+                call.cancel()
 
     async def events_repeatedly(
         self,
@@ -133,22 +147,30 @@ class AsyncConnection:
                 return
 
     def stream(self, session: str = "") -> AsyncOpenStream:
-        return AsyncOpenStream(self.predictor, session)
+        return AsyncOpenStream(self, session)
+
+    def metadata(self, session: str) -> aio.Metadata:
+        return aio.Metadata(*self.plan.metadata(session))
 
     async def close(self) -> None:
-        await self._channel.close(None)
+        if self.origin.is_here:
+            FORKS.open_async.discard(self)
+            await self._channel.close(None)
 
 
 class AsyncOpenStream:
     """One `Predictor.Stream`: requests go out, replies come in, in order."""
 
-    def __init__(self, predictor: predictor_pb2_grpc.PredictorAsyncStub, session: str) -> None:
+    def __init__(self, connection: AsyncConnection, session: str) -> None:
+        self._origin, self._endpoint = connection.origin, connection.plan.endpoint
+        self._origin.require_here()
         # Without an iterator of requests the call is written to; the published stub does not know that form.
-        stream: Any = predictor.Stream
-        self._call = stream(metadata=_metadata(session))
+        stream: Any = connection.predictor.Stream
+        self._call = stream(metadata=connection.metadata(session))
 
     async def send(self, request: predictor_pb2.StreamRequest) -> None:
         """Send, or, where the stream has ended, leave it to `receive` to say why."""
+        self._origin.require_here()
         with suppress(asyncio.InvalidStateError, grpc.RpcError):
             await self._call.write(request)
 
@@ -158,18 +180,16 @@ class AsyncOpenStream:
         Raises:
             TidegateError: The stream has ended.
         """
+        self._origin.require_here()
         try:
             reply = await self._call.read()
         except grpc.RpcError as error:
-            raise why_ended(error) from error
+            raise why_ended(error, self._endpoint) from error
         if reply is EOF:
             raise UnavailableError("the server ended the stream")
         return cast("predictor_pb2.StreamReply", reply)
 
     def close(self) -> None:
         """End the stream; what is in flight is cancelled."""
-        self._call.cancel()
-
-
-def _metadata(session: str) -> aio.Metadata:
-    return aio.Metadata(*metadata(session))
+        if self._origin.is_here:
+            self._call.cancel()

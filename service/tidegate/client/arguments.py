@@ -85,7 +85,7 @@ def _is_whole(value: Any, least: int, most: int) -> bool:
         return False
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
@@ -115,11 +115,13 @@ def _is_table(value: Any) -> bool:
 _UINT32, _UINT64 = 2**32 - 1, 2**64 - 1
 _TEXT = Kind("a text that UTF-8 can carry", _is_text)
 _TEXTS = Kind("a text, or a list of texts", lambda value: _is_text(value) or _are(_is_text)(value))
-_NUMBER = Kind("a number", _is_number)
+_NUMBER = Kind("a number", is_number)
 _FLAG = Kind("True or False", lambda value: isinstance(value, bool | np.bool_))
 
 _KINDS: dict[str, Kind] = {
-    "address": Kind("HOST:PORT", _is_text),
+    "tls": Kind("True, False or a Tls", lambda _: False),
+    "credentials": Kind("a token, a function that returns one, or grpc.CallCredentials", lambda _: False),
+    "keepalive": Kind("a number of seconds above 0, or None", lambda _: False),
     "model": _TEXT,
     "version": Kind('a text, like "2"', _is_text),
     "id": _TEXT,

@@ -9,12 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tidegate.client.arguments import MISFITS, build, is_id, misfit, several
+from tidegate.client.arguments import MISFITS, build, misfit, several
 from tidegate.client.options import RestoreOptions, SamplingOptions, SessionOptions
 from tidegate.core import Ask, FloatArray, Input, RestoreRequest, Sampling, SessionRequest
 from tidegate.errors import InvalidInputError
 from tidegate.v1 import predictor_pb2, sessions_pb2
-from tidegate.wire import SESSION_KEY
 from tidegate.wire.columns import encode_columns
 from tidegate.wire.inputs import AskMessage, GenerateMessage, InputMessage, fill_ask, fill_input, fill_sampling
 from tidegate.wire.sessions import encode_fork_request, encode_restore_request, encode_session_request
@@ -23,23 +22,6 @@ Given = str | Sequence[int] | Sequence[Sequence[float]] | NDArray[Any] | Input
 """A sequence: a text, tokens [step], or values [step, feature] in data units."""
 
 Integers = Sequence[int] | NDArray[np.integer[Any]]
-
-KNOCK = "/grpc.health.v1.Health/Check"
-"""A method that any server or proxy answers at once, if only by refusing it."""
-
-# Options of gRPC's core (grpc/impl/channel_arg_names.h).
-OPTIONS = (
-    # A message that is over the server's limit is refused by the server; what it answers is within its limits.
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    # A server that is gone without a word, or stands still, is noticed in half a minute. Servers take a ping in 10 s.
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    # One that comes back is found in a second; gRPC's own two minutes are made for more clients than these.
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-)
 
 
 def as_input(given: Given) -> Input:
@@ -107,13 +89,6 @@ def integers(numbers: Integers) -> Sequence[int]:
         listed: list[int] = numbers.tolist()
         return listed
     return numbers
-
-
-def metadata(session: str) -> tuple[tuple[str, str], ...]:
-    """What a proxy routes a call by; nothing where no session is named."""
-    if not is_id(session):
-        raise misfit(session=session)
-    return ((SESSION_KEY, session),) if session else ()
 
 
 def predict_request(

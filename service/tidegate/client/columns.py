@@ -136,7 +136,7 @@ class ColumnStream:
         self._drop()
 
     def __repr__(self) -> str:
-        return f"<ColumnStream to {self._connection.address}, {len(self._lanes)} in flight>"
+        return f"<ColumnStream to {self._connection.plan.endpoint}, {len(self._lanes)} in flight>"
 
     def __enter__(self) -> Self:
         return self

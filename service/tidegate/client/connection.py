@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import grpc
 
 from tidegate.client.arguments import MISFITS, misfit
-from tidegate.client.asking import KNOCK, OPTIONS, metadata
+from tidegate.client.channel import KNOCK, ChannelPlan
+from tidegate.client.forks import FORKS, Origin
 from tidegate.client.passing import why_ended
 from tidegate.client.retry import Retry, Tries
 from tidegate.core import GeneratedToken, GenerationDone
@@ -25,11 +26,15 @@ Reply = TypeVar("Reply")
 class Connection:
     """The channel and its stubs. May be used by many threads."""
 
-    def __init__(self, address: str, timeout: float, retry: Retry, sleep: Callable[[float], Any]) -> None:
-        if not isinstance(address, str):
-            raise misfit(address=address)
-        self._channel = grpc.insecure_channel(address, options=OPTIONS)
-        self.address = address
+    def __init__(self, plan: ChannelPlan, timeout: float, retry: Retry, sleep: Callable[[float], Any]) -> None:
+        self.plan = plan
+        self.origin = Origin()
+        target, options = plan.endpoint.target, plan.options
+        if plan.credentials is None:
+            self._channel = grpc.insecure_channel(target, options=options)
+        else:
+            self._channel = grpc.secure_channel(target, plan.credentials, options=options)
+        FORKS.watch()
         self._timeout = timeout
         self._sleep = sleep
         self.retry = retry
@@ -47,10 +52,13 @@ class Connection:
         timeout: float | None = None,
     ) -> Reply:
         """Call once; ``timeout`` in seconds, None is the client's."""
+        self.origin.require_here()
+        metadata = self.plan.metadata(session)
         try:
-            return method(request, timeout=timeout or self._timeout, metadata=metadata(session))
+            with FORKS.call():
+                return method(request, timeout=timeout or self._timeout, metadata=metadata)
         except grpc.RpcError as error:
-            raise why_ended(error) from error
+            raise why_ended(error, self.plan.endpoint) from error
         except MISFITS:
             raise misfit(session=session, timeout=timeout) from None
 
@@ -77,7 +85,7 @@ class Connection:
         if pause is None:
             return False
         self._sleep(pause)
-        with suppress(grpc.RpcError):
+        with suppress(grpc.RpcError), FORKS.call():
             self._knock(b"", timeout=tries.patience, wait_for_ready=True)
         return True
 
@@ -89,8 +97,11 @@ class Connection:
         timeout: float | None = None,
     ) -> Iterator[GeneratedToken | GenerationDone]:
         """A generation's events as they come. Closing the iterator cancels the generation."""
+        self.origin.require_here()
+        metadata = self.plan.metadata(session)
         try:
-            call = method(request, timeout=timeout or self._timeout, metadata=metadata(session))
+            with FORKS.call():
+                call = method(request, timeout=timeout or self._timeout, metadata=metadata)
         except MISFITS:
             raise misfit(session=session, timeout=timeout) from None
         told = None
@@ -98,11 +109,13 @@ class Connection:
             for event in call:
                 told = decode_event(event)
                 yield told
+                self.origin.require_here()
         except grpc.RpcError as error:
             if not isinstance(told, GenerationDone):  # else all is told, and only the end of the call was lost
-                raise why_ended(error) from error
+                raise why_ended(error, self.plan.endpoint) from error
         finally:
-            call.cancel()  # type: ignore[no-untyped-call]
+            if self.origin.is_here:
+                call.cancel()  # type: ignore[no-untyped-call]
 
     def events_repeatedly(
         self,
@@ -130,22 +143,28 @@ class Connection:
                 return
 
     def stream(self, session: str = "") -> OpenStream:
-        return OpenStream(self.predictor, session)
+        return OpenStream(self, session)
 
     def close(self) -> None:
-        self._channel.close()
+        if self.origin.is_here:
+            self._channel.close()
 
 
 class OpenStream:
     """One `Predictor.Stream`: requests go out, replies come in, in order."""
 
-    def __init__(self, predictor: predictor_pb2_grpc.PredictorStub, session: str) -> None:
+    def __init__(self, connection: Connection, session: str) -> None:
+        self._origin, self._endpoint = connection.origin, connection.plan.endpoint
+        self._origin.require_here()
+        metadata = connection.plan.metadata(session)
         self._requests: SimpleQueue[predictor_pb2.StreamRequest | None] = SimpleQueue()
         # gRPC takes requests in a thread of its own; None ends it.
-        self._call = predictor.Stream(iter(self._requests.get, None), metadata=metadata(session))
+        with FORKS.call():
+            self._call = connection.predictor.Stream(iter(self._requests.get, None), metadata=metadata)
         self._replies = iter(self._call)
 
     def send(self, request: predictor_pb2.StreamRequest) -> None:
+        self._origin.require_here()
         self._requests.put(request)
 
     def receive(self) -> predictor_pb2.StreamReply:
@@ -154,14 +173,17 @@ class OpenStream:
         Raises:
             TidegateError: The stream has ended.
         """
+        self._origin.require_here()
         try:
             return next(self._replies)
         except StopIteration:
             raise UnavailableError("the server ended the stream") from None
         except grpc.RpcError as error:
-            raise why_ended(error) from error
+            raise why_ended(error, self._endpoint) from error
 
     def close(self) -> None:
         """End the stream; what is in flight is cancelled."""
+        if not self._origin.is_here:
+            return
         self._requests.put(None)
         self._call.cancel()  # type: ignore[no-untyped-call]

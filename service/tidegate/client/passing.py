@@ -8,6 +8,8 @@ import grpc
 from google.rpc import code_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
+from tidegate.client.endpoint import Endpoint
+from tidegate.client.tls import why_not_connected
 from tidegate.errors import DeadlineExceededError, TidegateError, UnavailableError
 from tidegate.v1 import predictor_pb2
 from tidegate.wire.errors import decode_error, decode_status
@@ -17,17 +19,24 @@ PASSING = (UnavailableError, DeadlineExceededError)
 
 STREAM_BROKEN = "STREAM_BROKEN"
 
+# How gRPC begins what it says where no connection came about.
+_NOT_CONNECTED = ("failed to connect to all addresses", "errors resolving", "DNS resolution failed")
+
 # Statuses that gRPC makes up where a stream is reset, or its end and a write cross; a server of ours says more.
 _BREAKS = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL})
 
 
-def why_ended(error: grpc.RpcError) -> TidegateError:
-    """Why a call or a stream has ended: the server's word, or, where gRPC lost it, that it broke off."""
+def why_ended(error: grpc.RpcError, endpoint: Endpoint) -> TidegateError:
+    """Why a call or a stream has ended: the server's word, or, where gRPC lost it, that it broke off or never began."""
     told = decode_status(error)
     # Errors of grpc and of grpc.aio have a code; RpcError does not say so.
     call = cast("grpc.Call", error)
-    if call.code() in _BREAKS and rpc_status.from_call(call) is None:
+    if rpc_status.from_call(call) is not None:
+        return told
+    if call.code() in _BREAKS:
         return UnavailableError(f"the stream broke: {told.message}", reason=STREAM_BROKEN)
+    if call.code() is grpc.StatusCode.UNAVAILABLE and told.message.startswith(_NOT_CONNECTED):
+        return why_not_connected(endpoint, told.message)
     return told
 
 

@@ -9,6 +9,7 @@ from typing import Any, Self, Unpack
 
 from tidegate.client.arguments import build
 from tidegate.client.asking import Given, generate_request, open_request, predict_request, restore_request, sampling_of
+from tidegate.client.channel import ChannelPlan, ConnectionOptions
 from tidegate.client.columns import ColumnStream
 from tidegate.client.connection import Connection
 from tidegate.client.options import RestoreOptions, SamplingOptions, SessionOptions
@@ -31,16 +32,17 @@ from tidegate.wire.sessions import decode_session, decode_session_page
 
 
 class Client:
-    """A server, by its gRPC address. Many threads may share a client; each session belongs to one at a time.
+    """A server, by its address. Many threads may share a client; each session belongs to one at a time.
 
     Every method raises `tidegate.errors` only.
 
     Args:
-        address: HOST:PORT.
+        address: HOST:PORT, https://HOST:PORT or unix:PATH.
         timeout: Seconds that a call may take, where it says nothing else.
         retry: How long and how often requests are tried again while the server is away. Only those are that are applied
             once however often they are sent: steps and generations at a known position, and questions.
         sleep: What waits between tries.
+        options: TLS, tokens, metadata, proxies: see `tidegate.client.channel.ConnectionOptions`.
     """
 
     def __init__(
@@ -50,8 +52,9 @@ class Client:
         timeout: float = 60,
         retry: Retry = Retry(),  # noqa: B008 - it is frozen
         sleep: Callable[[float], Any] = time.sleep,
+        **options: Unpack[ConnectionOptions],
     ) -> None:
-        self._connection = Connection(address, timeout, retry, sleep)
+        self._connection = Connection(ChannelPlan(address, **options), timeout, retry, sleep)
 
     def models(self) -> list[ModelInfo]:
         """Every loaded version of every model."""
@@ -144,7 +147,7 @@ class Client:
         return ColumnStream(self._connection)
 
     def __repr__(self) -> str:
-        return f"Client({self._connection.address!r})"
+        return f"Client({self._connection.plan.endpoint.address!r})"
 
     def close(self) -> None:
         """Close the connection. Sessions stay open on the server."""

@@ -8,16 +8,17 @@ import selectors
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tidegate.commands.connection import DEFAULT_SERVER, Server, connected
+from tidegate.commands.connection import DEFAULT_SERVER, Server, connected, reaches_grpc
 from tidegate.commands.output import AsJson, print_json, print_table
-from tidegate.config import Address, parse_address
 from tidegate.core import ModelInfo
 from tidegate.errors import ConfigurationError
+from tidegate.loadgen.http1 import HttpServer
 from tidegate.loadgen.inputs import Source, source_for
 from tidegate.loadgen.load import Arrivals, Interface, Load
 from tidegate.loadgen.measure import Measurement, Progress, Target, measure
@@ -36,6 +37,7 @@ INTERRUPTED = 130
 Loop = Callable[[], asyncio.AbstractEventLoop]
 
 
+@reaches_grpc
 def bench(  # noqa: PLR0913, PLR0917 - one parameter per option
     model: Annotated[str, typer.Argument(help="Name of the model.")],
     interface: Annotated[
@@ -73,7 +75,10 @@ def bench(  # noqa: PLR0913, PLR0917 - one parameter per option
     version: Annotated[str | None, typer.Option(help="Version of the model.", show_default="highest")] = None,
     server: Server = DEFAULT_SERVER,
     http: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Server's HTTP.", show_default="host of --server, port 8080")
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Server's HTTP.", show_default="--server's URL or socket, else its host, port 8080"
+        ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write latencies as PNG.")] = None,
     as_json_document: AsJson = False,
@@ -109,7 +114,7 @@ def bench(  # noqa: PLR0913, PLR0917 - one parameter per option
     with connected(server) as client:
         info = client.model(model, version)
     source = source_for(info, load.longest, seed, vocabulary)
-    target = Target(server, _http_address(http, server), info)
+    target = Target(server.address, server.how, _http(http, server), info)
     seen, was_interrupted = _run(load, target, source, is_quiet=as_json_document)
     _print(load, info, seen, plot, is_json=as_json_document)
     if was_interrupted:
@@ -121,11 +126,17 @@ def _refuse_ignored(option: str, given: object, needed: str, *, is_there: bool) 
         raise ConfigurationError(f"{option} means nothing without {needed}")
 
 
-def _http_address(given: str | None, server: str) -> Address:
-    try:
-        return Address(parse_address(server).host, HTTP_PORT) if given is None else parse_address(given)
-    except ValueError as error:
-        raise ConfigurationError(f"--http: {error}") from None
+def _http(given: str | None, server: Server) -> HttpServer:
+    """The server's HTTP: where it is said to be; else at the same URL or socket, or on the same host."""
+    endpoint = server.plan("--server").endpoint
+    if given is not None:
+        server = replace(server, address=given)
+    elif endpoint.host and "://" not in server.address:
+        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+        server = replace(server, address=f"{host}:{HTTP_PORT}")
+    plan = server.plan("--http")
+    fields = tuple((name, str(value)) for name, value in plan.metadata(""))
+    return HttpServer(plan.endpoint, None if plan.tls is None else plan.tls.context(), fields)
 
 
 def _run(load: Load, target: Target, source: Source, *, is_quiet: bool) -> tuple[Measurement, bool]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tidegate.commands.connection import DEFAULT_SERVER, Server, connected
+from tidegate.commands.connection import DEFAULT_SERVER, Server, connected, reaches_grpc
 from tidegate.commands.output import AsJson, print_json
 from tidegate.core import GeneratedToken, GenerationDone
 from tidegate.transports.http.convert import generation_json
@@ -16,6 +16,7 @@ TIMEOUT = 3600.0
 """Seconds: whoever waits too long interrupts."""
 
 
+@reaches_grpc
 def generate(  # noqa: PLR0913, PLR0917 - one parameter per option
     model: Annotated[str, typer.Argument(help="Name of the model.")],
     prompt: Annotated[str, typer.Option(help="What the text begins with.")],

@@ -11,7 +11,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from tidegate.commands.connection import DEFAULT_SERVER, Server, connected
+from tidegate.commands.connection import DEFAULT_SERVER, Server, connected, reaches_grpc
 from tidegate.commands.output import AsJson, print_table
 from tidegate.core import Forecast, Input, Prediction, PredictResult
 from tidegate.errors import ConfigurationError, InvalidInputError
@@ -20,6 +20,7 @@ from tidegate.transports.http.convert import predict_json
 from tidegate.transports.http.large_json import write
 
 
+@reaches_grpc
 def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     model: Annotated[str, typer.Argument(help="Name of the model.")],
     text: Annotated[list[str] | None, typer.Option(help="A sequence of characters; may be repeated.")] = None,

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from tidegate.commands.connection import DEFAULT_SERVER, Server, connected
+from tidegate.commands.connection import DEFAULT_SERVER, Server, connected, reaches_grpc
 from tidegate.commands.output import AsJson, print_json, print_table
 from tidegate.config import load_settings
 from tidegate.core import SessionInfo
@@ -28,6 +28,7 @@ Id = Annotated[str, typer.Argument(help="The session.")]
 
 
 @sessions.command("list")
+@reaches_grpc
 def list_sessions(server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
     """List the open sessions."""
     with connected(server) as client:
@@ -40,6 +41,7 @@ def list_sessions(server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> N
 
 
 @sessions.command()
+@reaches_grpc
 def show(session: Id, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
     """Show one session."""
     with connected(server) as client:
@@ -48,6 +50,7 @@ def show(session: Id, server: Server = DEFAULT_SERVER, as_json: AsJson = False) 
 
 
 @sessions.command()
+@reaches_grpc
 def close(
     names: Annotated[list[str], typer.Argument(metavar="SESSION...", help="The sessions.")],
     server: Server = DEFAULT_SERVER,
@@ -60,6 +63,7 @@ def close(
 
 
 @sessions.command("export")
+@reaches_grpc
 def export_session(
     session: Id,
     file: Annotated[Path, typer.Argument(help="Where to write; - is standard output.")],
@@ -78,6 +82,7 @@ def export_session(
 
 
 @sessions.command("import")
+@reaches_grpc
 def import_session(
     file: Annotated[Path, typer.Argument(help="What `export` wrote; - is standard input.")],
     name: Annotated[str | None, typer.Option("--id", help="Id of the new session.", show_default="server's")] = None,

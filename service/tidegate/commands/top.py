@@ -12,20 +12,21 @@ from typing import Annotated
 import httpx
 import typer
 
+from tidegate.client.channel import ChannelPlan
+from tidegate.client.endpoint import Endpoint
+from tidegate.client.tls import NO_SERVER, why_not_connected
+from tidegate.commands.connection import Server, reaches_a_server
 from tidegate.commands.output import AsJson, print_json
 from tidegate.errors import ConfigurationError
 from tidegate.top.scrape import Reader
 from tidegate.top.screen import screen
 from tidegate.top.view import View, view
 
-DEFAULT_HTTP = "127.0.0.1:8080"
+DEFAULT_HTTP = Server("127.0.0.1:8080")
 AWAY = "no answer: is it running?"
 
-Server = Annotated[
-    str, typer.Option("--http", envvar="TIDEGATE_SERVER_HTTP", metavar="HOST:PORT", help="Server's HTTP.")
-]
 
-
+@reaches_a_server("TIDEGATE_SERVER_HTTP", "Server's HTTP")
 def top(
     http: Server = DEFAULT_HTTP,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two readings.")] = 1.0,
@@ -33,13 +34,32 @@ def top(
     as_json: AsJson = False,
 ) -> None:
     """Show the figures of a running server until Ctrl-C: rates between two readings of its /metrics."""
-    url = http if "://" in http else f"http://{http}"
-    with httpx.Client(base_url=url) as client, suppress(KeyboardInterrupt):
-        views = watch(Reader(client, time.monotonic), lambda: time.sleep(interval))
+    plan = http.plan("--http")
+    with _http_client(plan, is_proxied=not http.no_proxy) as client, suppress(KeyboardInterrupt):
+        reader = Reader(client, time.monotonic)
+        views = watch(reader, lambda: time.sleep(interval))
         if once or as_json or not sys.stdout.isatty():
-            _print_one(views, url, as_json=as_json)
+            _print_one(views, plan.endpoint, reader, as_json=as_json)
         else:
-            _show(views, url)
+            _show(views, str(plan.endpoint))
+
+
+def _http_client(plan: ChannelPlan, *, is_proxied: bool) -> httpx.Client:
+    endpoint, verify = plan.endpoint, True if plan.tls is None else plan.tls.context()
+    transport = None if endpoint.path is None else httpx.HTTPTransport(uds=endpoint.path)
+    fields = {name: str(value) for name, value in plan.metadata("")}
+    try:
+        return httpx.Client(
+            base_url=endpoint.url(),
+            verify=verify,
+            headers=fields,
+            transport=transport,
+            trust_env=is_proxied and not endpoint.is_here,
+        )
+    except (ImportError, ValueError) as error:
+        raise ConfigurationError(
+            f"the environment names a proxy that cannot be used ({error}): see --no-proxy"
+        ) from None
 
 
 def watch(reader: Reader, pause: Callable[[], None]) -> Iterator[View | None]:
@@ -55,16 +75,19 @@ def watch(reader: Reader, pause: Callable[[], None]) -> Iterator[View | None]:
         pause()
 
 
-def _print_one(views: Iterator[View | None], url: str, *, as_json: bool) -> None:
+def _print_one(views: Iterator[View | None], endpoint: Endpoint, reader: Reader, *, as_json: bool) -> None:
     found = next(views)
     if found is None:
-        raise ConfigurationError(f"no server answers at {url}: start one with `tidegate serve`, or name it with --http")
+        error = why_not_connected(endpoint, reader.failure)
+        if not error.message.startswith(NO_SERVER):
+            raise ConfigurationError(error.message)
+        raise ConfigurationError(f"{error.message}: start one with `tidegate serve`, or name it with --http")
     if as_json:
         print_json(asdict(found))
     else:
         from rich.console import Console
 
-        Console().print(screen(url, found))
+        Console().print(screen(str(endpoint), found))
 
 
 def _show(views: Iterator[View | None], url: str) -> None:

@@ -1,17 +1,38 @@
 """HTTP/1.1 over one kept connection, one request at a time, at a tenth of what a client for every case costs.
 
-Answers of any length come whole. Follows no redirect, keeps no cookies, speaks no TLS.
+Answers of any length come whole. Follows no redirect, keeps no cookies, and goes by no proxy.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
+from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import httptools
 
-from tidegate.config import Address
-from tidegate.errors import UnavailableError
+from tidegate.client.endpoint import Endpoint
+from tidegate.client.tls import why_not_connected
+from tidegate.errors import TidegateError, UnavailableError
+
+HANDSHAKE_SECONDS = 10.0
+"""For TLS, which a server of plain text leaves unanswered."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpServer:
+    """A server of HTTP, and how it is reached.
+
+    Attributes:
+        endpoint: Where it is.
+        tls: How TLS is spoken, None: not at all.
+        fields: Go with every request.
+    """
+
+    endpoint: Endpoint
+    tls: ssl.SSLContext | None = None
+    fields: tuple[tuple[str, str], ...] = ()
 
 
 class Response(NamedTuple):
@@ -24,8 +45,10 @@ class Response(NamedTuple):
 class HttpConnection:
     """A connection that is made when it is first needed, and again after it was lost."""
 
-    def __init__(self, address: Address) -> None:
-        self._address = address
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        lines = "".join(f"{name}: {value}\r\n" for name, value in server.fields)
+        self._fields = f"Host: {server.endpoint.authority}\r\n{lines}"
         self._protocol: _Protocol | None = None
 
     async def request(self, method: str, path: str, body: bytes = b"", headers: bytes = b"") -> Response:
@@ -36,7 +59,7 @@ class HttpConnection:
         """
         if self._protocol is None or self._protocol.is_closed:
             self._protocol = await self._connect()
-        head = f"{method} {path} HTTP/1.1\r\nHost: {self._address}\r\nContent-Length: {len(body)}\r\n"
+        head = f"{method} {path} HTTP/1.1\r\n{self._fields}Content-Length: {len(body)}\r\n"
         return await self._protocol.exchange(head.encode() + headers + b"\r\n" + body)
 
     def close(self) -> None:
@@ -45,16 +68,25 @@ class HttpConnection:
             self._protocol = None
 
     async def _connect(self) -> _Protocol:
-        host, port = self._address
+        loop, endpoint, tls = asyncio.get_running_loop(), self._server.endpoint, self._server.tls
         try:
-            _, protocol = await asyncio.get_running_loop().create_connection(_Protocol, host, port)
+            if endpoint.path is not None:
+                _, protocol = await loop.create_unix_connection(_Protocol, endpoint.path)
+            else:
+                seconds = None if tls is None else HANDSHAKE_SECONDS
+                _, protocol = await loop.create_connection(
+                    _Protocol, endpoint.host, endpoint.port, ssl=tls, ssl_handshake_timeout=seconds
+                )
         except OSError as error:
-            raise unreachable(self._address, error) from None
+            raise unreachable(endpoint, error) from None
         return protocol
 
 
-def unreachable(address: Address, error: OSError) -> UnavailableError:
-    return UnavailableError(f"no HTTP server answers at {address} (--http): {error.strerror or error}")
+def unreachable(endpoint: Endpoint, error: OSError) -> TidegateError:
+    """Return what is wrong where HTTP is not to be had."""
+    if isinstance(error, ssl.SSLError | ConnectionError) and not isinstance(error, ConnectionRefusedError):
+        return why_not_connected(endpoint, str(error))
+    return UnavailableError(f"no HTTP server answers at {endpoint} (--http): {error.strerror or error}")
 
 
 class _Protocol(asyncio.Protocol):

@@ -10,12 +10,12 @@ from itertools import islice
 from typing import NamedTuple
 
 from tidegate.client import AsyncClient, AsyncSession, Retry
-from tidegate.config import Address
+from tidegate.client.channel import ConnectionOptions
 from tidegate.core import ModelInfo
 from tidegate.errors import TidegateError
 from tidegate.loadgen.counts import Counts, read_counts
 from tidegate.loadgen.drive import Clock, Drive, Lane, RealClock, Sender
-from tidegate.loadgen.http1 import HttpConnection
+from tidegate.loadgen.http1 import HttpConnection, HttpServer
 from tidegate.loadgen.inputs import Source
 from tidegate.loadgen.load import Load
 from tidegate.loadgen.mix import Mix
@@ -33,10 +33,11 @@ START = 0.05
 
 
 class Target(NamedTuple):
-    """A server and the model to load: gRPC and HTTP addresses."""
+    """A server and the model to load: the address of gRPC and how it is reached, and HTTP's."""
 
     grpc: str
-    http: Address
+    how: ConnectionOptions
+    http: HttpServer
     model: ModelInfo
 
 
@@ -62,7 +63,7 @@ async def measure(
     """
     clock = RealClock()
     async with contextlib.AsyncExitStack() as stack:
-        client = AsyncClient(target.grpc, timeout=load.timeout, retry=Retry(attempts=1))
+        client = AsyncClient(target.grpc, timeout=load.timeout, retry=Retry(attempts=1), **target.how)
         await stack.enter_async_context(client)
         site = Site(load, client, target.http, source, clock)
         sessions = await stack.enter_async_context(_opened(client, load, _num_sessions(load)))

@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import WebSocketException
 
 from tidegate.client import AsyncClient, AsyncColumnStream, AsyncSession, AsyncSessionStream
-from tidegate.config import Address
 from tidegate.core import GeneratedToken, Input
 from tidegate.errors import TidegateError, UnavailableError
 from tidegate.loadgen.drive import Clock, Reply, Sender
-from tidegate.loadgen.http1 import HttpConnection, unreachable
+from tidegate.loadgen.http1 import HttpConnection, HttpServer, unreachable
 from tidegate.loadgen.inputs import Source
 from tidegate.loadgen.load import Interface, Load
 
@@ -35,7 +34,7 @@ class Site:
 
     load: Load
     client: AsyncClient
-    http: Address
+    http: HttpServer
     source: Source
     clock: Clock
 
@@ -164,7 +163,7 @@ class WebSocketSender:
             await self._socket.send(body)
             document = json.loads(await self._socket.recv())
         except OSError as error:
-            raise unreachable(self._site.http, error) from None
+            raise unreachable(self._site.http.endpoint, error) from None
         except WebSocketException as error:
             raise UnavailableError(f"the WebSocket ended: {error}") from None
         if "status" in document:
@@ -179,9 +178,14 @@ class WebSocketSender:
             self._socket = None
 
     async def _connect(self) -> ClientConnection:
-        url = f"ws://{self._site.http}/v1/sessions/{self._session.id}/stream"
-        headers = {"tidegate-session": self._session.id, "tidegate-timeout": f"{self._site.load.timeout:g}"}
-        return await connect(url, additional_headers=headers, compression=None, max_size=None, ping_interval=None)
+        server = self._site.http
+        url = f"{server.endpoint.url('ws')}/v1/sessions/{self._session.id}/stream"
+        timeout = f"{self._site.load.timeout:g}"
+        fields = [*server.fields, ("tidegate-session", self._session.id), ("tidegate-timeout", timeout)]
+        options: dict[str, Any] = {"compression": None, "max_size": None, "ping_interval": None, "proxy": None}
+        if server.endpoint.path is not None:
+            return await unix_connect(server.endpoint.path, url, additional_headers=fields, **options)
+        return await connect(url, additional_headers=fields, ssl=server.tls, **options)
 
 
 def _step_json(site: Site, session: AsyncSession, length: int) -> str:

@@ -42,11 +42,15 @@ class Reader:
     Args:
         client: Whose base URL is the server's.
         clock: Monotonic seconds.
+
+    Attributes:
+        failure: Why the last reading failed, in the words of the library.
     """
 
     def __init__(self, client: httpx.Client, clock: Callable[[], float]) -> None:
         self._client = client
         self._clock = clock
+        self.failure = ""
 
     def read(self) -> Scrape | None:
         """Return what the server says now; None where it says nothing that can be understood."""
@@ -54,7 +58,8 @@ class Reader:
             reply = self._client.get("/metrics", timeout=READ_SECONDS)
             reply.raise_for_status()
             return parse(reply.text, self._clock())
-        except (httpx.HTTPError, ValueError):
+        except (httpx.HTTPError, ValueError) as error:
+            self.failure = str(error)
             return None
 
 

@@ -13,8 +13,10 @@ from typing import Any, TypeVar
 from grpc import aio
 
 from tidegate.client.aio_connection import AsyncConnection
+from tidegate.client.channel import ChannelPlan
 from tidegate.client.passing import STREAM_BROKEN
 from tidegate.client.retry import Retry
+from tidegate.client.tls import CONNECTION_CLOSED
 from tidegate.clock import Clock
 from tidegate.config import Settings
 from tidegate.core import GeneratedToken, GenerationDone
@@ -42,7 +44,7 @@ class Fellow:
 
     def __init__(self, address: str, timeout: float, clock: Clock) -> None:
         self._clock = clock
-        self._connection = AsyncConnection(address, timeout, Retry(attempts=1), asyncio.sleep)
+        self._connection = AsyncConnection(ChannelPlan(address), timeout, Retry(attempts=1), asyncio.sleep)
         self.models = self._connection.models
         self.sessions = self._connection.sessions
         self._is_closed = False
@@ -181,7 +183,7 @@ def _stopping() -> UnavailableError:
 
 def _away(error: UnavailableError) -> UnavailableError:
     """What a caller is told: the fellow's own words, or, where gRPC found nobody, that there is nobody."""
-    if error.reason not in {UnavailableError.default_reason, STREAM_BROKEN}:
+    if error.reason not in {UnavailableError.default_reason, STREAM_BROKEN, CONNECTION_CLOSED}:
         return error
     message = "the worker that holds the session is away: it is being started again"
     return UnavailableError(message, reason=AWAY, retry_after=1.0)

@@ -16,7 +16,6 @@ from tidegate.client.asking import (
     columns_request,
     fork_request,
     generate_request,
-    metadata,
     one_input,
     open_request,
     predict_request,
@@ -26,6 +25,7 @@ from tidegate.client.asking import (
     session_ids,
     step_request,
 )
+from tidegate.client.channel import ChannelPlan
 from tidegate.client.sync import Client
 from tidegate.core import Ask, Input, Sampling
 from tidegate.errors import InvalidInputError
@@ -151,9 +151,9 @@ WRONG: dict[str, tuple[Make, str]] = {
     "negative positions": (columns(positions=[-1]), "positions must be a list of whole numbers"),
     "tokens in words": (columns(tokens="17"), "tokens must be a list of whole numbers"),
     "numbers for sessions": (lambda: session_ids([1, 2]), "sessions must be sessions or their ids, not [1, 2]"),  # type: ignore[list-item]
-    "a number for the server": (lambda: Client(8081), "address must be HOST:PORT, not 8081"),  # type: ignore[arg-type]
-    "a server that is none": (lambda: AsyncClient(None), "address must be HOST:PORT, not None"),  # type: ignore[arg-type]
-    "no session": (lambda: metadata(None), "session must be a session's id, of A-Z"),  # type: ignore[arg-type]
+    "a number for the server": (lambda: Client(8081), "address must be HOST:PORT, "),  # type: ignore[arg-type]
+    "a server that is none": (lambda: AsyncClient(None), "address must be HOST:PORT, "),  # type: ignore[arg-type]
+    "no session": (lambda: ChannelPlan("host:1").metadata(None), "session must be a session's id, of A-Z"),  # type: ignore[arg-type]
     "no sequences": (lambda: predict_request("m", None, None, Ask()), "sequences must be a sequence, or a list"),  # type: ignore[arg-type]
     "a lane below": (lambda: attach_request(-1, ["s"]), "first_lane must be a whole number from 0 to"),
 }

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tidegate.config import Address
+from tidegate.client.endpoint import parse_endpoint
 from tidegate.errors import UnavailableError
-from tidegate.loadgen.http1 import HttpConnection, Response
+from tidegate.loadgen.http1 import HttpConnection, HttpServer, Response
 
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
@@ -38,7 +38,7 @@ class Peer:
 async def connected(peer: Peer) -> AsyncIterator[HttpConnection]:
     server = await asyncio.start_server(peer.serve, "127.0.0.1", 0)
     async with server:
-        connection = HttpConnection(Address("127.0.0.1", server.sockets[0].getsockname()[1]))
+        connection = HttpConnection(HttpServer(parse_endpoint(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")))
         yield connection
         connection.close()
 
@@ -71,4 +71,4 @@ async def test_an_answer_that_breaks_off_or_is_none_is_unavailable(answer: bytes
 
 async def test_nobody_there_is_unavailable_and_says_which_option() -> None:
     with pytest.raises(UnavailableError, match="--http"):
-        await HttpConnection(Address("127.0.0.1", 1)).request("GET", "/")
+        await HttpConnection(HttpServer(parse_endpoint("127.0.0.1:1"))).request("GET", "/")
