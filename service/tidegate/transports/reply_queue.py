@@ -17,16 +17,12 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import cache
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tidegate.errors import UnavailableError
 from tidegate.observe.requests import CANCELLED, OK, Begun, Method
 
 Result = TypeVar("Result")
-
-
-LEFT: Final = object()
-"""What a stream's ``read`` returns once the client is gone and wants no reply."""
 
 
 class Pending(Protocol):
@@ -76,13 +72,14 @@ class ReplyQueue:
     """One client's stream.
 
     Args:
-        read: Returns the client's next message, ``end`` where there are no more, `LEFT` where nobody is there.
+        read: Returns the client's next message, ``end`` where there are no more.
         write: Sends a reply; it waits while the client does not keep up.
         submit: Hands a message over. What it raises ends the stream, once what is pending is answered.
         size: Messages that may wait for their replies.
         begin: Notes that a message came in, for `Method.end`.
         method: Returns where messages of a kind are counted.
         end: What ``read`` returns at the end.
+        has_left: Whether a message says that the client is gone and wants no reply; None: none does.
 
     Attributes:
         num_unwritten: Messages that wait for their replies.
@@ -98,6 +95,7 @@ class ReplyQueue:
         begin: Callable[[], Begun],
         method: Callable[[str], Method],
         end: Any = None,
+        has_left: Callable[[Any], bool] | None = None,
     ) -> None:
         self._read = read
         self._write = write
@@ -106,6 +104,7 @@ class ReplyQueue:
         self._begin = begin
         self._method = cache(method)
         self._end = end
+        self._tells_leaving = has_left
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[tuple[Pending, Begun]] = deque()
         self.num_unwritten = 0
@@ -117,6 +116,7 @@ class ReplyQueue:
         self._has_left = False
         self._is_reading = False
         self._is_draining = False
+        self._is_stopped = False
         self._is_closed = False
 
     async def run(self) -> None:
@@ -152,6 +152,11 @@ class ReplyQueue:
     def drain(self) -> None:
         """Read no further message. One that was read is answered, whatever stage it is in."""
         self._is_draining = True
+        self.stop()
+
+    def stop(self) -> None:
+        """Read no further message, and end once all are answered."""
+        self._is_stopped = True
         if self._is_reading and self._reader is not None:
             self._reader.cancel()
 
@@ -165,13 +170,15 @@ class ReplyQueue:
             while self.num_unwritten >= self._size:
                 self._room = self._loop.create_future()
                 await self._room
-            if self._is_draining:
+            if self._is_stopped:
                 return
             self._is_reading = True
             request = await self._read()
             self._is_reading = False
-            if request is self._end or request is LEFT:
-                self._has_left = request is LEFT
+            if request is self._end:
+                return
+            if self._tells_leaving is not None and self._tells_leaving(request):
+                self._has_left = True
                 return
             begun = self._begin()
             pending = await self._submit(request)

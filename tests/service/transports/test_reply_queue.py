@@ -14,7 +14,7 @@ import pytest
 from tidegate.clock import Clock
 from tidegate.errors import InvalidInputError, UnavailableError
 from tidegate.observe.requests import OK, Requests, outcome_of
-from tidegate.transports.reply_queue import LEFT, Pending, Ready, ReplyQueue, abandon, result_of
+from tidegate.transports.reply_queue import Pending, Ready, ReplyQueue, abandon, result_of
 
 SIZE = 4
 
@@ -61,6 +61,7 @@ class Stream:
             begin=self.requests.begin,
             method=lambda name: self.requests.method("test", name),
             end="end",
+            has_left=lambda message: message == "left",
         )
 
     async def _read(self) -> Any:
@@ -207,7 +208,7 @@ async def test_a_fault_ends_the_stream_once_what_is_pending_is_answered(
 async def test_a_client_that_left_gets_nothing_and_what_is_pending_is_cancelled(
     stream: Stream, serving: asyncio.Task[None]
 ) -> None:
-    await stream.send(0, 0, LEFT)
+    await stream.send(0, 0, "left")
     await serving
     assert [step.awaited.cancelled() for step in stream.steps] == [True, True]
     assert stream.counted == {"cancelled": 2}
@@ -278,7 +279,7 @@ async def test_nothing_keeps_a_message_once_it_is_answered_or_its_stream_has_end
         await stream.send(message)
         del message
         stream.answer(0, "gone" if end == "write fails" else "")
-        faults = {"end": "end", "left": LEFT, "fault": "fault", "read fails": "malformed"}
+        faults = {"end": "end", "left": "left", "fault": "fault", "read fails": "malformed"}
         await stream.send(*[faults[end]] if end in faults else [])
         if end == "drained":
             stream.queue.drain()

@@ -33,7 +33,6 @@ from tidegate.transports.http.exchange import dump, max_bytes, parse, parse_in_s
 from tidegate.transports.http.floats import dump_floats, parse_floats, width_of
 from tidegate.transports.http.large_json import write
 from tidegate.transports.reply_queue import (
-    LEFT,
     Pending,
     Ready,
     ReplyQueue,
@@ -113,19 +112,20 @@ class WebSocketStream:
         self._service = service
         self._requests = requests
         self._scope = scope
-        self._receive = receive
+        self._now = service.clock.monotonic
         self._send = send
         self._session = session
         self._max_bytes = max_bytes(service.settings)
         self._width: int | None = None
         self._failure: TidegateError | None = None
         self._queue = ReplyQueue(
-            self._read,
+            receive,
             self._write,
             self._submit,
             MAX_IN_FLIGHT,
             begin=self._begin,
             method=partial(requests.method, "websocket"),
+            has_left=_is_end,
         )
 
     async def run(self) -> None:
@@ -183,35 +183,41 @@ class WebSocketStream:
     def _begin(self) -> Begun:
         return self._requests.begin(self._scope["headers"], self._session)
 
-    async def _read(self) -> Any:
-        if self._failure is not None:
-            return None
-        message = await self._receive()
-        if message["type"] != "websocket.receive":
-            return LEFT
-        text: str | None = message.get("text")
-        return message["bytes"] if text is None else text
-
     def _write(self, reply: Event | predictor_pb2.StreamReply) -> Awaitable[None]:
         if isinstance(reply, predictor_pb2.StreamReply):
             return self._send({"type": "websocket.send", "bytes": reply.SerializeToString()})
         return self._send(reply)
 
-    async def _submit(self, frame: str | bytes) -> Pending:
-        if isinstance(frame, bytes) and self._subprotocol != FLOATS and not frame.startswith(_JSON_BEGINS):
-            return await self._submit_message(frame)
-        submit = self._submit_json
-        if isinstance(frame, bytes) and self._subprotocol == FLOATS:
-            submit = self._submit_floats
-        method = "Step" if self._session else "Open"
+    async def _submit(self, event: Event) -> Pending:
+        frame: str | bytes | None = event.get("text")
+        if frame is None:
+            frame = event["bytes"]
+            assert isinstance(frame, bytes)
+            if self._subprotocol == FLOATS:
+                return self._submit_floats(frame)
+            if not frame.startswith(_JSON_BEGINS):
+                return await self._submit_message(frame)
         try:
             self._check_size(frame)
-            return await submit(frame)
-        except Exception as error:  # noqa: BLE001 - a frame's error is its answer
-            told = conceal(error)
+            if len(frame) <= LARGE_JSON_BYTES:
+                document = parse(frame)
+            else:
+                document = await parse_in_slices(frame.encode() if isinstance(frame, str) else frame)
             if not self._session:
-                self._failure = told  # the stream ends after this answer
-            return Ready(method, _problem_frame(told), outcome_of(told), self._session)
+                return await self._open(document)
+            chunk, ask, position = convert.parse_step(document)
+            future = self._service.step(self._session, chunk, ask, position, self._now() + self._seconds)
+        except Exception as error:  # noqa: BLE001 - a frame's error is its answer
+            return self._refuse(error)
+        return PendingFrame(self._session, future, is_floats=False)
+
+    def _refuse(self, error: Exception) -> Pending:
+        """Return the answer to a frame that failed. Without a session, it is the last one."""
+        told = conceal(error)
+        if not self._session:
+            self._failure = told
+            self._queue.stop()
+        return Ready("Step" if self._session else "Open", _problem_frame(told), outcome_of(told), self._session)
 
     async def _submit_message(self, frame: bytes) -> Pending:
         try:
@@ -221,17 +227,6 @@ class WebSocketStream:
             return Ready("unknown", refusal(error), outcome_of(error), self._session)
         return await self._messages.submit(request)
 
-    async def _submit_json(self, frame: str | bytes) -> Pending:
-        if len(frame) <= LARGE_JSON_BYTES:
-            document = parse(frame)
-        else:
-            document = await parse_in_slices(frame.encode() if isinstance(frame, str) else frame)
-        if not self._session:
-            return await self._open(document)
-        chunk, ask, position = convert.parse_step(document)
-        future = self._service.step(self._session, chunk, ask, position, self._deadline())
-        return PendingFrame(self._session, future, is_floats=False)
-
     async def _open(self, document: dict[str, Any]) -> Pending:
         form = read_form(schemas.OpenSession, document)
         if self._subprotocol == FLOATS:
@@ -240,20 +235,20 @@ class WebSocketStream:
         self._session = self._messages.session = info.id
         return Ready("Open", _text_frame(dump(schemas.Session.model_validate(info))), OK, info.id)
 
-    async def _submit_floats(self, frame: str | bytes) -> Pending:
-        if self._width is None:
-            raise InvalidInputError("no session: the first frame must open one, a text frame")
-        assert isinstance(frame, bytes)
-        chunk, ask = parse_floats(frame, self._width)
-        future = self._service.step(self._session, chunk, ask, None, self._deadline())
+    def _submit_floats(self, frame: bytes) -> Pending:
+        try:
+            self._check_size(frame)
+            if self._width is None:
+                raise InvalidInputError("no session: the first frame must open one, a text frame")
+            chunk, ask = parse_floats(frame, self._width)
+            future = self._service.step(self._session, chunk, ask, None, self._now() + self._seconds)
+        except Exception as error:  # noqa: BLE001 - a frame's error is its answer
+            return self._refuse(error)
         return PendingFrame(self._session, future, is_floats=True)
 
     def _check_size(self, frame: str | bytes) -> None:
         if len(frame) > self._max_bytes:
             raise too_large(self._max_bytes)
-
-    def _deadline(self) -> float:
-        return self._service.clock.monotonic() + self._seconds
 
 
 class PendingFrame:
@@ -283,6 +278,10 @@ class PendingFrame:
 
     def cancel(self) -> None:
         abandon(self.awaited)
+
+
+def _is_end(event: Event) -> bool:
+    return bool(event["type"] != "websocket.receive")
 
 
 def _text_frame(text: bytes) -> Event:
