@@ -165,6 +165,10 @@ class Settings(BaseSettings):
         "127.0.0.1:8080", description="HOST:PORT or unix:PATH that speaks everything; port 0 takes a free one."
     )
     grpc: AddressText = Field("127.0.0.1:8081", description="A second address that speaks everything, likewise.")
+    asgi_server: Literal["h2corn", "uvicorn"] = Field(
+        "h2corn",
+        description="h2corn, or the fallback: uvicorn for HTTP and WebSockets at --http, grpc.aio for gRPC at --grpc.",
+    )
     tls_cert: OptionalPath = Field(
         None, description="PEM file of the server's certificate and its chain: both ports speak TLS, Unix sockets not."
     )

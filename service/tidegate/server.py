@@ -111,14 +111,14 @@ async def serve(
         app = create_app(service, requests, shared or figures)
         app.router.routes.extend(routes(inference))
         application = one_application(adapters[0], app.state.steps, app, settings)
-        for listener in listeners[:2]:
-            servers.add(listener, application, adapters[0].is_probe)
+        servers.add(listeners[0], application, adapters[0].is_probe)
+        servers.add(listeners[1], application, adapters[0].is_probe, grpc[0].add_to)
         if seat is not None and shared is not None:
             # Fellows come in here. They have found the owner and counted the request: nothing is passed on twice.
             traced = None if tracing is None else DetailedRequests(local.clock, None, tracing)
             grpc.append(GrpcServices(local, own, traced, [shared.handler()]))
             adapters.append(grpc[1].over_asgi())
-            servers.add(listeners[2], adapters[1], adapters[1].is_probe)
+            servers.add(listeners[2], adapters[1], adapters[1].is_probe, grpc[1].add_to)
         await local.start()
         _settle_memory()
         try:

@@ -34,7 +34,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or serve a WebSocket."""
-        tls = scope["extensions"].get("tls")
+        tls = scope.get("extensions", {}).get("tls")
         if tls is not None and tls["client_cert_name"]:
             CLIENT_SUBJECT.set(tls["client_cert_name"])
         has_started = False
@@ -102,10 +102,14 @@ async def _send_all(events: list[Event], send: Send) -> None:
 def cancel_on_disconnect(application: Application) -> Application:
     """Return the application for a server that does not cancel a request's task when its client leaves, like uvicorn.
 
-    A task reads the request in the application's place, one event ahead, and waits for ``http.disconnect``.
+    A task reads the request in the application's place, one event ahead, and waits for ``http.disconnect``. WebSockets
+    learn of it by themselves.
     """
 
     async def cancelling(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await application(scope, receive, send)
+            return
         events: asyncio.Queue[Event] = asyncio.Queue(1)
         answering = asyncio.current_task()
 

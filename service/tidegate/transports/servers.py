@@ -10,6 +10,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 from tidegate.config import Settings, flag
 from tidegate.errors import ConfigurationError
@@ -19,6 +20,19 @@ from tidegate.transports.h2corn_server import MIB, H2cornServer, Limits, TlsFile
 log = logging.getLogger(__name__)
 
 _WATCH_SECONDS = 5.0
+
+
+class Server(Protocol):
+    """Serves one listening socket."""
+
+    async def start(self) -> None:
+        """Accept connections."""
+
+    async def renew(self) -> None:
+        """Read the TLS files again, for connections that come from now on."""
+
+    async def stop(self, grace: float) -> bool:
+        """Accept no more, let requests finish for ``grace`` seconds, then cancel them; return whether all has ended."""
 
 
 class Servers:
@@ -32,22 +46,45 @@ class Servers:
         self._settings = settings
         self._limits = limits_of(settings, num_listeners)
         self._tls = tls_files(settings)
-        self._servers: list[H2cornServer] = []
+        self._servers: list[Server] = []
         self._stamps = None if self._tls is None else self._tls.stamps()
+        if settings.asgi_server == "uvicorn":
+            _tell_without_effect(settings)
 
-    def add(self, listener: socket.socket, application: Application, is_endless: Callable[[Scope], bool]) -> None:
+    def add(
+        self,
+        listener: socket.socket,
+        application: Application,
+        is_endless: Callable[[Scope], bool],
+        add_grpc: Callable[[Any], None] | None = None,
+    ) -> None:
         """Serve an application there, over TLS where the settings say so and it is no Unix socket.
 
         Args:
             listener: Listens, and does not block.
             application: Answers requests.
             is_endless: Whether a request may go on for ever, and so is not waited for when the servers stop.
+            add_grpc: Adds gRPC's services to a server of grpc.aio, for the address that is gRPC's by its name: with
+                ``--asgi-server uvicorn`` that is what serves there.
+
+        Raises:
+            ConfigurationError: grpc.aio cannot have the address.
         """
         tls = None if listener.family == socket.AF_UNIX else self._tls
-        overlap = self._settings.tls_overlap
-        self._servers.append(
-            H2cornServer(application, listener, self._limits, tls, is_endless=is_endless, overlap=overlap)
-        )
+        limits, overlap = self._limits, self._settings.tls_overlap
+        server: Server
+        if self._settings.asgi_server == "h2corn":
+            server = H2cornServer(application, listener, limits, tls, is_endless=is_endless, overlap=overlap)
+        else:
+            # The default starts without them.
+            from tidegate.transports.fallback import GrpcAioServer, UvicornServer
+
+            if add_grpc is None:
+                server = UvicornServer(application, listener, limits, tls, is_endless=is_endless)
+            else:
+                max_metadata = self._settings.max_head_kb << 10
+                server = GrpcAioServer(add_grpc, listener, limits, tls, max_metadata=max_metadata)
+        self._servers.append(server)
 
     async def start(self) -> None:
         """Accept connections."""
@@ -84,6 +121,13 @@ class Servers:
             Whether all servers have ended: see `H2cornServer.stop`.
         """
         return all(await asyncio.gather(*(server.stop(grace) for server in self._servers)))
+
+
+def _tell_without_effect(settings: Settings) -> None:
+    from tidegate.transports.fallback import WITHOUT_EFFECT
+
+    if given := [flag(name) for name in WITHOUT_EFFECT if name in settings.model_fields_set]:
+        log.warning("without effect with --asgi-server uvicorn: %s", ", ".join(given))
 
 
 def limits_of(settings: Settings, num_listeners: int) -> Limits:

@@ -239,7 +239,7 @@ def _wire_of(fields: Mapping[bytes, bytes]) -> Wire | None:
 
 
 def _is_call(scope: Scope, wire: Wire) -> bool:
-    return scope["method"] == "POST" and (wire.is_web or "http.response.trailers" in scope["extensions"])
+    return scope["method"] == "POST" and (wire.is_web or "http.response.trailers" in scope.get("extensions", {}))
 
 
 async def _refuse_http(wire: Wire | None, scope: Scope, send: Send) -> None:
