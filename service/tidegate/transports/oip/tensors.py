@@ -222,9 +222,11 @@ def _runs(name: str, data: Json, shape: tuple[int, ...]) -> Iterator[Tensor | li
         raise _not_shaped(name, shape)
     for piece in pieces:
         if isinstance(piece, np.ndarray):
-            if piece.shape[1:] != shape[1:]:
+            # What empty lists would hold, nobody knows.
+            if piece.shape[1:] != shape[1 : None if piece.size else piece.ndim]:
                 raise _not_shaped(name, shape)
-            yield piece.ravel()
+            if piece.size:
+                yield piece.ravel()
         elif len(shape) == 1:
             yield piece
         else:
