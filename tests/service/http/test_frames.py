@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from fastapi import FastAPI
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.service.http.fake import LARGE_PREDICTION, LARGE_PREDICTION_JSON, PREDICTION, FakeService
 from tests.service.http.running import until
@@ -186,3 +186,12 @@ async def test_a_client_that_is_lost_frees_a_stream_that_is_full(
 ) -> None:
     client.transport.abort()
     await until(lambda: len(streams_of(app)) == 0)
+
+
+async def test_who_asks_elsewhere_is_told_where_websockets_are(server: Front) -> None:
+    with pytest.raises(InvalidStatus) as caught:
+        async with connect(f"ws://{server.address}/v1/steps"):
+            pass
+    response = caught.value.response
+    assert response.status_code == 404
+    assert json.loads(response.body or b"")["reason"] == "NO_SUCH_PATH"
