@@ -26,7 +26,7 @@ from tidegate.observe.requests import Requests
 from tidegate.service import Service
 from tidegate.sessions.party import Party
 from tidegate.transports.grpc.calls import Context
-from tidegate.transports.grpc.stream import StepStream
+from tidegate.transports.grpc.stream import step_queue
 from tidegate.v1 import predictor_pb2
 from tidegate.wire.columns import ColumnsResult, decode_columns_reply
 from tidegate.wire.inputs import fill_values
@@ -97,7 +97,7 @@ class Line:
 @asynccontextmanager
 async def streaming(service: Service) -> AsyncIterator[Line]:
     line = Line()
-    running = asyncio.create_task(StepStream(service, cast("Context", line), Requests(service.clock)).run())
+    running = asyncio.create_task(step_queue(service, cast("Context", line), Requests(service.clock)).run())
     try:
         yield line
     finally:

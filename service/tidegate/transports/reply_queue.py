@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
@@ -259,6 +260,43 @@ class ReplyQueue:
             return
         self._failure = error or self._failure
         self._ended.set_result(None)
+
+
+class OpenStreams:
+    """The streams of one kind that are open. A drain ends them, and at once those that are opened later."""
+
+    def __init__(self) -> None:
+        self._open: dict[ReplyQueue, asyncio.Task[Any] | None] = {}
+        self._is_draining = False
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __iter__(self) -> Iterator[ReplyQueue]:
+        return iter(self._open)
+
+    @contextmanager
+    def holding(self, queue: ReplyQueue) -> Iterator[None]:
+        """Know of a stream for as long as the block lasts."""
+        if self._is_draining:
+            queue.drain()
+        self._open[queue] = asyncio.current_task()
+        try:
+            yield
+        finally:
+            del self._open[queue]
+
+    def drain(self) -> None:
+        """Let every stream answer what it has read, then end."""
+        self._is_draining = True
+        for queue in self._open:
+            queue.drain()
+
+    async def wait_closed(self) -> None:
+        """Return when the tasks of all streams have ended."""
+        tasks = [task for task in self._open.values() if task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
 
 
 def draining() -> UnavailableError:

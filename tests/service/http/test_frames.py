@@ -74,7 +74,7 @@ async def test_a_client_that_leaves_while_a_large_answer_is_written_disturbs_nob
     service.prediction = LARGE_PREDICTION
     async with connect(f"ws://127.0.0.1:{server.port}{PATH}") as client:
         await client.send(R)
-    await until(lambda: not len(streams_of(app)))
+    await until(lambda: not len(streams_of(app).open))
 
 
 async def test_answers_come_in_the_frames_order(client: ClientConnection, service: FakeService) -> None:
@@ -124,7 +124,7 @@ async def test_a_client_that_leaves_cancels_what_is_in_flight(
         await client.close()
     else:
         client.transport.abort()
-    await until(lambda: len(streams_of(app)) == 0)
+    await until(lambda: len(streams_of(app).open) == 0)
     assert [future.cancelled() for future in service.held] == [True, True]
 
 
@@ -167,8 +167,7 @@ async def full(app: FastAPI, client: ClientConnection, service: FakeService) -> 
     service.prediction = Prediction(1, next=[[Candidate("R" * 100_000, 5, 0.5)]])
     for _ in range(NUM_FRAMES):
         await client.send(R)
-    (stream,) = streams_of(app)._open.values()  # noqa: SLF001 - nobody else wants to know
-    queue = stream._queue  # noqa: SLF001
+    (queue,) = streams_of(app).open
     await until(lambda: queue.num_unwritten == MAX_IN_FLIGHT and queue.is_held_up)
     num_taken = len(service.held)
     await settle()
@@ -185,7 +184,7 @@ async def test_a_client_that_is_lost_frees_a_stream_that_is_full(
     app: FastAPI, client: ClientConnection, full: ReplyQueue
 ) -> None:
     client.transport.abort()
-    await until(lambda: len(streams_of(app)) == 0)
+    await until(lambda: len(streams_of(app).open) == 0)
 
 
 async def test_who_asks_elsewhere_is_told_where_websockets_are(server: Front) -> None:

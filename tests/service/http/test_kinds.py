@@ -28,7 +28,7 @@ from tidegate.service import Service
 from tidegate.transports.asgi import Application, Receive, Scope, Send
 from tidegate.transports.grpc.adapter import GrpcAdapter
 from tidegate.transports.grpc.calls import Context
-from tidegate.transports.grpc.stream import StepStream
+from tidegate.transports.grpc.stream import step_queue
 from tidegate.transports.http.app import create_app
 from tidegate.v1 import predictor_pb2_grpc, types_pb2
 from tidegate.v1.predictor_pb2 import Attach, Columns, StreamReply, StreamRequest
@@ -142,7 +142,7 @@ async def address(service: Service) -> AsyncIterator[str]:
     app = cast("Application", create_app(service, requests))
 
     async def run(_: object, context: Context) -> None:
-        await StepStream(service, context, requests).run()
+        await step_queue(service, context, requests).run()
 
     method = grpc.stream_stream_rpc_method_handler(cast("Any", run), StreamRequest.FromString, _serialized)
     adapter.add_registered_method_handlers("tidegate.v1.Predictor", {"Stream": method})

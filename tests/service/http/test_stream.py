@@ -342,7 +342,7 @@ async def test_a_client_that_leaves_cancels_what_is_in_flight(app: FastAPI, serv
             socket.send({"text": "R"})
         await settle()
     assert [future.cancelled() for future in service.held] == [True, True, True]
-    assert len(streams_of(app)) == 0
+    assert len(streams_of(app).open) == 0
 
 
 async def test_drain_answers_what_is_in_flight_then_closes(app: FastAPI, service: FakeService) -> None:
@@ -361,7 +361,7 @@ async def test_drain_answers_what_is_in_flight_then_closes(app: FastAPI, service
         assert (await socket.answer())["reason"] == "DRAINING"
         assert await socket.receive() == {"type": "websocket.close", "code": 1001, "reason": "DRAINING"}
         await draining
-    assert len(streams_of(app)) == 0
+    assert len(streams_of(app).open) == 0
 
 
 async def test_drain_ends_idle_streams_at_once(app: FastAPI) -> None:
@@ -397,7 +397,7 @@ async def test_nothing_keeps_a_stream_that_has_ended(app: FastAPI, service: Fake
         async with Socket(app, "/v1/stream") as socket:
             await settle()
             service.error = errors.NotFoundError("no such model") if end == "cannot open" else None
-            known = [weakref.ref(stream) for stream in streams_of(app)._open.values()]  # noqa: SLF001
+            known = [weakref.ref(stream) for stream in streams_of(app).open]
             socket.send({"model": "tiny"})
             await socket.answer()
             socket.send({"text": "R"})

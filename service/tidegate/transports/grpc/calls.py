@@ -12,12 +12,14 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from grpc import aio
+from grpc.aio import EOF  # type: ignore[attr-defined]
 
 from tidegate.core import GeneratedToken, GenerationDone, StepResult
 from tidegate.errors import InvalidInputError
 from tidegate.faults import conceal
 from tidegate.observe.requests import CANCELLED, OK, Requests, outcome_of
 from tidegate.slices import in_slices
+from tidegate.transports.reply_queue import Pending, ReplyQueue
 from tidegate.v1 import sessions_pb2
 from tidegate.wire import SESSION_KEY
 from tidegate.wire.errors import encode_status
@@ -98,6 +100,17 @@ async def write_events(events: AsyncIterator[GeneratedToken | GenerationDone], c
     async with aclosing(generation):
         async for event in generation:
             await context.write(encode_event(event))
+
+
+def queue_of(
+    context: Context, submit: Callable[[Any], Awaitable[Pending]], size: int, requests: Requests, interface: str
+) -> ReplyQueue:
+    """Return the queue of a bidirectional call, whose messages are counted under ``interface``."""
+    begin, method = (
+        functools.partial(requests.begin, context.invocation_metadata),
+        functools.partial(requests.method, interface),
+    )
+    return ReplyQueue(context.read, context.write, submit, size, begin=begin, method=method, end=EOF)
 
 
 def deadline_of(context: Context, service: Service) -> float:

@@ -10,7 +10,8 @@ from tidegate.errors import InvalidInputError
 from tidegate.observe.requests import Requests
 from tidegate.slices import in_slices
 from tidegate.transports.grpc.calls import Context, answered, deadline_of, uncounted, write_events
-from tidegate.transports.grpc.stream import StepStream
+from tidegate.transports.grpc.stream import step_queue
+from tidegate.transports.reply_queue import OpenStreams
 from tidegate.v1 import predictor_pb2, predictor_pb2_grpc, types_pb2
 from tidegate.wire.inputs import decode_ask, decode_input, decode_prompt, decode_sampling
 from tidegate.wire.predictions import encoding_predict
@@ -27,8 +28,7 @@ class Predictor(predictor_pb2_grpc.PredictorServicer):
     def __init__(self, service: Service, requests: Requests) -> None:
         self.requests = requests
         self._service = service
-        self._streams: set[StepStream] = set()
-        self._is_draining = False
+        self._streams = OpenStreams()
 
     @answered
     async def Predict(self, request: predictor_pb2.PredictRequest, context: Context) -> predictor_pb2.PredictReply:
@@ -51,20 +51,13 @@ class Predictor(predictor_pb2_grpc.PredictorServicer):
     async def Stream(  # type: ignore[override]
         self, request_iterator: AsyncIterator[predictor_pb2.StreamRequest], context: Context
     ) -> None:
-        stream = StepStream(self._service, context, self.requests)
-        if self._is_draining:
-            stream.drain()
-        self._streams.add(stream)
-        try:
-            await stream.run()
-        finally:
-            self._streams.discard(stream)
+        queue = step_queue(self._service, context, self.requests)
+        with self._streams.holding(queue):
+            await queue.run()
 
     def drain(self) -> None:
         """Let every open stream answer what it has read, then end; one that is opened from now on ends at once."""
-        self._is_draining = True
-        for stream in self._streams:
-            stream.drain()
+        self._streams.drain()
 
 
 def decode_sequences(messages: Iterable[types_pb2.Input]) -> list[Input]:

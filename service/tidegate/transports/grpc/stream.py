@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import TYPE_CHECKING
-
-from grpc.aio import EOF  # type: ignore[attr-defined]
 
 from tidegate.core import Ask, Input, StepResult
 from tidegate.engine.share import Share
@@ -15,7 +12,7 @@ from tidegate.faults import conceal
 from tidegate.limits import MAX_IN_FLIGHT
 from tidegate.observe.requests import OK, Requests, outcome_of
 from tidegate.slices import in_slices
-from tidegate.transports.grpc.calls import Context, client_seconds, session_in_metadata
+from tidegate.transports.grpc.calls import Context, client_seconds, queue_of, session_in_metadata
 from tidegate.transports.grpc.columns import Part, PendingColumns, awaited_of, cancel_parts, refusal
 from tidegate.transports.grpc.lanes import Group, Lane, Lanes
 from tidegate.transports.reply_queue import Pending, Ready, ReplyQueue, abandon, result_of
@@ -58,34 +55,12 @@ class PendingStep:
         abandon(self.awaited)
 
 
-class StepStream:
-    """One client's stream."""
-
-    def __init__(self, service: Service, context: Context, requests: Requests) -> None:
-        seconds = client_seconds(context)
-        messages = StepMessages(
-            service,
-            requests,
-            session_in_metadata(context),
-            ends_at=None if seconds is None else service.clock.monotonic() + seconds,
-        )
-        self._queue = ReplyQueue(
-            context.read,
-            context.write,
-            messages.submit,
-            MAX_IN_FLIGHT,
-            begin=partial(requests.begin, context.invocation_metadata),
-            method=partial(requests.method, "grpc_stream"),
-            end=EOF,
-        )
-
-    async def run(self) -> None:
-        """Answer until the stream ends; see `ReplyQueue`."""
-        await self._queue.run()
-
-    def drain(self) -> None:
-        """Read no further message. One that was read is answered, whatever stage it is in."""
-        self._queue.drain()
+def step_queue(service: Service, context: Context, requests: Requests) -> ReplyQueue:
+    """Return a client's stream, for its call to run."""
+    seconds = client_seconds(context)
+    ends_at = None if seconds is None else service.clock.monotonic() + seconds
+    messages = StepMessages(service, requests, session_in_metadata(context), ends_at=ends_at)
+    return queue_of(context, messages.submit, MAX_IN_FLIGHT, requests, "grpc_stream")
 
 
 class StepMessages:

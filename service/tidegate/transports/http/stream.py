@@ -33,6 +33,7 @@ from tidegate.transports.http.exchange import dump, max_bytes, parse, parse_in_s
 from tidegate.transports.http.floats import dump_floats, parse_floats, width_of
 from tidegate.transports.http.large_json import write
 from tidegate.transports.reply_queue import (
+    OpenStreams,
     Pending,
     Ready,
     ReplyQueue,
@@ -62,11 +63,7 @@ class Streams:
     def __init__(self, service: Service, requests: Requests) -> None:
         self._service = service
         self._requests = requests
-        self._open: dict[asyncio.Task[Any], WebSocketStream] = {}
-        self._is_draining = False
-
-    def __len__(self) -> int:
-        return len(self._open)
+        self.open = OpenStreams()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a WebSocket."""
@@ -75,23 +72,14 @@ class Streams:
         if path is None:
             await _reject(scope, send)
             return
-        task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment] # a server runs us in one
         stream = WebSocketStream(self._service, self._requests, scope, receive, send, path[1] or "")
-        self._open[task] = stream
-        if self._is_draining:
-            stream.drain()
-        try:
+        with self.open.holding(stream.queue):
             await stream.run()
-        finally:
-            del self._open[task]
 
     async def drain(self) -> None:
         """End every stream after its frames in flight, and return when all are closed."""
-        self._is_draining = True
-        for stream in self._open.values():
-            stream.drain()
-        if self._open:
-            await asyncio.wait(list(self._open))
+        self.open.drain()
+        await self.open.wait_closed()
 
 
 class WebSocketStream:
@@ -118,7 +106,7 @@ class WebSocketStream:
         self._max_bytes = max_bytes(service.settings)
         self._width: int | None = None
         self._failure: TidegateError | None = None
-        self._queue = ReplyQueue(
+        self.queue = ReplyQueue(
             receive,
             self._write,
             self._submit,
@@ -138,18 +126,14 @@ class WebSocketStream:
             if self._failure is not None:
                 await self._send(_closing(self._failure))
 
-    def drain(self) -> None:
-        """Take no more; the stream closes after the answers in flight."""
-        self._queue.drain()
-
     async def _serve(self) -> TidegateError | None:
         """Answer frames to the end; return what is to be told then."""
         try:
-            await self._queue.run()
+            await self.queue.run()
         except TidegateError as error:
             return without_traceback(error)
         finally:
-            del self._queue  # which has methods of this stream: a cycle
+            del self.queue  # which has methods of this stream: a cycle
         return None
 
     async def _start(self) -> TidegateError | None:
@@ -216,7 +200,7 @@ class WebSocketStream:
         told = conceal(error)
         if not self._session:
             self._failure = told
-            self._queue.stop()
+            self.queue.stop()
         return Ready("Step" if self._session else "Open", _problem_frame(told), outcome_of(told), self._session)
 
     async def _submit_message(self, frame: bytes) -> Pending:

@@ -17,8 +17,9 @@ from tidegate.transports.grpc.calls import Context, answered, answered_as, clien
 from tidegate.transports.grpc.handlers import add_service
 from tidegate.transports.oip import documents
 from tidegate.transports.oip.inference import Inference
-from tidegate.transports.oip.stream import InferStream
+from tidegate.transports.oip.stream import infer_queue
 from tidegate.transports.oip.wire import Requests, write_reply
+from tidegate.transports.reply_queue import OpenStreams
 
 NAME = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
@@ -48,8 +49,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.requests = requests
         self._inference = inference
         self._reader = Requests()
-        self._streams: set[InferStream] = set()
-        self._is_draining = False
+        self._streams = OpenStreams()
 
     @uncounted
     async def ServerLive(
@@ -130,14 +130,9 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):
     # A coroutine that writes its replies itself: see Predictor.Generate.
     @uncounted
     async def ModelStreamInfer(self, request_iterator: object, context: Context) -> None:  # type: ignore[override]
-        stream = InferStream(self._inference, self._reader, context, self.requests)
-        if self._is_draining:
-            stream.drain()
-        self._streams.add(stream)
-        try:
-            await stream.run()
-        finally:
-            self._streams.discard(stream)
+        queue = infer_queue(self._inference, self._reader, context, self.requests)
+        with self._streams.holding(queue):
+            await queue.run()
 
     SystemSharedMemoryStatus = _unsupported("shared memory is")
     SystemSharedMemoryRegister = _unsupported("shared memory is")
@@ -150,6 +145,4 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def drain(self) -> None:
         """Let every open stream answer what it has read, then end; one that is opened from now on ends at once."""
-        self._is_draining = True
-        for stream in self._streams:
-            stream.drain()
+        self._streams.drain()

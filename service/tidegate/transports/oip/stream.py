@@ -7,10 +7,7 @@ stream goes on.
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import Any
-
-from grpc.aio import EOF  # type: ignore[attr-defined]
 
 from tidegate.errors import InvalidInputError
 from tidegate.faults import conceal
@@ -18,7 +15,7 @@ from tidegate.limits import MAX_INFERENCES_IN_FLIGHT
 from tidegate.observe import requests as counting
 from tidegate.observe.requests import OK, outcome_of
 from tidegate.oip import service_pb2
-from tidegate.transports.grpc.calls import Context, client_seconds
+from tidegate.transports.grpc.calls import Context, client_seconds, queue_of
 from tidegate.transports.oip.answer import Answer
 from tidegate.transports.oip.inference import Inference
 from tidegate.transports.oip.wire import Requests, Seen, parse, write_stream_reply
@@ -57,34 +54,23 @@ class _Due:
         self._answer.cancel()
 
 
-class InferStream:
-    """One client's stream."""
+def infer_queue(inference: Inference, requests: Requests, context: Context, counted: counting.Requests) -> ReplyQueue:
+    """Return a client's stream, for its call to run."""
+    messages = InferMessages(inference, requests, client_seconds(context))
+    return queue_of(context, messages.submit, MAX_INFERENCES_IN_FLIGHT, counted, "oip_grpc_stream")
 
-    def __init__(self, inference: Inference, requests: Requests, context: Context, counted: counting.Requests) -> None:
+
+class InferMessages:
+    """The requests of a stream, which has so many seconds, or no end where that is None."""
+
+    def __init__(self, inference: Inference, requests: Requests, seconds: float | None) -> None:
         self._inference = inference
         self._requests = requests
-        self._queue = ReplyQueue(
-            context.read,
-            context.write,
-            self._submit,
-            MAX_INFERENCES_IN_FLIGHT,
-            begin=partial(counted.begin, context.invocation_metadata),
-            method=partial(counted.method, "oip_grpc_stream"),
-            end=EOF,
-        )
         self._now = inference.clock.monotonic
-        seconds = client_seconds(context)
         self._ends_at = None if seconds is None else self._now() + seconds
 
-    async def run(self) -> None:
-        """Answer until the stream ends; see `ReplyQueue`."""
-        await self._queue.run()
-
-    def drain(self) -> None:
-        """Read no further message. One that was read is answered, whatever stage it is in."""
-        self._queue.drain()
-
-    async def _submit(self, message: bytes) -> Pending:
+    async def submit(self, message: bytes) -> Pending:
+        """Hand a request over. What is wrong with it is its reply."""
         arrived = self._inference.clock.nanoseconds()
         seconds = None if self._ends_at is None else self._ends_at - self._now()
         try:
