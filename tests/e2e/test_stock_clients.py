@@ -1,5 +1,6 @@
-"""Clients and proxies that anybody has: curl, httpx, Node, Java, nginx. Envoy is test_envoy.py's, gRPC-Web in Node
-test_clients_of_node.py's, browsers test_http_docs.py's.
+"""Clients and proxies that anybody has: curl, httpx, h2load, wrk, Node, Java, nginx.
+
+Envoy is test_envoy.py's, gRPC-Web in Node test_clients_of_node.py's, browsers test_http_docs.py's.
 """
 
 from __future__ import annotations
@@ -97,6 +98,23 @@ def test_httpx_over_http_2(house: House, scheme: str, *, http1: bool) -> None:
             assert [line for line in events.iter_lines() if line.startswith("event")][-1] == "event: done"
 
 
+@pytest.mark.parametrize(("scheme", "flags"), [("http", ()), ("http", ("--h1",)), ("https", ())])
+def test_h2load(house: House, tmp_path: Path, scheme: str, flags: tuple[str, ...]) -> None:
+    """Many streams on each of a few connections."""
+    body = tmp_path / "body"
+    body.write_text(json.dumps({"sequences": [{"text": "Hello"}]}))
+    count = ("--requests=400", "--clients=4", "--max-concurrent-streams=20", f"--data={body}")
+    told = run(program("h2load"), *flags, *count, house.url(scheme) + PREDICT)
+    assert re.search(r"status codes: (\d+) 2xx", told)[1] == "400", told  # type: ignore[index]
+
+
+def test_wrk(house: House) -> None:
+    told = run(program("wrk"), "--threads=1", "--connections=8", "--duration=1s", house.plain.http + "/v1/models/tiny")
+    assert "Non-2xx" not in told
+    assert "Socket errors" not in told
+    assert int(re.search(r"(\d+) requests in", told)[1]) > 0, told  # type: ignore[index]
+
+
 def test_node(house: House) -> None:
     """Its fetch and WebSocket, and its client of HTTP/2."""
     script = str(CLIENTS / "http.mjs")
@@ -120,16 +138,17 @@ class Nginx(NamedTuple):
     grpc: Path
 
 
-@pytest.fixture
-def nginx(house: House, tmp_path: Path) -> Iterator[Nginx]:
-    """nginx by the configuration that docs/http.md shows, before the server that speaks plain text."""
+@pytest.fixture(params=["http", "https"])
+def nginx(house: House, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Nginx]:
+    """nginx by the configuration that docs/http.md shows, before the server that speaks plain text or TLS."""
+    server, scheme = (house.plain, "grpc") if request.param == "http" else (house.tls, "grpcs")
     (servers,) = re.findall(r"^```nginx\n(.*?)^```", (ROOT / "docs/http.md").read_text(), re.DOTALL | re.MULTILINE)
     http, grpc = tmp_path / "http", tmp_path / "grpc"
     for written, meant in (
         ("listen 80;", f"listen unix:{http};"),
         ("listen 81 http2;", f"listen unix:{grpc} http2;"),
-        ("127.0.0.1:8080", house.plain.http.removeprefix("http://")),
-        ("127.0.0.1:8081", house.plain.grpc),
+        ("http://127.0.0.1:8080", server.http),
+        ("grpc://127.0.0.1:8081", f"{scheme}://{server.grpc.removeprefix('https://')}"),
     ):
         assert written in servers
         servers = servers.replace(written, meant)

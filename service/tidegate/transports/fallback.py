@@ -56,6 +56,7 @@ class UvicornServer:
         is_endless: Callable[[Scope], bool] = lambda _: False,
     ) -> None:
         self._guard = Guard(application)
+        self._cancelling = cancel_on_disconnect(self._guard)
         self._listener = listener
         self._limits = limits
         self._tls = tls
@@ -107,7 +108,7 @@ class UvicornServer:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         # uvicorn would log a cancelled request as an error: its client has left.
         with contextlib.suppress(asyncio.CancelledError):
-            await cancel_on_disconnect(self._guard)(scope, receive, send)
+            await self._cancelling(scope, receive, send)
 
     def _choose_context(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
         connection.context = self._context or context
