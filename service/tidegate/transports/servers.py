@@ -133,10 +133,11 @@ def _tell_without_effect(settings: Settings) -> None:
 def limits_of(settings: Settings, num_listeners: int) -> Limits:
     """Return what clients may take of each of a process's servers."""
     message = int(settings.max_message_mb * MIB)
+    head = 4 * (max(settings.max_head_kb, settings.max_url_kb) << 10)
     return Limits(
         # Those of URL, head and body are above the application's own, which it tells with a problem document.
-        url=(settings.max_url_kb << 10) + 1024,
-        head=4 * (settings.max_head_kb << 10),
+        url=head,
+        head=head,
         body=2 * message + MIB,
         body_idle=2 * settings.body_timeout,
         message=message,
