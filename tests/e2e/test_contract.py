@@ -5,6 +5,7 @@ clients that leave, drain.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import re
 import signal
@@ -20,7 +21,7 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from tests.bundles import write_tiny_bundle
@@ -49,7 +50,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=SERVERS)
 def server(bundles: Path, request: pytest.FixtureRequest) -> Iterator[RunningServer]:
-    with serving(bundles, "--asgi-server", request.param, "--max-message-mb", "0.5") as running:
+    limits = ("--max-message-mb", "0.5", "--body-timeout", "1")
+    with serving(bundles, "--asgi-server", request.param, *limits) as running:
         yield running
 
 
@@ -166,6 +168,24 @@ def test_a_web_socket_answers_in_order(server: RunningServer, http: httpx.Client
         replies = [json.loads(stream.recv(30)) for _ in TEXT]
     means = [reply["prediction"]["surprise"]["mean"] for reply in replies]
     assert means == pytest.approx(surprises, rel=1e-4, abs=1e-5)
+
+
+def test_a_web_socket_opens_a_session_and_takes_messages(server: RunningServer, surprises: list[float]) -> None:
+    with connect(f"{server.http.replace('http', 'ws', 1)}/v1/stream") as stream:
+        stream.send('{"model": "tiny"}')
+        assert json.loads(stream.recv(30))["position"] == 0
+        stream.send(predictor_pb2.StreamRequest(step=sessions_pb2.StepRequest(text="H")).SerializeToString())
+        reply = predictor_pb2.StreamReply.FromString(stream.recv(30, decode=False)).step
+        stream.send(b"\xff\xff")
+        wrong = predictor_pb2.StreamReply.FromString(stream.recv(30, decode=False)).error
+    assert reply.prediction.surprise.mean == pytest.approx(surprises[0], rel=1e-4, abs=1e-5)
+    assert wrong.reason == "BAD_MESSAGE"
+
+
+def test_a_body_may_be_compressed(http: httpx.Client) -> None:
+    body = gzip.compress(b'{"sequences": [{"text": "Hello"}]}')
+    reply = http.post("/v1/models/tiny:predict", content=body, headers={"Content-Encoding": "gzip"})
+    assert reply.json()["predictions"][0]["length"] == 5
 
 
 def infer_request(**parameters: Any) -> service_pb2.ModelInferRequest:
@@ -305,11 +325,14 @@ def test_a_head_that_is_too_large_is_refused(channel: Any, http: httpx.Client) -
     assert (reply.status_code, reply.headers["content-type"]) == (431, "application/problem+json")
 
 
-def test_what_there_is_not_is_told(channel: Any, http: httpx.Client) -> None:
+def test_what_there_is_not_is_told(server: RunningServer, channel: Any, http: httpx.Client) -> None:
     absent = channel.unary_unary("/tidegate.v1.Predictor/Absent")
     assert status_of(lambda: absent(b"", timeout=30))[0] is grpc.StatusCode.UNIMPLEMENTED
     assert http.get("/v1/absent").status_code == 404
     assert http.put("/v1/sessions").status_code == 405
+    with pytest.raises(InvalidStatus) as caught, connect(f"{server.http.replace('http', 'ws', 1)}/v1/absent"):
+        pass
+    assert caught.value.response.status_code == 404
 
 
 # Deadlines, and clients that leave.
@@ -322,6 +345,14 @@ def test_a_deadline_ends_a_request(channel: Any, http: httpx.Client) -> None:
     body = {"text": "A", "max_tokens": ENDLESS}
     reply = http.post("/v1/models/tiny:generate", json=body, headers={"Tidegate-Timeout": "0.2"})
     assert (reply.status_code, reply.json()["reason"]) == (504, "DEADLINE_EXCEEDED")
+
+
+def test_a_body_that_does_not_come_ends_its_connection(server: RunningServer) -> None:
+    with socket.create_connection(("127.0.0.1", httpx.URL(server.http).port or 0), timeout=30) as half:
+        half.sendall(b"POST /v1/sessions HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n\r\nhalf")
+        reply = b"".join(iter(lambda: half.recv(65536), b""))
+    assert reply.startswith(b"HTTP/1.1 408")
+    assert b'"BODY_TIMEOUT"' in reply
 
 
 def leave_grpc(server: RunningServer) -> None:
