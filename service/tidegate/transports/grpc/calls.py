@@ -106,10 +106,8 @@ def queue_of(
     context: Context, submit: Callable[[Any], Awaitable[Pending]], size: int, requests: Requests, interface: str
 ) -> ReplyQueue:
     """Return the queue of a bidirectional call, whose messages are counted under ``interface``."""
-    begin, method = (
-        functools.partial(requests.begin, context.invocation_metadata),
-        functools.partial(requests.method, interface),
-    )
+    begin = functools.partial(requests.begin, context.invocation_metadata)
+    method = functools.partial(requests.method, interface)
     return ReplyQueue(context.read, context.write, submit, size, begin=begin, method=method, end=EOF)
 
 
