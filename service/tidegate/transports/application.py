@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from tidegate.config import Settings
 from tidegate.transports.asgi import Application, Receive, Scope, Send
 from tidegate.transports.grpc.adapter import GrpcAdapter
 from tidegate.transports.heads import bounded_heads
-from tidegate.transports.http.step import session_of_step
+from tidegate.transports.http.step import Steps, session_of_step
 from tidegate.transports.proxies import behind_proxies
 
 
-def one_application(grpc: GrpcAdapter, steps: Application, http: Application, settings: Settings) -> Application:
+def one_application(grpc: GrpcAdapter, steps: Steps, http: Application, settings: Settings) -> Application:
     """Return the application of gRPC's methods, of HTTP's steps, and of all else over HTTP and WebSockets."""
 
-    async def over_http(scope: Scope, receive: Receive, send: Send) -> None:
-        is_step = scope["type"] == "http" and session_of_step(scope) is not None
-        await (steps if is_step else http)(scope, receive, send)
+    # What passes a request on returns what is to be awaited: a coroutine for each layer would cost a step's time.
+    def over_http(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        session = session_of_step(scope) if scope["type"] == "http" else None
+        return http(scope, receive, send) if session is None else steps.answer(session, scope, receive, send)
 
     bounded = bounded_heads(over_http, settings.max_head_kb << 10, settings.max_url_kb << 10)
 
-    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+    def application(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         is_grpc = scope["type"] == "http" and grpc.speaks(scope)
-        await (grpc if is_grpc else bounded)(scope, receive, send)
+        return (grpc if is_grpc else bounded)(scope, receive, send)
 
     return behind_proxies(application, settings)

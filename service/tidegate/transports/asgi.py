@@ -37,30 +37,20 @@ class Guard:
         tls = scope.get("extensions", {}).get("tls")
         if tls is not None and tls["client_cert_name"]:
             CLIENT_SUBJECT.set(tls["client_cert_name"])
-        has_started = False
-
-        def watch(event: Event) -> Awaitable[None]:
-            nonlocal has_started
-            sending = send(event)  # h2corn refuses here what cannot be sent
-            has_started = True
-            return sending
-
         task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment] # a server runs us in one
         self._running[task] = scope
         try:
-            await self._application(scope, receive, watch)
+            await self._application(scope, receive, send)
         except asyncio.CancelledError:
             if task not in self._cancelled and task.cancelling():
                 raise  # the server's own: the client has left
-            if not has_started:
-                await _send_all(_UNAVAILABLE if scope["type"] == "http" else _GOING_AWAY, send)
+            await _send_all(_UNAVAILABLE if scope["type"] == "http" else _GOING_AWAY, send)
         except OSError as error:
             # ASGI's way to say in `send` that the client has left.
             logger.debug("a client left before its answer", exc_info=error)
         except Exception:
             logger.exception("unexpected error in a request")
-            if not has_started:
-                await _send_all(_FAILURE if scope["type"] == "http" else _FAILED, send)
+            await _send_all(_FAILURE if scope["type"] == "http" else _FAILED, send)
         finally:
             del self._running[task]
             self._cancelled.discard(task)
@@ -92,6 +82,7 @@ _GOING_AWAY: list[Event] = [{"type": "websocket.close", "code": 1001}]
 
 
 async def _send_all(events: list[Event], send: Send) -> None:
+    """Send these; where a response has begun the server refuses the first of them, and breaks the response off."""
     try:
         for event in events:
             await send(event)

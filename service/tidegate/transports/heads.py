@@ -5,11 +5,12 @@ Servers have bounds of their own, which protect them and answer in few words; th
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from tidegate.errors import TooLargeError
 from tidegate.transports.asgi import Application, Receive, Scope, Send
+from tidegate.transports.grpc.metadata import size_of
 from tidegate.transports.http.errors import PROBLEM, problem
-
-_FIELD_BYTES = 32  # that a field counts beside its name and value (RFC 9113, 6.5.2)
 
 
 def bounded_heads(application: Application, max_head: int, max_url: int) -> Application:
@@ -18,19 +19,16 @@ def bounded_heads(application: Application, max_head: int, max_url: int) -> Appl
     Others get 414 or 431, WebSockets in place of their handshake. gRPC has an answer of its own (`GrpcAdapter`).
     """
 
-    async def bounded(scope: Scope, receive: Receive, send: Send) -> None:
+    def bounded(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         url = len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"])
-        size = url + _FIELD_BYTES * len(scope["headers"])
-        for name, value in scope["headers"]:
-            size += len(name) + len(value)
+        size = url + size_of(scope["headers"])
         if size <= max_head and url <= max_url:
-            await application(scope, receive, send)
-        elif url > max_url:
+            return application(scope, receive, send)
+        if url > max_url:
             text = f"the URL has {url} bytes: at most {max_url} are allowed"
-            await _refuse(TooLargeError(text, reason="URL_TOO_LONG"), scope, send)
-        else:
-            text = f"the request's head has {size} bytes, counted as in HTTP/2: at most {max_head} are allowed"
-            await _refuse(TooLargeError(text, reason="HEADERS_TOO_LARGE"), scope, send)
+            return _refuse(TooLargeError(text, reason="URL_TOO_LONG"), scope, send)
+        text = f"the request's head has {size} bytes, counted as in HTTP/2: at most {max_head} are allowed"
+        return _refuse(TooLargeError(text, reason="HEADERS_TOO_LARGE"), scope, send)
 
     return bounded
 

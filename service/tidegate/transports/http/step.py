@@ -6,6 +6,7 @@ The application finds it by `session_of_step`; the route of the same name, which
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect
@@ -42,14 +43,19 @@ class Steps:
         self._requests = requests
         self._counted = requests.method("http", "Step")
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request that `session_of_step` knows."""
-        session = session_of_step(scope)
-        assert session is not None
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Answer a request that was routed here."""
+        return self.answer(scope["path_params"]["session"], scope, receive, send)
+
+    async def answer(self, session: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a step of a session."""
         begun, outcome = self._requests.begin(scope["headers"], session), CANCELLED
         events: list[Event]
         try:
-            body = await self._step(session, scope, receive)
+            chunk, ask, position = convert.parse_step(await read_json(scope, receive, self._service))
+            result = await self._service.step(session, chunk, ask, position, deadline(scope, self._service))
+            reply = convert.step_json(result)
+            body = await in_slices(write(reply)) if result.prediction.is_large else dump(reply)
             outcome, events = OK, _json(body)
         except ClientDisconnect:
             return
@@ -60,13 +66,6 @@ class Steps:
             self._counted.end(begun, outcome, session)
         for event in events:
             await send(event)
-
-    async def _step(self, session: str, scope: Scope, receive: Receive) -> bytes:
-        document = await read_json(scope, receive, self._service)
-        chunk, ask, position = convert.parse_step(document)
-        result = await self._service.step(session, chunk, ask, position, deadline(scope, self._service))
-        reply = convert.step_json(result)
-        return await in_slices(write(reply)) if result.prediction.is_large else dump(reply)
 
 
 def _json(body: bytes) -> list[Event]:
