@@ -235,6 +235,7 @@ class H2cornServer:
             lifespan="off",
             grpc=True,
             access_log=False,
+            runtime_threads=1,  # more of them only contend with the event loop for the interpreter lock
             log_format="json",
             certfile=None if tls is None else tls.certificate,
             keyfile=None if tls is None else tls.key,
