@@ -110,7 +110,7 @@ async def serve(
         adapters = [grpc[0].over_asgi()]
         app = create_app(service, requests, shared or figures)
         app.router.routes.extend(routes(inference))
-        application = one_application(adapters[0], app.state.steps, app, settings)
+        application = one_application(adapters[0], app.state.steps.answer, app, settings)
         servers.add(listeners[0], application, adapters[0].is_probe)
         servers.add(listeners[1], application, adapters[0].is_probe, grpc[0].add_to)
         if seat is not None and shared is not None:

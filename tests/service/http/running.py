@@ -31,7 +31,7 @@ async def running(app: FastAPI) -> AsyncIterator[Running]:
     """Serve until the block ends."""
     with listen("http", "127.0.0.1:0") as listener:
         server = H2cornServer(
-            one_application(GrpcAdapter(), app.state.steps, app, load_settings({})), listener, Limits()
+            one_application(GrpcAdapter(), app.state.steps.answer, app, load_settings({})), listener, Limits()
         )
         await server.start()
         try:

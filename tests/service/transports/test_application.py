@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -26,10 +27,15 @@ def named(name: str) -> Application:
     return answer
 
 
+def stepping(session: str, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+    assert session == "s-1"
+    return named("steps")(scope, receive, send)
+
+
 async def answered(path: str, headers: Headers = (), settings: dict[str, Any] | None = None, **scope: Any) -> Exchange:
     adapter = GrpcAdapter(max_metadata=64 << 10)
     adapter.add_registered_method_handlers(SERVICE, handlers(Interop()))
-    application = one_application(adapter, named("steps"), named("http"), load_settings(settings or {}))
+    application = one_application(adapter, stepping, named("http"), load_settings(settings or {}))
     exchange = Exchange(http_scope(path, headers, query_string=b"", **scope), [{"type": "http.request"}])
     await exchange.run(application)
     return exchange

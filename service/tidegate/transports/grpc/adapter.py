@@ -149,9 +149,10 @@ class GrpcAdapter:
         """Whether a request is gRPC's: by its content type, or by its path, which then gets it a fitting refusal."""
         if scope["path"] in self._methods:
             return True
-        return any(
-            name == b"content-type" and value.startswith(b"application/grpc") for name, value in scope["headers"]
-        )
+        for name, value in scope["headers"]:  # not by `any`, which makes a generator for each request
+            if name == b"content-type":
+                return bool(value.startswith(b"application/grpc"))
+        return False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""

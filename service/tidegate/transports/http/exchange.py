@@ -234,7 +234,10 @@ def too_large(limit: int) -> TooLargeError:
 
 def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
     """The first value of the header ``name``, which is given in lower case."""
-    return next((value for key, value in headers if key == name), None)
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
 
 
 def timeout(scope: Scope, settings: Settings) -> float:
