@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.client import Figures, drive
 from bench.floors.raw import Rate
 from bench.measure import Goal, Plan, Rounds, Row, absolute, against, interleaved, spread
-from bench.metrics import read_counts
+from bench.metrics import DIRECT, read_counts
 from bench.processes import Running, server
 from bench.raw import raw_sequences
 from bench.sessions import MODEL
@@ -56,7 +56,7 @@ def _steps_of_one(serving: Running, body: Path) -> float:
     """The steps that the server computes for one call."""
     before = read_counts(serving)
     url = f"http://127.0.0.1:{serving.port('http')}{PATH}"
-    with urllib.request.urlopen(urllib.request.Request(url, body.read_bytes())) as reply:
+    with DIRECT.open(urllib.request.Request(url, body.read_bytes())) as reply:
         assert len(json.load(reply)["predictions"]) == TEXTS
     return read_counts(serving).since(before).steps
 

@@ -91,6 +91,15 @@ def test_a_step_over_http_is_traced_to_its_commit(collector: tuple[Collector, st
     assert "Hello" not in str(server.events)
 
 
+def test_a_collector_on_this_machine_is_reached_by_no_proxy(collector: tuple[Collector, str], bundles: Path) -> None:
+    spans, url = collector
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy"), "http://127.0.0.1:1")
+    with serving(bundles, "--otlp", url, environment={**bare_environment(), **proxies}) as server:
+        httpx.post(f"{server.http}/v1/sessions", json={"model": "tiny"}, headers=TRACEPARENT)
+        stop(server)
+    assert spans.tree(TRACE) == {"client": ["http Open"]}
+
+
 def test_context_comes_by_grpc_metadata_too(collector: tuple[Collector, str], bundles: Path) -> None:
     spans, url = collector
     with serving(bundles, "--otlp", url) as server:

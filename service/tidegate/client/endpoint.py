@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import urlsplit
 
 from tidegate.errors import InvalidInputError
+from tidegate.loopback import is_this_machine
 
 FORMS = "HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix:PATH"
 _HOST = re.compile(r"[0-9A-Za-z._:%-]+")
@@ -79,7 +78,7 @@ def parse_endpoint(address: str, *, is_tls: bool | None = None) -> Endpoint:
         return _unix(address, is_tls)
     if (match := _TARGET.fullmatch(address)) is not None:
         hosts = [urlsplit(f"//{each}").hostname or "" for each in match["addresses"].split(",")]
-        return Endpoint(address, address, is_tls=bool(is_tls), is_here=all(map(_is_here, hosts)))
+        return Endpoint(address, address, is_tls=bool(is_tls), is_here=all(map(is_this_machine, hosts)))
     scheme, separator, _ = address.partition("://")
     try:
         parts = urlsplit(address if separator else f"//{address}")
@@ -96,7 +95,9 @@ def parse_endpoint(address: str, *, is_tls: bool | None = None) -> Endpoint:
         with_or_without = "without TLS, but TLS is asked for" if is_tls else "with TLS, but tls=False says without"
         raise InvalidInputError(f"{address} is an address {with_or_without}")
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return Endpoint(address, target, host, port, is_tls=bool(is_tls) or scheme == "https", is_here=_is_here(host))
+    return Endpoint(
+        address, target, host, port, is_tls=bool(is_tls) or scheme == "https", is_here=is_this_machine(host)
+    )
 
 
 def _unix(address: str, is_tls: bool | None) -> Endpoint:
@@ -108,24 +109,3 @@ def _unix(address: str, is_tls: bool | None) -> Endpoint:
     if is_tls:
         raise InvalidInputError(f"{address} is a Unix socket, which speaks plain text: leave TLS out")
     return Endpoint(address, address, path=path if scheme == "unix" else f"\0{path}", is_here=True)
-
-
-def _is_here(host: str) -> bool:
-    name = host.rstrip(".")
-    if name == "localhost" or name.endswith(".localhost"):  # RFC 6761
-        return True
-    found = _parse_ip(host)
-    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
-        found = found.ipv4_mapped
-    return found is not None and (found.is_loopback or found.is_unspecified)
-
-
-def _parse_ip(host: str) -> IPv4Address | IPv6Address | None:
-    try:
-        return ip_address(host.partition("%")[0])
-    except ValueError:
-        pass
-    try:
-        return IPv4Address(socket.inet_aton(host))  # 127.1, as resolvers read it
-    except (OSError, ValueError):
-        return None

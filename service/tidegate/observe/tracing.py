@@ -11,8 +11,11 @@ import asyncio
 import os
 import threading
 from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
 
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.environment_variables import OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
@@ -23,10 +26,13 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from tidegate import __version__
 from tidegate.clock import Clock
 from tidegate.engine.course import Course
+from tidegate.loopback import is_this_machine
 from tidegate.observe.detail import Ended, Seen
 from tidegate.observe.requests import OK
 
 _STOP_SECONDS = 2.0
+_COLLECTOR = "http://localhost:4317"
+"""Where OpenTelemetry sends traces if nobody says."""
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
@@ -126,4 +132,11 @@ class OtelTracing:
 
 def open_tracing(url: str | None, replica: str, clock: Clock) -> OtelTracing:
     """Return traces to the collector at ``url``, None: where OTEL_EXPORTER_OTLP_… says."""
-    return OtelTracing(OTLPSpanExporter(endpoint=url), replica, clock)
+    return OtelTracing(OTLPSpanExporter(endpoint=url, channel_options=_options(url)), replica, clock)
+
+
+def _options(url: str | None) -> Any:
+    """A collector on this machine is reached directly, whatever proxy the environment names."""
+    urls = (url, *map(os.environ.get, (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, OTEL_EXPORTER_OTLP_ENDPOINT)))
+    host = urlsplit(next(filter(None, urls), _COLLECTOR)).hostname or ""
+    return (("grpc.enable_http_proxy", 0),) if is_this_machine(host) else None

@@ -191,3 +191,50 @@ async def test_files_that_cannot_be_used_are_named_before_anything_is_sent(files
         with pytest.raises(ConfigurationError) as caught:
             Client("https://127.0.0.1:1", tls=tls)
         assert words in caught.value.message
+
+
+class Proxy:
+    """A proxy of HTTP whose every tunnel leads to one server; keeps where its clients meant to go."""
+
+    def __init__(self, address: str) -> None:
+        self._host, _, self._port = address.partition(":")
+        self.asked: list[bytes] = []
+        self._pumps: set[asyncio.Task[None]] = set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        self.asked.append(head.split()[1])
+        from_server, to_server = await asyncio.open_connection(self._host, int(self._port))
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        for pump in (self._pump(reader, to_server), self._pump(from_server, writer)):
+            self._pumps.add(asyncio.create_task(pump))
+        await asyncio.wait(self._pumps)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+
+@asynccontextmanager
+async def proxying(address: str) -> AsyncIterator[tuple[str, Proxy]]:
+    proxy = Proxy(address)
+    async with await asyncio.start_server(proxy.serve, "127.0.0.1", 0) as listening:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", proxy
+
+
+async def test_another_machine_is_reached_by_the_proxy_that_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch, files: Files
+) -> None:
+    async with serving("h2corn", files) as address, proxying(address) as (url, proxy):
+        monkeypatch.setenv("https_proxy", url)
+        await ask("https://model.invalid:8443", Tls(files.ca, server_name="localhost"))
+        assert proxy.asked == [b"model.invalid:8443"]
+        monkeypatch.setenv("no_proxy", "model.invalid")
+        error = await failure("https://model.invalid:8443", Tls(files.ca))
+        assert error.message == "no server answers at https://model.invalid:8443"
+        monkeypatch.delenv("no_proxy")
+        async with AsyncClient("https://model.invalid:8443", proxy=False) as client:
+            with pytest.raises(UnavailableError):
+                await client.models()
+    assert len(proxy.asked) == 1

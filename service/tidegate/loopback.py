@@ -1,0 +1,28 @@
+"""Which hosts are this very machine, for certain: what is sent to them leaves it by no wire and no proxy."""
+
+from __future__ import annotations
+
+import socket
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a name, or an address without brackets, is one of loopback, or the unspecified one."""
+    name = host.lower().rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):  # RFC 6761
+        return True
+    address = _parse_ip(host)
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address is not None and (address.is_loopback or address.is_unspecified)
+
+
+def _parse_ip(host: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(host.partition("%")[0])
+    except ValueError:
+        pass
+    try:
+        return IPv4Address(socket.inet_aton(host))  # 127.1, as resolvers read it
+    except (OSError, ValueError):
+        return None
