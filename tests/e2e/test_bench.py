@@ -18,12 +18,14 @@ import typer
 from typer.testing import CliRunner, Result
 
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle, write_tiny_stream_bundle
+from tests.certificates import Authority
 from tests.servers import COMMAND, RunningServer, bare_environment, serving
 from tidegate.cli import app
 from tidegate.client import Client
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "bench.md").read_text(encoding="utf-8")
 SHORT = ("--warmup", "0.05", "--seconds", "0.3", "--sessions", "6")
+FEW = ("--max-requests", "50", "--warmup", "0", "--seconds", "100")
 LONGER = ("0.3", "3", "30")
 """Seconds: on a loaded machine no request may begin within the first of them."""
 
@@ -128,9 +130,27 @@ def test_a_person_reads_a_table_and_sees_a_plot(server: RunningServer, tmp_path:
 
 
 def test_it_ends_after_the_requests_that_it_may_send(server: RunningServer) -> None:
-    document = measured(server, "tiny", "--max-requests", "50", "--warmup", "0", "--seconds", "100")
+    document = measured(server, "tiny", *FEW)
     assert document["latency_ms"]["1"]["count"] == 50
     assert document["seconds"] < 100
+
+
+@pytest.mark.parametrize("interface", ["stream", "http", "websocket"])
+def test_it_loads_a_server_of_tls_and_one_at_a_unix_socket(tmp_path: Path, interface: str) -> None:
+    write_tiny_bundle(tmp_path / "bundles")
+    authority = Authority(tmp_path)
+    pair, client = authority.sign("/CN=server", "server"), authority.sign("/CN=ann", "client")
+    ca = str(authority.own.certificate)
+    tls = ("--tls-cert", str(pair.certificate), "--tls-key", str(pair.key), "--tls-client-ca", ca)
+    shown = ("--ca", ca, "--client-cert", str(client.certificate), "--client-key", str(client.key))
+    sockets = ("--http", f"unix:{tmp_path}/http", "--grpc", f"unix:{tmp_path}/grpc")
+    for flags, options in ((tls, shown), (sockets, ())):
+        with serving(tmp_path / "bundles", *flags) as server:
+            result = run(server, "tiny", "-i", interface, *FEW, *options, "--json")
+        assert result.exit_code == 0, result.output
+        document = json.loads(result.stdout)
+        assert (document["latency_ms"]["1"]["count"], document["errors"]) == (50, {})
+        assert document["server"] is not None
 
 
 @pytest.mark.parametrize(
@@ -139,7 +159,7 @@ def test_it_ends_after_the_requests_that_it_may_send(server: RunningServer) -> N
         (("nope",), "nope"),
         (("tiny", "-i", "http", "--http", NOBODY), "--http"),
         (("tiny-forecast", "-i", "generate"), "values"),
-        (("tiny", "-i", "predict", "--chunk", "5000000"), "larger"),
+        (("tiny", "-i", "predict", "--chunk", "5000000"), "at most 4194304"),
     ],
 )
 def test_what_can_never_work_is_one_line_at_once(server: RunningServer, arguments: tuple[str, ...], why: str) -> None:

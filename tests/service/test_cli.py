@@ -102,6 +102,26 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments: tuple[str, ...], lin
 @pytest.mark.parametrize(
     "arguments",
     [
+        (b"predict", b"m", b"--text", b"caf\xe9"),
+        (b"predict", b"caf\xe9", b"--text", b"a"),
+        (b"predict", b"m", b"--file", b"caf\xe9"),
+        (b"generate", b"m", b"--prompt", b"caf\xe9"),
+        (b"generate", b"m", b"--prompt", b"a", b"--stop", b"caf\xe9"),
+        (b"sessions", b"show", b"caf\xe9"),
+        (b"bench", b"m", b"--version", b"caf\xe9"),
+        (b"check", b"caf\xe9"),
+    ],
+)
+def test_bytes_that_are_no_utf8_are_told_in_one_line(arguments: tuple[bytes, ...]) -> None:
+    # What a shell passes on as it is, Python reads with half a surrogate pair for each such byte.
+    result = run(*map(os.fsdecode, arguments))
+    assert (result.exit_code in {1, 2}, result.stderr.count("\n"), result.stdout) == (True, 1, "")
+    assert "caf\\udce9" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
         ("predict", "m", "--text", "a"),
         ("generate", "m", "--prompt", "a"),
         ("sessions", "list"),
