@@ -92,8 +92,8 @@ async def test_a_step_that_went_down_before_it_was_applied_is_applied_by_the_nex
         service.is_deaf = True
         step = asyncio.create_task(stream.step("ab", every_step=True))
         await service.submitted.get()
+        service.is_deaf = False  # before the client can come to the next server
         await site.stop()
-        service.is_deaf = False
         reply = await step
     assert (reply.position, reply.prediction.every_step, texts(service)) == (2, True, "ab")
 
