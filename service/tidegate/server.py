@@ -111,8 +111,9 @@ async def serve(
         app = create_app(service, requests, shared or figures)
         app.router.routes.extend(routes(inference))
         application = one_application(adapters[0], app.state.steps.answer, app, settings)
-        servers.add(listeners[0], application, adapters[0].is_probe)
-        servers.add(listeners[1], application, adapters[0].is_probe, grpc[0].add_to)
+        end_streams = app.state.streams.open.end
+        servers.add(listeners[0], application, adapters[0].is_probe, end_streams=end_streams)
+        servers.add(listeners[1], application, adapters[0].is_probe, grpc[0].add_to, end_streams)
         if seat is not None and shared is not None:
             # Fellows come in here. They have found the owner and counted the request: nothing is passed on twice.
             traced = None if tracing is None else DetailedRequests(local.clock, None, tracing)

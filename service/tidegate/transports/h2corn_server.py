@@ -13,7 +13,7 @@ import logging
 import os
 import resource
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,7 @@ class H2cornServer:
         limits: For its clients.
         tls: None serves plain text, as on Unix sockets.
         is_endless: Whether a request may go on for ever, and so is not waited for when the server stops.
+        end_streams: Told of WebSockets, by the tasks that serve them, that are to answer what they have read and end.
         grace: Seconds that requests may take to finish once the server stops.
         overlap: Seconds that connections from before a renewal of the certificate may last.
     """
@@ -118,6 +119,7 @@ class H2cornServer:
         tls: TlsFiles | None = None,
         *,
         is_endless: Callable[[Scope], bool] = lambda _: False,
+        end_streams: Callable[[Collection[asyncio.Task[Any]]], None] = lambda _: None,
         grace: float = 5,
         overlap: float = 3600,
     ) -> None:
@@ -126,6 +128,7 @@ class H2cornServer:
         self._limits = limits
         self._tls = tls
         self._is_endless = is_endless
+        self._end_streams = end_streams
         self._grace = grace
         self._overlap = overlap
         self._server: h2corn.Server | None = None
@@ -150,10 +153,15 @@ class H2cornServer:
             self._watching = asyncio.create_task(self._watch_clients(), name="tidegate-departures")
         former, self._server = self._server, server
         if former is not None:
-            self._shut_down(former)
+            try:
+                await self._end_websockets()
+            finally:
+                self._shut_down(former)
 
     async def renew(self) -> None:
-        """Read the TLS files again, for connections that come from now on. Open ones go on as they are.
+        """Read the TLS files again, for connections that come from now on.
+
+        Open ones go on as they are, but WebSockets end, once what they have in flight is answered.
 
         Raises:
             OSError: As of `start`; connections are accepted as before.
@@ -205,6 +213,13 @@ class H2cornServer:
                 known = set(running)
         finally:
             connections.close()
+
+    async def _end_websockets(self) -> None:
+        """Let WebSockets end by themselves: h2corn closes them when it is told to end, and answers are lost."""
+        tasks = {task for task, scope in self._guard.running.items() if scope["type"] == "websocket"}
+        if tasks:
+            self._end_streams(tasks)
+            await asyncio.wait(tasks, timeout=self._grace)
 
     def _shut_down(self, server: h2corn.Server) -> None:
         with _without_systemd():

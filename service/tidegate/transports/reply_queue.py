@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Protocol, TypeVar
@@ -291,6 +291,12 @@ class OpenStreams:
         self._is_draining = True
         for queue in self._open:
             queue.drain()
+
+    def end(self, tasks: Collection[asyncio.Task[Any]]) -> None:
+        """Let the streams of these tasks answer what they have read, then end."""
+        for queue, task in self._open.items():
+            if task in tasks:
+                queue.drain()
 
     async def wait_closed(self) -> None:
         """Return when the tasks of all streams have ended."""

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,6 +48,7 @@ class Servers:
         self._tls = tls_files(settings)
         self._servers: list[Server] = []
         self._stamps = None if self._tls is None else self._tls.stamps()
+        self._renewing = asyncio.Lock()
         if settings.asgi_server == "uvicorn":
             _tell_without_effect(settings)
 
@@ -57,6 +58,7 @@ class Servers:
         application: Application,
         is_endless: Callable[[Scope], bool],
         add_grpc: Callable[[Any], None] | None = None,
+        end_streams: Callable[[Collection[asyncio.Task[Any]]], None] = lambda _: None,
     ) -> None:
         """Serve an application there, over TLS where the settings say so and it is no Unix socket.
 
@@ -66,6 +68,7 @@ class Servers:
             is_endless: Whether a request may go on for ever, and so is not waited for when the servers stop.
             add_grpc: Adds gRPC's services to a server of grpc.aio, for the address that is gRPC's by its name: with
                 ``--asgi-server uvicorn`` that is what serves there.
+            end_streams: See `H2cornServer`.
 
         Raises:
             ConfigurationError: grpc.aio cannot have the address.
@@ -74,7 +77,9 @@ class Servers:
         limits, overlap = self._limits, self._settings.tls_overlap
         server: Server
         if self._settings.asgi_server == "h2corn":
-            server = H2cornServer(application, listener, limits, tls, is_endless=is_endless, overlap=overlap)
+            server = H2cornServer(
+                application, listener, limits, tls, is_endless=is_endless, end_streams=end_streams, overlap=overlap
+            )
         else:
             # The default starts without them.
             from tidegate.transports.fallback import GrpcAioServer, UvicornServer
@@ -92,18 +97,22 @@ class Servers:
             await server.start()
 
     async def renew(self) -> None:
-        """Read the certificate again, for connections from now on; where it cannot be used, the former one stays."""
-        if self._tls is None:
-            return
-        try:
-            _check(self._settings, self._tls)
-            stamps = self._tls.stamps()
-            for server in self._servers:
-                await server.renew()
-        except (ConfigurationError, OSError, ValueError) as error:
-            log.error("the certificate is not renewed, the former one stays: %s", error)  # noqa: TRY400 - a file's fault
-            return
-        self._stamps = stamps
+        """Read the certificate again, for connections from now on; where it cannot be used, the former one stays.
+
+        Nothing happens where its files have not changed, for a renewal ends WebSockets.
+        """
+        async with self._renewing:
+            if self._tls is None or _stamps(self._tls) == self._stamps:
+                return
+            try:
+                _check(self._settings, self._tls)
+                stamps = self._tls.stamps()
+                for server in self._servers:
+                    await server.renew()
+            except (ConfigurationError, OSError, ValueError) as error:
+                log.error("the certificate is not renewed, the former one stays: %s", error)  # noqa: TRY400 - a file's fault
+                return
+            self._stamps = stamps
         log.info("the certificate was read again, for new connections", extra={"file": str(self._tls.certificate)})
 
     async def renew_when_changed(self, pause: Callable[[], Awaitable[None]] | None = None) -> None:

@@ -373,6 +373,16 @@ async def test_drain_ends_idle_streams_at_once(app: FastAPI) -> None:
             assert (await socket.receive())["code"] == 1001
 
 
+async def test_only_the_streams_of_the_tasks_that_are_told_end(app: FastAPI) -> None:
+    async with Socket(app, PATH) as one, Socket(app, PATH) as two:
+        await settle()
+        streams_of(app).open.end({one.task})
+        assert (await one.answer())["reason"] == "DRAINING"
+        assert (await one.receive())["code"] == 1001
+        two.send({"text": "R"})
+        assert (await two.answer())["position"] == 1
+
+
 async def test_drain_without_streams_is_done(app: FastAPI) -> None:
     await streams_of(app).drain()
 

@@ -20,6 +20,8 @@ import grpc
 import httpx
 import pytest
 from grpc import aio
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosedOK
 
 from tests.certificates import Authority, Pair
 from tests.service.transports.interop import Interop, Stub, asking, on_adapter
@@ -513,6 +515,34 @@ async def test_a_renewed_certificate_is_for_new_connections_and_breaks_no_old_on
             assert len((await call.read()).value) == number
         await call.done_writing()
         assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_a_renewal_lets_websockets_answer_before_they_end(authority: Authority, files: TlsFiles) -> None:
+    has_read, ending = asyncio.Event(), asyncio.Event()
+
+    async def answer_late(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+        has_read.set()
+        await ending.wait()
+        await send({"type": "websocket.send", "text": "answer"})
+        await send({"type": "websocket.close", "code": 1001, "reason": "by itself"})
+
+    with listening("http", "127.0.0.1:0") as listener:
+        server = H2cornServer(answer_late, listener, Limits(), files, end_streams=lambda _: ending.set())
+        await server.start()
+        served = Front(server, listener)
+        async with connect(f"wss://localhost:{served.port}", ssl=trusting(authority)) as socket:
+            await socket.send("step")
+            await has_read.wait()
+            install(authority.sign("/CN=second", "second"), files)
+            await server.renew()
+            assert await socket.recv() == "answer"
+            with pytest.raises(ConnectionClosedOK, match="by itself"):
+                await socket.recv()
+        assert (await subject_of_server(served, trusting(authority)))[0] == "second"
+        await server.stop(grace=0)
 
 
 @pytest.mark.parametrize("spoil", [lambda file: file.write_text("no PEM"), Path.unlink], ids=["malformed", "missing"])

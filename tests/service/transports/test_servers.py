@@ -150,5 +150,16 @@ async def test_a_file_that_is_away_for_a_moment_is_waited_for(watched: Watched, 
     assert await watched.subject() == "first"
 
 
+async def test_files_that_have_not_changed_make_no_new_server(settings: Settings) -> None:
+    with listening("http", "127.0.0.1:0") as listener:
+        servers = Servers(settings, 1)
+        servers.add(listener, answer, lambda _: False)
+        await servers.start()
+        before = asyncio.all_tasks()
+        await servers.renew()
+        assert asyncio.all_tasks() == before
+        await servers.stop(0)
+
+
 async def test_without_tls_there_is_nothing_to_renew() -> None:
     await Servers(load_settings({}), 1).renew()
