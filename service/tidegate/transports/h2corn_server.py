@@ -205,7 +205,11 @@ class H2cornServer:
             known: set[asyncio.Task[Any]] = set()
             while True:
                 await asyncio.sleep(_WATCH_SECONDS)
-                running = {task: scope for task, scope in self._guard.running.items() if scope["http_version"] != "2"}
+                running = {
+                    task: scope
+                    for task, scope in self._guard.running.items()
+                    if scope["type"] == "http" and scope["http_version"] != "2"  # WebSockets are told
+                }
                 for task, scope in running.items():
                     # Most requests are answered before they are looked at twice.
                     if task in known and connections.has_left(scope["client"], scope["server"]):
