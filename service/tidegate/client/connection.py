@@ -104,9 +104,13 @@ class Connection:
                 call = method(request, timeout=timeout or self._timeout, metadata=metadata)
         except MISFITS:
             raise misfit(session=session, timeout=timeout) from None
-        told = None
+        told, replies = None, iter(call)
         try:
-            for event in call:
+            while True:
+                with FORKS.call():
+                    event = next(replies, None)
+                if event is None:
+                    return
                 told = decode_event(event)
                 yield told
                 self.origin.require_here()
@@ -115,7 +119,8 @@ class Connection:
                 raise why_ended(error, self.plan.endpoint) from error
         finally:
             if self.origin.is_here:
-                call.cancel()  # type: ignore[no-untyped-call]
+                with FORKS.call():
+                    call.cancel()  # type: ignore[no-untyped-call]
 
     def events_repeatedly(
         self,
@@ -147,7 +152,8 @@ class Connection:
 
     def close(self) -> None:
         if self.origin.is_here:
-            self._channel.close()
+            with FORKS.call():
+                self._channel.close()
 
 
 class OpenStream:
@@ -175,7 +181,8 @@ class OpenStream:
         """
         self._origin.require_here()
         try:
-            return next(self._replies)
+            with FORKS.call():
+                return next(self._replies)
         except StopIteration:
             raise UnavailableError("the server ended the stream") from None
         except grpc.RpcError as error:
@@ -186,4 +193,5 @@ class OpenStream:
         if not self._origin.is_here:
             return
         self._requests.put(None)
-        self._call.cancel()  # type: ignore[no-untyped-call]
+        with FORKS.call():
+            self._call.cancel()  # type: ignore[no-untyped-call]

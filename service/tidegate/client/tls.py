@@ -80,9 +80,10 @@ def why_not_connected(endpoint: Endpoint, words: str) -> TidegateError:
         if endpoint.is_tls == is_tls and (found := re.search(sign, words, re.IGNORECASE)):
             detail = found.group(1).strip() if found.lastindex else ""
             return ConfigurationError(wrong.format(server=endpoint, detail=detail), reason=TLS_MISMATCH)
-    if re.search(_CLOSED, words, re.IGNORECASE):
-        hint = _CLOSED_TLS if endpoint.is_tls else _CLOSED_PLAIN
-        return UnavailableError(hint.format(server=endpoint), reason=CONNECTION_CLOSED)
+    # These may be the ends of a server that stops, or is too busy: the same request may find it later.
+    for is_tls, sign, hint in _DOUBTFUL_SIGNS:
+        if endpoint.is_tls == is_tls and re.search(sign, words, re.IGNORECASE):
+            return UnavailableError(hint.format(server=endpoint), reason=CONNECTION_CLOSED)
     proxy = "" if endpoint.proxy is None else f" by the proxy of {endpoint.proxy} (no_proxy makes exceptions)"
     cause = re.sub(r".*(?:last error: \w+: |errors resolving )", "", words, flags=re.DOTALL)
     return UnavailableError(f"{NO_SERVER} {endpoint}{proxy}", cause=cause)
@@ -108,18 +109,31 @@ _SIGNS = (
     ),
     (
         True,
-        "wrong.version.number|record.layer.failure|handshake read failed|handshake.*(?:timed out|taking)",
+        "wrong.version.number|record.layer.failure",
         "{server} does not speak TLS: leave out https://, tls= or --tls, or name the port that does",
     ),
     (True, "alpn", "{server} speaks TLS but not HTTP/2, which gRPC needs: name another port"),
     (False, "http1.x server", "{server} does not speak gRPC: name another port; if this one wants TLS, write https://"),
 )  # fmt: skip
 
-_CLOSED = "socket closed|connection reset|broken pipe|disconnected|unexpected.eof|illegal (?:request|status) line"
-_CLOSED_PLAIN = "{server} closed the connection as soon as it was made: if it speaks TLS, write https://… or --tls"
-_CLOSED_TLS = (
-    "{server} closed the TLS connection as soon as it was made: if it asks for a client certificate, "
-    + _CLIENT_CERTIFICATE
+_CLOSED = "socket closed|connection reset|broken pipe|disconnected|unexpected.eof"
+_DOUBTFUL_SIGNS = (
+    (
+        True,
+        "handshake read failed .endpoint closing|handshake.*(?:timed out|taking)",
+        "{server} leaves TLS unanswered: if it speaks plain text, leave out https://, tls= or --tls",
+    ),
+    (
+        True,
+        _CLOSED,
+        "{server} closed the TLS connection as soon as it was made: if it asks for a client certificate, "
+        + _CLIENT_CERTIFICATE,
+    ),
+    (
+        False,
+        f"{_CLOSED}|illegal (?:request|status) line",
+        "{server} closed the connection as soon as it was made: if it speaks TLS, write https://… or --tls",
+    ),
 )
 
 

@@ -99,7 +99,16 @@ def step():
     while not ended.is_set():
         session.step("a")
 
-threads = [threading.Thread(target=step) for _ in range(3)]
+def stream():
+    with client.open("echo").stream() as stream:
+        while not ended.is_set():
+            stream.step("a")
+
+def generate():
+    while not ended.is_set():
+        list(client.generate("echo", "x", max_tokens=3))
+
+threads = [threading.Thread(target=work) for work in (step, step, stream, stream, generate)]
 for thread in threads:
     thread.start()
 use(client)

@@ -115,8 +115,9 @@ async def test_plain_text_to_a_port_of_tls_is_told(kind: str, files: Files) -> N
 async def test_tls_to_a_port_of_plain_text_is_told(kind: str, files: Files) -> None:
     async with serving(kind, files, is_tls=False) as address:
         error = await failure(f"https://{address}", Tls(files.ca))
-    assert isinstance(error, ConfigurationError)
-    assert "does not speak TLS: leave out https://" in error.message
+    # One says so; the other waits for the end of what it takes for a head, as a busy server of TLS would.
+    assert isinstance(error, ConfigurationError if kind == "grpcio" else UnavailableError)
+    assert "leave out https://" in error.message
 
 
 async def test_a_missing_client_certificate_is_told(kind: str, files: Files) -> None:
