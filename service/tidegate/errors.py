@@ -151,6 +151,6 @@ class BundleError(TidegateError):
 
 
 class ConfigurationError(TidegateError):
-    """The server was asked to start in a way that cannot work; fatal at start-up."""
+    """The server, or a client, is set up in a way that cannot work."""
 
     default_reason = "BAD_CONFIGURATION"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv6Address, ip_address
 
 
 def is_this_machine(host: str) -> bool:
@@ -11,18 +10,10 @@ def is_this_machine(host: str) -> bool:
     name = host.lower().rstrip(".")
     if name == "localhost" or name.endswith(".localhost"):  # RFC 6761
         return True
-    address = _parse_ip(host)
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
-    return address is not None and (address.is_loopback or address.is_unspecified)
-
-
-def _parse_ip(host: str) -> IPv4Address | IPv6Address | None:
-    try:
-        return ip_address(host.partition("%")[0])
-    except ValueError:
-        pass
-    try:
-        return IPv4Address(socket.inet_aton(host))  # 127.1, as resolvers read it
-    except (OSError, ValueError):
-        return None
+    return address.is_loopback or address.is_unspecified
