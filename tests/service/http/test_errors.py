@@ -239,7 +239,8 @@ class TestSizeLimit:
         assert num_sent <= self.LIMIT // 65_536 + 2
 
 
-async def test_a_client_that_leaves_while_it_sends_costs_nothing(service: FakeService) -> None:
+@pytest.mark.parametrize("path", [STEP, "/v1/sessions", "/v1/models/shakespeare-lstm:predict"])
+async def test_a_client_that_leaves_while_it_sends_costs_nothing(service: FakeService, path: str) -> None:
     messages = iter(
         [{"type": "http.request", "body": b'{"te', "more_body": True}, {"type": "http.disconnect"}],
     )
@@ -252,7 +253,7 @@ async def test_a_client_that_leaves_while_it_sends_costs_nothing(service: FakeSe
         sent.append(message)
 
     app = create_app(service.face)
-    scope = {"type": "http", "method": "POST", "path": STEP, "headers": [], "query_string": b"", "root_path": ""}
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b"", "root_path": ""}
     await app(scope, receive, send)
     assert service.calls == []
     assert sent == []

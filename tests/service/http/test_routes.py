@@ -235,7 +235,7 @@ class TestDeadline:
         call.hang_up()
         await asyncio.wait([call.task])
         await asyncio.wait_for(service.is_cancelled.wait(), 60)
-        assert [message.get("status") for message in call.sent if "status" in message] in ([], [499])
+        assert not call.sent
 
 
 async def test_head_is_answered_wherever_get_is_and_without_the_body(app: FastAPI, client: httpx.AsyncClient) -> None:

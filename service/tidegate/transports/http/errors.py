@@ -20,12 +20,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from tidegate import errors
-from tidegate.observe.requests import outcome_of
+from tidegate.observe.requests import CANCELLED, outcome_of
+from tidegate.transports.asgi import Receive, Scope, Send
 from tidegate.transports.compression import ENCODINGS
 from tidegate.transports.http.exchange import OUTCOME
 
 PROBLEM = "application/problem+json"
-CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is left to read it but an access log
 
 
 class Kind(NamedTuple):
@@ -189,8 +189,15 @@ async def answer_invalid(_: Request, error: Exception) -> Response:
     return problem(invalid(error.errors())).response()
 
 
+class Nobody(Response):
+    """The answer to a client that has left: nothing is sent, which the server would refuse."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[OUTCOME] = CANCELLED
+
+
 async def answer_nobody(_: Request, error: Exception) -> Response:
-    return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return Nobody()
 
 
 HANDLERS: dict[type[Exception], Callable[[Request, Exception], Any]] = {

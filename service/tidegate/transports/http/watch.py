@@ -47,7 +47,7 @@ OIP_METHODS = {
     "nothing": "unknown",
 }
 
-_OUTCOMES = {404: "not_found", 405: "unimplemented", 499: "cancelled"}
+_OUTCOMES = {404: "not_found", 405: "unimplemented"}
 
 
 class Watch:
