@@ -55,6 +55,20 @@ async def posted(client: httpx.AsyncClient, path: str, content: bytes, **headers
     return await client.post(path, content=content, headers={key.replace("_", "-"): headers[key] for key in headers})
 
 
+# ---- Content-Length
+
+
+async def test_a_length_that_is_told_twice_is_one_length(client: httpx.AsyncClient) -> None:
+    reply = await posted(client, STEP, b'{"text": "R"}', content_length="13, 13")
+    assert reply.status_code == 200
+
+
+async def test_a_length_over_the_limit_is_refused_before_the_body_is_read(client: httpx.AsyncClient) -> None:
+    for length in ("5000000", "5000000, 5000000"):
+        reply = await posted(client, STEP, b"{}", content_length=length)
+        assert (reply.status_code, reply.json()["reason"]) == (413, "TOO_LARGE")
+
+
 # ---- Content-Encoding
 
 
