@@ -86,7 +86,7 @@ from tidegate.sessions.party import Party
 from tidegate.sessions.session import DurableSession, Session
 from tidegate.sessions.stores.making import make_store
 from tidegate.sessions.stores.store import Store
-from tidegate.slices import Slices, in_slices
+from tidegate.slices import Slicer, Slices, in_slices
 
 log = logging.getLogger(__name__)
 
@@ -375,8 +375,11 @@ class Service:
         """Return a page of the sessions by rising id: the ephemeral ones here and all durable ones."""
         size = _page_size(limit)
         _check_page_token(page_token)
-        here, token = self._desk.page(size, page_token)
-        found = [self._desk.info_of(session) for session in here]
+        here, token = await in_slices(self._desk.page(size, page_token))
+        slicer, found = Slicer(), list[SessionInfo]()
+        for session in here:
+            found.append(self._desk.info_of(session))
+            await slicer.give_way()
         if self._durable is not None:
             found += await self._durable.page(size + 1, page_token)
             found.sort(key=lambda info: info.id)
@@ -401,11 +404,11 @@ class Service:
         """
         self._check_open()
         moment, request = await self._home(id).moment(id)
-        wanted = [replace(request, id=child) for child in _children(ids, count)]
-        children = []
-        for each in wanted:
-            child = each.id or (new_durable() if each.durable else new_ephemeral(self._desk.replica))
-            children.append(await self._open(replace(each, id=child), moment.forked(id, child)))
+        slicer, children = Slicer(), list[SessionInfo]()
+        for wanted in _children(ids, count):
+            child = wanted or (new_durable() if request.durable else new_ephemeral(self._desk.replica))
+            children.append(await self._open(replace(request, id=child), moment.forked(id, child)))
+            await slicer.give_way()
         self._done["fork"] += len(children)
         return children
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +283,26 @@ async def test_a_session_that_ends_before_its_generation_starts_is_told(root: Pa
         await service.close_session(session)
         with pytest.raises(SessionEndedError):
             await anext(events)
+
+
+async def most_at_once(service: Service, work: Coroutine[Any, Any, object]) -> int:
+    """Return by how many sessions there were more, or fewer, between two turns of others while the work went on."""
+    doing = asyncio.create_task(work)
+    most, before = 0, service.statistics().num_sessions
+    while not doing.done():
+        await asyncio.sleep(0)
+        now = service.statistics().num_sessions
+        most, before = max(most, abs(now - before)), now
+    await doing
+    return most
+
+
+async def test_others_have_their_turn_while_a_thousand_are_forked_and_while_they_expire(root: Path) -> None:
+    clock = ManualClock()
+    async with serving(root, clock) as service:
+        await service.open_session(SessionRequest("tiny", id="s", ttl_seconds=60.0))
+        assert await most_at_once(service, service.fork_session("s", count=1000)) < 1000
+        assert service.statistics().num_sessions == 1001
+        clock.now += 61.0
+        assert await most_at_once(service, service.expire()) < 1000
+        assert service.statistics().num_sessions == 0

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tidegate.limits import SLICE_SECONDS
-from tidegate.slices import Slices, at_once, in_slices
+from tidegate.slices import Slicer, Slices, at_once, in_slices
 
 
 def counting(steps: int, seen: list[int]) -> Slices[str]:
@@ -34,6 +34,24 @@ async def test_others_have_their_turn_after_each_slice() -> None:
     assert await in_slices(counting(12, seen), clock) == "done"
     looking.cancel()
     assert others == [4, 8, 12]
+
+
+async def test_others_have_their_turn_between_the_parts_of_work_that_awaits() -> None:
+    now, done, others = 0.0, list[int](), list[int]()
+
+    async def look_on() -> None:
+        while True:
+            others.append(len(done))
+            await asyncio.sleep(0)
+
+    looking = asyncio.create_task(look_on())
+    slicer = Slicer(lambda: now)
+    for part in range(8):
+        done.append(part)
+        now += SLICE_SECONDS / 4
+        await slicer.give_way()
+    looking.cancel()
+    assert others == [4, 8]
 
 
 async def test_who_asks_for_nothing_long_is_not_put_off() -> None:

@@ -34,8 +34,11 @@ from tidegate.sessions.moment import Moment
 from tidegate.sessions.party import Party
 from tidegate.sessions.session import LastReply, Session
 from tidegate.sessions.table import SessionTable
+from tidegate.slices import Slicer, Slices
 
 log = logging.getLogger(__name__)
+
+_ENDED_AT_ONCE = 32  # some 0.3 ms; a hundred thousand may be over at one time
 
 
 class Desk:
@@ -139,7 +142,7 @@ class Desk:
         """A step of each was taken in."""
         self._table.touch_all(party.sessions, self._clock.monotonic())
 
-    def page(self, limit: int, after: str) -> tuple[list[Session], str]:
+    def page(self, limit: int, after: str) -> Slices[tuple[list[Session], str]]:
         """Return some sessions by rising id, and the next page's token."""
         return self._table.page(limit, after)
 
@@ -154,11 +157,14 @@ class Desk:
 
     async def expire(self) -> None:
         """End the sessions whose time is over."""
-        for session, event in self._table.expired(self._clock.monotonic()):
-            try:
-                self.end(session, event)
-            except Exception:
-                log.exception("session %s could not be ended", session.id)
+        slicer = Slicer()
+        while over := self._table.expired(self._clock.monotonic(), _ENDED_AT_ONCE):
+            for session, event in over:
+                try:
+                    self.end(session, event)
+                except Exception:
+                    log.exception("session %s could not be ended", session.id)
+            await slicer.give_way()
 
     async def info(self, id_: str) -> SessionInfo:
         return self.info_of(self.get(id_))

@@ -12,6 +12,7 @@ from tidegate.errors import NotFoundError, SessionEndedError
 from tidegate.sessions.lifecycle import TRANSITIONS, WHY, Event, Phase
 from tidegate.sessions.session import Session
 from tidegate.sessions.table import REMEMBERED_SECONDS, SessionTable
+from tidegate.slices import at_once
 
 
 def session(name: str, now: float = 0.0, ttl: float | None = None, idle: float | None = None) -> Session:
@@ -35,7 +36,7 @@ def table(*sessions: Session) -> SessionTable:
 
 
 def expire(full: SessionTable, now: float) -> list[tuple[str, Event]]:
-    over = full.expired(now)
+    over = full.expired(now, 1000)
     for one, event in over:
         full.end(one, event, now)
     return [(one.id, event) for one, event in over]
@@ -162,7 +163,7 @@ def test_pages_hold_every_session_once_by_rising_id_also_while_sessions_go(
     found: list[str] = []
     token = ""
     while True:
-        page, token = full.page(limit, token)
+        page, token = at_once(full.page(limit, token))
         assert len(page) <= limit
         found += [one.id for one in page]
         if not token:
@@ -171,3 +172,34 @@ def test_pages_hold_every_session_once_by_rising_id_also_while_sessions_go(
             full.end(victim, Event.CLOSE, 0.0)
             gone -= 1
     assert found == sorted(names)
+
+
+def test_a_page_of_many_is_found_in_slices_while_sessions_come_and_go() -> None:
+    names = [f"{name:05}" for name in range(10_000)]
+    full = table(*(session(name) for name in reversed(names)))
+    paging = full.page(3, "00001")
+    next(paging)
+    gone = full.find("00002")
+    assert gone is not None
+    full.end(gone, Event.CLOSE, 0.0)
+    full.add(session("new"))
+    num_slices = 1
+    while True:
+        try:
+            next(paging)
+        except StopIteration as done:
+            page, token = done.value
+            break
+        num_slices += 1
+    assert num_slices > 3
+    assert ([one.id for one in page], token) == (["00003", "00004"], "00004")
+
+
+def test_so_many_are_over_at_a_time_and_the_others_after_them() -> None:
+    full = table(*(session(name, ttl=10) for name in "abcde"))
+    seen = []
+    while over := full.expired(10.0, 2):
+        for one, event in over:
+            full.end(one, event, 10.0)
+        seen.append([one.id for one, _ in over])
+    assert seen == [["a", "b"], ["c", "d"], ["e"]]

@@ -24,6 +24,7 @@ from tidegate.transports.http.exchange import (
     link,
     read_body,
     read_json,
+    reply_in_slices,
     service_of,
 )
 from tidegate.transports.http.sessions import PREFIX, Id
@@ -44,7 +45,7 @@ async def fork(request: Request, session: Id) -> Response:
     """Open new sessions that go on from where this one is, under ids of your own or as many as you like."""
     form = read_form(schemas.Fork, await _read_wishes(request))
     forks = await service_of(request).fork_session(session, form.ids, form.count)
-    return json_reply(schemas.Forks.model_validate({"sessions": forks}))
+    return await reply_in_slices({"sessions": map(schemas.Session.model_validate, forks)})
 
 
 @raw.post(

@@ -21,6 +21,7 @@ from tidegate.transports.http.exchange import (
     json_reply,
     link,
     read_json,
+    reply_in_slices,
     service_of,
 )
 from tidegate.transports.http.generation import Generation, sampling, wants_stream
@@ -58,11 +59,11 @@ async def open_session(request: Request) -> Response:
 
 
 @router.get("", responses={200: {"content": {"application/json": content(schemas.SessionList)}}, **problems(400)})
-async def list_sessions(request: Request, limit: Limit = 0, page_token: PageToken = "") -> schemas.SessionList:
+async def list_sessions(request: Request, limit: Limit = 0, page_token: PageToken = "") -> Response:
     """The sessions that are open."""
     page = await service_of(request).list_sessions(limit, page_token)
-    told = [session for info in page.sessions if (session := _told(info)) is not None]
-    return schemas.SessionList(sessions=told, next_page_token=page.next_page_token)
+    told = (session for info in page.sessions if (session := _told(info)) is not None)
+    return await reply_in_slices({"sessions": told, "next_page_token": page.next_page_token})
 
 
 def _told(info: SessionInfo) -> schemas.Session | None:
