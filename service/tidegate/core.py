@@ -20,6 +20,7 @@ Tensor = NDArray[np.generic]
 Entry = TypeVar("Entry")
 
 _NUMBERS_AT_ONCE = 1024
+_NUMBER_BYTES = 8
 
 
 LAST_POSITION = 2**63 - 1
@@ -226,7 +227,11 @@ class Prediction:
         """Whether it is so large that it is to be written in slices."""
         if not self.every_step and type(self.next) is list:
             return False
-        return self.num_bytes > LARGE_REPLY_BYTES
+        # A stored reply, once it is decoded, has lists for arrays.
+        num_listed = sum(map(len, self.next)) if type(self.next) is list else 0
+        if type(self.forecast) is list:
+            num_listed += sum(len(each.values) * len(each.quantiles) for each in self.forecast)
+        return self.num_bytes + _NUMBER_BYTES * num_listed > LARGE_REPLY_BYTES
 
 
 class Predictions(NamedTuple):

@@ -193,6 +193,21 @@ def test_step_results(data: st.DataObject, every_step: bool, session: str, posit
     assert same_prediction(found.prediction, prediction)
 
 
+@pytest.mark.parametrize("steps", [1, 100])
+@pytest.mark.parametrize(
+    "prediction",
+    [
+        Prediction(1, every_step=True, next=[[Candidate("a", number, 0.5) for number in range(84)]]),
+        Prediction(1, every_step=True, forecast=[Forecast((0.1, 0.5, 0.9), [[1.0, 2.0, 3.0]] * 24)]),
+    ],
+)
+def test_a_large_result_is_large_also_when_it_is_decoded(prediction: Prediction, steps: int) -> None:
+    told = [*(prediction.next or ())] * steps, [*(prediction.forecast or ())] * steps
+    message = sessions_pb2.StepReply()
+    fill_step(message, StepResult("s", steps, replace(prediction, next=told[0] or None, forecast=told[1] or None)))
+    assert decode_step(message, every_step=True).prediction.is_large is (steps == 100)
+
+
 @given(st.lists(predictions(every_step=False), max_size=3))
 def test_predict_results(several: list[Prediction]) -> None:
     found = decode_predict(encode_predict(PredictResult("m", "3", several)), every_step=False)
