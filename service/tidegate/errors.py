@@ -16,6 +16,11 @@ def shown(text: str) -> str:
     return repr(text) if len(text) <= MAX_NAME_LENGTH else f"{text[:MAX_NAME_LENGTH]!r}…"
 
 
+def encodable(text: str) -> str:
+    """Return ``text`` with escapes for what UTF-8 cannot carry: halves of characters, as in foreign file names."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
 class TidegateError(Exception):
     """An error that a caller may see.
 
@@ -40,6 +45,7 @@ class TidegateError(Exception):
         retry_after: float | None = None,
         cause: str = "",
     ) -> None:
+        message = encodable(message[: MAX_MESSAGE_LENGTH + 1])
         if len(message) > MAX_MESSAGE_LENGTH:
             message = message[: MAX_MESSAGE_LENGTH - 1] + "…"
         super().__init__(message)

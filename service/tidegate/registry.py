@@ -38,6 +38,7 @@ from tidegate.errors import (
     InvalidInputError,
     NotFoundError,
     TidegateError,
+    encodable,
     shown,
 )
 from tidegate.observe.drift import Chart
@@ -259,10 +260,10 @@ class Registry:
             if not isinstance(error, TidegateError):
                 log.exception("bundle %s could not be loaded", path)
                 error = BundleError(f"{path}: it could not be loaded ({type(error).__name__})")
-            label = f"{path.parent.name}/{path.name}"
+            label = encodable(f"{path.parent.name}/{path.name}")
             # The log says where the folder is; callers are told its name and nothing of our disk.
             log.warning("bundle %s refused: %s", path, error)
-            told = error.message.replace(str(path), label).removeprefix(f"{label}: ")
+            told = error.message.replace(encodable(str(path)), label).removeprefix(f"{label}: ")
             report.refused.append(Refusal(label, error.reason, told))
 
     async def _assemble_in_time(self, bundle: Bundle, settings: Settings) -> LoadedModel:

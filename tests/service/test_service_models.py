@@ -205,6 +205,19 @@ async def test_bad_bundles_are_refused_each_with_its_reason_and_the_others_serve
         await service.stop()
 
 
+async def test_a_folder_whose_name_is_no_text_keeps_nobody_from_the_report(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path, "good")
+    (tmp_path / "\udcff" / "1").mkdir(parents=True)
+    service = Service(load_settings({"bundles": tmp_path}))
+    report = await service.start()
+    try:
+        (refusal,) = report.refused
+        assert refusal.bundle == r"\udcff/1"
+        assert refusal.message.startswith("no readable manifest.json")
+    finally:
+        await service.stop()
+
+
 async def test_what_a_stranger_wrote_is_refused_alone_and_nobody_waits(tmp_path: Path) -> None:
     write_tiny_bundle(tmp_path, "good")
     (write_tiny_bundle(tmp_path, "fifo") / MANIFEST).unlink()

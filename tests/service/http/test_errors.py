@@ -17,7 +17,7 @@ from tidegate.config import load_settings
 from tidegate.errors import InvalidInputError
 from tidegate.transports.http import schemas
 from tidegate.transports.http.app import create_app
-from tidegate.transports.http.errors import read_form
+from tidegate.transports.http.errors import problem, read_form
 
 STEP = "/v1/sessions/s-1:step"
 
@@ -58,6 +58,10 @@ REQUESTS: list[tuple[str, str, Any]] = [
 def test_no_error_is_forgotten() -> None:
     ours = {kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.TidegateError)}
     assert ours == STATUSES.keys() | {errors.PositionConflictError}
+
+
+def test_a_message_that_utf_8_cannot_carry_is_told_all_the_same() -> None:
+    assert "bad name \\\\udcff, é" in problem(InvalidInputError("bad name \udcff, é")).body.decode()
 
 
 @pytest.mark.parametrize("kind", STATUSES)
