@@ -17,6 +17,7 @@ import pytest
 from google.protobuf import empty_pb2
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tests.service.transports.asgi import Exchange, body_of, http_scope
 from tests.service.transports.interop import SERVICE, Interop, Stub, asking, handlers, on_adapter
@@ -100,6 +101,19 @@ async def test_a_stream_goes_as_far_as_its_messages_are_good() -> None:
     await exchange.run(adapter)
     assert facts(exchange.trailers)[0] == Code.INVALID_ARGUMENT.value[0]
     assert exchange.body.endswith(b"\0\0\0")
+
+
+async def test_a_probe_takes_no_long_message() -> None:
+    refused: Refused = []
+    adapter = GrpcAdapter(on_refused=lambda path, error: refused.append((path, error.reason)))
+    health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), adapter)  # type: ignore[attr-defined]
+    path = f"/{health.SERVICE_NAME}/Check"
+    for size, told in ((4000, Code.NOT_FOUND), (5000, Code.RESOURCE_EXHAUSTED)):
+        message = pack(health_pb2.HealthCheckRequest(service="x" * size).SerializeToString())
+        exchange = Exchange(http_scope(path, GRPC), body_of([message]))
+        await exchange.run(adapter)
+        assert int(exchange.trailers[b"grpc-status"]) == told.value[0]
+    assert refused == [(path, "TOO_LARGE")]
 
 
 async def test_a_call_without_a_message_is_the_clients_fault() -> None:

@@ -45,6 +45,8 @@ _WIRES = {
 }
 
 PROBES = frozenset({"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"})
+_PROBE_BYTES = 4096
+"""Of a probe's request: their services parse messages whole, whatever these hold, and nobody sends them long ones."""
 
 
 _LAST_SECONDS = 0.25
@@ -169,7 +171,7 @@ class GrpcAdapter:
                 method = self._methods.get(call.path) if self._continuation is None else None
                 if method is None:
                     method = await self._find(call)
-                call.begin(method.deserialize, method.serialize)
+                call.begin(method.deserialize, method.serialize, self._limit_of(call.path))
                 await method.run(call)
             except aio.AbortError:
                 pass  # its status is set
@@ -193,6 +195,9 @@ class GrpcAdapter:
     def is_probe(self, scope: Scope) -> bool:
         """Whether a request asks for health or reflection, perhaps for ever."""
         return scope["path"].startswith(self._probes)  # type: ignore[no-any-return]
+
+    def _limit_of(self, path: str) -> int:
+        return min(self._max_message, _PROBE_BYTES) if path.startswith(self._probes) else self._max_message
 
     async def wait_idle(self) -> None:
         """Return when no call runs but probes. New calls are the servicers' to refuse."""

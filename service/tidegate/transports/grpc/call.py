@@ -112,8 +112,10 @@ class Call(aio.ServicerContext[Any, Any]):
         self._clock = clock
         self._on_refused = on_refused
 
-    def begin(self, deserialize: Callable[[bytes], Any] | None, serialize: Callable[[Any], bytes] | None) -> None:
-        """Prepare to read and write a method's messages, and start the client's deadline.
+    def begin(
+        self, deserialize: Callable[[bytes], Any] | None, serialize: Callable[[Any], bytes] | None, max_request: int
+    ) -> None:
+        """Prepare to read and write a method's messages, requests of so many bytes, and start the client's deadline.
 
         Raises:
             InvalidInputError: The client's deadline is malformed.
@@ -121,7 +123,7 @@ class Call(aio.ServicerContext[Any, Any]):
         """
         self._deserialize = deserialize
         self._serialize = serialize
-        self._reader = MessageReader(self._limit, self._fields.get(b"grpc-encoding", b"identity").decode("latin-1"))
+        self._reader = MessageReader(max_request, self._fields.get(b"grpc-encoding", b"identity").decode("latin-1"))
         if self._wire.is_text:
             self._text = Base64Reader()
         timeout = self._fields.get(b"grpc-timeout")
