@@ -59,7 +59,11 @@ UNIX = "unix:"
 
 
 def _checked_address(text: str) -> str:
-    return text if text.startswith(UNIX) and text != UNIX else str(parse_address(text))
+    if text.startswith(UNIX) and text != UNIX:
+        return text
+    if _ADDRESS.fullmatch(text) is None:
+        raise ValueError(f"{text!r} is neither HOST:PORT, like 127.0.0.1:8080 or [::1]:8080, nor unix:PATH")
+    return str(parse_address(text))
 
 
 def without_password(url: str) -> str:

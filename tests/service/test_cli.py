@@ -80,7 +80,10 @@ def test_every_setting_is_a_flag_of_serve() -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("serve", "--http", "here"), "--http: 'here' is not HOST:PORT, like 127.0.0.1:8080 or [::1]:8080"),
+        (
+            ("serve", "--http", "here"),
+            "--http: 'here' is neither HOST:PORT, like 127.0.0.1:8080 or [::1]:8080, nor unix:PATH",
+        ),
         (("serve", "--workers", "0"), "--workers: input should be greater than or equal to 1, not '0'"),
         (
             ("serve", "--trusted-proxy", "unix", "--trusted-proxy", "proxy"),

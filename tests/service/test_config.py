@@ -69,7 +69,7 @@ def test_settings_never_change() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"http": "here"}, "--http: 'here' is not HOST:PORT, like 127.0.0.1:8080 or [::1]:8080"),
+        ({"http": "here"}, "--http: 'here' is neither HOST:PORT, like 127.0.0.1:8080 or [::1]:8080, nor unix:PATH"),
         ({"grpc": "127.0.0.1:70000"}, "--grpc: '127.0.0.1:70000': a port is at most 65535"),
         ({"provider": "tpu"}, "--provider: input should be 'cpu' or 'cuda', not 'tpu'"),
         (

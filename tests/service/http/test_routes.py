@@ -123,6 +123,12 @@ async def test_percent_encoded_ids_are_decoded_once(client: httpx.AsyncClient, s
     assert service.calls[0][1] == "a~b%25"
 
 
+@pytest.mark.parametrize("path", ["/v1/stream", "/v1/sessions/s-1/stream"])
+async def test_a_websocket_that_is_asked_for_by_plain_http_is_told(client: httpx.AsyncClient, path: str) -> None:
+    reply = await client.get(path)
+    assert (reply.status_code, reply.json()["reason"]) == (400, "WEBSOCKET_ONLY")
+
+
 async def test_a_step_behind_a_mount_is_routed_the_same(app: FastAPI, service: FakeService) -> None:
     call = Call(app, STEP, {"text": "R"})
     await call.task

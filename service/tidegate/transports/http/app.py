@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tidegate.errors import InvalidInputError
 from tidegate.observe.families import Snapshot
 from tidegate.observe.metrics import Figures
 from tidegate.observe.requests import Requests
@@ -27,6 +28,9 @@ from tidegate.transports.http.watch import Watch
 
 if TYPE_CHECKING:
     from tidegate.service import Service
+
+STREAM_PATHS = ("/v1/stream", "/v1/sessions/{session:name}/stream")
+"""Where WebSockets are, which no route sees; whoever asks for them by plain HTTP is told so."""
 
 health = APIRouter(tags=["health"], route_class=RawRoute)
 
@@ -58,6 +62,8 @@ def create_app(service: Service, requests: Requests | None = None, figures: Figu
     for router in (sessions.raw, sessions.router, branching.raw, branching.router, models.raw, models.router, health):
         app.include_router(router)
     app.add_route("/", _to_docs, include_in_schema=False)
+    for path in STREAM_PATHS:
+        app.add_route(path, _to_websocket, include_in_schema=False)
     return app
 
 
@@ -79,6 +85,11 @@ class HeadByGet:
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
         await self._app({**scope, "method": "GET"}, receive, send_head)
+
+
+async def _to_websocket(_: Request) -> Response:
+    # Not by 426, which h2corn 2.0.0 cannot send over HTTP/2: the client would wait for ever.
+    raise InvalidInputError("a WebSocket is here: connect by ws:// or wss://", reason="WEBSOCKET_ONLY")
 
 
 async def _to_docs(request: Request) -> Response:
