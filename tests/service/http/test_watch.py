@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from tests.service.http.fake import Call, FakeService, Socket
+from tests.service.http.fake import Call, FakeService, Socket, http_scope
 from tests.service.http.running import Wire, request, running
 from tidegate.core import GeneratedToken
 from tidegate.errors import OverloadedError, PositionConflictError, TooLargeError
@@ -122,6 +123,26 @@ async def test_a_client_that_leaves_is_cancelled(
     call.hang_up()
     await asyncio.wait([call.task])
     assert counted(app) == {("http", "Generate"): {"cancelled": 1}}
+
+
+@pytest.mark.parametrize("num_sent", [0, 1, 2])
+async def test_a_client_that_is_found_gone_by_sending_is_cancelled(
+    app: FastAPI, caplog: pytest.LogCaptureFixture, num_sent: int
+) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        if len(sent) == num_sent:
+            raise OSError("the connection is lost")
+        sent.append(message)
+
+    body = json.dumps({**TEXT, "max_tokens": 1}).encode()
+    scope = http_scope("/v1/models/tiny:generate", [(b"accept", b"text/event-stream")])
+    receive = asyncio.Queue[Any]()
+    receive.put_nowait({"type": "http.request", "body": body})
+    await app(scope, receive.get, send)
+    assert counted(app) == {("http", "Generate"): {"cancelled": 1}}
+    assert not caplog.records
 
 
 async def test_steps_are_counted(app: FastAPI, service: FakeService) -> None:

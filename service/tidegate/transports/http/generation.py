@@ -95,6 +95,8 @@ async def _stream(events: AsyncGenerator[Event], send: Send) -> str:
                 has_started = True
                 await send(START)
             await send(_body(_event(event)))
+    except OSError:  # the client has left
+        raise
     except Exception as error:
         if not has_started:
             raise

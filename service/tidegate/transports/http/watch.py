@@ -61,13 +61,17 @@ class Watch:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, status = self._requests.begin(scope["headers"]), 0
+        begun, status, has_left = self._requests.begin(scope["headers"]), 0, False
 
         async def note(message: Message) -> None:
-            nonlocal status
+            nonlocal status, has_left
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send(message)
+            try:
+                await send(message)
+            except OSError:  # ASGI's word for a client that has left
+                has_left = True
+                raise
 
         try:
             await self._app(scope, receive, note)
@@ -75,6 +79,9 @@ class Watch:
             scope[OUTCOME] = CANCELLED
             raise
         except Exception as error:
+            if has_left:
+                scope[OUTCOME] = CANCELLED
+                return
             told = conceal(error)
             scope[OUTCOME] = outcome_of(told)
             if status:  # the answer has begun: breaking the connection is all that tells the client
