@@ -43,7 +43,7 @@ class Guard:
             await self._application(scope, receive, send)
         except asyncio.CancelledError:
             if task not in self._cancelled and task.cancelling():
-                return  # the server's own: the client has left, or the event loop ends; it logs what is raised
+                raise  # the server's own: the client has left
             await _send_all(_UNAVAILABLE if scope["type"] == "http" else _GOING_AWAY, send)
         except OSError as error:
             # ASGI's way to say in `send` that the client has left.
