@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tidegate.api import Tensor
 from tidegate.bundle import BATCH, GRAPH, Bundle
-from tidegate.core import Tensor
 from tidegate.engine.arena import Arena, ArenaLike, Budget, Plane
 from tidegate.engine.device.arena import DeviceArena
 from tidegate.engine.device.memory import FIRST_ROW, DeviceMemory

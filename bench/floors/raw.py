@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tidegate.api import Tensor
 from tidegate.bundle import BATCH, TokenCodec, read_bundle
-from tidegate.core import Tensor
 from tidegate.ort import onnxruntime
 
 WARMUP_RUNS = 5

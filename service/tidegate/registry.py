@@ -16,12 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tidegate.api import Input, ModelInfo, Refusal, ReloadReport, Tensor, TensorInfo
 from tidegate.bundle import Bundle, Manifest, TensorSpec, find_bundles, is_version, read_bundle
 from tidegate.codecs import Codec, make_codec
 from tidegate.codecs.scores import read_scores
 from tidegate.codecs.tensors import Tensors
 from tidegate.config import Settings
-from tidegate.core import Input, ModelInfo, Refusal, ReloadReport, Tensor, TensorInfo
 from tidegate.engine.arena import Arena, ArenaLike, Budget, Plane
 from tidegate.engine.device.arena import DeviceArena
 from tidegate.engine.device.memory import FIRST_ROW, DeviceMemory

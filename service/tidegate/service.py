@@ -18,10 +18,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
 
-from tidegate.clock import Clock
-from tidegate.codecs.tokens import Tokens
-from tidegate.config import Settings
-from tidegate.core import (
+from tidegate.api import (
     RAW,
     Ask,
     CheckpointInfo,
@@ -43,6 +40,9 @@ from tidegate.core import (
     check_sequences,
     check_steps,
 )
+from tidegate.clock import Clock
+from tidegate.codecs.tokens import Tokens
+from tidegate.config import Settings
 from tidegate.engine.cohort import Cohort, CohortReply
 from tidegate.engine.meter import MeterReading
 from tidegate.engine.quality import QualityReading

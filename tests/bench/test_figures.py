@@ -13,8 +13,8 @@ from bench.floors.replies import infer_reply, infer_stream_reply, step_reply, st
 from bench.processes import Running
 from bench.raw import bundle_of
 from tests.bundles import write_tiny_bundle
+from tidegate.api import Tensor
 from tidegate.bundle import read_bundle
-from tidegate.core import Tensor
 
 LINE: dict[str, Any] = {
     "mode": "stream",

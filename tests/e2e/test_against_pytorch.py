@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tidegate.api import Ask, Input, Prediction, SessionRequest
 from tidegate.bundle import ForecastCodec
 from tidegate.config import load_settings
-from tidegate.core import Ask, Input, Prediction, SessionRequest
 from tidegate.proof import ABSOLUTE, excess
 from tidegate.service import Service
 from tidegate_export.candidate import export_candidate

@@ -26,8 +26,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from tests.bundles import write_tiny_bundle
 from tests.servers import RunningServer, serving
+from tidegate.api import GeneratedToken, GenerationDone
 from tidegate.client import Client, Retry
-from tidegate.core import GeneratedToken, GenerationDone
 from tidegate.errors import TidegateError, UnavailableError
 from tidegate.oip import service_pb2, service_pb2_grpc
 from tidegate.v1 import models_pb2, predictor_pb2, predictor_pb2_grpc, sessions_pb2, sessions_pb2_grpc

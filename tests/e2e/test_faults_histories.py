@@ -22,9 +22,9 @@ from tests.chaos.verify import verify
 from tests.chaos.writers import Habit, Writer
 from tests.redis import redis_server
 from tests.servers import RunningServer, serving
+from tidegate.api import GeneratedToken, GenerationDone
 from tidegate.client import AsyncClient, Client
 from tidegate.client.options import SamplingOptions
-from tidegate.core import GeneratedToken, GenerationDone
 
 MODEL = "tiny"
 OLD, NEW, NEXT = (5, 6), (7, 8), (9, 10, 11)

@@ -11,8 +11,8 @@ import pytest
 
 from tests.bundles import write_tiny_bundle
 from tests.servers import RunningServer, run_tidegate, serving
+from tidegate.api import GeneratedToken, GenerationDone
 from tidegate.client import Client, Retry
-from tidegate.core import GeneratedToken, GenerationDone
 from tidegate.errors import TidegateError, UnavailableError
 
 ENDLESS = 100_000

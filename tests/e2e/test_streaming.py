@@ -18,8 +18,8 @@ import pytest
 from websockets.sync.client import connect
 
 from tests.servers import RunningServer, serving
+from tidegate.api import Prediction
 from tidegate.client import Client
-from tidegate.core import Prediction
 from tidegate.v1.sessions_pb2 import SessionGenerateRequest
 from tidegate.v1.sessions_pb2_grpc import SessionsStub
 

@@ -18,8 +18,8 @@ from websockets.sync.client import connect
 
 from tests.bundles import write_tiny_bundle
 from tests.servers import RunningServer, run_tidegate, serving
+from tidegate.api import GeneratedToken, GenerationDone
 from tidegate.client import Client
-from tidegate.core import GeneratedToken, GenerationDone
 from tidegate.errors import TidegateError
 
 TEXT = "Hello World"

@@ -10,8 +10,8 @@ import pytest
 
 from tests.bundles import VOCABULARY
 from tests.service.serving import numbers, serving, write_bundles
+from tidegate.api import Ask, Input, SessionRequest
 from tidegate.bundle import Bundle, read_bundle
-from tidegate.core import Ask, Input, SessionRequest
 from tidegate.engine.arena import INITIAL, Arena, ArenaLike, Budget, Plane
 from tidegate.engine.device.arena import DeviceArena
 from tidegate.engine.device.memory import DeviceMemory

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from tests.bundles import VOCABULARY, write_tiny_bundle, write_tiny_forecast_bundle, write_tiny_stream_bundle
 from tests.clock import ManualClock
+from tidegate.api import GeneratedToken, GenerationDone, Prediction
 from tidegate.bundle import GRAPH, Bundle, read_bundle, write_bundle
 from tidegate.config import load_settings
-from tidegate.core import GeneratedToken, GenerationDone, Prediction
 from tidegate.service import Service
 
 EVERY = len(VOCABULARY)

@@ -24,6 +24,7 @@ from tests.bundles import (
     write_tiny_forecast_bundle,
     write_tiny_stream_bundle,
 )
+from tidegate.api import Ask, Input, Prediction, Tensor
 from tidegate.bundle import (
     Bundle,
     Cyclic,
@@ -40,7 +41,6 @@ from tidegate.codecs.forecast import Forecasts
 from tidegate.codecs.scores import Band, Ranges
 from tidegate.codecs.tensors import Tensors
 from tidegate.codecs.tokens import Tokens, top_candidates
-from tidegate.core import Ask, Input, Prediction, Tensor
 from tidegate.errors import BundleError, InvalidInputError
 from tidegate.proof import ABSOLUTE, excess
 

@@ -10,9 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from tidegate import __version__
+from tidegate.api import DriftReport
 from tidegate.clock import Clock
 from tidegate.config import Settings, load_settings
-from tidegate.core import DriftReport
 from tidegate.engine.meter import Meter, MeterReading
 from tidegate.engine.quality import QualityReading
 from tidegate.observe.exposition import CONTENT_TYPE, render

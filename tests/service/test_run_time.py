@@ -11,8 +11,8 @@ import pytest
 
 from tests.bundles import ENDLESS, write_endless_bundle, write_slow_bundle, write_tiny_bundle
 from tests.service.serving import serving
+from tidegate.api import Ask, Input, SessionRequest
 from tidegate.config import load_settings
-from tidegate.core import Ask, Input, SessionRequest
 from tidegate.errors import InternalError
 from tidegate.service import Service
 from tidegate.watchdog import LOAD_TIMEOUT, RUN_TIMEOUT

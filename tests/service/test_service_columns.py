@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from tests.bundles import VOCABULARY, write_tiny_bundle, write_tiny_forecast_bundle, write_tiny_stream_bundle
 from tests.clock import ManualClock
 from tests.service.serving import change_bundle, started
+from tidegate.api import Ask, Input, SessionRequest
 from tidegate.bundle import Drift, Limit
 from tidegate.config import load_settings
-from tidegate.core import Ask, Input, SessionRequest
 from tidegate.engine.cohort import CohortReply
 from tidegate.errors import TidegateError
 from tidegate.observe.requests import Requests

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from tests.bundles import LOAD_MEAN, LOAD_SCALE, write_tiny_bundle, write_tiny_forecast_bundle
 from tests.service.serving import change_bundle, collect, serving
 from tests.service.sessions.replicas import MODEL, replicas, step
+from tidegate.api import Ask, DriftReport, Input, RestoreRequest, Sampling, SessionRequest, SurpriseReport
+from tidegate.api import Drift as Told
 from tidegate.bundle import Drift, Limit, read_bundle, write_bundle
-from tidegate.core import Ask, DriftReport, Input, RestoreRequest, Sampling, SessionRequest, SurpriseReport
-from tidegate.core import Drift as Told
 from tidegate.errors import FailedPreconditionError, InvalidInputError
 from tidegate.observe.drift import Chart, add_steps
 from tidegate.service import Service

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tests.bundles import VOCABULARY, write_tiny_bundle
 from tests.service.serving import EVERY, change_bundle, collect, numbers, serving, write_bundles
+from tidegate.api import Ask, GenerationDone, Input, Prediction, Sampling, SessionRequest
 from tidegate.bundle import read_bundle
-from tidegate.core import Ask, GenerationDone, Input, Prediction, Sampling, SessionRequest
 from tidegate.proof import ABSOLUTE, excess
 from tidegate.replay import GraphRunner
 from tidegate.service import Service

@@ -12,9 +12,9 @@ import pytest
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle
 from tests.clock import ManualClock
 from tests.service.serving import change_bundle, collect, corrupt, serving
+from tidegate.api import Ask, Input, Sampling, SessionRequest
 from tidegate.bundle import GRAPH, MANIFEST, StateSpec, read_bundle, write_bundle
 from tidegate.config import load_settings
-from tidegate.core import Ask, Input, Sampling, SessionRequest
 from tidegate.errors import ConfigurationError, InvalidInputError, NotFoundError, SessionEndedError
 from tidegate.service import Service
 

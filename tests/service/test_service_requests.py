@@ -11,7 +11,7 @@ import pytest
 from tests.bundles import VOCABULARY
 from tests.clock import ManualClock
 from tests.service.serving import collect, serving, write_bundles
-from tidegate.core import Ask, GenerationDone, Input, Sampling, SessionRequest
+from tidegate.api import Ask, GenerationDone, Input, Sampling, SessionRequest
 from tidegate.errors import (
     DeadlineExceededError,
     InvalidInputError,

@@ -12,7 +12,7 @@ import pytest
 from tests.bundles import VOCABULARY, write_tiny_bundle
 from tests.clock import EPOCH, START, ManualClock
 from tests.service.serving import collect, serving
-from tidegate.core import Input, Sampling, SessionInfo, SessionRequest
+from tidegate.api import Input, Sampling, SessionInfo, SessionRequest
 from tidegate.errors import (
     AlreadyExistsError,
     FailedPreconditionError,

@@ -1,6 +1,6 @@
 """The Python client, over gRPC: `Client` for plain code, `AsyncClient` for asyncio.
 
-Results are the types of `tidegate.core`, errors those of `tidegate.errors`, rebuilt from what the server says.
+Results are the types of `tidegate.api`, errors those of `tidegate.errors`, rebuilt from what the server says.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from numpy.typing import ArrayLike
 
+from tidegate.api import Ask
 from tidegate.client.aio_connection import AsyncConnection, AsyncOpenStream
 from tidegate.client.asking import (
     Integers,
@@ -20,7 +21,6 @@ from tidegate.client.asking import (
 )
 from tidegate.client.lanes import Lanes
 from tidegate.client.passing import PASSING, passing_error
-from tidegate.core import Ask
 from tidegate.v1 import predictor_pb2
 from tidegate.wire.columns import AttachResult, ColumnsResult, decode_attached, decode_columns_reply
 from tidegate.wire.errors import decode_error

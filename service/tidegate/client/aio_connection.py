@@ -11,12 +11,12 @@ import grpc
 from grpc import aio
 from grpc.aio import EOF  # type: ignore[attr-defined]
 
+from tidegate.api import GeneratedToken, GenerationDone
 from tidegate.client.arguments import MISFITS, misfit
 from tidegate.client.channel import KNOCK, ChannelPlan
 from tidegate.client.forks import FORKS, Origin
 from tidegate.client.passing import why_ended
 from tidegate.client.retry import Retry, Tries
-from tidegate.core import GeneratedToken, GenerationDone
 from tidegate.errors import TidegateError, UnavailableError
 from tidegate.v1 import models_pb2_grpc, predictor_pb2, predictor_pb2_grpc, sessions_pb2_grpc, types_pb2
 from tidegate.wire.predictions import decode_event

@@ -9,6 +9,7 @@ from typing import Any, Self, Unpack
 
 from numpy.typing import ArrayLike
 
+from tidegate.api import Ask, CheckpointInfo, GeneratedToken, GenerationDone, SessionInfo, StepResult
 from tidegate.client.aio_connection import AsyncConnection
 from tidegate.client.aio_stream import AsyncSessionStream
 from tidegate.client.arguments import build
@@ -23,7 +24,6 @@ from tidegate.client.asking import (
 )
 from tidegate.client.flight import default_overlap
 from tidegate.client.options import SamplingOptions
-from tidegate.core import Ask, CheckpointInfo, GeneratedToken, GenerationDone, SessionInfo, StepResult
 from tidegate.errors import DeadlineExceededError, TidegateError, UnavailableError
 from tidegate.v1 import sessions_pb2
 from tidegate.wire.predictions import decode_step

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from numpy.typing import ArrayLike
 
+from tidegate.api import Ask, StepResult
 from tidegate.client.aio_connection import AsyncConnection, AsyncOpenStream
 from tidegate.client.asking import (
     Integers,
@@ -19,7 +20,6 @@ from tidegate.client.asking import (
 )
 from tidegate.client.flight import Flight, ReplyLostError
 from tidegate.client.passing import PASSING, passing_error
-from tidegate.core import Ask, StepResult
 from tidegate.v1 import predictor_pb2
 from tidegate.wire.errors import decode_error
 from tidegate.wire.predictions import decode_step

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from tidegate.core import LAST_POSITION
+from tidegate.api import LAST_POSITION
 from tidegate.errors import InvalidInputError
 
 M = TypeVar("M")

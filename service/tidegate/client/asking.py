@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tidegate.api import Ask, FloatArray, Input, RestoreRequest, Sampling, SessionRequest
 from tidegate.client.arguments import MISFITS, build, misfit, several
 from tidegate.client.options import RestoreOptions, SamplingOptions, SessionOptions
-from tidegate.core import Ask, FloatArray, Input, RestoreRequest, Sampling, SessionRequest
 from tidegate.errors import InvalidInputError
 from tidegate.v1 import predictor_pb2, sessions_pb2
 from tidegate.wire.columns import encode_columns

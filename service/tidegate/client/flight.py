@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tidegate.core import SessionInfo
+from tidegate.api import SessionInfo
 from tidegate.errors import PositionConflictError, TidegateError
 from tidegate.v1 import sessions_pb2
 

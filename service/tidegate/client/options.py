@@ -1,4 +1,4 @@
-"""Keyword arguments that several calls share. Their meaning and defaults are those of `tidegate.core`."""
+"""Keyword arguments that several calls share. Their meaning and defaults are those of `tidegate.api`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TypedDict
 
 
 class SamplingOptions(TypedDict, total=False):
-    """How to generate: see `tidegate.core.Sampling`."""
+    """How to generate: see `tidegate.api.Sampling`."""
 
     max_tokens: int
     temperature: float
@@ -18,7 +18,7 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class SessionOptions(TypedDict, total=False):
-    """How to open a session: see `tidegate.core.SessionRequest`."""
+    """How to open a session: see `tidegate.api.SessionRequest`."""
 
     version: str | None
     durable: bool
@@ -30,7 +30,7 @@ class SessionOptions(TypedDict, total=False):
 
 
 class RestoreOptions(TypedDict, total=False):
-    """How to open a session from a snapshot: see `tidegate.core.RestoreRequest`."""
+    """How to open a session from a snapshot: see `tidegate.api.RestoreRequest`."""
 
     id: str | None
     durable: bool

@@ -9,6 +9,7 @@ from typing import Self, Unpack
 
 from numpy.typing import ArrayLike
 
+from tidegate.api import Ask, CheckpointInfo, GeneratedToken, GenerationDone, SessionInfo, StepResult
 from tidegate.client.arguments import build
 from tidegate.client.asking import (
     Given,
@@ -23,7 +24,6 @@ from tidegate.client.connection import Connection
 from tidegate.client.flight import default_overlap
 from tidegate.client.options import SamplingOptions
 from tidegate.client.stream import SessionStream
-from tidegate.core import Ask, CheckpointInfo, GeneratedToken, GenerationDone, SessionInfo, StepResult
 from tidegate.errors import DeadlineExceededError, TidegateError, UnavailableError
 from tidegate.v1 import sessions_pb2
 from tidegate.wire.predictions import decode_step

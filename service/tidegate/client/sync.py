@@ -7,15 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from tidegate.client.arguments import build
-from tidegate.client.asking import Given, generate_request, open_request, predict_request, restore_request, sampling_of
-from tidegate.client.channel import ChannelPlan, ConnectionOptions
-from tidegate.client.columns import ColumnStream
-from tidegate.client.connection import Connection
-from tidegate.client.options import RestoreOptions, SamplingOptions, SessionOptions
-from tidegate.client.retry import Retry
-from tidegate.client.session import Session
-from tidegate.core import (
+from tidegate.api import (
     Ask,
     GeneratedToken,
     GenerationDone,
@@ -25,6 +17,14 @@ from tidegate.core import (
     ReloadReport,
     SessionInfo,
 )
+from tidegate.client.arguments import build
+from tidegate.client.asking import Given, generate_request, open_request, predict_request, restore_request, sampling_of
+from tidegate.client.channel import ChannelPlan, ConnectionOptions
+from tidegate.client.columns import ColumnStream
+from tidegate.client.connection import Connection
+from tidegate.client.options import RestoreOptions, SamplingOptions, SessionOptions
+from tidegate.client.retry import Retry
+from tidegate.client.session import Session
 from tidegate.v1 import models_pb2, sessions_pb2
 from tidegate.wire.models import decode_model, decode_model_page, decode_reload
 from tidegate.wire.predictions import decode_predict

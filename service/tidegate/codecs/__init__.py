@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from tidegate.api import Ask, Input, Prediction, Predictions, Tensor
 from tidegate.bundle import Bundle, ForecastCodec, TokenCodec
 from tidegate.codecs.forecast import Forecasts
 from tidegate.codecs.tensors import Tensors
 from tidegate.codecs.tokens import Tokens
-from tidegate.core import Ask, Input, Prediction, Predictions, Tensor
 
 Outputs = Mapping[str, Tensor]
 Piece = Mapping[str, Tensor]

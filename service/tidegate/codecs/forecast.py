@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tidegate.api import Ask, FloatArray, Forecast, Input, Prediction, Predictions, Rows, Surprise, Tensor
 from tidegate.bundle import Bundle, Cyclic, ForecastCodec, Manifest, Scaling, Standard
 from tidegate.codecs.rows import (
     FEW,
@@ -17,7 +18,6 @@ from tidegate.codecs.rows import (
     told,
 )
 from tidegate.codecs.scores import BAND, find_band
-from tidegate.core import Ask, FloatArray, Forecast, Input, Prediction, Predictions, Rows, Surprise, Tensor
 from tidegate.errors import BundleError, InvalidInputError
 
 _VALUE_BYTES = 20

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from tidegate.api import Ask, Entry, FloatArray, Input, Rows, Surprise, Tensor
 from tidegate.bundle import BATCH, TIME, Axis, Manifest, TensorSpec
-from tidegate.core import Ask, Entry, FloatArray, Input, Rows, Surprise, Tensor
 from tidegate.errors import InvalidInputError
 
 FEW = 16

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tidegate.api import FloatArray, Tensor
 from tidegate.bundle import Bundle, Cyclic, ForecastCodec, Scaling, Standard, TokenCodec, Vocabulary
-from tidegate.core import FloatArray, Tensor
 from tidegate.errors import BundleError
 
 BAND = "band"

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tidegate.api import Ask, Input, Prediction, Predictions, Tensor
 from tidegate.bundle import BATCH, TIME, Bundle, TensorCodec, TensorSpec
 from tidegate.codecs.rows import check_rows, check_tokens, kind_of
-from tidegate.core import Ask, Input, Prediction, Predictions, Tensor
 from tidegate.errors import BundleError, InvalidInputError
 
 _VALUE_BYTES = 20

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tidegate.api import Ask, Candidate, FloatArray, Input, Prediction, Predictions, Rows, Surprise, Tensor
 from tidegate.bundle import Bundle, Manifest, TokenCodec, Vocabulary
 from tidegate.codecs.rows import FEW, check_input, check_output, check_tokens, kind_of, mean_surprise, told
-from tidegate.core import Ask, Candidate, FloatArray, Input, Prediction, Predictions, Rows, Surprise, Tensor
 from tidegate.errors import BundleError, InvalidInputError
 
 _CANDIDATE_BYTES = 80  # one candidate as JSON: keys, token, id and a probability of 20 digits

@@ -18,8 +18,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tidegate.api import Tensor
 from tidegate.bundle import StateSpec, TensorSpec
-from tidegate.core import Tensor
 
 INITIAL = 0
 _SPAN = 64

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tidegate.core import Prediction, Tensor
+from tidegate.api import Prediction, Tensor
 from tidegate.engine.cohort import Cohort, Told
 from tidegate.engine.work import Work
 from tidegate.errors import TidegateError

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tidegate.core import LAST_POSITION, Ask, Drift, Prediction, Predictions, StepResult, Tensor
+from tidegate.api import LAST_POSITION, Ask, Drift, Prediction, Predictions, StepResult, Tensor
 from tidegate.engine.arena import INITIAL, Slots
 from tidegate.engine.work import Reply, Work, name_of
 from tidegate.errors import TidegateError

@@ -18,9 +18,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from tidegate.api import Prediction, StepResult, Tensor
 from tidegate.codecs import Codec
 from tidegate.codecs.rows import FEW
-from tidegate.core import Prediction, StepResult, Tensor
 from tidegate.engine.arena import INITIAL, ArenaLike, Slots
 from tidegate.engine.batch import Batch, Counts, Outcome, Outputs, Step
 from tidegate.engine.cohort import Cohort, Told, stack

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from typing import Protocol
 
-from tidegate.core import Tensor
+from tidegate.api import Tensor
 from tidegate.engine.batch import Outcome, Step
 from tidegate.engine.cohort import Cohort
 from tidegate.engine.course import COURSES, begin_course

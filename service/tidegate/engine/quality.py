@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tidegate.api import Drift, DriftReport, FloatArray, SurpriseReport
 from tidegate.codecs.scores import BAND, Scores
-from tidegate.core import Drift, DriftReport, FloatArray, SurpriseReport
 from tidegate.engine.batch import Batch, Outputs, Scored, Surprises
 from tidegate.engine.cohort import Cohort
 from tidegate.engine.work import PREDICT, STEP, Work

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tidegate.api import Prediction, Predictions, Tensor
 from tidegate.codecs import Codec
-from tidegate.core import Prediction, Predictions, Tensor
 from tidegate.engine.batch import Batch, Outputs, Row
 from tidegate.engine.work import Generation, Work
 

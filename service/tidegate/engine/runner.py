@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tidegate.api import Tensor
 from tidegate.bundle import BATCH, GRAPH, TIME, Axis, Bundle, StateSpec, TensorSpec
-from tidegate.core import Tensor
 from tidegate.errors import BundleError, ConfigurationError
 from tidegate.ort import check_edges, load_session, onnxruntime
 from tidegate.watchdog import NO_LIMIT, Options, RunLimit

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tidegate.core import Sampling, Tensor
+from tidegate.api import Sampling, Tensor
 
 _GAMMA = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1

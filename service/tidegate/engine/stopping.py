@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from tidegate.core import GeneratedToken
+from tidegate.api import GeneratedToken
 
 
 class StopMatcher:

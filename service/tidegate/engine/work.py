@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tidegate.core import Ask, GeneratedToken, GenerationDone, Sampling, Tensor
+from tidegate.api import Ask, GeneratedToken, GenerationDone, Sampling, Tensor
 from tidegate.engine.course import Course
 from tidegate.engine.stopping import StopMatcher
 from tidegate.errors import TidegateError

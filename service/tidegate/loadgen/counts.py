@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tidegate.core import ModelInfo
+from tidegate.api import ModelInfo
 from tidegate.errors import TidegateError
 from tidegate.loadgen.http1 import HttpConnection
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tidegate.core import Input, ModelInfo
+from tidegate.api import Input, ModelInfo
 from tidegate.errors import ConfigurationError
 
 POOL = 4096

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from itertools import islice
 from typing import NamedTuple
 
+from tidegate.api import ModelInfo
 from tidegate.client import AsyncClient, AsyncSession, Retry
 from tidegate.client.channel import ConnectionOptions
-from tidegate.core import ModelInfo
 from tidegate.errors import TidegateError
 from tidegate.loadgen.counts import Counts, read_counts
 from tidegate.loadgen.drive import Clock, Drive, Lane, RealClock, Sender

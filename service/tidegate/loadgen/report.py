@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tidegate.core import ModelInfo
+from tidegate.api import ModelInfo
 from tidegate.loadgen.counts import Counts
 from tidegate.loadgen.load import Load
 from tidegate.loadgen.measure import Measurement

@@ -17,8 +17,8 @@ import numpy as np
 from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import WebSocketException
 
+from tidegate.api import GeneratedToken, Input
 from tidegate.client import AsyncClient, AsyncColumnStream, AsyncSession, AsyncSessionStream
-from tidegate.core import GeneratedToken, Input
 from tidegate.errors import TidegateError, UnavailableError
 from tidegate.loadgen.drive import Clock, Reply, Sender
 from tidegate.loadgen.http1 import HttpConnection, HttpServer, unreachable

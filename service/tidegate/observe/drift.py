@@ -11,9 +11,9 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from tidegate.api import Drift as Told
+from tidegate.api import DriftReport
 from tidegate.bundle import Drift
-from tidegate.core import Drift as Told
-from tidegate.core import DriftReport
 
 State = Literal["normal", "warning", "drift"]
 STATES: tuple[State, ...] = ("normal", "warning", "drift")

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from tidegate import __version__
-from tidegate.core import DriftReport
+from tidegate.api import DriftReport
 from tidegate.engine.quality import QualityReading
 from tidegate.observe.families import Family, Labels, Snapshot, Value
 from tidegate.observe.histogram import Reading

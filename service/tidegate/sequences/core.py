@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from tidegate.core import StepResult, Tensor
+from tidegate.api import StepResult, Tensor
 from tidegate.sequences.ids import Key
 
 Result = asyncio.Future[StepResult]

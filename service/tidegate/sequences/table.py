@@ -6,7 +6,7 @@ goes to the engine at once. What begins or ends a sequence has to wait (a sessio
 store); then requests of the same sequence that arrive meanwhile wait in its line, and those of others do not.
 
 Knows begin, end, restart and rows. Knows nothing of tensors' names, of transports and of how a session is kept: that
-is the core's, see ``core.py``.
+is the core's, see `api.py`.
 """
 
 from __future__ import annotations

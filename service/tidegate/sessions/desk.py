@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
+from tidegate.api import CheckpointInfo, SessionInfo, SessionRequest
 from tidegate.clock import Clock
 from tidegate.config import LONGEST_LIFE, Settings
-from tidegate.core import CheckpointInfo, SessionInfo, SessionRequest
 from tidegate.engine.work import Turn
 from tidegate.errors import (
     AlreadyExistsError,

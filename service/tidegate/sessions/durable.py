@@ -14,9 +14,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from tidegate.api import CheckpointInfo, SessionInfo, SessionRequest
 from tidegate.clock import Clock
 from tidegate.config import Settings
-from tidegate.core import CheckpointInfo, SessionInfo, SessionRequest
 from tidegate.errors import (
     AlreadyExistsError,
     FailedPreconditionError,

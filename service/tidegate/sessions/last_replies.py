@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import NamedTuple
 
-from tidegate.core import StepResult
+from tidegate.api import StepResult
 from tidegate.limits import MAX_LAST_REPLY_BYTES
 from tidegate.sessions.session import LastReply
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 from typing import NamedTuple
 
-from tidegate.core import SessionRequest
+from tidegate.api import SessionRequest
 from tidegate.errors import FailedPreconditionError, NotFoundError
 from tidegate.registry import LoadedModel, Registry
 from tidegate.sessions.snapshot import Body, decode_snapshot, encode_snapshot, fill_parts, state_of

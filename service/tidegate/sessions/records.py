@@ -25,8 +25,8 @@ from zlib import crc32
 
 from google.protobuf.message import DecodeError
 
+from tidegate.api import LAST_POSITION, LATEST, SessionInfo, SessionRequest, StepResult
 from tidegate.config import LONGEST_LIFE
-from tidegate.core import LAST_POSITION, LATEST, SessionInfo, SessionRequest, StepResult
 from tidegate.engine.work import Transcript
 from tidegate.errors import FailedPreconditionError, InternalError
 from tidegate.limits import (

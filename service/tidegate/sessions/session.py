@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-from tidegate.core import LAST_POSITION, SessionRequest
+from tidegate.api import LAST_POSITION, SessionRequest
 from tidegate.errors import FailedPreconditionError, InvalidInputError, PositionConflictError, SessionEndedError
 from tidegate.observe.drift import NOT_WHOLE, Charted
 from tidegate.sessions.lifecycle import TRANSITIONS, WHY, Event, Phase

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from tidegate.api import LAST_POSITION, LATEST
 from tidegate.config import LONGEST_LIFE
-from tidegate.core import LAST_POSITION, LATEST
 from tidegate.engine.arena import Plane, unpack
 from tidegate.errors import FailedPreconditionError, InvalidInputError
 from tidegate.v1 import records_pb2

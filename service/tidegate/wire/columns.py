@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tidegate.core import (
+from tidegate.api import (
     Ask,
     Candidate,
     Drift,

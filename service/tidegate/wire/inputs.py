@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tidegate.core import Ask, FloatArray, Input, Sampling
+from tidegate.api import Ask, FloatArray, Input, Sampling
 from tidegate.errors import InvalidInputError
 from tidegate.v1 import predictor_pb2, sessions_pb2, types_pb2
 

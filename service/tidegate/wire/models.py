@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tidegate.core import DriftReport, ModelInfo, ModelPage, Refusal, ReloadReport, SurpriseReport, TensorInfo
+from tidegate.api import DriftReport, ModelInfo, ModelPage, Refusal, ReloadReport, SurpriseReport, TensorInfo
 from tidegate.v1 import models_pb2
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tidegate.core import (
+from tidegate.api import (
     Candidate,
     Drift,
     Forecast,

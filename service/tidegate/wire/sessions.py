@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tidegate.core import CheckpointInfo, RestoreRequest, SessionInfo, SessionPage, SessionRequest
+from tidegate.api import CheckpointInfo, RestoreRequest, SessionInfo, SessionPage, SessionRequest
 from tidegate.v1 import sessions_pb2
 from tidegate.wire.predictions import decode_drift, encode_drift
 

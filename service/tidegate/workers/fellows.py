@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from grpc import aio
 
+from tidegate.api import GeneratedToken, GenerationDone
 from tidegate.client.aio_connection import AsyncConnection
 from tidegate.client.channel import ChannelPlan
 from tidegate.client.passing import STREAM_BROKEN
@@ -19,7 +20,6 @@ from tidegate.client.retry import Retry
 from tidegate.client.tls import CONNECTION_CLOSED
 from tidegate.clock import Clock
 from tidegate.config import Settings
-from tidegate.core import GeneratedToken, GenerationDone
 from tidegate.errors import DeadlineExceededError, NotFoundError, UnavailableError
 from tidegate.observe.logs import REQUEST
 from tidegate.sessions.ids import DURABLE, EPHEMERAL

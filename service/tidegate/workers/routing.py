@@ -14,8 +14,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
-from tidegate.client.asking import session_generate_request, step_request
-from tidegate.core import (
+from tidegate.api import (
     Ask,
     CheckpointInfo,
     Input,
@@ -27,6 +26,7 @@ from tidegate.core import (
     SessionRequest,
     StepResult,
 )
+from tidegate.client.asking import session_generate_request, step_request
 from tidegate.errors import TidegateError, UnavailableError, without_traceback
 from tidegate.limits import DEFAULT_PAGE
 from tidegate.sessions.ids import DURABLE, EPHEMERAL

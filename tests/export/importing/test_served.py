@@ -17,8 +17,8 @@ from tests.export.importing.importing import by_hand, imported
 from tests.export.importing.test_third_party import by_wrapper_logic, speech, vad
 from tests.servers import serving as serving_process
 from tests.service.serving import serving
+from tidegate.api import Ask, Input, SessionRequest
 from tidegate.bundle import Bundle
-from tidegate.core import Ask, Input, SessionRequest
 from tidegate.errors import InvalidInputError
 
 EXAMPLES = Path(__file__).parents[3] / "docs" / "examples"

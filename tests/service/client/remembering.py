@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tests.service.grpc.fake import FakeService, GenerateCall, StepCall, length, predict
 from tests.service.grpc_server import GrpcServer
-from tidegate.core import Ask, GeneratedToken, GenerationDone, Input, Sampling, StepResult
+from tidegate.api import Ask, GeneratedToken, GenerationDone, Input, Sampling, StepResult
 from tidegate.errors import NotFoundError, PositionConflictError
 
 

@@ -12,8 +12,8 @@ import pytest
 from tests.service.grpc.fake import FakeService
 from tests.service.grpc_server import GrpcServer
 from tidegate import errors
+from tidegate.api import GeneratedToken, GenerationDone, SessionRequest
 from tidegate.client import AsyncClient, Retry
-from tidegate.core import GeneratedToken, GenerationDone, SessionRequest
 
 
 @pytest.fixture

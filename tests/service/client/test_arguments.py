@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tidegate.api import Ask, Input, Sampling
 from tidegate.client.aio import AsyncClient
 from tidegate.client.arguments import misfit
 from tidegate.client.asking import (
@@ -27,7 +28,6 @@ from tidegate.client.asking import (
 )
 from tidegate.client.channel import ChannelPlan
 from tidegate.client.sync import Client
-from tidegate.core import Ask, Input, Sampling
 from tidegate.errors import InvalidInputError
 
 SNAPSHOT = b"snapshot"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tidegate.api import Input
 from tidegate.client.asking import as_input
-from tidegate.core import Input
 from tidegate.errors import InvalidInputError
 
 

@@ -10,8 +10,8 @@ import pytest
 from tests.service.client.threaded import threaded
 from tests.service.grpc.fake import FakeService
 from tidegate import errors
+from tidegate.api import RestoreRequest
 from tidegate.client import AsyncClient, Client
-from tidegate.core import RestoreRequest
 
 AWAY = errors.UnavailableError("away", reason="STORE_AWAY")
 

@@ -10,9 +10,9 @@ import pytest
 
 from tests.bundles import VOCABULARY, write_tiny_bundle
 from tests.service.grpc_server import GrpcServer
+from tidegate.api import GenerationDone
 from tidegate.client import AsyncClient, Client
 from tidegate.config import load_settings
-from tidegate.core import GenerationDone
 from tidegate.service import Service
 
 TEXT = "ROMEO: But, soft! what light through yonder window breaks?"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidegate.api import SessionInfo
 from tidegate.client.flight import MAX_IN_FLIGHT, Flight, ReplyLostError, default_overlap
 from tidegate.client.lanes import ATTACH_AT_ONCE, Lanes
-from tidegate.core import SessionInfo
 from tidegate.errors import PositionConflictError, TidegateError
 from tidegate.v1 import predictor_pb2, sessions_pb2
 from tidegate.wire.columns import AttachResult

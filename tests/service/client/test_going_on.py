@@ -10,8 +10,8 @@ import pytest
 from tests.service.client.remembering import Pauses, RememberingService, Site
 from tests.service.client.threaded import threaded
 from tidegate import errors
+from tidegate.api import GenerationDone, Input
 from tidegate.client import AsyncClient, AsyncSession, Client, ReplyLostError, Retry
-from tidegate.core import GenerationDone, Input
 
 AWAY = errors.UnavailableError("away", reason="STORE_AWAY", retry_after=1.5)
 

@@ -13,9 +13,9 @@ import pytest
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle, write_tiny_stream_bundle
 from tests.service.grpc_server import GrpcServer
 from tidegate import errors
+from tidegate.api import Candidate, Prediction
 from tidegate.client import AsyncClient
 from tidegate.config import load_settings
-from tidegate.core import Candidate, Prediction
 from tidegate.service import Service
 
 TEXT = "ROMEO: But, soft! what light"

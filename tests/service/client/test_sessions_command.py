@@ -11,8 +11,8 @@ from typer.testing import CliRunner, Result
 
 from tests.service.grpc.fake import FakeService
 from tidegate import errors
+from tidegate.api import RestoreRequest
 from tidegate.cli import app
-from tidegate.core import RestoreRequest
 
 
 @pytest.fixture(autouse=True)

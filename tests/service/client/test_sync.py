@@ -10,8 +10,8 @@ import pytest
 
 from tests.service.grpc.fake import FakeService
 from tidegate import errors
+from tidegate.api import Ask, GeneratedToken, GenerationDone, Input, Sampling, SessionRequest
 from tidegate.client import Client
-from tidegate.core import Ask, GeneratedToken, GenerationDone, Input, Sampling, SessionRequest
 
 In = Callable[[Callable[[Client], None]], Awaitable[None]]
 

@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tests.clock import START
-from tidegate.bundle import StateSpec, TokenCodec
-from tidegate.codecs.tokens import Tokens
-from tidegate.core import (
+from tidegate.api import (
     Ask,
     GeneratedToken,
     GenerationDone,
@@ -26,6 +24,8 @@ from tidegate.core import (
     StepResult,
     Tensor,
 )
+from tidegate.bundle import StateSpec, TokenCodec
+from tidegate.codecs.tokens import Tokens
 from tidegate.engine.arena import Arena, ArenaLike, Budget, Plane
 from tidegate.engine.cohort import Cohort, CohortReply
 from tidegate.engine.device.arena import DeviceArena

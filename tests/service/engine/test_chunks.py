@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.service.engine.house import POISON, VOCABULARY, House, house, whole
-from tidegate.core import Ask, Prediction, StepResult
+from tidegate.api import Ask, Prediction, StepResult
 from tidegate.errors import (
     DeadlineExceededError,
     InternalError,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.service.engine.house import POISON, House, house
-from tidegate.core import Ask, StepResult
+from tidegate.api import Ask, StepResult
 from tidegate.engine.cohort import CohortReply
 from tidegate.errors import (
     DeadlineExceededError,

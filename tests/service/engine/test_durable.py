@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.service.engine.house import House, house
-from tidegate.core import Ask, Sampling
+from tidegate.api import Ask, Sampling
 from tidegate.engine.batch import Outcome, Step
 from tidegate.engine.work import Work
 from tidegate.errors import PositionConflictError, SessionEndedError, UnavailableError

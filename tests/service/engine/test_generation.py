@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.service.engine.house import POISON, VOCABULARY, House, Stream, house
-from tidegate.core import GeneratedToken, GenerationDone, Sampling
+from tidegate.api import GeneratedToken, GenerationDone, Sampling
 from tidegate.engine.work import Generation
 from tidegate.errors import (
     DeadlineExceededError,

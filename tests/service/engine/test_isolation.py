@@ -13,9 +13,9 @@ import pytest
 
 from tests.service.engine.house import POISON, House, house
 from tests.service.engine.test_durable import Records
+from tidegate.api import LAST_POSITION, Ask, Prediction, Predictions, Sampling, Tensor
 from tidegate.codecs.scores import Scores
 from tidegate.codecs.tokens import Tokens
-from tidegate.core import LAST_POSITION, Ask, Prediction, Predictions, Sampling, Tensor
 from tidegate.engine.batch import Batch, Outputs
 from tidegate.engine.cohort import Cohort
 from tidegate.engine.quality import Quality

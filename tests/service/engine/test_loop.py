@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.service.engine.house import house
-from tidegate.core import Sampling
+from tidegate.api import Sampling
 from tidegate.engine.loop import Loop
 from tidegate.errors import UnavailableError
 

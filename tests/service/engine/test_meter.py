@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.service.engine.house import house
-from tidegate.core import Sampling
+from tidegate.api import Sampling
 from tidegate.engine.meter import Meter
 from tidegate.engine.work import Work
 from tidegate.errors import InternalError, PositionConflictError

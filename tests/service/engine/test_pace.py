@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tidegate.core import SessionRequest
+from tidegate.api import SessionRequest
 from tidegate.engine.pace import Pace, Patience
 from tidegate.sessions.session import Session
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from tests.service.engine.house import VOCABULARY, House, house, whole
 from tests.service.engine.test_durable import Records
+from tidegate.api import Ask, FloatArray, Prediction, Sampling, Tensor
+from tidegate.api import Drift as Told
 from tidegate.bundle import Drift, Limit
 from tidegate.codecs.scores import Band, Ranges, Scores
-from tidegate.core import Ask, FloatArray, Prediction, Sampling, Tensor
-from tidegate.core import Drift as Told
 from tidegate.engine.batch import Batch
 from tidegate.engine.quality import Quality
 from tidegate.engine.work import Work

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tidegate.core import Sampling
+from tidegate.api import Sampling
 from tidegate.engine.sampler import sample, uniform
 
 MASK = (1 << 64) - 1

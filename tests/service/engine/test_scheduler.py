@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.core import Ask, Prediction
+from tidegate.api import Ask, Prediction
 from tidegate.engine.scheduler import LONG, SHORT, Plan, Scheduler
 from tidegate.engine.work import Work
 

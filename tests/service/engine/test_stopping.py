@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.core import GeneratedToken
+from tidegate.api import GeneratedToken
 from tidegate.engine.stopping import StopMatcher
 
 pieces = st.lists(st.text("ab ", max_size=4), max_size=25)

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from tests.clock import ManualClock
-from tidegate.clock import Clock
-from tidegate.config import Settings, load_settings
-from tidegate.core import (
+from tidegate.api import (
     Ask,
     Candidate,
     CheckpointInfo,
@@ -35,6 +33,8 @@ from tidegate.core import (
     SurpriseReport,
     TensorInfo,
 )
+from tidegate.clock import Clock
+from tidegate.config import Settings, load_settings
 from tidegate.errors import NotFoundError, PositionConflictError, TidegateError
 from tidegate.sessions.snapshot import Body, decode_snapshot, encode_snapshot
 

@@ -11,7 +11,7 @@ from grpc import aio
 from tests.service.grpc.conftest import Stubs
 from tests.service.grpc.fake import FakeService
 from tidegate import errors
-from tidegate.core import RestoreRequest
+from tidegate.api import RestoreRequest
 from tidegate.v1 import sessions_pb2
 from tidegate.wire import SESSION_KEY
 from tidegate.wire.errors import decode_status

@@ -14,7 +14,7 @@ from tests.clock import START
 from tests.service.grpc.conftest import Stubs
 from tests.service.grpc.fake import OPENED, FakeService, GenerateCall
 from tests.service.transports.asgi import Exchange, body_of, http_scope
-from tidegate.core import Ask, Input, Sampling, SessionRequest
+from tidegate.api import Ask, Input, Sampling, SessionRequest
 from tidegate.errors import InvalidInputError
 from tidegate.observe.requests import Requests
 from tidegate.transports.grpc.adapter import GrpcAdapter

@@ -16,7 +16,7 @@ from tests.service.grpc.conftest import Stubs
 from tests.service.grpc.fake import FakeService
 from tests.service.grpc_server import GrpcServer
 from tidegate import errors
-from tidegate.core import Ask, Input
+from tidegate.api import Ask, Input
 from tidegate.limits import MAX_IN_FLIGHT, MAX_LANES
 from tidegate.v1 import predictor_pb2, types_pb2
 from tidegate.v1.predictor_pb2 import Attach, Columns, StreamReply, StreamRequest

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.service.grpc.fake import MODEL
-from tidegate.core import (
+from tidegate.api import (
     Ask,
     Candidate,
     CheckpointInfo,

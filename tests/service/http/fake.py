@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import numpy as np
 
 from tests.clock import ManualClock
-from tidegate.config import Settings, load_settings
-from tidegate.core import (
+from tidegate.api import (
     Ask,
     Candidate,
     CheckpointInfo,
@@ -42,6 +41,7 @@ from tidegate.core import (
     Tensor,
     TensorInfo,
 )
+from tidegate.config import Settings, load_settings
 from tidegate.transports.asgi import cancel_on_disconnect
 from tidegate.v1.predictor_pb2 import StreamReply
 

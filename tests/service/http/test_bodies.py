@@ -15,8 +15,8 @@ from fastapi import FastAPI
 
 from tests.service.http.fake import SNAPSHOT, FakeService, Socket, http_scope
 from tests.service.transports.serving import front
+from tidegate.api import Ask, Input
 from tidegate.config import load_settings
-from tidegate.core import Ask, Input
 from tidegate.limits import LARGE_JSON_BYTES
 from tidegate.transports.http.app import create_app
 

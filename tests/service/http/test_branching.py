@@ -10,8 +10,8 @@ import pytest
 
 from tests.service.http.fake import SESSION_JSON, SNAPSHOT, FakeService
 from tidegate import errors
+from tidegate.api import RestoreRequest
 from tidegate.config import load_settings
-from tidegate.core import RestoreRequest
 
 Json = Any
 

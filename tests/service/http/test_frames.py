@@ -17,7 +17,7 @@ from tests.service.http.running import until
 from tests.service.http.test_stream import PATH, settle, streams_of
 from tests.service.transports.serving import Front, front
 from tidegate import errors
-from tidegate.core import Candidate, Input, Prediction
+from tidegate.api import Candidate, Input, Prediction
 from tidegate.limits import LARGE_JSON_BYTES, MAX_IN_FLIGHT
 from tidegate.transports.asgi import Application
 from tidegate.transports.reply_queue import ReplyQueue

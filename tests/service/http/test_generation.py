@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from tests.service.http.fake import DONE_JSON, EVENTS, Call, FakeService
-from tidegate.core import GeneratedToken, Input, Sampling
+from tidegate.api import GeneratedToken, Input, Sampling
 from tidegate.errors import NotFoundError, UnavailableError
 
 Json = Any

@@ -21,7 +21,7 @@ from websockets.typing import Subprotocol
 from tests.bundles import VOCABULARY
 from tests.service.serving import EVERY, numbers, serving, write_bundles
 from tests.service.transports.serving import front
-from tidegate.core import SessionRequest
+from tidegate.api import SessionRequest
 from tidegate.observe.requests import Requests
 from tidegate.proof import ABSOLUTE, excess
 from tidegate.service import Service

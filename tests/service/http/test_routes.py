@@ -19,8 +19,8 @@ from tests.service.http.fake import (
     Call,
     FakeService,
 )
+from tidegate.api import Ask, Candidate, Drift, Forecast, Input, Prediction, SessionPage, SessionRequest, Surprise
 from tidegate.config import load_settings
-from tidegate.core import Ask, Candidate, Drift, Forecast, Input, Prediction, SessionPage, SessionRequest, Surprise
 from tidegate.transports.proxies import behind_proxies
 
 Json = Any

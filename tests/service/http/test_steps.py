@@ -12,8 +12,8 @@ from tests.clock import START
 from tests.service.http.fake import LARGE_PREDICTION, LARGE_PREDICTION_JSON, PREDICTION_JSON, FakeService
 from tests.service.http.running import Running, Wire, request, running, until
 from tidegate import errors
+from tidegate.api import Ask, Input
 from tidegate.config import load_settings
-from tidegate.core import Ask, Input
 from tidegate.limits import LARGE_JSON_BYTES
 from tidegate.transports.http.app import create_app
 

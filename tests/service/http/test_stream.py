@@ -13,8 +13,8 @@ from fastapi import FastAPI
 from tests.clock import START
 from tests.service.http.fake import PREDICTION, PREDICTION_JSON, SESSION_JSON, FakeService, Socket
 from tidegate import errors
+from tidegate.api import Ask, Input, SessionRequest
 from tidegate.config import load_settings
-from tidegate.core import Ask, Input, SessionRequest
 from tidegate.limits import MAX_IN_FLIGHT
 from tidegate.transports.http.app import create_app
 from tidegate.transports.http.stream import Streams

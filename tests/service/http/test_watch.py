@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from tests.service.http.fake import Call, FakeService, Socket, http_scope
 from tests.service.http.running import Wire, request, running
-from tidegate.core import GeneratedToken
+from tidegate.api import GeneratedToken
 from tidegate.errors import OverloadedError, PositionConflictError, TooLargeError
 from tidegate.observe.requests import Requests
 

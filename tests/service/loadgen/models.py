@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tidegate.core import ModelInfo, TensorInfo
+from tidegate.api import ModelInfo, TensorInfo
 
 
 def model(task: str = "next_token", dtype: str = "int64", features: list[str] | None = None) -> ModelInfo:

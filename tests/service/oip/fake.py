@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tidegate.core import Prediction, StepResult, Tensor
+from tidegate.api import Prediction, StepResult, Tensor
 from tidegate.errors import PositionConflictError, SessionEndedError, TidegateError
 from tidegate.sequences.core import Known
 

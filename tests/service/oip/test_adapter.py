@@ -13,7 +13,7 @@ import pytest
 from tests.bundles import write_tiny_bundle
 from tests.clock import ManualClock
 from tests.service.serving import serving
-from tidegate.core import Prediction, SessionRequest, StepResult
+from tidegate.api import Prediction, SessionRequest, StepResult
 from tidegate.errors import SessionEndedError
 from tidegate.service import Service
 from tidegate.transports.oip.adapter import ORIGIN, ServiceCore

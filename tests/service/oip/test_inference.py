@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from tests.clock import ManualClock
 from tests.service.oip.ways import GrpcWay, HttpWay, Refusal, Reply, Tensor, Way
+from tidegate.api import Input, SessionRequest
 from tidegate.bundle import read_bundle
-from tidegate.core import Input, SessionRequest
 from tidegate.engine.runner import Runner
 from tidegate.errors import FailedPreconditionError
 from tidegate.service import Service

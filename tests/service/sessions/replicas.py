@@ -12,9 +12,9 @@ from typing import Any
 
 from tests.clock import ManualClock
 from tests.service.serving import check_integrity
+from tidegate.api import Ask, Input, Prediction, SessionInfo, SessionRequest, StepResult
 from tidegate.clock import Clock
 from tidegate.config import load_settings
-from tidegate.core import Ask, Input, Prediction, SessionInfo, SessionRequest, StepResult
 from tidegate.errors import UnavailableError
 from tidegate.service import Service
 from tidegate.sessions.ids import key_of

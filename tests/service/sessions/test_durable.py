@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.bundles import write_tiny_bundle
 from tests.service.serving import change_bundle, collect, numbers
 from tests.service.sessions.replicas import MODEL, replicas, step
-from tidegate.core import Input, RestoreRequest, Sampling, SessionInfo, SessionRequest
+from tidegate.api import Input, RestoreRequest, Sampling, SessionInfo, SessionRequest
 from tidegate.errors import (
     AlreadyExistsError,
     FailedPreconditionError,

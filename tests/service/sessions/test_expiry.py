@@ -11,9 +11,9 @@ from tests.bundles import write_tiny_bundle
 from tests.redis import redis_server
 from tests.service.serving import numbers, started
 from tests.service.sessions.replicas import MODEL, Replicas, replicas, step
+from tidegate.api import Input, Sampling, SessionRequest
 from tidegate.clock import Clock
 from tidegate.config import load_settings
-from tidegate.core import Input, Sampling, SessionRequest
 from tidegate.errors import AlreadyExistsError, NotFoundError, SessionEndedError
 from tidegate.service import Service
 from tidegate.sessions.expiry import REMEMBERED_SECONDS, StoreClock

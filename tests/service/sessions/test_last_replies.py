@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tidegate.core import Prediction, StepResult, Tensor
+from tidegate.api import Prediction, StepResult, Tensor
 from tidegate.sessions.last_replies import LastReplies, Remembered
 from tidegate.sessions.session import LastReply
 

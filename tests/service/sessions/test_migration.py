@@ -23,10 +23,10 @@ from tests.service.serving import collect, started
 from tests.service.sessions import format1
 from tests.service.sessions.format1 import FIXTURE, Row, assert_close, plain, write_models
 from tests.service.sessions.replicas import MODEL, step
+from tidegate.api import Input, Sampling, SessionRequest
 from tidegate.cli import app
 from tidegate.clock import Clock
 from tidegate.config import load_settings
-from tidegate.core import Input, Sampling, SessionRequest
 from tidegate.errors import ConfigurationError, InternalError, SessionEndedError
 from tidegate.service import Service
 from tidegate.sessions.ids import key_of

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidegate.api import LAST_POSITION, LATEST, Candidate, Prediction, SessionRequest, StepResult, Surprise
 from tidegate.config import LONGEST_LIFE
-from tidegate.core import LAST_POSITION, LATEST, Candidate, Prediction, SessionRequest, StepResult, Surprise
 from tidegate.engine.work import Transcript
 from tidegate.errors import FailedPreconditionError, InternalError
 from tidegate.observe.drift import Charted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tidegate.core import SessionRequest
+from tidegate.api import SessionRequest
 from tidegate.sessions.replies import Dropped, LargeReply, Replies
 from tidegate.sessions.session import LastReply, Session
 

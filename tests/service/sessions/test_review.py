@@ -13,7 +13,7 @@ from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle
 from tests.clock import EPOCH, ManualClock
 from tests.service.serving import collect, numbers, serving
 from tests.service.sessions.replicas import MODEL, replicas, step
-from tidegate.core import Input, Sampling, SessionRequest
+from tidegate.api import Input, Sampling, SessionRequest
 from tidegate.errors import (
     FailedPreconditionError,
     InternalError,

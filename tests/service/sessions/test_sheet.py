@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.core import Candidate, Drift, Forecast, Prediction, StepResult, Surprise
+from tidegate.api import Candidate, Drift, Forecast, Prediction, StepResult, Surprise
 from tidegate.engine.work import Transcript
 from tidegate.sessions.records import Record, encode_step, last_reply
 from tidegate.sessions.session import Head, LastReply

@@ -12,7 +12,7 @@ import pytest
 from tests.bundles import write_tiny_bundle
 from tests.service.serving import serving
 from tests.service.sessions.replicas import MODEL, step
-from tidegate.core import LAST_POSITION, LATEST, RestoreRequest, SessionRequest
+from tidegate.api import LAST_POSITION, LATEST, RestoreRequest, SessionRequest
 from tidegate.engine.arena import Plane
 from tidegate.errors import InvalidInputError
 from tidegate.protobuf import varint

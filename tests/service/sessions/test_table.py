@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.service.engine.house import house
-from tidegate.core import SessionRequest
+from tidegate.api import SessionRequest
 from tidegate.errors import NotFoundError, SessionEndedError
 from tidegate.sessions.lifecycle import TRANSITIONS, WHY, Event, Phase
 from tidegate.sessions.session import Session

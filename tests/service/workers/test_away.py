@@ -13,8 +13,8 @@ import pytest
 from grpc import aio
 
 from tests.service.grpc.fake import FakeService
+from tidegate.api import Ask, GenerationDone, Input, RestoreRequest, Sampling, SessionRequest
 from tidegate.config import load_settings
-from tidegate.core import Ask, GenerationDone, Input, RestoreRequest, Sampling, SessionRequest
 from tidegate.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from tidegate.sessions.snapshot import Body, encode_snapshot
 from tidegate.workers.routing import RoutedService

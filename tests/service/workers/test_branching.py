@@ -8,7 +8,7 @@ import pytest
 
 from tests.service.grpc.fake import FakeService
 from tests.service.workers.conftest import Pair
-from tidegate.core import CheckpointInfo, Input, RestoreRequest
+from tidegate.api import CheckpointInfo, Input, RestoreRequest
 from tidegate.errors import FailedPreconditionError, InvalidInputError, NotFoundError
 from tidegate.sessions.moment import fork_snapshot
 from tidegate.sessions.snapshot import Body, encode_snapshot

@@ -11,7 +11,7 @@ import pytest
 from tests.clock import START
 from tests.service.grpc.fake import FakeService
 from tests.service.workers.conftest import Pair
-from tidegate.core import Ask, GeneratedToken, GenerationDone, Input, Sampling, SessionRequest
+from tidegate.api import Ask, GeneratedToken, GenerationDone, Input, Sampling, SessionRequest
 from tidegate.errors import (
     DeadlineExceededError,
     InvalidInputError,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.service.serving import serving, write_bundles
-from tidegate.core import SessionRequest
+from tidegate.api import SessionRequest
 from tidegate.workers.seat import Seat
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.bundles import write_tiny_bundle
 from tests.service.grpc_server import GrpcServer
 from tests.service.serving import serving
-from tidegate.core import Ask, Input, RestoreRequest, SessionRequest
+from tidegate.api import Ask, Input, RestoreRequest, SessionRequest
 from tidegate.errors import AlreadyExistsError, PositionConflictError, UnavailableError
 from tidegate.workers.routing import RoutedService
 from tidegate.workers.seat import Seat

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tidegate.core import Tensor
+from tidegate.api import Tensor
 from tidegate.engine.arena import Budget, Plane, Slots, SlotTable, pack_rows, unpack
 from tidegate.engine.device.memory import FIRST_ROW, INITIAL_ROW, DeviceMemory
 

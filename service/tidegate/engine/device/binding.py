@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from tidegate.api import Tensor
 from tidegate.bundle import TensorSpec
-from tidegate.core import Tensor
 from tidegate.engine.device.graph import arena_names
 from tidegate.engine.device.memory import DeviceMemory
 from tidegate.ort import onnxruntime

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tidegate.api import Tensor
 from tidegate.bundle import StateSpec
-from tidegate.core import Tensor
 from tidegate.engine.arena import Plane, Slots
 from tidegate.ort import onnxruntime
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tidegate.api import Tensor
 from tidegate.bundle import BATCH, GRAPH, TIME, Bundle, Manifest, TensorSpec
-from tidegate.core import Tensor
 from tidegate.engine.device.binding import NOT_CAPTURED, Binding
 from tidegate.engine.device.graph import SOURCES, TARGETS, device_graph
 from tidegate.engine.device.memory import INITIAL_ROW, SPARE_ROW, DeviceMemory

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from grpc import aio
 from grpc.aio import EOF  # type: ignore[attr-defined]
 
-from tidegate.core import GeneratedToken, GenerationDone, StepResult
+from tidegate.api import GeneratedToken, GenerationDone, StepResult
 from tidegate.errors import InvalidInputError
 from tidegate.faults import conceal
 from tidegate.observe.requests import CANCELLED, OK, Requests, outcome_of

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tidegate.core import StepResult
+from tidegate.api import StepResult
 from tidegate.errors import TidegateError
 from tidegate.faults import conceal
 from tidegate.observe.requests import OK, Requests, outcome_of

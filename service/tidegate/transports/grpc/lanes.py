@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from tidegate.core import SessionInfo
+from tidegate.api import SessionInfo
 from tidegate.errors import InvalidInputError, TidegateError
 from tidegate.faults import conceal
 from tidegate.limits import MAX_LANES, MAX_STORE_SUMMARIES

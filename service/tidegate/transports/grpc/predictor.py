@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING
 
-from tidegate.core import Input, check_sequences
+from tidegate.api import Input, check_sequences
 from tidegate.errors import InvalidInputError
 from tidegate.observe.requests import Requests
 from tidegate.slices import in_slices

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from tidegate.core import Ask, Input, StepResult
+from tidegate.api import Ask, Input, StepResult
 from tidegate.engine.share import Share
 from tidegate.errors import InvalidInputError, TidegateError
 from tidegate.faults import conceal

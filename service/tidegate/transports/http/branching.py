@@ -13,7 +13,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tidegate.core import RestoreRequest
+from tidegate.api import RestoreRequest
 from tidegate.transports.http import documents, schemas
 from tidegate.transports.http.documents import OCTETS, body, octets, problems
 from tidegate.transports.http.errors import read_form

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tidegate.core import (
+from tidegate.api import (
     LAST_POSITION,
     Ask,
     Candidate,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tidegate.core import Ask, Input, ModelInfo, Prediction, Rows, Tensor, TensorInfo, check_steps
+from tidegate.api import Ask, Input, ModelInfo, Prediction, Rows, Tensor, TensorInfo, check_steps
 from tidegate.errors import FailedPreconditionError, InvalidInputError
 
 _FLOAT_BYTES = 4

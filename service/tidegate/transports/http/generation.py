@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from tidegate import core
-from tidegate.core import GeneratedToken, GenerationDone
+from tidegate import api
+from tidegate.api import GeneratedToken, GenerationDone
 from tidegate.faults import conceal
 from tidegate.observe.requests import CANCELLED, OK, outcome_of
 from tidegate.transports.http import convert, schemas
@@ -34,8 +34,8 @@ START = {
 Event = GeneratedToken | GenerationDone
 
 
-def sampling(form: schemas.Sampling) -> core.Sampling:
-    return core.Sampling(
+def sampling(form: schemas.Sampling) -> api.Sampling:
+    return api.Sampling(
         max_tokens=form.max_tokens,
         temperature=_single(form.temperature),
         top_k=form.top_k,

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from pydantic_core import from_json, to_json
 
-from tidegate.core import Tensor
+from tidegate.api import Tensor
 from tidegate.errors import InvalidInputError, TooLargeError
 from tidegate.limits import MAX_JSON_DEPTH, MAX_JSON_ITEMS, MAX_STEPS
 from tidegate.slices import Slices

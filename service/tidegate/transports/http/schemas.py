@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from tidegate.core import LAST_POSITION
+from tidegate.api import LAST_POSITION
 from tidegate.limits import MAX_STOP_LENGTH, MAX_STOP_STRINGS
 
 Json = Any

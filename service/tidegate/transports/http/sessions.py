@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tidegate.core import SessionInfo, SessionRequest
+from tidegate.api import SessionInfo, SessionRequest
 from tidegate.transports.http import convert, documents, schemas
 from tidegate.transports.http.documents import TIMEOUT, body, content, problems
 from tidegate.transports.http.errors import read_form

@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tidegate.core import SessionRequest, StepResult
+from tidegate.api import SessionRequest, StepResult
 from tidegate.errors import InvalidInputError, NotFoundError, TidegateError, without_traceback
 from tidegate.faults import conceal
 from tidegate.limits import LARGE_JSON_BYTES, MAX_IN_FLIGHT

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tidegate.core import RAW, Prediction, ReloadReport, SessionInfo, SessionRequest, StepResult, Tensor
+from tidegate.api import RAW, Prediction, ReloadReport, SessionInfo, SessionRequest, StepResult, Tensor
 from tidegate.engine.work import repeats
 from tidegate.errors import AlreadyExistsError, NotFoundError, SessionEndedError, TidegateError
 from tidegate.sequences.core import Known

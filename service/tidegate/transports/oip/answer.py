@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from types import GeneratorType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from tidegate.core import Prediction, StepResult
+from tidegate.api import Prediction, StepResult
 from tidegate.errors import TidegateError
 from tidegate.slices import Slices, in_slices
 from tidegate.transports.oip.requests import InferReply, InferRequest

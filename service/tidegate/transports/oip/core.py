@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from tidegate.api import Prediction, ReloadReport, Tensor
 from tidegate.bundle import Manifest
 from tidegate.clock import Clock
 from tidegate.config import Settings
-from tidegate.core import Prediction, ReloadReport, Tensor
 from tidegate.sequences.core import SequenceCore
 
 

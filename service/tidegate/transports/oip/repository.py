@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tidegate.core import ReloadReport
+from tidegate.api import ReloadReport
 from tidegate.errors import FailedPreconditionError, NotSupportedError, shown
 from tidegate.transports.oip.core import InferenceCore
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tidegate.api import Tensor, check_steps
 from tidegate.bundle import BATCH, TIME, Manifest, TensorSpec, TokenCodec
-from tidegate.core import Tensor, check_steps
 from tidegate.errors import InvalidInputError, TooLargeError, shown
 from tidegate.transports.oip.tensors import NAMES, NamedTensor
 

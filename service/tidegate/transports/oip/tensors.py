@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tidegate.core import Tensor
+from tidegate.api import Tensor
 from tidegate.errors import InvalidInputError, shown
 from tidegate.oip import service_pb2
 from tidegate.transports.http.large_json import Pieces

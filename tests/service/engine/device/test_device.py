@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tests.service.engine.test_runner import bundle
 from tests.service.serving import write_bundles
+from tidegate.api import Tensor
 from tidegate.bundle import GRAPH, Axis, Bundle, StateSpec, read_bundle
-from tidegate.core import Tensor
 from tidegate.engine.arena import INITIAL, Arena, Budget, Plane
 from tidegate.engine.device.arena import DeviceArena
 from tidegate.engine.device.memory import FIRST_ROW, INITIAL_ROW, SPARE_ROW, DeviceMemory

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from tests.service.sessions.stores import writer
 from tests.service.sessions.stores.places import after, all_due, entry, first, key, keys, opened
-from tidegate.core import SessionRequest
+from tidegate.api import SessionRequest
 from tidegate.errors import ConfigurationError, InternalError, TidegateError, UnavailableError
 from tidegate.sessions.records import (
     decode_checkpoint,
