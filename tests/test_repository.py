@@ -28,7 +28,7 @@ ARROWS = {
             "tidegate.ort",
             "tidegate.sandbox",
             "tidegate.errors",
-            "tidegate.observe.drift",
+            "tidegate.drift",
         }
     ),
 }

@@ -15,7 +15,7 @@ import numpy as np
 from bench.drift.figures import TOGETHER, Delays, FalseAlarms, delays, false_alarms
 from bench.drift.streams import AFTER, BEFORE, Case, load_cases, text_cases
 from tidegate.bundle import Bundle, read_bundle
-from tidegate.observe.drift import Chart
+from tidegate.drift import Chart
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

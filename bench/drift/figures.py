@@ -9,7 +9,7 @@ import numpy as np
 
 from bench.drift.streams import AFTER, BEFORE, Case, Values, drift_of, files_of
 from tidegate.bundle import Bundle
-from tidegate.observe.drift import Chart
+from tidegate.drift import Chart
 from tidegate_export.calibration import Learned, Passages, chart_of, learn, surprises
 from tidegate_export.held_out import calibration
 

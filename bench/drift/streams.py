@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidegate.bundle import Bundle, Drift, ForecastCodec, Scaling, Standard, TokenCodec
-from tidegate.observe.drift import add_steps
+from tidegate.drift import add_steps
 from tidegate.replay import GraphRunner
 from tidegate_export.held_out import calibration
 from tidegate_models.recipe import Recipe

@@ -1,7 +1,7 @@
 """Calibrates the control chart of a bundle: how surprised is the model where all is well, and how far may the moving
 average of its surprise go before that means something?
 
-Knows the chart (`tidegate.observe.drift`), how to stream held-out data through a graph, and the bootstrap. Blocks of
+Knows the chart (`tidegate.drift`), how to stream held-out data through a graph, and the bootstrap. Blocks of
 text or load depend on each other however long they are, so no formula gives the limits: they are those whose false
 alarms, on held-out data, are as rare as wanted.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidegate.bundle import Drift, ForecastCodec, Limit, Manifest, TokenCodec
-from tidegate.observe.drift import add_steps
+from tidegate.drift import add_steps
 from tidegate.replay import GraphRunner
 from tidegate_export.held_out import Calibration
 from tidegate_export.quantize_graph import Array

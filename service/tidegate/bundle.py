@@ -241,7 +241,7 @@ class Limit(Part):
 
 class Drift(Part):
     """How surprised the model is where all is well, and the control chart that tells when it is not
-    (`tidegate.observe.drift`).
+    (`tidegate.drift`).
 
     ``mean`` and ``spread``, the standard deviation, are of the means of blocks of ``block`` consecutive steps, in the
     codec's unit of surprise.

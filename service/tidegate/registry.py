@@ -22,6 +22,7 @@ from tidegate.codecs import Codec, make_codec
 from tidegate.codecs.scores import read_scores
 from tidegate.codecs.tensors import Tensors
 from tidegate.config import Settings
+from tidegate.drift import Chart
 from tidegate.engine.arena import Arena, ArenaLike, Budget, Plane
 from tidegate.engine.device.arena import DeviceArena
 from tidegate.engine.device.memory import FIRST_ROW, DeviceMemory
@@ -41,7 +42,6 @@ from tidegate.errors import (
     encodable,
     shown,
 )
-from tidegate.observe.drift import Chart
 from tidegate.sessions.replies import Replies
 from tidegate.watchdog import RunLimit, Watchdog, load_timeout
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from tests.bundles import VOCABULARY, write_tiny_bundle, write_tiny_forecast_bundle, write_tiny_stream_bundle
 from tests.service.serving import change_bundle
 from tidegate.bundle import Bundle, Drift, Limit, read_bundle
-from tidegate.observe.drift import Chart
+from tidegate.drift import Chart
 from tidegate_export.calibration import RUN_LENGTHS, Learned, Passages, calibrate, chart_of, learn, surprises
 from tidegate_export.cli import export
 from tidegate_export.held_out import Calibration, calibration

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tidegate.bundle import Drift, Limit
-from tidegate.observe.drift import NOT_WHOLE, Chart, Charted, add_steps
+from tidegate.drift import NOT_WHOLE, Chart, Charted, add_steps
 
 MEAN, SPREAD = 2.0, 0.25
 

@@ -15,9 +15,9 @@ from tidegate.clock import Clock
 from tidegate.config import Settings, load_settings
 from tidegate.engine.meter import Meter, MeterReading
 from tidegate.engine.quality import QualityReading
+from tidegate.histogram import SECONDS, Histogram
 from tidegate.observe.exposition import CONTENT_TYPE, render
 from tidegate.observe.families import Snapshot
-from tidegate.observe.histogram import SECONDS, Histogram
 from tidegate.observe.metrics import Figures
 from tidegate.observe.requests import Requests
 from tidegate.service import EngineStatistics, ServiceStatistics

@@ -15,8 +15,8 @@ from tests.service.sessions.replicas import MODEL, replicas, step
 from tidegate.api import Ask, DriftReport, Input, RestoreRequest, Sampling, SessionRequest, SurpriseReport
 from tidegate.api import Drift as Told
 from tidegate.bundle import Drift, Limit, read_bundle, write_bundle
+from tidegate.drift import Chart, add_steps
 from tidegate.errors import FailedPreconditionError, InvalidInputError
-from tidegate.observe.drift import Chart, add_steps
 from tidegate.service import Service
 
 BLOCK = 8

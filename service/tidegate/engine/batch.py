@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tidegate.api import Prediction, Tensor
+from tidegate.drift import Charted
 from tidegate.engine.cohort import Cohort, Told
 from tidegate.engine.work import Work
 from tidegate.errors import TidegateError
-from tidegate.observe.drift import Charted
 from tidegate.sessions.session import DurableSession, LastReply
 
 Outputs = dict[str, Tensor]

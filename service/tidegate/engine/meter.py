@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tidegate.engine.cohort import Cohort
 from tidegate.engine.work import KINDS, Work
-from tidegate.observe.histogram import Histogram, Reading
+from tidegate.histogram import Histogram, Reading
 
 
 class MeterReading(NamedTuple):

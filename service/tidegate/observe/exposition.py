@@ -15,8 +15,8 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from tidegate.histogram import Reading
 from tidegate.observe.families import Family, Snapshot
-from tidegate.observe.histogram import Reading
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from tidegate.observe.histogram import Reading
+from tidegate.histogram import Reading
 
 Labels = tuple[str, ...]
 Value = float | Reading

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from tidegate import __version__
 from tidegate.api import DriftReport
 from tidegate.engine.quality import QualityReading
+from tidegate.histogram import Reading
 from tidegate.observe.families import Family, Labels, Snapshot, Value
-from tidegate.observe.histogram import Reading
 from tidegate.observe.logs import num_dropped_lines
 from tidegate.observe.requests import MethodReading, Requests
 from tidegate.service import EngineStatistics, ServiceStatistics

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from tidegate.clock import Clock
 from tidegate.errors import TidegateError, TooLargeError
-from tidegate.observe.histogram import Histogram, Reading
+from tidegate.histogram import Histogram, Reading
 from tidegate.wire.errors import code_name
 
 OK = "ok"

@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from tidegate.errors import ConfigurationError, InternalError, TidegateError, UnavailableError
+from tidegate.histogram import Histogram, Reading
 from tidegate.limits import (
     MAX_STORE_ENTRIES,
     MAX_STORE_QUESTIONS,
@@ -30,7 +31,6 @@ from tidegate.limits import (
     MAX_STORE_WRITE_BYTES,
     MAX_STORE_WRITES,
 )
-from tidegate.observe.histogram import Histogram, Reading
 from tidegate.sessions.stores.store import Entry, SessionKey, Store, Stored, Write, trouble
 
 log = logging.getLogger(__name__)

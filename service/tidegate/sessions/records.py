@@ -27,6 +27,7 @@ from google.protobuf.message import DecodeError
 
 from tidegate.api import LAST_POSITION, LATEST, SessionInfo, SessionRequest, StepResult
 from tidegate.config import LONGEST_LIFE
+from tidegate.drift import Charted, state_of
 from tidegate.engine.work import Transcript
 from tidegate.errors import FailedPreconditionError, InternalError
 from tidegate.limits import (
@@ -36,7 +37,6 @@ from tidegate.limits import (
     MAX_SESSION_LABELS,
     MAX_SUMMARY_BYTES,
 )
-from tidegate.observe.drift import Charted, state_of
 from tidegate.protobuf import varint
 from tidegate.sessions.lifecycle import Phase
 from tidegate.sessions.session import Head, LastReply

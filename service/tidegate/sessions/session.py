@@ -11,8 +11,8 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from tidegate.api import LAST_POSITION, SessionRequest
+from tidegate.drift import NOT_WHOLE, Charted
 from tidegate.errors import FailedPreconditionError, InvalidInputError, PositionConflictError, SessionEndedError
-from tidegate.observe.drift import NOT_WHOLE, Charted
 from tidegate.sessions.lifecycle import TRANSITIONS, WHY, Event, Phase
 from tidegate.sessions.replies import Dropped
 from tidegate.sessions.stores.store import SessionKey

@@ -18,10 +18,10 @@ from tidegate.api import Ask, FloatArray, Prediction, Sampling, Tensor
 from tidegate.api import Drift as Told
 from tidegate.bundle import Drift, Limit
 from tidegate.codecs.scores import Band, Ranges, Scores
+from tidegate.drift import Chart, Charted
 from tidegate.engine.batch import Batch
 from tidegate.engine.quality import Quality
 from tidegate.engine.work import Work
-from tidegate.observe.drift import Chart, Charted
 from tidegate.sessions.session import LastReply, Session
 
 BLOCK = 4

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidegate.histogram import Reading
 from tidegate.observe.families import Family, Kept, Labels, Snapshot, Value, counted, decode, encode, merged
-from tidegate.observe.histogram import Reading
 
 BOUNDS = (1.0, 10.0)
 

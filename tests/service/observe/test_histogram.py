@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.observe.histogram import SECONDS, Histogram
+from tidegate.histogram import SECONDS, Histogram
 
 
 def test_a_value_on_a_bound_is_in_that_bucket() -> None:

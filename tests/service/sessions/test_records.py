@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from tidegate.api import LAST_POSITION, LATEST, Candidate, Prediction, SessionRequest, StepResult, Surprise
 from tidegate.config import LONGEST_LIFE
+from tidegate.drift import Charted
 from tidegate.engine.work import Transcript
 from tidegate.errors import FailedPreconditionError, InternalError
-from tidegate.observe.drift import Charted
 from tidegate.sessions.expiry import ended_phase
 from tidegate.sessions.lifecycle import Phase
 from tidegate.sessions.records import (
