@@ -1,7 +1,7 @@
 """Faults of ours: a caller is told a number and nothing else, the log has the cause under the same number.
 
 The number stands for the place in the code, not for the request: so a fault that every request meets is one line in a
-while (`observe.logs` sees to that), and who is told a number finds it.
+while (`observability.logs` sees to that), and who is told a number finds it.
 """
 
 from __future__ import annotations

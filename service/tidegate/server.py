@@ -21,9 +21,9 @@ from tidegate.config import UNIX, Settings, parse_address
 from tidegate.engine.runner import check_provider
 from tidegate.errors import ConfigurationError, TidegateError
 from tidegate.memory import give_back_forever
-from tidegate.observe.asked import make_requests, make_tracing
-from tidegate.observe.detail import DetailedRequests
-from tidegate.observe.metrics import Figures
+from tidegate.observability.asked import make_requests, make_tracing
+from tidegate.observability.detail import DetailedRequests
+from tidegate.observability.metrics import Figures
 from tidegate.service import Service
 from tidegate.signals import Signals
 from tidegate.transports.application import one_application

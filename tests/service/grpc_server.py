@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from grpc import GenericRpcHandler
 
-from tidegate.observe.requests import Requests
+from tidegate.observability.requests import Requests
 from tidegate.transports.grpc.services import GrpcServices
 from tidegate.transports.h2corn_server import H2cornServer, Limits
 from tidegate.transports.listeners import listen

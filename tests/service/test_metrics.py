@@ -16,10 +16,10 @@ from tidegate.config import Settings, load_settings
 from tidegate.engine.meter import Meter, MeterReading
 from tidegate.engine.quality import QualityReading
 from tidegate.histogram import SECONDS, Histogram
-from tidegate.observe.exposition import CONTENT_TYPE, render
-from tidegate.observe.families import Snapshot
-from tidegate.observe.metrics import Figures
-from tidegate.observe.requests import Requests
+from tidegate.observability.exposition import CONTENT_TYPE, render
+from tidegate.observability.families import Snapshot
+from tidegate.observability.metrics import Figures
+from tidegate.observability.requests import Requests
 from tidegate.service import EngineStatistics, ServiceStatistics
 from tidegate.sessions.ledger import LedgerStatistics
 

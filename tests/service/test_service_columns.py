@@ -22,7 +22,7 @@ from tidegate.bundle import Drift, Limit
 from tidegate.config import load_settings
 from tidegate.engine.cohort import CohortReply
 from tidegate.errors import TidegateError
-from tidegate.observe.requests import Requests
+from tidegate.observability.requests import Requests
 from tidegate.service import Service
 from tidegate.sessions.party import Party
 from tidegate.transports.grpc.calls import Context

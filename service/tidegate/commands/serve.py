@@ -24,8 +24,8 @@ def serve(config: Path | None = None, **flags: str | bool | list[str] | None) ->
     gc.disable()
     # Only now: a bad setting is told at once, and the help does not load a server.
     from tidegate import open_files
-    from tidegate.observe.logs import logging_to
-    from tidegate.observe.stderr import stderr_logged
+    from tidegate.observability.logs import logging_to
+    from tidegate.observability.stderr import stderr_logged
 
     with logging_to(settings.log_level, settings.log_format), stderr_logged():
         open_files.raise_limit()  # which workers inherit

@@ -21,7 +21,7 @@ from functools import cache
 from typing import Any, Protocol, TypeVar
 
 from tidegate.errors import UnavailableError
-from tidegate.observe.requests import CANCELLED, OK, Begun, Method
+from tidegate.observability.requests import CANCELLED, OK, Begun, Method
 
 Result = TypeVar("Result")
 

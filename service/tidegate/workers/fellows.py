@@ -21,7 +21,7 @@ from tidegate.client.tls import CONNECTION_CLOSED
 from tidegate.clock import Clock
 from tidegate.config import Settings
 from tidegate.errors import DeadlineExceededError, NotFoundError, UnavailableError
-from tidegate.observe.logs import REQUEST
+from tidegate.observability.logs import REQUEST
 from tidegate.sessions.ids import DURABLE, EPHEMERAL
 from tidegate.v1 import sessions_pb2
 from tidegate.workers.seat import Seat

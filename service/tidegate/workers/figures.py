@@ -20,7 +20,7 @@ import grpc
 from grpc import aio
 
 from tidegate.clock import Clock
-from tidegate.observe.families import Kept, Snapshot, counted, decode, encode, merged
+from tidegate.observability.families import Kept, Snapshot, counted, decode, encode, merged
 from tidegate.throttle import Throttle
 from tidegate.workers.seat import Seat
 

@@ -8,7 +8,7 @@ import socket
 import sys
 from contextlib import suppress
 
-from tidegate.observe.stderr import StderrLines
+from tidegate.observability.stderr import StderrLines
 from tidegate.workers.control import Ready, Refusal, Task, decode_answer, encode_task
 
 LONG_LIVED_SECONDS = 60.0

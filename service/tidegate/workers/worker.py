@@ -10,7 +10,7 @@ import socket
 import sys
 
 from tidegate.errors import ConfigurationError
-from tidegate.observe.logs import logging_to
+from tidegate.observability.logs import logging_to
 from tidegate.signals import Signals
 from tidegate.workers.control import Ready, Refusal, Task, decode_task, encode_answer
 

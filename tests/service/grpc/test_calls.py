@@ -16,7 +16,7 @@ from tests.service.grpc.fake import OPENED, FakeService, GenerateCall
 from tests.service.transports.asgi import Exchange, body_of, http_scope
 from tidegate.api import Ask, Input, Sampling, SessionRequest
 from tidegate.errors import InvalidInputError
-from tidegate.observe.requests import Requests
+from tidegate.observability.requests import Requests
 from tidegate.transports.grpc.adapter import GrpcAdapter
 from tidegate.transports.grpc.framing import pack
 from tidegate.transports.grpc.handlers import add_service

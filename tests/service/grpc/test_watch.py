@@ -14,7 +14,7 @@ from tests.service.grpc.fake import FakeService
 from tests.service.grpc_server import GrpcServer
 from tidegate.clock import Clock
 from tidegate.errors import OverloadedError
-from tidegate.observe.requests import Requests
+from tidegate.observability.requests import Requests
 from tidegate.v1 import (
     models_pb2,
     models_pb2_grpc,

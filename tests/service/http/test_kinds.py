@@ -22,7 +22,7 @@ from tests.bundles import VOCABULARY
 from tests.service.serving import EVERY, numbers, serving, write_bundles
 from tests.service.transports.serving import front
 from tidegate.api import SessionRequest
-from tidegate.observe.requests import Requests
+from tidegate.observability.requests import Requests
 from tidegate.proof import ABSOLUTE, excess
 from tidegate.service import Service
 from tidegate.transports.asgi import Application, Receive, Scope, Send

@@ -14,7 +14,7 @@ from tests.service.http.fake import Call, FakeService, Socket, http_scope
 from tests.service.http.running import Wire, request, running
 from tidegate.api import GeneratedToken
 from tidegate.errors import OverloadedError, PositionConflictError, TooLargeError
-from tidegate.observe.requests import Requests
+from tidegate.observability.requests import Requests
 
 STEP = "/v1/sessions/s-1:step"
 TEXT = {"text": "R"}

@@ -19,9 +19,9 @@ from tidegate.loadgen.mix import Mix
 from tidegate.loadgen.record import Record
 from tidegate.loadgen.report import as_json, as_text, latency_rows, warnings
 from tidegate.loadgen.usage import Usage, read_usage
-from tidegate.observe.exposition import render
-from tidegate.observe.metrics import Figures
-from tidegate.observe.requests import Requests
+from tidegate.observability.exposition import render
+from tidegate.observability.metrics import Figures
+from tidegate.observability.requests import Requests
 from tidegate.service import EngineStatistics, ServiceStatistics
 
 IDLE = Usage(0.3, 0.05)

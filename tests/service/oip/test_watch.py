@@ -11,7 +11,7 @@ from grpc import aio
 from starlette.applications import Starlette
 
 from tests.service.grpc_server import GrpcServer
-from tidegate.observe.requests import Requests
+from tidegate.observability.requests import Requests
 from tidegate.oip import service_pb2, service_pb2_grpc
 from tidegate.service import Service
 from tidegate.transports.http.watch import Watch

@@ -13,7 +13,7 @@ import pytest
 
 from tidegate.clock import Clock
 from tidegate.errors import InvalidInputError, UnavailableError
-from tidegate.observe.requests import OK, Requests, outcome_of
+from tidegate.observability.requests import OK, Requests, outcome_of
 from tidegate.transports.reply_queue import Pending, Ready, ReplyQueue, abandon, result_of
 
 SIZE = 4

@@ -12,7 +12,7 @@ import pytest
 
 from tests.service.grpc.fake import FakeService
 from tests.service.grpc_server import GrpcServer
-from tidegate.observe.families import Family, Labels, Snapshot, Value
+from tidegate.observability.families import Family, Labels, Snapshot, Value
 from tidegate.workers.figures import WorkerFigures
 from tidegate.workers.seat import Seat
 

@@ -17,7 +17,7 @@ from grpc.aio import EOF  # type: ignore[attr-defined]
 from tidegate.api import GeneratedToken, GenerationDone, StepResult
 from tidegate.errors import InvalidInputError
 from tidegate.faults import conceal
-from tidegate.observe.requests import CANCELLED, OK, Requests, outcome_of
+from tidegate.observability.requests import CANCELLED, OK, Requests, outcome_of
 from tidegate.slices import in_slices
 from tidegate.transports.reply_queue import Pending, ReplyQueue
 from tidegate.v1 import sessions_pb2

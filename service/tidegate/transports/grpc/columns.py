@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from tidegate.api import StepResult
 from tidegate.errors import TidegateError
 from tidegate.faults import conceal
-from tidegate.observe.requests import OK, Requests, outcome_of
+from tidegate.observability.requests import OK, Requests, outcome_of
 from tidegate.slices import Slices, in_slices
 from tidegate.transports.reply_queue import abandon
 from tidegate.v1 import predictor_pb2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tidegate.observe.requests import Requests
+from tidegate.observability.requests import Requests
 from tidegate.transports.grpc.calls import Context, answered_as
 from tidegate.v1 import models_pb2, models_pb2_grpc
 from tidegate.wire.models import encode_model, encode_model_page, encode_reload

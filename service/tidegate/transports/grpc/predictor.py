@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tidegate.api import Input, check_sequences
 from tidegate.errors import InvalidInputError
-from tidegate.observe.requests import Requests
+from tidegate.observability.requests import Requests
 from tidegate.slices import in_slices
 from tidegate.transports.grpc.calls import Context, answered, deadline_of, uncounted, write_events
 from tidegate.transports.grpc.stream import step_queue

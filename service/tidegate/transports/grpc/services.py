@@ -10,7 +10,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from tidegate.errors import TidegateError
-from tidegate.observe.requests import Requests, outcome_of
+from tidegate.observability.requests import Requests, outcome_of
 from tidegate.transports.grpc.adapter import GrpcAdapter
 from tidegate.transports.grpc.handlers import add_service
 from tidegate.transports.grpc.models import Models

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tidegate.observe.requests import Requests
+from tidegate.observability.requests import Requests
 from tidegate.transports.grpc.calls import Context, answered, deadline_of, fill_reply, session_of, write_events
 from tidegate.v1 import sessions_pb2, sessions_pb2_grpc
 from tidegate.wire.inputs import decode_ask, decode_input, decode_prompt, decode_sampling

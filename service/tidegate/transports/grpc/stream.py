@@ -10,7 +10,7 @@ from tidegate.engine.share import Share
 from tidegate.errors import InvalidInputError, TidegateError
 from tidegate.faults import conceal
 from tidegate.limits import MAX_IN_FLIGHT
-from tidegate.observe.requests import OK, Requests, outcome_of
+from tidegate.observability.requests import OK, Requests, outcome_of
 from tidegate.slices import in_slices
 from tidegate.transports.grpc.calls import Context, client_seconds, queue_of, session_in_metadata
 from tidegate.transports.grpc.columns import Part, PendingColumns, awaited_of, cancel_parts, refusal

@@ -16,9 +16,9 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tidegate.errors import InvalidInputError
-from tidegate.observe.families import Snapshot
-from tidegate.observe.metrics import Figures
-from tidegate.observe.requests import Requests
+from tidegate.observability.families import Snapshot
+from tidegate.observability.metrics import Figures
+from tidegate.observability.requests import Requests
 from tidegate.transports.http import branching, documents, errors, models, schemas, sessions
 from tidegate.transports.http.documents import problems
 from tidegate.transports.http.exchange import RawRoute, json_reply, link, service_of
@@ -133,6 +133,6 @@ async def metrics(request: Request) -> Response:
 
 def _rendered(snapshot: Snapshot) -> tuple[bytes, str]:
     """The text and its content type. A server starts without what the first reader of metrics needs."""
-    from tidegate.observe.exposition import CONTENT_TYPE, render
+    from tidegate.observability.exposition import CONTENT_TYPE, render
 
     return render(snapshot), CONTENT_TYPE

@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from tidegate import errors
-from tidegate.observe.requests import CANCELLED, outcome_of
+from tidegate.observability.requests import CANCELLED, outcome_of
 from tidegate.transports.asgi import Receive, Scope, Send
 from tidegate.transports.compression import ENCODINGS
 from tidegate.transports.http.exchange import OUTCOME

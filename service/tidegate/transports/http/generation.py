@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from tidegate import api
 from tidegate.api import GeneratedToken, GenerationDone
 from tidegate.faults import conceal
-from tidegate.observe.requests import CANCELLED, OK, outcome_of
+from tidegate.observability.requests import CANCELLED, OK, outcome_of
 from tidegate.transports.http import convert, schemas
 from tidegate.transports.http.accepting import weight_of_type, weights
 from tidegate.transports.http.errors import problem

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from starlette.requests import ClientDisconnect
 
 from tidegate.faults import conceal
-from tidegate.observe.requests import CANCELLED, OK, Requests, outcome_of
+from tidegate.observability.requests import CANCELLED, OK, Requests, outcome_of
 from tidegate.slices import in_slices
 from tidegate.transports.asgi import Event, Receive, Scope, Send
 from tidegate.transports.http import convert

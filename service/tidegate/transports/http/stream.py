@@ -22,7 +22,7 @@ from tidegate.api import SessionRequest, StepResult
 from tidegate.errors import InvalidInputError, NotFoundError, TidegateError, without_traceback
 from tidegate.faults import conceal
 from tidegate.limits import LARGE_JSON_BYTES, MAX_IN_FLIGHT
-from tidegate.observe.requests import OK, Begun, Requests, outcome_of
+from tidegate.observability.requests import OK, Begun, Requests, outcome_of
 from tidegate.slices import in_slices
 from tidegate.transports.asgi import Event, Receive, Scope, Send
 from tidegate.transports.grpc.columns import refusal

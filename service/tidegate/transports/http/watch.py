@@ -12,7 +12,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tidegate.faults import conceal
-from tidegate.observe.requests import CANCELLED, INTERNAL, OK, Requests, outcome_of
+from tidegate.observability.requests import CANCELLED, INTERNAL, OK, Requests, outcome_of
 from tidegate.transports.http.errors import problem
 from tidegate.transports.http.exchange import OUTCOME
 

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from tidegate.errors import InvalidInputError, NotFoundError, NotSupportedError, TidegateError
 from tidegate.faults import conceal
-from tidegate.observe.requests import outcome_of
+from tidegate.observability.requests import outcome_of
 from tidegate.slices import in_slices
 from tidegate.transports.compression import compress
 from tidegate.transports.http.errors import Nobody, kind_of, problem

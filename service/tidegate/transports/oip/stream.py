@@ -12,8 +12,8 @@ from typing import Any
 from tidegate.errors import InvalidInputError
 from tidegate.faults import conceal
 from tidegate.limits import MAX_INFERENCES_IN_FLIGHT
-from tidegate.observe import requests as counting
-from tidegate.observe.requests import OK, outcome_of
+from tidegate.observability import requests as counting
+from tidegate.observability.requests import OK, outcome_of
 from tidegate.oip import service_pb2
 from tidegate.transports.grpc.calls import Context, client_seconds, queue_of
 from tidegate.transports.oip.answer import Answer

@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from tidegate.histogram import Reading
-from tidegate.observe.families import Family, Snapshot
+from tidegate.observability.families import Family, Snapshot
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 

@@ -13,8 +13,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 from tests.clock import EPOCH, START, ManualClock
 from tests.service.engine.house import house
 from tidegate.clock import Clock
-from tidegate.observe.detail import DetailedRequests
-from tidegate.observe.tracing import OtelTracing
+from tidegate.observability.detail import DetailedRequests
+from tidegate.observability.tracing import OtelTracing
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 

@@ -11,10 +11,10 @@ from tidegate import errors
 from tidegate.clock import Clock
 from tidegate.config import load_settings
 from tidegate.errors import ConfigurationError, PositionConflictError, TidegateError
-from tidegate.observe.access import AccessLog
-from tidegate.observe.asked import make_requests, make_tracing
-from tidegate.observe.detail import DetailedRequests
-from tidegate.observe.requests import Requests, outcome_of
+from tidegate.observability.access import AccessLog
+from tidegate.observability.asked import make_requests, make_tracing
+from tidegate.observability.detail import DetailedRequests
+from tidegate.observability.requests import Requests, outcome_of
 
 OUTCOMES = {
     "InvalidInputError": "invalid_argument",

@@ -22,9 +22,9 @@ from tests.servers import bare_environment
 from tidegate.clock import Clock
 from tidegate.errors import ConfigurationError
 from tidegate.faults import conceal
-from tidegate.observe.detail import DetailedRequests
-from tidegate.observe.logs import logging_to, num_dropped_lines, write_lines
-from tidegate.observe.stderr import StderrLines
+from tidegate.observability.detail import DetailedRequests
+from tidegate.observability.logs import logging_to, num_dropped_lines, write_lines
+from tidegate.observability.stderr import StderrLines
 
 Logged = Callable[..., list[str]]
 
@@ -145,11 +145,11 @@ def log_what_cannot_be_formatted() -> None:
 @pytest.mark.parametrize(
     ("what", "logger", "words"),
     [
-        (fail_in_a_thread, "tidegate.observe.logs", ("ended the thread one", "ValueError: in a thread")),
+        (fail_in_a_thread, "tidegate.observability.logs", ("ended the thread one", "ValueError: in a thread")),
         (fail_in_a_task, "asyncio", ("never retrieved", "ValueError: in a task")),
-        (fail_in_a_destructor, "tidegate.observe.logs", ("ValueError: in a destructor",)),
+        (fail_in_a_destructor, "tidegate.observability.logs", ("ValueError: in a destructor",)),
         (warn, "py.warnings", ("DeprecationWarning: old",)),
-        (log_what_cannot_be_formatted, "tidegate.observe.logs", ("a line of tidegate.test cannot be written",)),
+        (log_what_cannot_be_formatted, "tidegate.observability.logs", ("a line of tidegate.test cannot be written",)),
     ],
 )
 def test_what_python_would_print_is_one_object_too(
@@ -255,8 +255,8 @@ def test_machine_code_s_own_level_is_kept(logged: Logged, text: str, level: str)
 
 OWN_STDERR = """
 import os, sys
-from tidegate.observe.logs import logging_to
-from tidegate.observe.stderr import stderr_logged
+from tidegate.observability.logs import logging_to
+from tidegate.observability.stderr import stderr_logged
 with logging_to("info", "json"), stderr_logged():
     os.write(2, b"machine code says 100%\\n")
     print("python says", file=sys.stderr)

@@ -27,8 +27,8 @@ from tidegate import __version__
 from tidegate.clock import Clock
 from tidegate.engine.course import Course
 from tidegate.loopback import is_this_machine
-from tidegate.observe.detail import Ended, Seen
-from tidegate.observe.requests import OK
+from tidegate.observability.detail import Ended, Seen
+from tidegate.observability.requests import OK
 
 _STOP_SECONDS = 2.0
 _COLLECTOR = "http://localhost:4317"

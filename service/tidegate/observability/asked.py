@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from tidegate.clock import Clock
 from tidegate.config import Settings
 from tidegate.errors import ConfigurationError
-from tidegate.observe.access import AccessLog
-from tidegate.observe.detail import DetailedRequests
-from tidegate.observe.logs import write_lines
-from tidegate.observe.requests import Requests
+from tidegate.observability.access import AccessLog
+from tidegate.observability.detail import DetailedRequests
+from tidegate.observability.logs import write_lines
+from tidegate.observability.requests import Requests
 
 if TYPE_CHECKING:
-    from tidegate.observe.tracing import OtelTracing
+    from tidegate.observability.tracing import OtelTracing
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def make_tracing(settings: Settings, clock: Clock) -> OtelTracing | None:
     if settings.otlp is None and not _is_asked_by_environment():
         return None
     try:
-        from tidegate.observe.tracing import open_tracing
+        from tidegate.observability.tracing import open_tracing
     except ImportError:
         if settings.otlp is not None:
             message = "--otlp needs OpenTelemetry: pip install 'tidegate[otel]'"

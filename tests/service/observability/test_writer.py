@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.observe.writer import LogWriter
+from tidegate.observability.writer import LogWriter
 
 LINE = "x" * 99 + "\n"
 

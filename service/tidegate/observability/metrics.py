@@ -15,9 +15,9 @@ from tidegate import __version__
 from tidegate.api import DriftReport
 from tidegate.engine.quality import QualityReading
 from tidegate.histogram import Reading
-from tidegate.observe.families import Family, Labels, Snapshot, Value
-from tidegate.observe.logs import num_dropped_lines
-from tidegate.observe.requests import MethodReading, Requests
+from tidegate.observability.families import Family, Labels, Snapshot, Value
+from tidegate.observability.logs import num_dropped_lines
+from tidegate.observability.requests import MethodReading, Requests
 from tidegate.service import EngineStatistics, ServiceStatistics
 from tidegate.sessions.ledger import LedgerStatistics
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from tidegate.clock import Clock
 from tidegate.limits import MAX_NAME_LENGTH
-from tidegate.observe.detail import Ended, Seen
+from tidegate.observability.detail import Ended, Seen
 
 _LOGGER = "tidegate.access"
 

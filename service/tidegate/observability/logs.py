@@ -21,7 +21,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from tidegate.clock import Clock
 from tidegate.errors import TidegateError
-from tidegate.observe.writer import LogWriter
+from tidegate.observability.writer import LogWriter
 from tidegate.throttle import Throttle
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Protocol
 
 from tidegate.clock import Clock
 from tidegate.engine.course import COURSES, Course
-from tidegate.observe.logs import REQUEST, Traced
-from tidegate.observe.requests import OK, Headers, Method, Requests
+from tidegate.observability.logs import REQUEST, Traced
+from tidegate.observability.requests import OK, Headers, Method, Requests
 
 REQUEST_ID = "x-request-id"
 _ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")

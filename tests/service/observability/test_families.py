@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.histogram import Reading
-from tidegate.observe.families import Family, Kept, Labels, Snapshot, Value, counted, decode, encode, merged
+from tidegate.observability.families import Family, Kept, Labels, Snapshot, Value, counted, decode, encode, merged
 
 BOUNDS = (1.0, 10.0)
 
