@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import structlog
 
 from tidegate import open_files
+from tidegate.cluster.seat import Seat
 from tidegate.config import UNIX, Settings, parse_address
 from tidegate.engine.runner import check_provider
 from tidegate.errors import ConfigurationError, TidegateError
@@ -37,10 +38,9 @@ from tidegate.transports.oip.http import routes
 from tidegate.transports.oip.inference import Inference
 from tidegate.transports.oip.routing import RoutedInference
 from tidegate.transports.servers import Servers
-from tidegate.workers.seat import Seat
 
 if TYPE_CHECKING:
-    from tidegate.workers.figures import WorkerFigures
+    from tidegate.cluster.figures import WorkerFigures
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -160,13 +160,13 @@ def _check_directory(bundles: Path) -> None:
 
 def _routed(local: Service, seat: Seat) -> Service:
     # A server of one process starts without the client by which workers ask each other.
-    from tidegate.workers.routing import RoutedService
+    from tidegate.cluster.routing import RoutedService
 
     return RoutedService(local, seat).as_service()
 
 
 def _shared(seat: Seat, figures: Figures) -> WorkerFigures:
-    from tidegate.workers.figures import WorkerFigures
+    from tidegate.cluster.figures import WorkerFigures
 
     return WorkerFigures(seat, figures.all)
 

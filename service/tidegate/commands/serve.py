@@ -34,7 +34,7 @@ def serve(config: Path | None = None, **flags: str | bool | list[str] | None) ->
 
             has_ended = run(settings)
         else:
-            from tidegate.workers.supervisor import run as supervise
+            from tidegate.cluster.supervisor import run as supervise
 
             supervise(settings)
             has_ended = True

@@ -29,8 +29,8 @@ from tidegate.transports.reply_queue import abandon
 from tidegate.wire.errors import decode_status
 
 if TYPE_CHECKING:
+    from tidegate.cluster.seat import Seat
     from tidegate.transports.oip.core import InferenceCore
-    from tidegate.workers.seat import Seat
 
 Json = dict[str, Any]
 Encoded = TypeVar("Encoded")

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tidegate.cluster.seat import Seat
 from tidegate.config import Settings, load_settings
-from tidegate.workers.seat import Seat
 
 
 class Task(NamedTuple):

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from tests.clock import START
+from tests.service.cluster.conftest import Pair
 from tests.service.grpc.fake import FakeService
-from tests.service.workers.conftest import Pair
 from tidegate.api import Ask, GeneratedToken, GenerationDone, Input, Sampling, SessionRequest
+from tidegate.cluster.routing import RoutedService
+from tidegate.cluster.seat import Seat
 from tidegate.errors import (
     DeadlineExceededError,
     InvalidInputError,
@@ -21,8 +23,6 @@ from tidegate.errors import (
     TidegateError,
     UnavailableError,
 )
-from tidegate.workers.routing import RoutedService
-from tidegate.workers.seat import Seat
 
 INPUTS = [Input(text="abc"), Input(tokens=[4, 9]), Input(values=np.ones((2, 3), np.float32))]
 

@@ -15,14 +15,14 @@ from contextlib import ExitStack, contextmanager, suppress
 import structlog
 
 from tidegate.clock import Clock
+from tidegate.cluster.control import Ready, Refusal, Task
+from tidegate.cluster.process import Backoff, WorkerProcess
+from tidegate.cluster.seat import Seat
+from tidegate.cluster.socket_folder import SocketPlace, socket_place
 from tidegate.config import Settings, parse_address
 from tidegate.errors import ConfigurationError
 from tidegate.signals import Signals
 from tidegate.transports.listeners import hold
-from tidegate.workers.control import Ready, Refusal, Task
-from tidegate.workers.process import Backoff, WorkerProcess
-from tidegate.workers.seat import Seat
-from tidegate.workers.socket_folder import SocketPlace, socket_place
 
 log = structlog.stdlib.get_logger(__name__)
 

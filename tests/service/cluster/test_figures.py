@@ -12,9 +12,9 @@ import pytest
 
 from tests.service.grpc.fake import FakeService
 from tests.service.grpc_server import GrpcServer
+from tidegate.cluster.figures import WorkerFigures
+from tidegate.cluster.seat import Seat
 from tidegate.observability.families import Family, Labels, Snapshot, Value
-from tidegate.workers.figures import WorkerFigures
-from tidegate.workers.seat import Seat
 
 
 @pytest.fixture

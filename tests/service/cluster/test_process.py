@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tidegate.cluster.control import Ready, Refusal, Task, decode_answer, decode_task, encode_answer, encode_task
+from tidegate.cluster.process import LONG_LIVED_SECONDS, PAUSES, Backoff
+from tidegate.cluster.seat import Seat
+from tidegate.cluster.socket_folder import SocketPlace
 from tidegate.config import load_settings
-from tidegate.workers.control import Ready, Refusal, Task, decode_answer, decode_task, encode_answer, encode_task
-from tidegate.workers.process import LONG_LIVED_SECONDS, PAUSES, Backoff
-from tidegate.workers.seat import Seat
-from tidegate.workers.socket_folder import SocketPlace
 
 
 @pytest.mark.parametrize("place", [SocketPlace(Path("/somewhere")), SocketPlace(None, "tidegate-a1b2")])

@@ -1,4 +1,4 @@
-"""One worker's process: `python -m tidegate.workers.worker FD`, started by the supervisor with its end of the line."""
+"""One worker's process: `python -m tidegate.cluster.worker FD`, started by the supervisor with its end of the line."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import os
 import socket
 import sys
 
+from tidegate.cluster.control import Ready, Refusal, Task, decode_task, encode_answer
 from tidegate.errors import ConfigurationError
 from tidegate.observability.logs import logging_to
 from tidegate.signals import Signals
-from tidegate.workers.control import Ready, Refusal, Task, decode_task, encode_answer
 
 
 def main() -> None:

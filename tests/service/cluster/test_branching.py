@@ -6,8 +6,8 @@ from itertools import count, islice
 
 import pytest
 
+from tests.service.cluster.conftest import Pair
 from tests.service.grpc.fake import FakeService
-from tests.service.workers.conftest import Pair
 from tidegate.api import CheckpointInfo, Input, RestoreRequest
 from tidegate.errors import FailedPreconditionError, InvalidInputError, NotFoundError
 from tidegate.sessions.moment import fork_snapshot

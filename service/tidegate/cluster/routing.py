@@ -27,6 +27,8 @@ from tidegate.api import (
     StepResult,
 )
 from tidegate.client.asking import session_generate_request, step_request
+from tidegate.cluster.fellows import Events, Fellow, Fellows
+from tidegate.cluster.seat import Seat
 from tidegate.errors import TidegateError, UnavailableError, without_traceback
 from tidegate.limits import DEFAULT_PAGE
 from tidegate.sessions.ids import DURABLE, EPHEMERAL
@@ -42,8 +44,6 @@ from tidegate.wire.sessions import (
     encode_restore_request,
     encode_session_request,
 )
-from tidegate.workers.fellows import Events, Fellow, Fellows
-from tidegate.workers.seat import Seat
 
 if TYPE_CHECKING:
     from tidegate.service import Service

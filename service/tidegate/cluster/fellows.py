@@ -19,12 +19,12 @@ from tidegate.client.passing import STREAM_BROKEN
 from tidegate.client.retry import Retry
 from tidegate.client.tls import CONNECTION_CLOSED
 from tidegate.clock import Clock
+from tidegate.cluster.seat import Seat
 from tidegate.config import Settings
 from tidegate.errors import DeadlineExceededError, NotFoundError, UnavailableError
 from tidegate.observability.logs import REQUEST
 from tidegate.sessions.ids import DURABLE, EPHEMERAL
 from tidegate.v1 import sessions_pb2
-from tidegate.workers.seat import Seat
 
 Events = AsyncGenerator[GeneratedToken | GenerationDone]
 Answer = TypeVar("Answer")

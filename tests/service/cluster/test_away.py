@@ -14,11 +14,11 @@ from grpc import aio
 
 from tests.service.grpc.fake import FakeService
 from tidegate.api import Ask, GenerationDone, Input, RestoreRequest, Sampling, SessionRequest
+from tidegate.cluster.routing import RoutedService
+from tidegate.cluster.seat import Seat
 from tidegate.config import load_settings
 from tidegate.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from tidegate.sessions.snapshot import Body, encode_snapshot
-from tidegate.workers.routing import RoutedService
-from tidegate.workers.seat import Seat
 
 if TYPE_CHECKING:
     from tidegate.service import Service

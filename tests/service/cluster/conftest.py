@@ -12,8 +12,8 @@ import pytest
 
 from tests.service.grpc.fake import FakeService
 from tests.service.grpc_server import GrpcServer
-from tidegate.workers.routing import RoutedService
-from tidegate.workers.seat import Seat
+from tidegate.cluster.routing import RoutedService
+from tidegate.cluster.seat import Seat
 
 if TYPE_CHECKING:
     from tidegate.service import Service

@@ -15,9 +15,9 @@ from tests.bundles import write_tiny_bundle
 from tests.service.grpc_server import GrpcServer
 from tests.service.serving import serving
 from tidegate.api import Ask, Input, RestoreRequest, SessionRequest
+from tidegate.cluster.routing import RoutedService
+from tidegate.cluster.seat import Seat
 from tidegate.errors import AlreadyExistsError, PositionConflictError, UnavailableError
-from tidegate.workers.routing import RoutedService
-from tidegate.workers.seat import Seat
 
 if TYPE_CHECKING:
     from tidegate.service import Service

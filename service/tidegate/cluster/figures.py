@@ -20,13 +20,13 @@ import grpc
 from grpc import aio
 
 from tidegate.clock import Clock
+from tidegate.cluster.seat import Seat
 from tidegate.observability.families import Kept, Snapshot, counted, decode, encode, merged
 from tidegate.throttle import Throttle
-from tidegate.workers.seat import Seat
 
 log = logging.getLogger(__name__)
 
-_SERVICE, _METHOD = "tidegate.workers.Figures", "Tell"
+_SERVICE, _METHOD = "tidegate.cluster.Figures", "Tell"
 _OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1))
 _ASK_SECONDS = 1.0
 _WRITE_SECONDS = 1.0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.service.serving import serving, write_bundles
 from tidegate.api import SessionRequest
-from tidegate.workers.seat import Seat
+from tidegate.cluster.seat import Seat
 
 
 def seats(count: int, replica: str = "r") -> list[Seat]:

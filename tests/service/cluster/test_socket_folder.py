@@ -13,9 +13,9 @@ from grpc import aio
 
 from tests.service.grpc.fake import FakeService
 from tests.service.grpc_server import GrpcServer
+from tidegate.cluster.seat import Seat
+from tidegate.cluster.socket_folder import socket_place
 from tidegate.errors import ConfigurationError
-from tidegate.workers.seat import Seat
-from tidegate.workers.socket_folder import socket_place
 
 Point = Callable[[Path], None]
 

@@ -8,8 +8,8 @@ import socket
 import sys
 from contextlib import suppress
 
+from tidegate.cluster.control import Ready, Refusal, Task, decode_answer, encode_task
 from tidegate.observability.stderr import StderrLines
-from tidegate.workers.control import Ready, Refusal, Task, decode_answer, encode_task
 
 LONG_LIVED_SECONDS = 60.0
 PAUSES = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -51,7 +51,7 @@ class WorkerProcess:
             # -P: nothing is imported from the folder that the server was started in. A session of its own: a terminal's
             # Ctrl-C is the supervisor's to hand on.
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "tidegate.workers.worker", str(theirs.fileno()),
+                sys.executable, "-P", "-m", "tidegate.cluster.worker", str(theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
                 pass_fds=(theirs.fileno(),), start_new_session=True,
             )  # fmt: skip
