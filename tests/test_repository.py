@@ -128,7 +128,7 @@ def test_image_steps_run_what_the_dockerfile_runs() -> None:
 
 # A server's times are compared with each other: all come from the one `tidegate.clock.Clock` that the service is given.
 # These are programs of their own, which wait and measure on the user's side.
-OTHER_PROGRAMS = ("client", "loadgen", "top", "commands")
+OTHER_PROGRAMS = ("client", "loadgen", "top", "cli")
 READINGS = re.compile(r"\btime\.(time|monotonic|perf_counter)(_ns)?\b|loop(\(\))?\.time\(\)|\bdatetime\.(now|utcnow)\b")
 
 

@@ -60,7 +60,7 @@ def test_help_imports_neither_torch_nor_a_server() -> None:
 
 def test_serve_does_not_load_the_client() -> None:
     code = (
-        "import sys, tidegate.cli, tidegate.commands.serve, tidegate.server; "
+        "import sys, tidegate.cli, tidegate.cli.serve, tidegate.server; "
         "print(sorted({'tidegate.client', 'httpx', 'onnx', 'prometheus_client'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from rich.console import Console
 
-from tidegate.commands.top import AWAY, watch
+from tidegate.cli.top import AWAY, watch
 from tidegate.top.scrape import Between, Reader, parse
 from tidegate.top.screen import screen
 from tidegate.top.view import view

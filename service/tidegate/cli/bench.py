@@ -15,8 +15,8 @@ from typing import Annotated
 import typer
 
 from tidegate.api import ModelInfo
-from tidegate.commands.connection import DEFAULT_SERVER, Server, connected, reaches_grpc
-from tidegate.commands.output import AsJson, print_json, print_table
+from tidegate.cli.connection import DEFAULT_SERVER, Server, connected, reaches_grpc
+from tidegate.cli.output import AsJson, print_json, print_table
 from tidegate.errors import ConfigurationError
 from tidegate.loadgen.http1 import HttpServer
 from tidegate.loadgen.inputs import Source, source_for

@@ -12,11 +12,11 @@ from typing import Annotated
 import httpx
 import typer
 
+from tidegate.cli.connection import Server, reaches_a_server
+from tidegate.cli.output import AsJson, print_json
 from tidegate.client.channel import ChannelPlan
 from tidegate.client.endpoint import Endpoint
 from tidegate.client.tls import NO_SERVER, why_not_connected
-from tidegate.commands.connection import Server, reaches_a_server
-from tidegate.commands.output import AsJson, print_json
 from tidegate.errors import ConfigurationError
 from tidegate.top.scrape import Reader
 from tidegate.top.screen import screen

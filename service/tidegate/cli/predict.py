@@ -12,8 +12,8 @@ import numpy as np
 import typer
 
 from tidegate.api import Forecast, Input, Prediction, PredictResult
-from tidegate.commands.connection import DEFAULT_SERVER, Server, connected, reaches_grpc
-from tidegate.commands.output import AsJson, print_table
+from tidegate.cli.connection import DEFAULT_SERVER, Server, connected, reaches_grpc
+from tidegate.cli.output import AsJson, print_table
 from tidegate.errors import ConfigurationError, InvalidInputError
 from tidegate.slices import at_once
 from tidegate.transports.http.convert import predict_json

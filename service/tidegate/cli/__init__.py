@@ -19,13 +19,13 @@ from tidegate.errors import ConfigurationError, TidegateError
 
 GROUP = "tidegate.commands"
 VERBS = {
-    "serve": "tidegate.commands.serve:serve",
-    "predict": "tidegate.commands.predict:predict",
-    "generate": "tidegate.commands.generate:generate",
-    "sessions": "tidegate.commands.sessions:sessions",
-    "check": "tidegate.commands.check:check",
-    "bench": "tidegate.commands.bench:bench",
-    "top": "tidegate.commands.top:top",
+    "serve": "tidegate.cli.serve:serve",
+    "predict": "tidegate.cli.predict:predict",
+    "generate": "tidegate.cli.generate:generate",
+    "sessions": "tidegate.cli.sessions:sessions",
+    "check": "tidegate.cli.check:check",
+    "bench": "tidegate.cli.bench:bench",
+    "top": "tidegate.cli.top:top",
 }
 
 FAILED = 1

@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from tidegate.bundle import MANIFEST, Proof, find_bundles
-from tidegate.commands.output import AsJson, print_json, print_table
+from tidegate.cli.output import AsJson, print_json, print_table
 from tidegate.errors import BundleError, ConfigurationError
 from tidegate.sandbox import MEMORY_MB, SECONDS, Limits, run_limited
 

@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 
 from tidegate.api import SessionInfo
-from tidegate.commands.connection import DEFAULT_SERVER, Server, connected, reaches_grpc
-from tidegate.commands.output import AsJson, print_json, print_table
+from tidegate.cli.connection import DEFAULT_SERVER, Server, connected, reaches_grpc
+from tidegate.cli.output import AsJson, print_json, print_table
 from tidegate.config import load_settings
 from tidegate.errors import InvalidInputError, SessionEndedError
 

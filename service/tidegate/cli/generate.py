@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from tidegate.api import GeneratedToken, GenerationDone
-from tidegate.commands.connection import DEFAULT_SERVER, Server, connected, reaches_grpc
-from tidegate.commands.output import AsJson, print_json
+from tidegate.cli.connection import DEFAULT_SERVER, Server, connected, reaches_grpc
+from tidegate.cli.output import AsJson, print_json
 from tidegate.transports.http.convert import generation_json
 
 TIMEOUT = 3600.0

@@ -1,1 +1,0 @@
-"""The command line's verbs, one module each; none is imported before it is asked for."""
