@@ -18,11 +18,11 @@ from tests.service.oip.fake import FakeCore
 from tests.service.oip.ways import GrpcWay, HttpWay, Way
 from tests.service.serving import serving
 from tidegate.oip import service_pb2_grpc
-from tidegate.sequences.table import Sequences
 from tidegate.service import Service
 from tidegate.transports.oip.adapter import ServiceCore
 from tidegate.transports.oip.http import routes
 from tidegate.transports.oip.inference import Inference
+from tidegate.transports.oip.sequences.table import Sequences
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import numpy as np
 
 from tidegate.api import Prediction, StepResult, Tensor
 from tidegate.errors import PositionConflictError, SessionEndedError, TidegateError
-from tidegate.sequences.core import Known
+from tidegate.transports.oip.sequences.core import Known
 
 
 @dataclass

@@ -9,9 +9,9 @@ import pytest
 
 from tests.service.oip.fake import FakeCore, row, total
 from tidegate.errors import InvalidInputError, SessionEndedError
-from tidegate.sequences.core import SequenceStep
-from tidegate.sequences.ids import Key
-from tidegate.sequences.table import Sequences
+from tidegate.transports.oip.sequences.core import SequenceStep
+from tidegate.transports.oip.sequences.ids import Key
+from tidegate.transports.oip.sequences.table import Sequences
 
 FIVE = Key("m", 5)
 NAME = "q~i~m~5"

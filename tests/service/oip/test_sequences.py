@@ -15,9 +15,9 @@ from tidegate.errors import (
     PositionConflictError,
     SessionEndedError,
 )
-from tidegate.sequences.core import SequenceStep
-from tidegate.sequences.ids import Key, session_ids
-from tidegate.sequences.table import Sequences
+from tidegate.transports.oip.sequences.core import SequenceStep
+from tidegate.transports.oip.sequences.ids import Key, session_ids
+from tidegate.transports.oip.sequences.table import Sequences
 
 FIVE = Key("m", 5)
 NAME = "q~i~m~5"

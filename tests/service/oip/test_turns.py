@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tidegate.sequences.turns import Turns
+from tidegate.transports.oip.sequences.turns import Turns
 
 
 async def settle() -> None:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from tidegate.api import RAW, Prediction, ReloadReport, SessionInfo, SessionRequest, StepResult, Tensor
 from tidegate.engine.work import repeats
 from tidegate.errors import AlreadyExistsError, NotFoundError, SessionEndedError, TidegateError
-from tidegate.sequences.core import Known
-from tidegate.sequences.turns import Turns
 from tidegate.sessions.lifecycle import Event, Phase
 from tidegate.sessions.session import LastReply, ended
 from tidegate.transports.oip.core import EngineCounts, Served
+from tidegate.transports.oip.sequences.core import Known
+from tidegate.transports.oip.sequences.turns import Turns
 
 if TYPE_CHECKING:
     from tidegate.clock import Clock

@@ -10,7 +10,7 @@ from tidegate.api import Prediction, ReloadReport, Tensor
 from tidegate.bundle import Manifest
 from tidegate.clock import Clock
 from tidegate.config import Settings
-from tidegate.sequences.core import SequenceCore
+from tidegate.transports.oip.sequences.core import SequenceCore
 
 
 class Served(NamedTuple):

@@ -12,14 +12,14 @@ from functools import partial
 from typing import Any
 
 from tidegate.errors import FailedPreconditionError, NotFoundError, TidegateError
-from tidegate.sequences.core import SequenceStep
-from tidegate.sequences.ids import Key
-from tidegate.sequences.table import Sequences
 from tidegate.transports.oip import documents
 from tidegate.transports.oip.answer import Answer, Due, Fitted, LocalAnswer, Model
 from tidegate.transports.oip.core import InferenceCore, Served
 from tidegate.transports.oip.repository import Repository
 from tidegate.transports.oip.requests import InferRequest, SequenceId, unique
+from tidegate.transports.oip.sequences.core import SequenceStep
+from tidegate.transports.oip.sequences.ids import Key
+from tidegate.transports.oip.sequences.table import Sequences
 from tidegate.transports.oip.signature import Row, Signature
 from tidegate.transports.oip.statistics import Statistics
 

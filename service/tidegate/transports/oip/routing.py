@@ -17,13 +17,13 @@ from grpc import aio
 
 from tidegate.errors import UnavailableError
 from tidegate.oip import service_pb2, service_pb2_grpc
-from tidegate.sequences.ids import Key, session_ids
-from tidegate.sequences.turns import Turns
 from tidegate.slices import Slices, in_slices
 from tidegate.transports.oip.answer import Answer
 from tidegate.transports.oip.inference import Inference
 from tidegate.transports.oip.messages import decode_reply, decode_statistics, encode_request
 from tidegate.transports.oip.requests import InferReply, InferRequest
+from tidegate.transports.oip.sequences.ids import Key, session_ids
+from tidegate.transports.oip.sequences.turns import Turns
 from tidegate.transports.oip.statistics import summed
 from tidegate.transports.reply_queue import abandon
 from tidegate.wire.errors import decode_status

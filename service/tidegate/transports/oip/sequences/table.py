@@ -15,11 +15,11 @@ import asyncio
 import logging
 
 from tidegate.errors import InvalidInputError, NotFoundError, PositionConflictError, SessionEndedError, TidegateError
-from tidegate.sequences.core import Known, Result, SequenceCore, SequenceStep
-from tidegate.sequences.ids import Key, session_ids
-from tidegate.sequences.line import Line, Run
-from tidegate.sequences.refusals import check_fit, not_started, over
-from tidegate.sequences.results import cancel, error_of, fail, link, wait
+from tidegate.transports.oip.sequences.core import Known, Result, SequenceCore, SequenceStep
+from tidegate.transports.oip.sequences.ids import Key, session_ids
+from tidegate.transports.oip.sequences.line import Line, Run
+from tidegate.transports.oip.sequences.refusals import check_fit, not_started, over
+from tidegate.transports.oip.sequences.results import cancel, error_of, fail, link, wait
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
-from tidegate.sequences.core import Result, SequenceStep
+from tidegate.transports.oip.sequences.core import Result, SequenceStep
 
 
 @dataclass(slots=True, eq=False)

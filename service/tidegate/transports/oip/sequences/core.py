@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from tidegate.api import StepResult, Tensor
-from tidegate.sequences.ids import Key
+from tidegate.transports.oip.sequences.ids import Key
 
 Result = asyncio.Future[StepResult]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tidegate.errors import InvalidInputError, SessionEndedError, TidegateError
-from tidegate.sequences.core import SequenceStep
-from tidegate.sequences.ids import Key
-from tidegate.sequences.line import Run
+from tidegate.transports.oip.sequences.core import SequenceStep
+from tidegate.transports.oip.sequences.ids import Key
+from tidegate.transports.oip.sequences.line import Run
 
 
 def check_fit(step: SequenceStep, run: Run) -> None:

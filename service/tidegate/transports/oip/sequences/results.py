@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from tidegate.sequences.core import Result
+from tidegate.transports.oip.sequences.core import Result
 
 
 def error_of(result: Result) -> BaseException | None:
