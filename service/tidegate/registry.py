@@ -30,6 +30,7 @@ from tidegate.engine.device.runner import DeviceRunner, open_device_runner
 from tidegate.engine.engine import Engine
 from tidegate.engine.loop import Committer, Loop
 from tidegate.engine.quality import Quality
+from tidegate.engine.replies import Replies
 from tidegate.engine.runner import Runner, check_provider
 from tidegate.engine.scheduler import Scheduler
 from tidegate.errors import (
@@ -42,7 +43,6 @@ from tidegate.errors import (
     encodable,
     shown,
 )
-from tidegate.sessions.replies import Replies
 from tidegate.watchdog import RunLimit, Watchdog, load_timeout
 
 log = logging.getLogger(__name__)

@@ -44,8 +44,10 @@ from tidegate.clock import Clock
 from tidegate.codecs.tokens import Tokens
 from tidegate.config import Settings
 from tidegate.engine.cohort import Cohort, CohortReply
+from tidegate.engine.lifecycle import Event
 from tidegate.engine.meter import MeterReading
 from tidegate.engine.quality import QualityReading
+from tidegate.engine.session import DurableSession, Session
 from tidegate.engine.share import Share
 from tidegate.engine.work import Generation, Work
 from tidegate.errors import (
@@ -80,10 +82,8 @@ from tidegate.sessions.expiry import StoreClock
 from tidegate.sessions.ids import SEQUENCE, check_chosen, new_durable, new_ephemeral
 from tidegate.sessions.last_replies import Remembered
 from tidegate.sessions.ledger import Ledger, LedgerStatistics
-from tidegate.sessions.lifecycle import Event
 from tidegate.sessions.moment import Moment, read_snapshot, take_snapshot
 from tidegate.sessions.party import Party
-from tidegate.sessions.session import DurableSession, Session
 from tidegate.sessions.stores.making import make_store
 from tidegate.sessions.stores.store import Store
 from tidegate.slices import Slicer, Slices, in_slices

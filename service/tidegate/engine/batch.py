@@ -9,9 +9,9 @@ from typing import NamedTuple
 from tidegate.api import Prediction, Tensor
 from tidegate.drift import Charted
 from tidegate.engine.cohort import Cohort, Told
+from tidegate.engine.session import DurableSession, LastReply
 from tidegate.engine.work import Work
 from tidegate.errors import TidegateError
-from tidegate.sessions.session import DurableSession, LastReply
 
 Outputs = dict[str, Tensor]
 Row = tuple[int, Work]

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from tidegate.api import LAST_POSITION, Ask, Drift, Prediction, Predictions, StepResult, Tensor
 from tidegate.engine.arena import INITIAL, Slots
+from tidegate.engine.lifecycle import Phase
+from tidegate.engine.session import LastReply, Recollection, Session
 from tidegate.engine.work import Reply, Work, name_of
 from tidegate.errors import TidegateError
-from tidegate.sessions.lifecycle import Phase
 from tidegate.sessions.party import Party
-from tidegate.sessions.session import LastReply, Recollection, Session
 
 _LANE_BYTES = 48  # beside its arrays: where it started, and a reference to its session's id
 

@@ -24,12 +24,15 @@ from tidegate.codecs.rows import FEW
 from tidegate.engine.arena import INITIAL, ArenaLike, Slots
 from tidegate.engine.batch import Batch, Counts, Outcome, Outputs, Step
 from tidegate.engine.cohort import Cohort, Told, stack
+from tidegate.engine.lifecycle import Event, Phase
 from tidegate.engine.meter import Meter
 from tidegate.engine.pace import Pace
 from tidegate.engine.quality import Quality
 from tidegate.engine.reading import Reading
+from tidegate.engine.replies import LargeReply, Replies
 from tidegate.engine.sampler import sample, uniform
 from tidegate.engine.scheduler import Plan, Scheduler
+from tidegate.engine.session import DurableSession, LastReply, Session, Verdict, ended
 from tidegate.engine.work import GENERATED, STEP, Generation, Transcript, Turn, Work
 from tidegate.errors import (
     DeadlineExceededError,
@@ -41,9 +44,6 @@ from tidegate.errors import (
 )
 from tidegate.faults import conceal
 from tidegate.limits import SMALL_REPLY_BYTES
-from tidegate.sessions.lifecycle import Event, Phase
-from tidegate.sessions.replies import LargeReply, Replies
-from tidegate.sessions.session import DurableSession, LastReply, Session, Verdict, ended
 
 log = logging.getLogger(__name__)
 

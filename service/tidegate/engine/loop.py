@@ -20,10 +20,10 @@ from tidegate.engine.course import COURSES, begin_course
 from tidegate.engine.engine import Engine
 from tidegate.engine.pace import Patience
 from tidegate.engine.scheduler import Plan
+from tidegate.engine.session import DurableSession
 from tidegate.engine.work import Work
 from tidegate.errors import InvalidInputError, TidegateError, UnavailableError
 from tidegate.faults import conceal
-from tidegate.sessions.session import DurableSession
 from tidegate.watchdog import NO_LIMIT, RUN_TIMEOUT, RunLimit
 
 log = logging.getLogger(__name__)

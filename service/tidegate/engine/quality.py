@@ -20,9 +20,9 @@ from tidegate.codecs.scores import BAND, Scores
 from tidegate.drift import NOT_WHOLE, STATES, Chart, Charted, State, add_steps
 from tidegate.engine.batch import Batch, Outputs, Scored, Surprises
 from tidegate.engine.cohort import Cohort
+from tidegate.engine.session import Session
 from tidegate.engine.work import PREDICT, STEP, Work
 from tidegate.histogram import Histogram, Reading
-from tidegate.sessions.session import Session
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ import numpy as np
 
 from tidegate.api import Ask, GeneratedToken, GenerationDone, Sampling, Tensor
 from tidegate.engine.course import Course
+from tidegate.engine.session import LastReply, Session
 from tidegate.engine.stopping import StopMatcher
 from tidegate.errors import TidegateError
 from tidegate.limits import MAX_DIGESTS
-from tidegate.sessions.session import LastReply, Session
 
 _DIGEST_BYTES = 32
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from tidegate.sessions.session import DurableSession
+from tidegate.engine.session import DurableSession
 
 
 class SessionCache:

@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 
 from tidegate.engine.batch import Outcome, Step
 from tidegate.engine.engine import Engine
+from tidegate.engine.lifecycle import Phase
+from tidegate.engine.session import DurableSession, ended
 from tidegate.errors import InternalError, NotFoundError, TidegateError, UnavailableError
 from tidegate.faults import conceal
 from tidegate.sessions.cache import SessionCache
 from tidegate.sessions.expiry import ended_phase, ending_step
 from tidegate.sessions.ledger import Ledger
-from tidegate.sessions.lifecycle import Phase
 from tidegate.sessions.records import (
     KeptChart,
     Record,
@@ -26,7 +27,6 @@ from tidegate.sessions.records import (
     last_reply,
     new_revisions,
 )
-from tidegate.sessions.session import DurableSession, ended
 from tidegate.sessions.stores.store import Due, Entry, Write
 
 log = logging.getLogger(__name__)

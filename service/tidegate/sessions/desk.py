@@ -15,6 +15,8 @@ from typing import Any
 from tidegate.api import CheckpointInfo, SessionInfo, SessionRequest
 from tidegate.clock import Clock
 from tidegate.config import LONGEST_LIFE, Settings
+from tidegate.engine.lifecycle import Event, Phase
+from tidegate.engine.session import LastReply, Session
 from tidegate.engine.work import Turn
 from tidegate.errors import (
     AlreadyExistsError,
@@ -29,10 +31,8 @@ from tidegate.limits import CHECKPOINT_BYTES, MAX_CHECKPOINTS
 from tidegate.registry import LoadedModel, Registry
 from tidegate.sessions.ids import SEQUENCE, check_checkpoint, new_ephemeral, replica_of
 from tidegate.sessions.last_replies import LastReplies, Remembered
-from tidegate.sessions.lifecycle import Event, Phase
 from tidegate.sessions.moment import Moment
 from tidegate.sessions.party import Party
-from tidegate.sessions.session import LastReply, Session
 from tidegate.sessions.table import SessionTable
 from tidegate.slices import Slicer, Slices
 

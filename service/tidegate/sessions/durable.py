@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 from tidegate.api import CheckpointInfo, SessionInfo, SessionRequest
 from tidegate.clock import Clock
 from tidegate.config import Settings
+from tidegate.engine.lifecycle import TRANSITIONS, Event, Phase
+from tidegate.engine.session import DurableSession, ended
 from tidegate.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -49,7 +51,6 @@ from tidegate.sessions.expiry import (
 from tidegate.sessions.ids import DEFAULT_TENANT, SEQUENCE, check_checkpoint, key_of, new_durable
 from tidegate.sessions.last_replies import Remembered
 from tidegate.sessions.ledger import Ledger
-from tidegate.sessions.lifecycle import TRANSITIONS, Event, Phase
 from tidegate.sessions.moment import Moment
 from tidegate.sessions.records import (
     Record,
@@ -65,7 +66,6 @@ from tidegate.sessions.records import (
     new_revision,
     request_of,
 )
-from tidegate.sessions.session import DurableSession, ended
 from tidegate.sessions.stores.store import Due, Entry, SessionKey, Stored, Write
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from typing import NamedTuple
 
+from tidegate.engine.lifecycle import Event, Phase
+from tidegate.engine.session import DurableSession, LastReply
 from tidegate.limits import MAX_SEEN_ENDINGS
-from tidegate.sessions.lifecycle import Event, Phase
 from tidegate.sessions.records import (
     Body,
     Summary,
@@ -23,7 +24,6 @@ from tidegate.sessions.records import (
     make_head,
     new_revision,
 )
-from tidegate.sessions.session import DurableSession, LastReply
 from tidegate.sessions.stores.store import Due, SessionKey, Write
 
 REMEMBERED_SECONDS = 3600.0

@@ -9,8 +9,8 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from tidegate.api import StepResult
+from tidegate.engine.session import LastReply
 from tidegate.limits import MAX_LAST_REPLY_BYTES
-from tidegate.sessions.session import LastReply
 
 _SECONDS = 3600.0
 _BESIDE_OUTPUTS = 1024

@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tidegate.sessions.lifecycle import Phase
-from tidegate.sessions.session import Session
+from tidegate.engine.lifecycle import Phase
+from tidegate.engine.session import Session
 
 
 class Party:

@@ -28,6 +28,8 @@ from google.protobuf.message import DecodeError
 from tidegate.api import LAST_POSITION, LATEST, SessionInfo, SessionRequest, StepResult
 from tidegate.config import LONGEST_LIFE
 from tidegate.drift import Charted, state_of
+from tidegate.engine.lifecycle import Phase
+from tidegate.engine.session import Head, LastReply
 from tidegate.engine.work import Transcript
 from tidegate.errors import FailedPreconditionError, InternalError
 from tidegate.limits import (
@@ -38,8 +40,6 @@ from tidegate.limits import (
     MAX_SUMMARY_BYTES,
 )
 from tidegate.protobuf import varint
-from tidegate.sessions.lifecycle import Phase
-from tidegate.sessions.session import Head, LastReply
 from tidegate.sessions.sheet import Sheet
 from tidegate.sessions.stores.store import FORMAT, Entry, SessionKey, Stored
 from tidegate.v1 import records_pb2

@@ -7,7 +7,7 @@ as long as filling them, so one set of them is filled again and again.
 from __future__ import annotations
 
 from tidegate.api import Prediction, StepResult
-from tidegate.sessions.session import LastReply
+from tidegate.engine.session import LastReply
 from tidegate.v1 import records_pb2
 
 

@@ -11,10 +11,10 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
+from tidegate.engine.lifecycle import Event, Phase
+from tidegate.engine.session import Session, ended
 from tidegate.errors import NotFoundError
 from tidegate.limits import MAX_ENDINGS
-from tidegate.sessions.lifecycle import Event, Phase
-from tidegate.sessions.session import Session, ended
 from tidegate.slices import Slices
 
 REMEMBERED_SECONDS = 3600.0

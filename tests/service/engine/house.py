@@ -31,13 +31,13 @@ from tidegate.engine.cohort import Cohort, CohortReply
 from tidegate.engine.device.arena import DeviceArena
 from tidegate.engine.device.memory import DeviceMemory
 from tidegate.engine.engine import Engine
+from tidegate.engine.lifecycle import Event
 from tidegate.engine.loop import Committer, Loop
 from tidegate.engine.quality import Quality
 from tidegate.engine.scheduler import Scheduler
+from tidegate.engine.session import DurableSession, Session
 from tidegate.engine.work import Generation, Work
-from tidegate.sessions.lifecycle import Event
 from tidegate.sessions.party import Party
-from tidegate.sessions.session import DurableSession, Session
 from tidegate.watchdog import NO_LIMIT, RunLimit
 
 VOCABULARY = "abcdefgh"

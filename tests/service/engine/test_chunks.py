@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from tests.service.engine.house import POISON, VOCABULARY, House, house, whole
 from tidegate.api import Ask, Prediction, StepResult
+from tidegate.engine.lifecycle import Event
+from tidegate.engine.session import Session
 from tidegate.errors import (
     DeadlineExceededError,
     InternalError,
@@ -21,8 +23,6 @@ from tidegate.errors import (
     SessionEndedError,
     TidegateError,
 )
-from tidegate.sessions.lifecycle import Event
-from tidegate.sessions.session import Session
 
 pytestmark = pytest.mark.usefixtures("arena")
 

@@ -12,6 +12,7 @@ import pytest
 from tests.service.engine.house import POISON, House, house
 from tidegate.api import Ask, StepResult
 from tidegate.engine.cohort import CohortReply
+from tidegate.engine.session import Session
 from tidegate.errors import (
     DeadlineExceededError,
     InternalError,
@@ -21,7 +22,6 @@ from tidegate.errors import (
     TidegateError,
     UnavailableError,
 )
-from tidegate.sessions.session import Session
 
 pytestmark = pytest.mark.usefixtures("arena")
 

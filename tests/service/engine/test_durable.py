@@ -14,9 +14,9 @@ import pytest
 from tests.service.engine.house import House, house
 from tidegate.api import Ask, Sampling
 from tidegate.engine.batch import Outcome, Step
+from tidegate.engine.session import DurableSession, LastReply
 from tidegate.engine.work import Work
 from tidegate.errors import PositionConflictError, SessionEndedError, UnavailableError
-from tidegate.sessions.session import DurableSession, LastReply
 
 pytestmark = pytest.mark.usefixtures("arena")
 

@@ -19,8 +19,8 @@ from tidegate.codecs.tokens import Tokens
 from tidegate.engine.batch import Batch, Outputs
 from tidegate.engine.cohort import Cohort
 from tidegate.engine.quality import Quality
+from tidegate.engine.session import Session
 from tidegate.errors import FailedPreconditionError, InternalError, InvalidInputError, PositionConflictError
-from tidegate.sessions.session import Session
 from tidegate.watchdog import RUN_TIMEOUT, RunLimit
 
 pytestmark = pytest.mark.usefixtures("arena")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tidegate.api import SessionRequest
 from tidegate.engine.pace import Pace, Patience
-from tidegate.sessions.session import Session
+from tidegate.engine.session import Session
 
 
 def a_session(name: str) -> Session:

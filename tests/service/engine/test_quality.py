@@ -21,8 +21,8 @@ from tidegate.codecs.scores import Band, Ranges, Scores
 from tidegate.drift import Chart, Charted
 from tidegate.engine.batch import Batch
 from tidegate.engine.quality import Quality
+from tidegate.engine.session import LastReply, Session
 from tidegate.engine.work import Work
-from tidegate.sessions.session import LastReply, Session
 
 BLOCK = 4
 DRIFT = Drift(

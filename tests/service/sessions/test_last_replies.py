@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from tidegate.api import Prediction, StepResult, Tensor
+from tidegate.engine.session import LastReply
 from tidegate.sessions.last_replies import LastReplies, Remembered
-from tidegate.sessions.session import LastReply
 
 
 def remembered(num_bytes: int = 0) -> Remembered:

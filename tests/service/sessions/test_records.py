@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from tidegate.api import LAST_POSITION, LATEST, Candidate, Prediction, SessionRequest, StepResult, Surprise
 from tidegate.config import LONGEST_LIFE
 from tidegate.drift import Charted
+from tidegate.engine.lifecycle import Phase
+from tidegate.engine.session import LastReply
 from tidegate.engine.work import Transcript
 from tidegate.errors import FailedPreconditionError, InternalError
 from tidegate.sessions.expiry import ended_phase
-from tidegate.sessions.lifecycle import Phase
 from tidegate.sessions.records import (
     KeptChart,
     Record,
@@ -35,7 +36,6 @@ from tidegate.sessions.records import (
     new_record,
     request_of,
 )
-from tidegate.sessions.session import LastReply
 from tidegate.sessions.stores.store import FORMAT, Entry, SessionKey
 from tidegate.v1.records_pb2 import RetainedCheckpoint, SessionChart, SessionSource
 

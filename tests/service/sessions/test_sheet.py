@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.api import Candidate, Drift, Forecast, Prediction, StepResult, Surprise
+from tidegate.engine.session import Head, LastReply
 from tidegate.engine.work import Transcript
 from tidegate.sessions.records import Record, encode_step, last_reply
-from tidegate.sessions.session import Head, LastReply
 from tidegate.sessions.sheet import Sheet
 from tidegate.v1 import records_pb2
 from tidegate.wire.predictions import fill_step

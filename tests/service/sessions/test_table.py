@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from tests.service.engine.house import house
 from tidegate.api import SessionRequest
+from tidegate.engine.lifecycle import TRANSITIONS, WHY, Event, Phase
+from tidegate.engine.session import Session
 from tidegate.errors import NotFoundError, SessionEndedError
-from tidegate.sessions.lifecycle import TRANSITIONS, WHY, Event, Phase
-from tidegate.sessions.session import Session
 from tidegate.sessions.table import REMEMBERED_SECONDS, SessionTable
 from tidegate.slices import at_once
 

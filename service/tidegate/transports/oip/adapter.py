@@ -8,10 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tidegate.api import RAW, Prediction, ReloadReport, SessionInfo, SessionRequest, StepResult, Tensor
+from tidegate.engine.lifecycle import Event, Phase
+from tidegate.engine.session import LastReply, ended
 from tidegate.engine.work import repeats
 from tidegate.errors import AlreadyExistsError, NotFoundError, SessionEndedError, TidegateError
-from tidegate.sessions.lifecycle import Event, Phase
-from tidegate.sessions.session import LastReply, ended
 from tidegate.transports.oip.core import EngineCounts, Served
 from tidegate.transports.oip.sequences.core import Known
 from tidegate.transports.oip.sequences.turns import Turns
@@ -19,9 +19,9 @@ from tidegate.transports.oip.sequences.turns import Turns
 if TYPE_CHECKING:
     from tidegate.clock import Clock
     from tidegate.config import Settings
+    from tidegate.engine.session import Session
     from tidegate.registry import LoadedModel, Registry
     from tidegate.service import Service
-    from tidegate.sessions.session import Session
 
 ORIGIN = "oip"
 

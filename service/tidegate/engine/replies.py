@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from tidegate.sessions.session import LastReply, Recollection, Session
+    from tidegate.engine.session import LastReply, Recollection, Session
 
 
 class Dropped(NamedTuple):

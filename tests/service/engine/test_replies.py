@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tidegate.api import SessionRequest
-from tidegate.sessions.replies import Dropped, LargeReply, Replies
-from tidegate.sessions.session import LastReply, Session
+from tidegate.engine.replies import Dropped, LargeReply, Replies
+from tidegate.engine.session import LastReply, Session
 
 
 def session(position: int = 0) -> Session:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from tidegate.api import LAST_POSITION, SessionRequest
 from tidegate.drift import NOT_WHOLE, Charted
+from tidegate.engine.lifecycle import TRANSITIONS, WHY, Event, Phase
+from tidegate.engine.replies import Dropped
 from tidegate.errors import FailedPreconditionError, InvalidInputError, PositionConflictError, SessionEndedError
-from tidegate.sessions.lifecycle import TRANSITIONS, WHY, Event, Phase
-from tidegate.sessions.replies import Dropped
 from tidegate.sessions.stores.store import SessionKey
 
 if TYPE_CHECKING:
