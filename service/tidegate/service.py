@@ -75,15 +75,15 @@ from tidegate.limits import (
 )
 from tidegate.registry import LoadedModel, Registry
 from tidegate.sessions.cache import SessionCache
-from tidegate.sessions.committer import Committer
+from tidegate.sessions.committer import GroupCommitter, StoreStatistics
+from tidegate.sessions.copies import DurableCopies
 from tidegate.sessions.desk import Desk, unknown_checkpoint
 from tidegate.sessions.durable import DurableDesk
 from tidegate.sessions.expiry import StoreClock
 from tidegate.sessions.ids import SEQUENCE, check_chosen, new_durable, new_ephemeral
 from tidegate.sessions.last_replies import Remembered
-from tidegate.sessions.ledger import Ledger, LedgerStatistics
-from tidegate.sessions.moment import Moment, read_snapshot, take_snapshot
 from tidegate.sessions.party import Party
+from tidegate.sessions.snapshot import SessionState, read_snapshot, take_snapshot
 from tidegate.sessions.stores.making import make_store
 from tidegate.sessions.stores.store import Store
 from tidegate.slices import Slicer, Slices, in_slices
@@ -128,7 +128,7 @@ class ServiceStatistics(NamedTuple):
     ended: dict[str, int]
     num_durable: int = 0
     num_evicted: int = 0
-    store: LedgerStatistics | None = None
+    store: StoreStatistics | None = None
     done: Mapping[str, int] = {}
 
 
@@ -144,18 +144,18 @@ class Service:
         self._cache = SessionCache()
         store_clock = StoreClock(self.clock.monotonic, self.clock.wall)
         store = store or make_store(settings, self.clock)
-        self._ledger = None if store is None else Ledger(store, settings.store_timeout, self.clock.monotonic)
+        self._committer = None if store is None else GroupCommitter(store, settings.store_timeout, self.clock.monotonic)
         self._registry = Registry(
             settings,
             self.clock.monotonic,
-            committer=None if self._ledger is None else Committer(self._ledger, self._cache, store_clock.now),
+            committer=None if self._committer is None else DurableCopies(self._committer, self._cache, store_clock.now),
             make_room=lambda: self._cache.evict_one() or self._desk.evict_one(),
         )
         self._desk = Desk(settings, self._registry, self.clock)
         self._durable: DurableDesk | None = None
-        if self._ledger is not None:
+        if self._committer is not None:
             self._durable = DurableDesk(
-                settings, self._registry, self.clock, store_clock, self._ledger, self._cache, self._desk
+                settings, self._registry, self.clock, store_clock, self._committer, self._cache, self._desk
             )
         self._done: Counter[str] = Counter()
         self._is_started = False
@@ -170,20 +170,20 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether new requests are welcome; not while the store of durable sessions is away."""
-        return self._is_started and not self._is_draining and (self._ledger is None or self._ledger.is_available)
+        return self._is_started and not self._is_draining and (self._committer is None or self._committer.is_available)
 
     @property
     def is_store_away(self) -> bool:
         """Whether there is a store of durable sessions that does not answer."""
-        return self._is_started and self._ledger is not None and not self._ledger.is_available
+        return self._is_started and self._committer is not None and not self._committer.is_available
 
     async def readiness_changed(self) -> None:
         """Return when `is_ready` may have changed by itself, for the store went or came back."""
-        if self._ledger is None:
+        if self._committer is None:
             await asyncio.Event().wait()
         else:
-            await self._ledger.changed.wait()
-            self._ledger.changed.clear()
+            await self._committer.changed.wait()
+            self._committer.changed.clear()
 
     @property
     def is_draining(self) -> bool:
@@ -196,8 +196,8 @@ class Service:
             ConfigurationError: The bundle directory or the provider is not there, or the store can never work.
         """
         self._create_future = asyncio.get_running_loop().create_future
-        if self._ledger is not None:
-            await self._ledger.start()
+        if self._committer is not None:
+            await self._committer.start()
         if self._durable is not None:
             await self._durable.start()
         report = await self.reload()
@@ -223,8 +223,8 @@ class Service:
         if self._reaper is not None:
             self._reaper.cancel()
         await self._registry.stop()
-        if self._ledger is not None:
-            await self._ledger.stop()
+        if self._committer is not None:
+            await self._committer.stop()
 
     async def expire(self) -> None:
         """End the sessions whose time is over; a running service does so by itself every second."""
@@ -644,7 +644,7 @@ class Service:
             self._desk.num_ended,
             len(self._cache),
             self._cache.num_evicted,
-            None if self._ledger is None else self._ledger.statistics(),
+            None if self._committer is None else self._committer.statistics(),
             dict(self._done),
         )
 
@@ -670,7 +670,7 @@ class Service:
         assert self._durable is not None
         return self._durable
 
-    async def _open(self, request: SessionRequest, moment: Moment | None) -> SessionInfo:
+    async def _open(self, request: SessionRequest, moment: SessionState | None) -> SessionInfo:
         if not request.durable:
             if request.id is not None and self._durable is not None and not self._desk.knows(request.id):
                 # Refused while the store is away: a durable session of that id would be answered from this one later.

@@ -21,7 +21,7 @@ from tidegate.observability.families import Snapshot
 from tidegate.observability.metrics import Figures
 from tidegate.observability.requests import Requests
 from tidegate.service import EngineStatistics, ServiceStatistics
-from tidegate.sessions.ledger import LedgerStatistics
+from tidegate.sessions.committer import StoreStatistics
 
 
 def read(*values: float) -> Histogram:
@@ -76,7 +76,7 @@ ENGINE = EngineStatistics(
     quality=QUALITY,
 )
 SETTINGS = load_settings({"store": "redis://127.0.0.1:1/0", "arena_mb": 2})
-STORE = LedgerStatistics(4, 20, 2, 1, read(0.001, 0.002, 0.003, 0.004).reading(), is_available=True, num_damaged=5)
+STORE = StoreStatistics(4, 20, 2, 1, read(0.001, 0.002, 0.003, 0.004).reading(), is_available=True, num_damaged=5)
 DONE = {"fork": 3, "checkpoint": 4, "rewind": 1, "restore": 2, "upgrade": 5, "loaded": 6, "refused": 1}
 
 
@@ -86,7 +86,7 @@ class Measured:
 
     models: tuple[EngineStatistics, ...] = (ENGINE,)
     is_ready: bool = True
-    store: LedgerStatistics | None = STORE
+    store: StoreStatistics | None = STORE
     settings: Settings = SETTINGS
 
     def statistics(self) -> ServiceStatistics:

@@ -32,7 +32,7 @@ from tidegate.cluster.seat import Seat
 from tidegate.errors import TidegateError, UnavailableError, without_traceback
 from tidegate.limits import DEFAULT_PAGE
 from tidegate.sessions.ids import DURABLE, EPHEMERAL
-from tidegate.sessions.moment import fork_snapshot
+from tidegate.sessions.snapshot import fork_snapshot
 from tidegate.v1 import models_pb2, sessions_pb2
 from tidegate.wire.predictions import decode_step
 from tidegate.wire.sessions import (

@@ -19,7 +19,7 @@ from tidegate.observability.families import Family, Labels, Snapshot, Value
 from tidegate.observability.logs import num_dropped_lines
 from tidegate.observability.requests import MethodReading, Requests
 from tidegate.service import EngineStatistics, ServiceStatistics
-from tidegate.sessions.ledger import LedgerStatistics
+from tidegate.sessions.committer import StoreStatistics
 
 if TYPE_CHECKING:
     from prometheus_client import Metric, ProcessCollector
@@ -252,7 +252,7 @@ def _of_sessions(statistics: ServiceStatistics) -> Iterator[Family]:
     yield _counter("tidegate_model_loads", "Bundles loaded or refused.", loads, ("outcome",))
 
 
-def _of_store(url: str, store: LedgerStatistics | None) -> Iterator[Family]:
+def _of_store(url: str, store: StoreStatistics | None) -> Iterator[Family]:
     if store is None:
         return
     key, label = (url.partition(":")[0].replace("rediss", "redis"),), ("store",)

@@ -1,170 +1,424 @@
-"""Between the engines and the ledger: stores what durable sessions' chunks did, and reads their records again.
+"""What all sessions of this process write and read goes through here: grouped, bounded, and honest about what is not
+known.
 
-Knows copies of sessions and their records; not who may open, find or close them (`durable`).
+While one group of writes is under way the next one gathers, so a busy store is given fewer and larger groups. After an
+error or a time-out the outcome is looked up: a write's own revision in the store means that it was made; any other
+means that nobody knows, for others may have gone on from it. Reads gather likewise, and few calls other than writes are
+with the store at once: whoever asks for much waits behind itself, and no write waits behind that.
+
+The store is *away* when it cannot be written, whatever else it answers. A call that fails does not say so, for it may
+be the call's own trouble, or its own size: then the store is asked by a small write of ours, and that decides. Who is
+ready, which health is told and what metrics show is `is_available`, and nothing else. While the store is away everybody
+is told so at once, and it is asked again and again until it can be written.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
-from tidegate.engine.batch import Outcome, Step
-from tidegate.engine.engine import Engine
-from tidegate.engine.lifecycle import Phase
-from tidegate.engine.session import DurableSession, ended
-from tidegate.errors import InternalError, NotFoundError, TidegateError, UnavailableError
-from tidegate.faults import conceal
-from tidegate.sessions.cache import SessionCache
-from tidegate.sessions.expiry import ended_phase, ending_step
-from tidegate.sessions.ledger import Ledger
-from tidegate.sessions.records import (
-    KeptChart,
-    Record,
-    decode_record,
-    encode_head,
-    encode_step,
-    kept_chart,
-    last_reply,
-    new_revisions,
+from tidegate.errors import ConfigurationError, InternalError, TidegateError, UnavailableError
+from tidegate.histogram import Histogram, Reading
+from tidegate.limits import (
+    MAX_STORE_ENTRIES,
+    MAX_STORE_QUESTIONS,
+    MAX_STORE_SUMMARIES,
+    MAX_STORE_WRITE_BYTES,
+    MAX_STORE_WRITES,
 )
-from tidegate.sessions.stores.store import Due, Entry, Write
+from tidegate.sessions.stores.store import Entry, SessionKey, Store, Stored, Write, trouble
 
 log = logging.getLogger(__name__)
 
+_PROBE_SECONDS = 0.25
+_RETRY_AFTER = 1.0
+_DAMAGE_SECONDS = 10.0
+"""Between two lines about damaged records."""
 
-class Committer:
-    """Commits and refreshes the copies in ``cache``.
+
+Written = bool | TidegateError
+"""What became of a write: made; refused, for another revision is there; or nobody knows, and why."""
+
+Result = TypeVar("Result")
+Found = TypeVar("Found")
+
+
+class StoreStatistics(NamedTuple):
+    """Counters since the start; ``seconds`` that each group of writes took; ``is_available`` as of now.
+
+    ``num_damaged`` counts how often a damaged record was met.
+    """
+
+    num_groups: int
+    num_writes: int
+    num_conflicts: int
+    num_failures: int
+    seconds: Reading
+    is_available: bool
+    num_damaged: int = 0
+
+
+class GroupCommitter:
+    """Access to a store.
 
     Args:
-        ledger: Where records are.
-        cache: The copies.
-        now: Seconds since the epoch, by the store's clock.
+        store: Not started yet.
+        timeout: Seconds that one access may take.
+        clock: Monotonic seconds.
     """
 
-    def __init__(self, ledger: Ledger, cache: SessionCache, now: Callable[[], float]) -> None:
-        self._ledger = ledger
-        self._cache = cache
-        self._now = now
+    def __init__(self, store: Store, timeout: float, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._timeout = timeout
+        self._clock = clock
+        self._waiting: list[tuple[Sequence[Write], asyncio.Future[list[Written]]]] = []
+        self._writer: asyncio.Task[None] | None = None
+        self._questions = asyncio.Semaphore(MAX_STORE_QUESTIONS)
+        self._entries = _Gathering(self._read_entries, MAX_STORE_ENTRIES)
+        self._summaries = _Gathering(self._read_summaries, MAX_STORE_SUMMARIES)
+        self._is_started = False
+        # Whether the store can be written, as far as is known; `changed` is set when that changes.
+        self.is_available = False
+        self.changed = asyncio.Event()
+        self._judging = asyncio.Lock()
+        self._num_judged = 0
+        self._prober: asyncio.Task[None] | None = None
+        self._reason = "STORE_AWAY"  # why it is away
+        self._trouble = ""  # what the log was told last
+        self._num_groups = self._num_writes = self._num_conflicts = self._num_failures = 0
+        self._num_damaged = 0
+        self._damage_told_at = -math.inf
+        self._seconds = Histogram()
 
-    async def commit(self, steps: Sequence[Step]) -> list[Outcome]:
-        """Store steps, each by compare-and-set on the revision that its session's copy was made from.
+    async def start(self) -> None:
+        """Open the store; one that cannot be written yet is waited for in the background.
 
-        One that cannot be encoded fails alone.
+        Raises:
+            ConfigurationError: It can never work.
         """
-        now = self._now()
-        outcomes: list[Outcome] = [None] * len(steps)
-        writes: list[Write] = []
-        places: list[int] = []
-        for place, (step, revision) in enumerate(zip(steps, new_revisions(len(steps)), strict=True)):
-            try:
-                writes.append(_write(step, revision, now))
-                places.append(place)
-            except Exception as error:  # noqa: BLE001 - told to the step that it concerns
-                outcomes[place] = conceal(error, f"a step of session {step.session.id} could not be encoded")
-        results = await self._ledger.write(writes) if writes else []
-        for place, write, written in zip(places, writes, results, strict=True):
-            outcomes[place] = _outcome(write, written)
-            if written is True:
-                steps[place].session.has_expired = False
-                if steps[place].work.ends:
-                    self._leave(steps[place].session)
-        return outcomes
-
-    async def refresh(self, session: DurableSession) -> None:
-        """Read the session's record into its copy and let its work go on; or fail that work, saying why."""
-        engine: Engine = session.model.engine
         try:
-            entry = await self._ledger.read(session.key)
-            self._take_in(session, entry)
-        except Exception as error:  # noqa: BLE001 - told to the session's work
-            engine.resume(session, conceal(error, f"the record of session {session.id} could not be read"))
-        else:
-            engine.resume(session)
+            await self._open()
+        except (UnavailableError, TimeoutError) as error:
+            self._lose(_told(error))
 
-    def _take_in(self, session: DurableSession, entry: Entry | None) -> None:
-        """Make the copy what the record says; raises why its work cannot go on here."""
-        session.check_open()
-        if entry is None:
-            self._leave(session)
-            session.phase = Phase.CLOSED
-            # Forgotten an hour after its end, or lost with the store: nobody here can tell.
-            raise NotFoundError(f"unknown session {session.id}", reason="UNKNOWN_SESSION")
-        with self._ledger.meeting_damage():
-            record = decode_record(session.key, entry)
-        phase = ended_phase(record.summary, self._now())
-        if phase is not None:
-            self._leave(session)
-            session.phase = phase
-            raise ended(session.id, phase)
-        if not is_of(record, session):
-            self._leave(session)
-            # Whoever asks again finds the session with its new model; what is waiting was encoded for the old one.
-            session.phase = Phase.EVICTED
-            summary = record.summary
-            raise UnavailableError(
-                f"session {session.id} was upgraded to {summary.model}/{summary.version} just now: send it again",
-                reason="SESSION_MOVED",
-                retry_after=0.0,
-            )
-        copy_in(session, entry, record)
+    async def stop(self) -> None:
+        """Let what was begun end, then let go of the store."""
+        if self._prober is not None:
+            self._prober.cancel()
+            await asyncio.gather(self._prober, return_exceptions=True)
+        if self._writer is not None:
+            await asyncio.gather(self._writer, return_exceptions=True)
+        await self._entries.stop()
+        await self._summaries.stop()
+        with contextlib.suppress(UnavailableError):
+            await self._store.stop()
+
+    def statistics(self) -> StoreStatistics:
+        return StoreStatistics(
+            self._num_groups,
+            self._num_writes,
+            self._num_conflicts,
+            self._num_failures,
+            self._seconds.reading(),
+            self.is_available,
+            self._num_damaged,
+        )
+
+    @contextlib.contextmanager
+    def meeting_damage(self) -> Iterator[None]:
+        """Count and log the damaged records that are met in this block, and let the error pass.
+
+        They are told to whoever asks for them; the log gets a line now and then, however often that is.
+        """
         try:
-            session.last = last_reply(record)
-        except ValueError as error:
-            raise _does_not_fit(session, error) from error
+            yield
+        except InternalError as error:
+            if error.reason == "STORE_CORRUPT":
+                self._num_damaged += 1
+                self._tell_damage(error)
+            raise
 
-    def _leave(self, session: DurableSession) -> None:
-        self._cache.drop(session)
+    def _tell_damage(self, error: TidegateError) -> None:
+        now = self._clock()
+        if now - self._damage_told_at >= _DAMAGE_SECONDS:
+            log.error("%s (damaged records were met %d times so far)", error, self._num_damaged)
+            self._damage_told_at = now
 
+    # ---- writes
 
-def copy_in(session: DurableSession, entry: Entry, record: Record) -> None:
-    """Make the copy what the record says, but for the last reply: who repeats has the record read again, and then it is
-    looked at. The copy's model's engine must hold it.
-    """
-    summary, body = record
-    try:
-        session.model.engine.load(session, body.state)
-    except ValueError as error:
-        raise _does_not_fit(session, error) from error
-    session.position = summary.position
-    session.last = None
-    if (kept := kept_chart(summary)) is not None:
-        session.block_sum, session.chart = kept
-    session.seed = body.seed
-    session.revision = entry.revision
-    session.head = encode_head(record)
-    session.has_expired = bool(summary.ended)
-    session.is_fresh = True
+    async def write(self, writes: Sequence[Write]) -> list[Written]:
+        """Make writes of different sessions, each by itself, together with what others write just now."""
+        if not self.is_available:
+            return [self._away()] * len(writes)
+        future: asyncio.Future[list[Written]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((writes, future))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write_all(), name="tidegate-commits")
+        # A caller that is cancelled leaves; its writes are made all the same.
+        return await asyncio.shield(future)
 
+    async def write_one(self, write: Write) -> bool:
+        """Make one write; return whether it was made.
 
-def _does_not_fit(session: DurableSession, error: ValueError) -> InternalError:
-    log.error("the record of session %s does not fit its model: %s", session.id, error)
-    return InternalError(f"session {session.id} cannot be read: its record is damaged", reason="STORE_CORRUPT")
-
-
-def is_of(record: Record, session: DurableSession) -> bool:
-    """Whether the record's session runs on the copy's model, version and content."""
-    bundle = session.model.bundle
-    summary = record.summary
-    return (summary.model, summary.version, summary.model_sha256) == (
-        bundle.manifest.name,
-        bundle.manifest.version,
-        bundle.sha256,
-    )
-
-
-def _write(step: Step, revision: bytes, now: float) -> Write:
-    session = step.session
-    scored, chart = step.scored, None
-    if scored is not None and session.request.drift:
-        chart = KeptChart(scored.block_sum, scored.chart)
-    if step.work.ends:
-        return ending_step(session, step.position, step.last, revision, now)
-    summary, body = encode_step(session.head, revision, step.position, now, step.state, step.last, chart)
-    due = Due(now) if session.has_expired else None  # whoever looks puts it where it belongs
-    return Write(session.key, session.revision, revision, summary, body, due)
-
-
-def _outcome(write: Write, written: bool | TidegateError) -> Outcome:
-    if isinstance(written, TidegateError):
+        Raises:
+            UnavailableError: Nobody knows.
+        """
+        (written,) = await self.write([write])
+        if isinstance(written, TidegateError):
+            raise written
         return written
-    return write.revision if written else None
+
+    async def _write_all(self) -> None:
+        while self._waiting:
+            group = self._take_group()
+            writes = [write for some, _ in group for write in some]
+            started = self._clock()
+            try:
+                results = await self._write_group(writes)
+            except Exception:
+                log.exception("%d writes failed together", len(writes))
+                results = [await self._write_alone(write) for write in writes]
+            self._count(results, self._clock() - started)
+            for some, future in group:
+                own, results = results[: len(some)], results[len(some) :]
+                if not future.done():
+                    future.set_result(own)
+
+    def _take_group(self) -> list[tuple[Sequence[Write], asyncio.Future[list[Written]]]]:
+        """Take what waits, in order, up to the first that touches a session for the second time, or is too much."""
+        seen: set[SessionKey] = set()
+        size = num_writes = num_bytes = 0
+        for writes, _ in self._waiting:
+            keys = {write.key for write in writes}
+            num_writes += len(writes)
+            num_bytes += sum(len(write.body or b"") for write in writes)
+            if size and (seen & keys or num_writes > MAX_STORE_WRITES or num_bytes > MAX_STORE_WRITE_BYTES):
+                break
+            seen |= keys
+            size += 1
+        group, self._waiting = self._waiting[:size], self._waiting[size:]
+        return group
+
+    async def _write_group(self, writes: Sequence[Write]) -> list[Written]:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return list(await self._store.write(writes))
+        except (UnavailableError, TimeoutError) as error:
+            return await self._find_out(writes, _told(error))
+
+    async def _write_alone(self, write: Write) -> Written:
+        """Make a write that may have been made, with others, by a call that broke."""
+        try:
+            (written,) = await self._write_group([write])
+            if written is False:
+                (written,) = await self._find_out([write], None)
+        except Exception as error:
+            log.exception("a write of session %s failed", write.key.id)
+            return trouble("STORE_AWAY", str(error))
+        return written
+
+    async def _find_out(self, writes: Sequence[Write], error: UnavailableError | None) -> list[Written]:
+        """Look up what became of writes whose reply did not come; ``error`` None: they are not made if not there."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                entries = await self._store.read_summaries([write.key for write in writes])
+        except (UnavailableError, TimeoutError) as failure:
+            error = error or _told(failure)
+            self._lose(error)
+            return [error] * len(writes)
+        await self._judge()
+        return [_outcome(write, entry, error) for write, entry in zip(writes, entries, strict=True)]
+
+    def _count(self, results: Sequence[Written], seconds: float) -> None:
+        self._num_groups += 1
+        self._num_writes += len(results)
+        self._num_conflicts += sum(result is False for result in results)
+        self._num_failures += sum(isinstance(result, TidegateError) for result in results)
+        self._seconds.add(seconds)
+
+    # ---- questions
+
+    async def read(self, key: SessionKey) -> Entry | None:
+        """Return what is stored of a session; UnavailableError."""
+        return await self._entries.ask(key)
+
+    async def read_summary(self, key: SessionKey) -> Stored | None:
+        """Return what is stored of a session, without its body; UnavailableError."""
+        return await self._summaries.ask(key)
+
+    async def read_summaries(self, keys: Sequence[SessionKey]) -> list[Stored | None]:
+        """Return what is stored of sessions, without the bodies, in order; UnavailableError."""
+        return await self._summaries.ask_all(keys)
+
+    async def _read_entries(self, keys: list[SessionKey]) -> list[Entry | None]:
+        return await self.ask(lambda store: store.read(keys))
+
+    async def _read_summaries(self, keys: list[SessionKey]) -> list[Stored | None]:
+        return await self.ask(lambda store: store.read_summaries(keys))
+
+    async def ask(self, question: Callable[[Store], Awaitable[Result]]) -> Result:
+        """Ask the store something by one call of it, bounded in time once its turn has come; UnavailableError."""
+        async with self._questions:
+            if not self.is_available:
+                raise self._away()
+            try:
+                async with asyncio.timeout(self._timeout):
+                    return await question(self._store)
+            except (UnavailableError, TimeoutError) as error:
+                told = _told(error)
+        # Not in a place that others wait for.
+        await self._judge()
+        raise told
+
+    # ---- can it be written?
+
+    async def _judge(self) -> None:
+        """Find out, after a call failed, whether the store can be written; it is away if it cannot."""
+        wanted = self._num_judged + 1 + self._judging.locked()  # one that began before says nothing of what came since
+        async with self._judging:
+            if not self.is_available or self._num_judged >= wanted:
+                return
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._store.ping()
+            except (UnavailableError, TimeoutError) as error:
+                self._lose(_told(error))
+            except Exception as error:
+                log.exception("the store could not be asked")
+                self._lose(trouble("STORE_AWAY", str(error)))
+            self._num_judged += 1
+
+    async def _open(self) -> None:
+        async with asyncio.timeout(self._timeout):
+            if self._is_started:
+                await self._store.ping()
+            else:
+                await self._store.start()
+        self._is_started = True
+        self._trouble = ""
+        self._set_available(is_available=True)
+
+    def _lose(self, error: UnavailableError) -> None:
+        """The store is away from now on, until it can be written."""
+        self._reason = error.reason
+        self._note("the store is away", error)
+        self._set_available(is_available=False)
+        if self._prober is None or self._prober.done():
+            self._prober = asyncio.create_task(self._probe(), name="tidegate-store-probe")
+
+    def _away(self) -> UnavailableError:
+        return UnavailableError("the store is away", reason=self._reason, retry_after=_RETRY_AFTER)
+
+    async def _probe(self) -> None:
+        while not self.is_available:
+            await asyncio.sleep(_PROBE_SECONDS)
+            try:
+                await self._open()
+            except ConfigurationError as error:
+                self._note("the store cannot be used", error)
+            except (UnavailableError, TimeoutError):
+                continue
+            except Exception as error:  # noqa: BLE001 - a store that breaks is one that is away
+                self._note("the store could not be asked", error)
+            else:
+                log.warning("the store is back: it can be written")
+
+    def _note(self, what: str, error: Exception) -> None:
+        """Log trouble once, however often the store is asked meanwhile."""
+        cause = error.cause if isinstance(error, TidegateError) and error.cause else str(error)
+        told = f"{what}: {cause}"
+        if told != self._trouble:
+            log.warning("%s", told)
+            self._trouble = told
+
+    def _set_available(self, *, is_available: bool) -> None:
+        if self.is_available != is_available:
+            self.is_available = is_available
+            self.changed.set()
+
+
+class _Gathering(Generic[Found]):
+    """Questions for one thing each, asked by few calls for many: one call at a time, of what came meanwhile.
+
+    Args:
+        read: Asks for several at once.
+        most: How many.
+    """
+
+    def __init__(self, read: Callable[[list[SessionKey]], Awaitable[list[Found]]], most: int) -> None:
+        self._read = read
+        self._most = most
+        self._waiting: OrderedDict[SessionKey, asyncio.Future[Found]] = OrderedDict()
+        self._reader: asyncio.Task[None] | None = None
+
+    async def ask(self, key: SessionKey) -> Found:
+        # A caller that is cancelled leaves; others may wait for the same.
+        return await asyncio.shield(self._wait_for(key))
+
+    async def ask_all(self, keys: Sequence[SessionKey]) -> list[Found]:
+        futures = [self._wait_for(key) for key in keys]
+        if futures:
+            await asyncio.wait(futures)
+        return [future.result() for future in futures]
+
+    def _wait_for(self, key: SessionKey) -> asyncio.Future[Found]:
+        future = self._waiting.get(key)
+        if future is None:
+            future = self._waiting[key] = asyncio.get_running_loop().create_future()
+        if self._reader is None or self._reader.done():
+            self._reader = asyncio.create_task(self._read_all(), name="tidegate-store-reads")
+        return future
+
+    async def stop(self) -> None:
+        """Let what was begun end; who still waits is told."""
+        waiting, self._waiting = self._waiting, OrderedDict()
+        for future in waiting.values():
+            _fail(future, UnavailableError("the server is stopping", reason="DRAINING"))
+        if self._reader is not None:
+            await asyncio.gather(self._reader, return_exceptions=True)
+
+    async def _read_all(self) -> None:
+        while self._waiting:
+            size = min(len(self._waiting), self._most)
+            group = dict(self._waiting.popitem(last=False) for _ in range(size))
+            await self._read_group(group)
+
+    async def _read_group(self, group: dict[SessionKey, asyncio.Future[Found]]) -> None:
+        try:
+            found = await self._read(list(group))
+        except UnavailableError as error:
+            for future in group.values():
+                _fail(future, error)
+        except Exception as error:  # noqa: BLE001 - told to who asked for what breaks the call
+            if len(group) == 1:
+                (future,) = group.values()
+                _fail(future, error)
+                return
+            for key, future in group.items():
+                await self._read_group({key: future})
+        else:
+            for future, each in zip(group.values(), found, strict=True):
+                future.set_result(each)
+
+
+def _fail(future: asyncio.Future[Found], error: Exception) -> None:
+    future.set_exception(error)
+    future.exception()  # looked at: whoever waited may have gone
+
+
+def _outcome(write: Write, entry: Stored | None, error: UnavailableError | None) -> Written:
+    # Where what it expects is there, it may still be on its way. Where another revision is, it may have been made, and
+    # others gone on from it: made again, a rewind would take back their steps.
+    return True if entry is not None and entry.revision == write.revision else error or False
+
+
+def _told(error: Exception) -> UnavailableError:
+    if isinstance(error, UnavailableError):
+        error.retry_after = error.retry_after or _RETRY_AFTER
+        return error
+    return UnavailableError("the store did not answer in time", reason="STORE_AWAY", retry_after=_RETRY_AFTER)

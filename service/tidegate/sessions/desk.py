@@ -31,8 +31,8 @@ from tidegate.limits import CHECKPOINT_BYTES, MAX_CHECKPOINTS
 from tidegate.registry import LoadedModel, Registry
 from tidegate.sessions.ids import SEQUENCE, check_checkpoint, new_ephemeral, replica_of
 from tidegate.sessions.last_replies import LastReplies, Remembered
-from tidegate.sessions.moment import Moment
 from tidegate.sessions.party import Party
+from tidegate.sessions.snapshot import SessionState
 from tidegate.sessions.table import SessionTable
 from tidegate.slices import Slicer, Slices
 
@@ -51,7 +51,7 @@ class Desk:
         self._table = SessionTable()
         # What few sessions have lies beside them: a hundred thousand others need not pay for it.
         self._sources: dict[str, str] = {}
-        self._checkpoints: dict[str, OrderedDict[str, Moment]] = {}
+        self._checkpoints: dict[str, OrderedDict[str, SessionState]] = {}
         self._last_replies = LastReplies()
         # Sessions under ids that servers did not make: another server may give such an id to a durable session.
         self._chosen: OrderedDict[str, None] = OrderedDict()
@@ -75,7 +75,7 @@ class Desk:
         if self._table.knows(id_):
             self._table.get(id_)
 
-    def open(self, request: SessionRequest, moment: Moment | None = None) -> Session:
+    def open(self, request: SessionRequest, moment: SessionState | None = None) -> Session:
         """Open a session, at its beginning or where ``moment`` is, or return the one that an equal request with the
         same id opened.
         """
@@ -189,12 +189,12 @@ class Desk:
 
     # ---- branching
 
-    async def moment(self, id_: str) -> tuple[Moment, SessionRequest]:
+    async def moment(self, id_: str) -> tuple[SessionState, SessionRequest]:
         """Return where the session is, as far as it is committed, and what it was opened with."""
         session = self.get(id_)
         return self._moment(session), session.request
 
-    async def open_at(self, request: SessionRequest, moment: Moment) -> SessionInfo:
+    async def open_at(self, request: SessionRequest, moment: SessionState) -> SessionInfo:
         return self.info_of(self.open(request, moment))
 
     async def checkpoint(self, id_: str, name: str | None) -> CheckpointInfo:
@@ -232,9 +232,9 @@ class Desk:
         self.touch(session)
         await done
 
-    def _moment(self, session: Session) -> Moment:
+    def _moment(self, session: Session) -> SessionState:
         model: LoadedModel = session.model
-        return Moment(model, session.position, model.engine.dump(session), session.seed)
+        return SessionState(model, session.position, model.engine.dump(session), session.seed)
 
     def _rewind(self, session: Session, name: str) -> None:
         kept = self._checkpoints.get(session.id, OrderedDict())
@@ -285,7 +285,7 @@ class Desk:
                 raise self._full()
         self._registry.budget.take(num_bytes)
 
-    def _give_room(self, moments: Iterable[Moment]) -> None:
+    def _give_room(self, moments: Iterable[SessionState]) -> None:
         for moment in moments:
             self._registry.budget.give(_size(moment))
 
@@ -359,7 +359,7 @@ class Desk:
             raise
 
 
-def _size(moment: Moment) -> int:
+def _size(moment: SessionState) -> int:
     """The bytes that a checkpoint takes."""
     return len(moment.state) + CHECKPOINT_BYTES
 

@@ -1,7 +1,7 @@
 """Durable sessions of this process: their truth is a record in the store, what is here is a cache of it.
 
 Opening, closing, branching and expiry act on the record, by compare-and-set; only steps go through a copy. A copy that
-fell behind finds out at its next commit, and reads the record again (`committer`, `engine.engine`). What needs no
+fell behind finds out at its next commit, and reads the record again (`copies`, `engine.engine`). What needs no
 state reads the record's summary only.
 """
 
@@ -34,7 +34,8 @@ from tidegate.faults import conceal
 from tidegate.limits import MAX_CHECKPOINTS, MAX_LOOKED_AT, MAX_LOOKS
 from tidegate.registry import LoadedModel, Registry
 from tidegate.sessions.cache import SessionCache
-from tidegate.sessions.committer import copy_in, is_of
+from tidegate.sessions.committer import GroupCommitter
+from tidegate.sessions.copies import copy_in, is_of
 from tidegate.sessions.desk import Desk, check_layout, lifetimes, unknown_checkpoint
 from tidegate.sessions.expiry import (
     REMEMBERED_SECONDS,
@@ -50,8 +51,6 @@ from tidegate.sessions.expiry import (
 )
 from tidegate.sessions.ids import DEFAULT_TENANT, SEQUENCE, check_checkpoint, key_of, new_durable
 from tidegate.sessions.last_replies import Remembered
-from tidegate.sessions.ledger import Ledger
-from tidegate.sessions.moment import Moment
 from tidegate.sessions.records import (
     Record,
     Summary,
@@ -66,6 +65,7 @@ from tidegate.sessions.records import (
     new_revision,
     request_of,
 )
+from tidegate.sessions.snapshot import SessionState
 from tidegate.sessions.stores.store import Due, Entry, SessionKey, Stored, Write
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class DurableDesk:
         registry: Where models are found.
         clock: Seconds that only rise.
         store_clock: Seconds since the epoch; read from the store at the start and at each sweep.
-        ledger: Where records are.
+        committer: Where records are.
         cache: The copies here.
         ephemeral: Whose idle sessions may have to make room.
     """
@@ -97,7 +97,7 @@ class DurableDesk:
         registry: Registry,
         clock: Clock,
         store_clock: StoreClock,
-        ledger: Ledger,
+        committer: GroupCommitter,
         cache: SessionCache,
         ephemeral: Desk,
     ) -> None:
@@ -105,7 +105,7 @@ class DurableDesk:
         self._registry = registry
         self._clock = clock
         self._store_clock = store_clock
-        self._ledger = ledger
+        self._committer = committer
         self._cache = cache
         self._ephemeral = ephemeral
         self._endings = Endings()
@@ -234,7 +234,7 @@ class DurableDesk:
     async def infos(self, ids: Sequence[str]) -> list[SessionInfo | TidegateError]:
         """Return each session, or why it cannot be had, by one question for all."""
         keys = list(map(key_of, ids))
-        stored = await self._ledger.read_summaries(keys)
+        stored = await self._committer.read_summaries(keys)
         return [self._info_or_error(key, each) for key, each in zip(keys, stored, strict=True)]
 
     def _info_or_error(self, key: SessionKey, stored: Stored | None) -> SessionInfo | TidegateError:
@@ -242,7 +242,7 @@ class DurableDesk:
             if stored is None:
                 self._ephemeral.check_not_ended(key.id)
                 return NotFoundError(f"unknown session {key.id}", reason="UNKNOWN_SESSION")
-            with self._ledger.meeting_damage():
+            with self._committer.meeting_damage():
                 summary = decode_summary(key, stored)
         except TidegateError as error:
             return without_traceback(error)
@@ -253,7 +253,7 @@ class DurableDesk:
         """Return up to ``limit`` open sessions with ids above ``after``, by rising id."""
         infos: list[SessionInfo] = []
         while missing := min(limit - len(infos), MAX_LOOKED_AT):
-            found = await self._ledger.ask(lambda store: store.page(DEFAULT_TENANT, missing, after))  # noqa: B023 - asked before they change
+            found = await self._committer.ask(lambda store: store.page(DEFAULT_TENANT, missing, after))  # noqa: B023 - asked before they change
             for id_, stored in found:
                 summary = self._readable(key_of(id_), stored)
                 if summary is not None and self._phase(stored, summary) is Phase.OPEN:
@@ -267,14 +267,14 @@ class DurableDesk:
         """Open a session, or return the one that an equal request with the same id opened."""
         return await self._open(request, self._registry.get(request.model, request.version), None)
 
-    async def open_at(self, request: SessionRequest, moment: Moment) -> SessionInfo:
+    async def open_at(self, request: SessionRequest, moment: SessionState) -> SessionInfo:
         """Open a session where ``moment`` is, or return the one that an equal request with the same id opened."""
         return await self._open(request, moment.model, moment)
 
     async def check_free(self, id_: str) -> None:
         """Raise AlreadyExistsError where an open session has that id."""
         key = key_of(id_)
-        stored = await self._ledger.read_summary(key)
+        stored = await self._committer.read_summary(key)
         if stored is None:
             return
         if self._phase(stored, decode_summary(key, stored)) is Phase.OPEN:
@@ -285,7 +285,7 @@ class DurableDesk:
         for a repeat. None of any other.
         """
         key = key_of(id_)
-        stored = await self._ledger.read_summary(key)
+        stored = await self._committer.read_summary(key)
         if stored is None:
             return None
         summary = decode_summary(key, stored)
@@ -294,7 +294,7 @@ class DurableDesk:
             return Remembered(summary.version)
         if phase is not Phase.CLOSED or not summary.body_bytes:
             return None
-        entry = await self._ledger.read(key)
+        entry = await self._committer.read(key)
         record = None if entry is None else decode_record(key, entry)
         if record is None or record.summary.ended != Phase.CLOSED.value:
             return None  # it was begun anew meanwhile
@@ -307,7 +307,7 @@ class DurableDesk:
                 write = await self._close(id_, TRANSITIONS[Phase.OPEN, event])
             except SessionEndedError:
                 return
-            if await self._ledger.write_one(write):
+            if await self._committer.write_one(write):
                 self._end_copy(id_, TRANSITIONS[Phase.OPEN, event])
                 await self._registry.retire()
                 return
@@ -321,11 +321,11 @@ class DurableDesk:
         stored, summary = await self._open_summary(id_)
         return closing(summary, stored.revision, phase, self._store_clock.now())
 
-    async def moment(self, id_: str) -> tuple[Moment, SessionRequest]:
+    async def moment(self, id_: str) -> tuple[SessionState, SessionRequest]:
         """Return where the session is, and what it was opened with."""
         _, record = await self._open_record(id_)
         model = self._model_of(record.summary)
-        return Moment(model, record.summary.position, record.body.state, record.body.seed), request_of(record)
+        return SessionState(model, record.summary.position, record.body.state, record.body.seed), request_of(record)
 
     async def checkpoint(self, id_: str, name: str | None) -> CheckpointInfo:
         """Keep where the session is; the oldest of more than eight is dropped."""
@@ -348,10 +348,10 @@ class DurableDesk:
         async def rewind(record: Record) -> Attachments:
             # Read behind the record: it is of this revision, or the write will not be made. An id and a checkpoint's
             # name may be given again, to another state.
-            content = await self._ledger.ask(lambda store: store.read_attachment(key, name))
+            content = await self._committer.ask(lambda store: store.read_attachment(key, name))
             if content is None or name not in {kept.name for kept in record.summary.checkpoints}:
                 raise unknown_checkpoint(id_, name)
-            with self._ledger.meeting_damage():
+            with self._committer.meeting_damage():
                 kept = decode_checkpoint(key, name, content)
             record.summary.position, record.summary.used_at = kept.position, self._store_clock.now()
             record.summary.ClearField("chart")
@@ -381,10 +381,10 @@ class DurableDesk:
         await self._read_clock()
         for _ in range(MAX_LOOKS):
             now = self._store_clock.now()
-            keys = await self._ledger.ask(lambda store: store.due(now, MAX_LOOKED_AT))  # noqa: B023 - asked before it changes
+            keys = await self._committer.ask(lambda store: store.due(now, MAX_LOOKED_AT))  # noqa: B023 - asked before it changes
             if not keys:
                 return
-            stored = await self._ledger.ask(lambda store: store.read_summaries(keys))  # noqa: B023 - likewise
+            stored = await self._committer.ask(lambda store: store.read_summaries(keys))  # noqa: B023 - likewise
             over: list[tuple[Write, Summary, Phase]] = []
             for key, each in zip(keys, stored, strict=True):
                 summary = None if each is None else self._readable(key, each)
@@ -392,7 +392,7 @@ class DurableDesk:
                     await self._postpone(key, None if each is None else now + REMEMBERED_SECONDS)
                 elif (phase := await self._look_at(key, each, summary, now)) is not None:
                     over.append((expiring(summary, each.revision, phase, now), summary, phase))
-            written = await self._ledger.write([write for write, _, _ in over]) if over else []
+            written = await self._committer.write([write for write, _, _ in over]) if over else []
             for (_, summary, phase), made in zip(over, written, strict=True):
                 if made is True:  # otherwise a step may have come in time: the session goes on
                     self._has_ended(summary, phase)
@@ -409,7 +409,7 @@ class DurableDesk:
             case Verdict.EXPIRE:
                 return overdue(summary, now)
             case Verdict.FORGET:
-                await self._ledger.ask(lambda store: store.delete(key, stored.revision))
+                await self._committer.ask(lambda store: store.delete(key, stored.revision))
                 return None
             case Verdict.WATCH:
                 self._endings.note(summary, self._clock.monotonic())
@@ -417,11 +417,11 @@ class DurableDesk:
         return None
 
     async def _postpone(self, key: SessionKey, at: float | None) -> None:
-        await self._ledger.ask(lambda store: store.postpone(key, at))
+        await self._committer.ask(lambda store: store.postpone(key, at))
 
     # ---- inside
 
-    async def _open(self, request: SessionRequest, model: LoadedModel, moment: Moment | None) -> SessionInfo:
+    async def _open(self, request: SessionRequest, model: LoadedModel, moment: SessionState | None) -> SessionInfo:
         ttl, idle = lifetimes(request, self._settings)
         seed = request.seed if request.seed is not None else secrets.randbits(64)
         key, now = key_of(request.id or new_durable()), self._store_clock.now()
@@ -431,11 +431,11 @@ class DurableDesk:
             record.body.state, record.body.seed, record.body.forked_from = moment.state, moment.seed, moment.source
         _place(record, model)
         for _ in range(_TRIES):
-            before = await self._ledger.read(key) if request.id is not None else None
+            before = await self._committer.read(key) if request.id is not None else None
             if before is not None and (existing := self._existing(before, record)) is not None:
                 return self._info(existing)
             write = _first(before, record)
-            if await self._ledger.write_one(write):
+            if await self._committer.write_one(write):
                 self._keep_copy(model, write, record)
                 return self._info(record.summary)
         raise _contended(key.id)
@@ -474,14 +474,14 @@ class DurableDesk:
     async def _open_record(self, id_: str) -> tuple[Entry, Record]:
         """Return the record of a session that runs; one whose time is over is ended now."""
         key = key_of(id_)
-        entry = await self._running(key, lambda: self._ledger.read(key))
-        with self._ledger.meeting_damage():
+        entry = await self._running(key, lambda: self._committer.read(key))
+        with self._committer.meeting_damage():
             return entry, decode_record(key, entry)
 
     async def _open_summary(self, id_: str) -> tuple[Stored, Summary]:
         """As `_open_record`, without the body."""
         key = key_of(id_)
-        stored = await self._running(key, lambda: self._ledger.read_summary(key))
+        stored = await self._running(key, lambda: self._committer.read_summary(key))
         return stored, decode_summary(key, stored)
 
     async def _running(self, key: SessionKey, read: Callable[[], Awaitable[Kept | None]]) -> Kept:
@@ -495,7 +495,7 @@ class DurableDesk:
             if stored is None:
                 self._ephemeral.check_not_ended(key.id)
                 raise NotFoundError(f"unknown session {key.id}", reason="UNKNOWN_SESSION")
-            with self._ledger.meeting_damage():
+            with self._committer.meeting_damage():
                 summary = decode_summary(key, stored)
             now = self._store_clock.now()
             phase = self._phase(stored, summary)
@@ -504,7 +504,7 @@ class DurableDesk:
             since = self._seconds_since(summary)
             if summary.ended or (since is not None and since < REMEMBERED_SECONDS):
                 raise ended(key.id, phase)
-            if await self._ledger.write_one(expiring(summary, stored.revision, phase, now)):
+            if await self._committer.write_one(expiring(summary, stored.revision, phase, now)):
                 self._has_ended(summary, phase)
                 raise ended(key.id, phase)
         raise _contended(key.id)
@@ -521,7 +521,7 @@ class DurableDesk:
             revision = new_revision()
             summary, body = encode_record(record, revision)
             write = Write(key_of(id_), entry.revision, revision, summary, body, due, attachments=attachments)
-            if await self._ledger.write_one(write):
+            if await self._committer.write_one(write):
                 self._follow(write, record)
                 return record
         raise _contended(id_)
@@ -578,7 +578,7 @@ class DurableDesk:
 
     def _readable(self, key: SessionKey, stored: Stored) -> Summary | None:
         """Return the summary; None of one that is damaged, which is logged and holds up nobody else."""
-        with suppress(InternalError, FailedPreconditionError), self._ledger.meeting_damage():
+        with suppress(InternalError, FailedPreconditionError), self._committer.meeting_damage():
             return decode_summary(key, stored)
         return None
 
@@ -598,7 +598,7 @@ class DurableDesk:
         return info_of(summary, state_bytes, end_of(summary))
 
     async def _read_clock(self) -> None:
-        self._store_clock.set(await self._ledger.ask(lambda store: store.time()))
+        self._store_clock.set(await self._committer.ask(lambda store: store.time()))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

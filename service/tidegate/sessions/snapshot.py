@@ -1,4 +1,5 @@
-"""A session as portable bytes, and back: versioned, checksummed, with every size, dtype and shape said and checked.
+"""A session's state at one of its positions, and that state as portable bytes: versioned, checksummed, with every size,
+dtype and shape said and checked.
 
 Layout: 8 bytes magic, 2 bytes version (little-endian), 32 bytes SHA-256 of the rest, the rest: a ``SnapshotBody``
 (`proto/tidegate/v1/records.proto`). Nothing in it is ever executed.
@@ -9,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from tidegate.api import LAST_POSITION, LATEST
+from tidegate.api import LAST_POSITION, LATEST, SessionRequest
 from tidegate.config import LONGEST_LIFE
 from tidegate.engine.arena import Plane, unpack
-from tidegate.errors import FailedPreconditionError, InvalidInputError
+from tidegate.errors import FailedPreconditionError, InvalidInputError, NotFoundError
+from tidegate.registry import LoadedModel, Registry
 from tidegate.v1 import records_pb2
 
 Body = records_pb2.SnapshotBody
@@ -31,6 +34,76 @@ _MOST_POSITION = LAST_POSITION - (1 << 32)
 _MOST_CHARACTERS = {"model": 128, "version": 9, "model_sha256": 64, "forked_from": 300}
 _MOST_BESIDE_STATE = 4096
 """Bytes of a snapshot beside its state and the names, dtypes and shapes of its parts."""
+
+
+class SessionState(NamedTuple):
+    """``state`` is as the arena dumps it, empty at position 0; ``source`` says where it comes from, so that an equal
+    request finds what it made before.
+    """
+
+    model: LoadedModel
+    position: int
+    state: bytes
+    seed: int
+    source: str = ""
+
+    def forked(self, source: str, child: str) -> SessionState:
+        """Return the moment for a child of the session ``source``."""
+        return self._replace(seed=_child_seed(self.seed, child), source=_fork_of(source))
+
+
+def take_snapshot(moment: SessionState, request: SessionRequest, created_at: float) -> bytes:
+    """Return the moment as portable bytes; ``created_at`` in seconds since the epoch."""
+    manifest = moment.model.manifest
+    body = Body(
+        model=manifest.name,
+        version=manifest.version,
+        model_sha256=moment.model.bundle.sha256,
+        position=moment.position,
+        seed=moment.seed,
+        created_at=created_at,
+        ttl_seconds=request.ttl_seconds,
+        idle_seconds=request.idle_seconds,
+        drift=request.drift,
+    )
+    planes = moment.model.planes
+    fill_parts(body, list(planes), list(planes.values()), moment.state)
+    return encode_snapshot(body)
+
+
+def fork_snapshot(snapshot: bytes, source: str, child: str) -> bytes:
+    """Return a snapshot of the session ``source`` from which its child is restored where the child belongs."""
+    body = decode_snapshot(snapshot)
+    body.seed, body.forked_from = _child_seed(body.seed, child), _fork_of(source)
+    return encode_snapshot(body)
+
+
+def read_snapshot(snapshot: bytes, registry: Registry) -> tuple[SessionState, SessionRequest]:
+    """Return the moment that a snapshot holds, and how its session was opened.
+
+    Raises:
+        InvalidInputError: It is no snapshot, was altered, or does not fit its model.
+        FailedPreconditionError: Its model, in its version and with its content, is not here.
+    """
+    body = decode_snapshot(snapshot)
+    label = f"{body.model}/{body.version}"
+    try:
+        model = registry.get(body.model, body.version)
+    except NotFoundError as error:
+        message = f"the snapshot is of {label}, which is not here: {error.message}"
+        raise FailedPreconditionError(message, reason="MODEL_GONE") from error
+    if model.bundle.sha256 != body.model_sha256:
+        message = f"the snapshot is of {label} with another content than the one here"
+        raise FailedPreconditionError(message, reason="MODEL_GONE")
+    state = state_of(body, list(model.planes), list(model.planes.values()))
+    source = body.forked_from or f"snapshot {hashlib.sha256(snapshot).hexdigest()}"
+    return SessionState(model, body.position, state, body.seed, source), SessionRequest(
+        body.model,
+        body.version,
+        ttl_seconds=body.ttl_seconds if body.HasField("ttl_seconds") else None,
+        idle_seconds=body.idle_seconds if body.HasField("idle_seconds") else None,
+        drift=body.drift,
+    )
 
 
 def encode_snapshot(body: Body) -> bytes:
@@ -116,3 +189,12 @@ def state_of(body: Body, names: Sequence[str], planes: Sequence[Plane]) -> bytes
 
 def _bad(message: str) -> InvalidInputError:
     return InvalidInputError(message, reason="BAD_SNAPSHOT")
+
+
+def _fork_of(source: str) -> str:
+    return f"fork of {source}"
+
+
+def _child_seed(seed: int, child: str) -> int:
+    """Return a seed of the child's own, the same each time: children of one parent draw differently."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {child}".encode()).digest()[:8], "little")

@@ -10,8 +10,7 @@ from tests.service.cluster.conftest import Pair
 from tests.service.grpc.fake import FakeService
 from tidegate.api import CheckpointInfo, Input, RestoreRequest
 from tidegate.errors import FailedPreconditionError, InvalidInputError, NotFoundError
-from tidegate.sessions.moment import fork_snapshot
-from tidegate.sessions.snapshot import Body, encode_snapshot
+from tidegate.sessions.snapshot import Body, encode_snapshot, fork_snapshot
 
 SNAPSHOT = encode_snapshot(Body(model="echo", version="2", position=5))
 

@@ -1,4 +1,4 @@
-"""The ledger: groups, unknown outcomes, and a store that goes and comes back."""
+"""The committer: groups, unknown outcomes, and a store that goes and comes back."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from tidegate.clock import Clock
 from tidegate.errors import ConfigurationError, UnavailableError
+from tidegate.sessions.committer import GroupCommitter
 from tidegate.sessions.ids import key_of
-from tidegate.sessions.ledger import Ledger
 from tidegate.sessions.stores.memory import MemoryStore
 from tidegate.sessions.stores.store import Entry, SessionKey, Stored, Write
 
@@ -44,30 +44,30 @@ async def store() -> Slow:
 
 
 @pytest.fixture
-async def ledger(store: Slow) -> AsyncIterator[Ledger]:
-    ledger = Ledger(store, 30, Clock().monotonic)
-    await ledger.start()
-    yield ledger
+async def committer(store: Slow) -> AsyncIterator[GroupCommitter]:
+    committer = GroupCommitter(store, 30, Clock().monotonic)
+    await committer.start()
+    yield committer
     store.gate.set()
-    await ledger.stop()
+    await committer.stop()
 
 
-async def test_what_arrives_during_a_write_is_the_next_group(ledger: Ledger, store: Slow) -> None:
-    first = asyncio.ensure_future(ledger.write([write("a"), write("b")]))
+async def test_what_arrives_during_a_write_is_the_next_group(committer: GroupCommitter, store: Slow) -> None:
+    first = asyncio.ensure_future(committer.write([write("a"), write("b")]))
     await store.begun.wait()
-    others = [asyncio.ensure_future(ledger.write([write(name)])) for name in "cde"]
+    others = [asyncio.ensure_future(committer.write([write(name)])) for name in "cde"]
     # The same session again waits for its own turn: one group holds a session once.
-    again = asyncio.ensure_future(ledger.write([write("c", b"1", b"2")]))
+    again = asyncio.ensure_future(committer.write([write("c", b"1", b"2")]))
     await asyncio.sleep(0)
     store.gate.set()
     assert await asyncio.gather(first, *others, again) == [[True, True], [True], [True], [True], [True]]
     assert store.groups == [["a", "b"], ["c", "d", "e"], ["c"]]
-    assert ledger.statistics()[:4] == (3, 6, 0, 0)
+    assert committer.statistics()[:4] == (3, 6, 0, 0)
 
 
-async def test_a_caller_that_leaves_harms_nobody(ledger: Ledger, store: Slow) -> None:
-    leaving = asyncio.ensure_future(ledger.write([write("a")]))
-    staying = asyncio.ensure_future(ledger.write([write("b")]))
+async def test_a_caller_that_leaves_harms_nobody(committer: GroupCommitter, store: Slow) -> None:
+    leaving = asyncio.ensure_future(committer.write([write("a")]))
+    staying = asyncio.ensure_future(committer.write([write("b")]))
     await store.begun.wait()
     leaving.cancel()
     store.gate.set()
@@ -75,11 +75,11 @@ async def test_a_caller_that_leaves_harms_nobody(ledger: Ledger, store: Slow) ->
     assert await store.read([key_of("a")]) != [None]
 
 
-async def test_a_lost_compare_is_counted(ledger: Ledger, store: Slow) -> None:
+async def test_a_lost_compare_is_counted(committer: GroupCommitter, store: Slow) -> None:
     store.gate.set()
-    assert await ledger.write([write("a")]) == [True]
-    assert await ledger.write([write("a", None, b"2"), write("b")]) == [False, True]
-    assert ledger.statistics().num_conflicts == 1
+    assert await committer.write([write("a")]) == [True]
+    assert await committer.write([write("a", None, b"2"), write("b")]) == [False, True]
+    assert committer.statistics().num_conflicts == 1
 
 
 @dataclass
@@ -103,21 +103,21 @@ class Broken(MemoryStore):
 
 async def test_an_unknown_outcome_is_looked_up_write_by_write() -> None:
     store = Broken()
-    ledger = Ledger(store, 30, Clock().monotonic)
-    await ledger.start()
+    committer = GroupCommitter(store, 30, Clock().monotonic)
+    await committer.start()
     await store.write([write("taken", None, b"theirs")])
     store.fails = ["after"]
-    made, other = await ledger.write([write("a"), write("taken", b"stale", b"mine")])
+    made, other = await committer.write([write("a"), write("taken", b"stale", b"mine")])
     # What others wrote may stand on what was asked for here.
     assert made is True
     assert isinstance(other, UnavailableError)
     store.fails = ["before"]
-    (unknown,) = await ledger.write([write("a", b"1", b"2")])
+    (unknown,) = await committer.write([write("a", b"1", b"2")])
     # What it expects is still there: it may yet come.
     assert isinstance(unknown, UnavailableError)
-    assert ledger.is_available
-    assert await ledger.write([write("a", b"1", b"3")]) == [True]
-    await ledger.stop()
+    assert committer.is_available
+    assert await committer.write([write("a", b"1", b"3")]) == [True]
+    await committer.stop()
 
 
 @dataclass
@@ -170,39 +170,43 @@ async def test_a_store_that_is_read_and_cannot_be_written_is_away_until_it_can(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     store = Frozen()
-    ledger = Ledger(store, 30, Clock().monotonic)
-    await ledger.start()
-    assert await ledger.write([write("a")]) == [True]
-    ledger.changed.clear()
+    committer = GroupCommitter(store, 30, Clock().monotonic)
+    await committer.start()
+    assert await committer.write([write("a")]) == [True]
+    committer.changed.clear()
     store.frozen, store.thaws = "a replica", 4
-    (told,) = await ledger.write([write("a", b"1", b"2")])
+    (told,) = await committer.write([write("a", b"1", b"2")])
     assert isinstance(told, UnavailableError)
     # Who was told finds everybody told the same.
-    assert (ledger.is_available, ledger.statistics().is_available, ledger.changed.is_set()) == (False, False, True)
+    assert (committer.is_available, committer.statistics().is_available, committer.changed.is_set()) == (
+        False,
+        False,
+        True,
+    )
     with pytest.raises(UnavailableError):
-        await ledger.read(key_of("a"))
-    ledger.changed.clear()
-    await ledger.changed.wait()
-    assert ledger.statistics().is_available
-    assert (await ledger.read(key_of("a"))) is not None
+        await committer.read(key_of("a"))
+    committer.changed.clear()
+    await committer.changed.wait()
+    assert committer.statistics().is_available
+    assert (await committer.read(key_of("a"))) is not None
     assert caplog.messages == ["the store is away: a replica", "the store is back: it can be written"]
     assert store.num_pings == 4
-    await ledger.stop()
+    await committer.stop()
 
 
 async def test_a_call_that_fails_alone_does_not_speak_for_the_store() -> None:
     store = Frozen(hung={"a"})
-    ledger = Ledger(store, 0.01, Clock().monotonic)
-    await ledger.start()
+    committer = GroupCommitter(store, 0.01, Clock().monotonic)
+    await committer.start()
     with pytest.raises(UnavailableError, match="in time"):
-        await ledger.read(key_of("a"))
-    assert ledger.statistics().is_available
-    assert await ledger.write([write("b")]) == [True]
+        await committer.read(key_of("a"))
+    assert committer.statistics().is_available
+    assert await committer.write([write("b")]) == [True]
     store.frozen = "a replica"
     with pytest.raises(UnavailableError, match="in time"):
-        await ledger.read(key_of("a"))
-    assert not ledger.is_available
-    await ledger.stop()
+        await committer.read(key_of("a"))
+    assert not committer.is_available
+    await committer.stop()
 
 
 async def test_calls_that_fail_together_ask_once_and_none_trusts_an_answer_from_before(
@@ -210,8 +214,8 @@ async def test_calls_that_fail_together_ask_once_and_none_trusts_an_answer_from_
 ) -> None:
     store = Frozen()
     gate, began = asyncio.Event(), asyncio.Event()
-    ledger = Ledger(store, 30, Clock().monotonic)
-    await ledger.start()
+    committer = GroupCommitter(store, 30, Clock().monotonic)
+    await committer.start()
     ping = store.ping
 
     async def held() -> None:
@@ -223,18 +227,18 @@ async def test_calls_that_fail_together_ask_once_and_none_trusts_an_answer_from_
         raise UnavailableError("cut", reason="STORE_AWAY")
 
     store.ping = held  # type: ignore[method-assign]
-    first = asyncio.ensure_future(ledger.ask(fail))
+    first = asyncio.ensure_future(committer.ask(fail))
     await began.wait()
     store.frozen = "a replica"
-    others = [asyncio.ensure_future(ledger.ask(fail)) for _ in range(3)]
+    others = [asyncio.ensure_future(committer.ask(fail)) for _ in range(3)]
     await asyncio.sleep(0)
     gate.set()
     results = await asyncio.gather(first, *others, return_exceptions=True)
     assert all(isinstance(result, UnavailableError) for result in results)
-    assert not ledger.is_available
+    assert not committer.is_available
     assert store.num_pings == 2
     assert len(caplog.messages) == 1
-    await ledger.stop()
+    await committer.stop()
 
 
 async def test_what_is_wrong_with_a_store_is_logged_once_however_often_it_is_asked(
@@ -250,29 +254,29 @@ async def test_what_is_wrong_with_a_store_is_logged_once_however_often_it_is_ask
             if self.num_starts < 4:
                 raise ConfigurationError("another's")
 
-    ledger = Ledger(Odd(), 30, Clock().monotonic)
-    await ledger.start()
-    await ledger.changed.wait()
+    committer = GroupCommitter(Odd(), 30, Clock().monotonic)
+    await committer.start()
+    await committer.changed.wait()
     assert caplog.messages == [
         "the store is away: not yet",
         "the store cannot be used: another's",
         "the store is back: it can be written",
     ]
-    await ledger.stop()
+    await committer.stop()
 
 
 async def test_one_write_or_read_that_breaks_the_call_fails_alone() -> None:
-    ledger = Ledger(Frozen(), 30, Clock().monotonic)
-    await ledger.start()
-    one, bad, other = await ledger.write([write("a"), write("broken"), write("b")])
+    committer = GroupCommitter(Frozen(), 30, Clock().monotonic)
+    await committer.start()
+    one, bad, other = await committer.write([write("a"), write("broken"), write("b")])
     assert (one, other) == (True, True)
     assert isinstance(bad, UnavailableError)
     found = await asyncio.gather(
-        *(ledger.read(key_of(name)) for name in ("a", "broken", "none")), return_exceptions=True
+        *(committer.read(key_of(name)) for name in ("a", "broken", "none")), return_exceptions=True
     )
     assert [type(each).__name__ for each in found] == ["Entry", "ValueError", "NoneType"]
-    assert ledger.is_available
-    await ledger.stop()
+    assert committer.is_available
+    await committer.stop()
 
 
 class HalfWay(MemoryStore):
@@ -286,10 +290,10 @@ class HalfWay(MemoryStore):
 
 
 async def test_what_was_made_before_the_call_broke_is_found() -> None:
-    ledger = Ledger(HalfWay(), 30, Clock().monotonic)
-    await ledger.start()
-    assert await ledger.write([write("a"), write("b"), write("b", b"other", b"2")]) == [True, True, False]
-    await ledger.stop()
+    committer = GroupCommitter(HalfWay(), 30, Clock().monotonic)
+    await committer.start()
+    assert await committer.write([write("a"), write("b"), write("b", b"other", b"2")]) == [True, True, False]
+    await committer.stop()
 
 
 @dataclass
@@ -327,16 +331,16 @@ class Gated(MemoryStore):
 
 async def test_many_reads_are_few_bounded_calls_and_no_write_waits_behind_them() -> None:
     store = Gated()
-    ledger = Ledger(store, 30, Clock().monotonic)
-    await ledger.start()
-    reads = [asyncio.ensure_future(ledger.read(key_of(f"s{number % 300}"))) for number in range(1000)]
+    committer = GroupCommitter(store, 30, Clock().monotonic)
+    await committer.start()
+    reads = [asyncio.ensure_future(committer.read(key_of(f"s{number % 300}"))) for number in range(1000)]
     keys = [key_of(f"s{number % 300}") for number in range(500)]
-    summaries = [asyncio.ensure_future(ledger.read_summary(key)) for key in keys]
-    many = asyncio.ensure_future(ledger.read_summaries(keys))
-    questions = [asyncio.ensure_future(ledger.ask(lambda store: store.due(0.0, 1))) for _ in range(100)]
+    summaries = [asyncio.ensure_future(committer.read_summary(key)) for key in keys]
+    many = asyncio.ensure_future(committer.read_summaries(keys))
+    questions = [asyncio.ensure_future(committer.ask(lambda store: store.due(0.0, 1))) for _ in range(100)]
     for _ in range(10):
         await asyncio.sleep(0)
-    assert await ledger.write([write("a")]) == [True]
+    assert await committer.write([write("a")]) == [True]
     assert store.num_now == 4
     store.gate.set()
     assert await asyncio.gather(*reads, *summaries) == [None] * 1500
@@ -345,14 +349,14 @@ async def test_many_reads_are_few_bounded_calls_and_no_write_waits_behind_them()
     assert sorted(set(store.calls)) == [12, 32, 44, 256]
     assert sum(store.calls) == 600
     assert store.most == 4
-    await ledger.stop()
+    await committer.stop()
 
 
-async def test_a_group_of_writes_is_bounded(ledger: Ledger, store: Slow) -> None:
+async def test_a_group_of_writes_is_bounded(committer: GroupCommitter, store: Slow) -> None:
     store.gate.set()
-    many = [asyncio.ensure_future(ledger.write([write(f"{tick}-{row}") for row in range(400)])) for tick in range(5)]
+    many = [asyncio.ensure_future(committer.write([write(f"{tick}-{row}") for row in range(400)])) for tick in range(5)]
     large = [
-        asyncio.ensure_future(ledger.write([Write(key_of(f"large{number}"), None, b"1", b"", bytes(9 << 20))]))
+        asyncio.ensure_future(committer.write([Write(key_of(f"large{number}"), None, b"1", b"", bytes(9 << 20))]))
         for number in range(3)
     ]
     assert all(made is True for results in await asyncio.gather(*many, *large) for made in results)
@@ -361,25 +365,25 @@ async def test_a_group_of_writes_is_bounded(ledger: Ledger, store: Slow) -> None
 
 async def test_a_store_that_does_not_answer_in_time_is_away_until_it_does() -> None:
     store = Slow()
-    ledger = Ledger(store, 0.01, Clock().monotonic)
-    await ledger.start()
+    committer = GroupCommitter(store, 0.01, Clock().monotonic)
+    await committer.start()
 
     async def hang(keys: Sequence[SessionKey]) -> list[None]:
         await asyncio.Event().wait()
         raise AssertionError
 
     read, store.read_summaries = store.read_summaries, hang  # type: ignore[method-assign, assignment]
-    (told,) = await ledger.write([write("a")])
+    (told,) = await committer.write([write("a")])
     assert isinstance(told, UnavailableError)
-    assert (told.reason, told.retry_after, ledger.is_available) == ("STORE_AWAY", 1.0, False)
+    assert (told.reason, told.retry_after, committer.is_available) == ("STORE_AWAY", 1.0, False)
     with pytest.raises(UnavailableError):
-        await ledger.read(key_of("a"))
-    ledger.changed.clear()
+        await committer.read(key_of("a"))
+    committer.changed.clear()
     store.read_summaries = read  # type: ignore[method-assign]
-    await ledger.changed.wait()
-    assert ledger.is_available
-    assert await ledger.read(key_of("a")) is None
-    await ledger.stop()
+    await committer.changed.wait()
+    assert committer.is_available
+    assert await committer.read(key_of("a")) is None
+    await committer.stop()
 
 
 async def test_a_store_that_is_not_there_at_the_start_is_waited_for() -> None:
@@ -391,9 +395,9 @@ async def test_a_store_that_is_not_there_at_the_start_is_waited_for() -> None:
             if self.num_starts == 1:
                 raise UnavailableError("not yet", reason="STORE_AWAY")
 
-    ledger = Ledger(Late(), 30, Clock().monotonic)
-    await ledger.start()
-    assert not ledger.is_available
-    await ledger.changed.wait()
-    assert await ledger.write([write("a")]) == [True]
-    await ledger.stop()
+    committer = GroupCommitter(Late(), 30, Clock().monotonic)
+    await committer.start()
+    assert not committer.is_available
+    await committer.changed.wait()
+    assert await committer.write([write("a")]) == [True]
+    await committer.stop()
