@@ -17,7 +17,7 @@ PROTOS := $(sort $(wildcard proto/tidegate/v1/*.proto proto/tidegate/oip/*.proto
 STUB_DIRS := $(patsubst proto/%,%,$(patsubst %/,%,$(sort $(dir $(PROTOS)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test system-packages check chaos stubs stubs-check bench bench-curves bench-peers bench-stores bench-drift bench-gpu dashboards wheel clean
+.PHONY: help venv serve test system-packages check chaos stubs stubs-check sync-client bench bench-curves bench-peers bench-stores bench-drift bench-gpu dashboards wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,7 +59,8 @@ system-packages: ## what tests need beside Python, where it can be installed wit
 chaos: $(EVERYTHING) system-packages ## a hundred killed replicas and all other faults (half an hour, as root): CHAOS_ARGS="--seed 1"
 	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
-check: $(EVERYTHING) stubs-check ## lint, format, types, and that generated stubs are up to date
+check: $(EVERYTHING) stubs-check ## lint, format, types, and that generated code is up to date
+	$(BIN)/python tools/sync_client.py --check
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -80,6 +81,9 @@ stubs-check: $(EVERYTHING)
 		diff --recursive --exclude=__pycache__ --exclude=__init__.py --exclude=py.typed "$$fresh/$$dir" "service/$$dir" \
 			|| { echo "service/$$dir is not what proto/ generates: run make stubs" >&2; exit 1; }; \
 	done
+
+sync-client: $(EVERYTHING) ## regenerate service/tidegate/client/_sync from _async
+	$(BIN)/python tools/sync_client.py
 
 bench: $(EVERYTHING) ## measure the target table: bench/RESULTS.md (20 minutes, on a quiet machine; needs g++)
 	$(BIN)/python -m bench $(BENCH_ARGS)

@@ -21,8 +21,7 @@ from tests.bundles import write_tiny_bundle
 from tests.envoy import Envoy, Upstream, envoy_before
 from tests.redis import redis_server
 from tests.servers import RunningServer, serving
-from tidegate.client import AsyncClient, Client
-from tidegate.client.aio_session import AsyncSession
+from tidegate.client import AsyncClient, AsyncSession, Client
 
 MODEL = "tiny"
 TEXT = "Hello World, how are you"

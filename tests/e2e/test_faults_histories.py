@@ -24,7 +24,7 @@ from tests.redis import redis_server
 from tests.servers import RunningServer, serving
 from tidegate.api import GeneratedToken, GenerationDone
 from tidegate.client import AsyncClient, Client
-from tidegate.client.options import SamplingOptions
+from tidegate.client.requests import SamplingOptions
 
 MODEL = "tiny"
 OLD, NEW, NEXT = (5, 6), (7, 8), (9, 10, 11)

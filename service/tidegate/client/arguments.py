@@ -17,7 +17,7 @@ from tidegate.errors import InvalidInputError
 
 M = TypeVar("M")
 
-MISFITS = (TypeError, ValueError, OverflowError)
+ARGUMENT_ERRORS = (TypeError, ValueError, OverflowError)
 """What protobuf and numpy raise; text that UTF-8 cannot carry is a ValueError."""
 
 
@@ -36,11 +36,11 @@ def build(kind: Callable[..., M], **fields: Any) -> M:
     """
     try:
         return kind(**fields)
-    except MISFITS:
-        raise misfit(**fields) from None
+    except ARGUMENT_ERRORS:
+        raise argument_error(**fields) from None
 
 
-def misfit(**arguments: Any) -> InvalidInputError:
+def argument_error(**arguments: Any) -> InvalidInputError:
     """Return the error for arguments of which one does not fit: it names the first."""
     for name, value in arguments.items():
         kind = _KINDS.get(name)
@@ -49,7 +49,7 @@ def misfit(**arguments: Any) -> InvalidInputError:
     return InvalidInputError(f"one of {', '.join(arguments)} is not what it may be")
 
 
-def several(name: str, given: Any, one: type | tuple[type, ...] = str) -> list[Any]:
+def as_list(name: str, given: Any, one: type | tuple[type, ...] = str) -> list[Any]:
     """Return what may be given one by one or as several: a text by itself is one, and not its letters.
 
     Raises:
@@ -62,7 +62,7 @@ def several(name: str, given: Any, one: type | tuple[type, ...] = str) -> list[A
             raise TypeError
         return list(given)
     except TypeError:
-        raise misfit(**{name: given}) from None
+        raise argument_error(**{name: given}) from None
 
 
 def _is_text(value: Any) -> bool:
@@ -108,7 +108,7 @@ def _wholes(most: int, least: int = 0) -> Kind:
 def _is_table(value: Any) -> bool:
     try:
         return np.asarray(value, np.float32).ndim == 2
-    except MISFITS:
+    except ARGUMENT_ERRORS:
         return False
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 import grpc
 
-from tidegate.client.arguments import is_id, is_number, misfit
+from tidegate.client.arguments import argument_error, is_id, is_number
 from tidegate.client.endpoint import Endpoint, parse_endpoint
 from tidegate.client.tls import Tls
 from tidegate.errors import InvalidInputError
@@ -76,7 +76,7 @@ class ChannelPlan:
         insecure: bool = False,
     ) -> None:
         if not isinstance(tls, bool | Tls | None):
-            raise misfit(tls=tls)
+            raise argument_error(tls=tls)
         self.endpoint = parse_endpoint(address, is_tls=None if tls is None else bool(tls))
         self.tls = (tls if isinstance(tls, Tls) else Tls()) if self.endpoint.is_tls else None
         self.credentials = None if self.tls is None else self.tls.channel_credentials()
@@ -92,7 +92,7 @@ class ChannelPlan:
         elif callable(given):
             self._token = given
         elif given is not None:
-            raise misfit(credentials=given)
+            raise argument_error(credentials=given)
         names = [name for name, _ in self._pairs]
         if names.count("authorization") + (self._token is not None) > 1:
             raise InvalidInputError("give the token by credentials or in metadata, not both")
@@ -103,7 +103,7 @@ class ChannelPlan:
     def metadata(self, session: str) -> Pairs:
         """What goes with a call: what the user says, and the session that a proxy routes by, where one is named."""
         if not is_id(session):
-            raise misfit(session=session)
+            raise argument_error(session=session)
         pairs = self._pairs if self._token is None else (*self._pairs, bearer(self._token()))
         return (*pairs, (SESSION_KEY, session)) if session else pairs
 
@@ -145,7 +145,7 @@ def _options(endpoint: Endpoint, tls: Tls | None, keepalive: float | None, *, pr
     ]
     if keepalive is not None:
         if not is_number(keepalive) or keepalive <= 0:
-            raise misfit(keepalive=keepalive)
+            raise argument_error(keepalive=keepalive)
         # A server that is gone without a word, or stands still, is noticed in half a minute.
         options += [
             ("grpc.keepalive_time_ms", max(round(keepalive * 1000), 1)),

@@ -1,4 +1,7 @@
-"""How long and how often a request is tried again while its server is away. What may be tried again, others know."""
+"""Retrying: which errors another try may not meet, and how long and how often to try.
+
+Which requests may be repeated is for callers to know.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,28 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
-from tidegate.errors import TidegateError
+import grpc
+from google.rpc import code_pb2  # type: ignore[import-untyped]
+from grpc_status import rpc_status
+
+from tidegate.client.endpoint import Endpoint
+from tidegate.client.tls import why_not_connected
+from tidegate.errors import DeadlineExceededError, TidegateError, UnavailableError
+from tidegate.v1 import predictor_pb2
+from tidegate.wire.errors import decode_error, decode_status
+
+TRANSIENT_ERRORS = (UnavailableError, DeadlineExceededError)
+"""Ends of a stream after which another stream may serve."""
+
+STREAM_BROKEN = "STREAM_BROKEN"
+
+# The beginnings of gRPC's messages when no connection came about.
+_NOT_CONNECTED = ("failed to connect to all addresses", "errors resolving", "DNS resolution failed")
+
+# gRPC makes these up when a stream is reset, or when its end and a write cross. Our server always sends details.
+_BREAKS = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL})
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +49,7 @@ class Retry:
     total: float = 30.0
 
     def begin(self, clock: Callable[[], float] = time.monotonic) -> Tries:
-        """A request has failed for the first time; ``clock`` tells seconds."""
+        """Start counting the tries of a request that has failed for the first time; ``clock`` tells seconds."""
         return Tries(self, clock)
 
 
@@ -41,7 +64,7 @@ class Tries:
         self._end = clock() + retry.total
 
     def next_pause(self, error: TidegateError) -> float | None:
-        """Seconds to wait after ``error`` before the next try; None where there shall be none."""
+        """Return the seconds to wait after ``error`` before the next try; None if there is no next try."""
         pause = min(self._retry.longest, max(random.uniform(0, self._bound), error.retry_after or 0))
         if self._num_left <= 0 or self._clock() + pause > self._end:
             return None
@@ -50,6 +73,30 @@ class Tries:
         return pause
 
     @property
-    def patience(self) -> float:
+    def connect_timeout(self) -> float:
         """Seconds that the next try may wait for a connection."""
         return min(self._retry.longest, max(0.0, self._end - self._clock()))
+
+
+def call_error(error: grpc.RpcError, endpoint: Endpoint) -> TidegateError:
+    """Return the error that ended a call: the server's own, or, if gRPC lost it, that the call broke or never began."""
+    decoded = decode_status(error)
+    # Errors of grpc and of grpc.aio have a code; RpcError does not declare it.
+    call = cast("grpc.Call", error)
+    if rpc_status.from_call(call) is not None:
+        return decoded
+    if call.code() in _BREAKS:
+        return UnavailableError(f"the stream broke: {decoded.message}", reason=STREAM_BROKEN)
+    if call.code() is grpc.StatusCode.UNAVAILABLE and decoded.message.startswith(_NOT_CONNECTED):
+        return why_not_connected(endpoint, decoded.message)
+    return decoded
+
+
+def transient_error(reply: predictor_pb2.StreamReply) -> TidegateError | None:
+    """Return an error of the reply, or of one of its lanes, that a repeat may not meet; None if there is none."""
+    kind = reply.WhichOneof("message")
+    if kind == "step":
+        return None
+    lanes = reply.attached.errors if kind == "attached" else reply.columns.errors
+    errors = [reply.error] if kind == "error" else [lane.error for lane in lanes]
+    return next((decode_error(error) for error in errors if error.code == code_pb2.UNAVAILABLE), None)

@@ -13,10 +13,9 @@ from typing import Any, TypeVar
 from grpc import aio
 
 from tidegate.api import GeneratedToken, GenerationDone
-from tidegate.client.aio_connection import AsyncConnection
+from tidegate.client._async.connection import AsyncConnection
 from tidegate.client.channel import ChannelPlan
-from tidegate.client.passing import STREAM_BROKEN
-from tidegate.client.retry import Retry
+from tidegate.client.retry import STREAM_BROKEN, Retry
 from tidegate.client.tls import CONNECTION_CLOSED
 from tidegate.clock import Clock
 from tidegate.cluster.seat import Seat

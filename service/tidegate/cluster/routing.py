@@ -26,7 +26,7 @@ from tidegate.api import (
     SessionRequest,
     StepResult,
 )
-from tidegate.client.asking import session_generate_request, step_request
+from tidegate.client.requests import session_generate_request, step_request
 from tidegate.cluster.fellows import Events, Fellow, Fellows
 from tidegate.cluster.seat import Seat
 from tidegate.errors import TidegateError, UnavailableError, without_traceback

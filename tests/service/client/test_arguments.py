@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from tidegate.api import Ask, Input, Sampling
-from tidegate.client.aio import AsyncClient
-from tidegate.client.arguments import misfit
-from tidegate.client.asking import (
+from tidegate.client import AsyncClient, Client
+from tidegate.client.arguments import argument_error
+from tidegate.client.channel import ChannelPlan
+from tidegate.client.requests import (
     as_sequences,
     attach_request,
     columns_request,
@@ -26,8 +27,6 @@ from tidegate.client.asking import (
     session_ids,
     step_request,
 )
-from tidegate.client.channel import ChannelPlan
-from tidegate.client.sync import Client
 from tidegate.errors import InvalidInputError
 
 SNAPSHOT = b"snapshot"
@@ -174,5 +173,5 @@ def test_a_wrong_sequence_is_named_by_its_index() -> None:
 
 
 def test_what_is_long_is_not_repeated() -> None:
-    assert len(misfit(tokens=["a" * 10_000]).message) < 300
-    assert len(misfit(tokens=np.zeros(10_000)).message) < 300
+    assert len(argument_error(tokens=["a" * 10_000]).message) < 300
+    assert len(argument_error(tokens=np.zeros(10_000)).message) < 300

@@ -52,13 +52,13 @@ def test_tries_end_with_their_time() -> None:
     clock = Clock()
     tries = Retry(longest=2.0, total=10.0).begin(clock)
     clock.now = 7.0
-    assert tries.patience == 2.0
+    assert tries.connect_timeout == 2.0
     assert tries.next_pause(AWAY) is not None
     clock.now = 9.5
-    assert tries.patience == 0.5
+    assert tries.connect_timeout == 0.5
     assert tries.next_pause(errors.UnavailableError("away", retry_after=1)) is None
     clock.now = 11.0
-    assert tries.patience == 0
+    assert tries.connect_timeout == 0
 
 
 class Pauses(list[float]):

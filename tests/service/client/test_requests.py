@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tidegate.api import Input
-from tidegate.client.asking import as_input
+from tidegate.client.requests import as_input
 from tidegate.errors import InvalidInputError
 
 

@@ -1,31 +1,37 @@
-"""A running sequence as an object. For asyncio see `aio_session`, for streams `stream` and `columns`."""
+# Generated from ../_async/session.py by tools/sync_client.py: edit that file, then `make sync-client`.
+"""A running sequence as an object, and the stream of its steps, which goes on by itself after a loss.
+
+`send_window` decides what is sent when, at which positions, and what again after a loss; here it is sent.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from types import TracebackType
 from typing import Self, Unpack
 
 from numpy.typing import ArrayLike
 
 from tidegate.api import Ask, CheckpointInfo, GeneratedToken, GenerationDone, SessionInfo, StepResult
+from tidegate.client._sync.connection import Connection, OpenStream
 from tidegate.client.arguments import build
-from tidegate.client.asking import (
+from tidegate.client.requests import (
     Given,
     Integers,
+    SamplingOptions,
     fork_request,
+    num_steps,
     one_input,
     sampling_of,
     session_generate_request,
     step_request,
 )
-from tidegate.client.connection import Connection
-from tidegate.client.flight import default_overlap
-from tidegate.client.options import SamplingOptions
-from tidegate.client.stream import SessionStream
+from tidegate.client.retry import TRANSIENT_ERRORS, Tries, transient_error
+from tidegate.client.send_window import ReplyLostError, SendWindow, default_overlap
 from tidegate.errors import DeadlineExceededError, TidegateError, UnavailableError
-from tidegate.v1 import sessions_pb2
+from tidegate.v1 import predictor_pb2, sessions_pb2
+from tidegate.wire.errors import decode_error
 from tidegate.wire.predictions import decode_step
 from tidegate.wire.sessions import decode_checkpoint, decode_forks, decode_session
 
@@ -86,7 +92,11 @@ class Session:
         return decode_step(reply, every_step=every_step)
 
     def generate(
-        self, prompt: Given | None = None, *, timeout: float | None = None, **sampling: Unpack[SamplingOptions]
+        self,
+        prompt: Given | None = None,
+        *,
+        timeout: float | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> Iterator[GeneratedToken | GenerationDone]:
         """Consume the prompt, if any, then sample; every token told is consumed too. The last event is the end.
 
@@ -101,10 +111,11 @@ class Session:
         request = session_generate_request(self.id, position, prompt, sampling_of(sampling))
         ask = self._connection.events if position is None else self._connection.events_repeatedly
         try:
-            for event in ask(self._connection.sessions.Generate, request, self.id, timeout):
-                if isinstance(event, GenerationDone):
-                    self.position = event.position
-                yield event
+            with closing(ask(self._connection.sessions.Generate, request, self.id, timeout)) as events:
+                for event in events:
+                    if isinstance(event, GenerationDone):
+                        self.position = event.position
+                    yield event
         except (UnavailableError, DeadlineExceededError):
             self.position = position
             raise
@@ -175,3 +186,129 @@ class Session:
         self.info = decode_session(reply)
         self.position = self.info.position
         return self.info
+
+
+class SessionStream:
+    """Steps of one session over one stream. `step` waits for its reply; `send` and `receive` let many overlap.
+
+    When the stream breaks or its server drains, another is opened and what is not answered is sent again with its
+    position: each step is applied once. See `Session.stream` for ``overlap``.
+    """
+
+    def __init__(self, connection: Connection, session: Session, overlap: int) -> None:
+        self._connection = connection
+        self._session = session
+        self._window = SendWindow(overlap)
+        self._stream: OpenStream | None = None
+        self._is_closed = False
+
+    def step(
+        self,
+        text: str | None = None,
+        *,
+        tokens: Integers | None = None,
+        values: ArrayLike | None = None,
+        top: int = 1,
+        every_step: bool = False,
+    ) -> StepResult:
+        """As `Session.step`."""
+        self._window.require_none_in_flight()
+        self.send(text, tokens=tokens, values=values, top=top, every_step=every_step)
+        return self.receive()
+
+    def send(
+        self,
+        text: str | None = None,
+        *,
+        tokens: Integers | None = None,
+        values: ArrayLike | None = None,
+        top: int = 1,
+        every_step: bool = False,
+    ) -> None:
+        """Send a step without waiting. It goes out now, or, over ``overlap``, when `receive` has made room for it."""
+        given = one_input(text, tokens, values)
+        self._window.add(step_request(self._session.id, None, given, Ask(top, every_step)), num_steps(given))
+        try:
+            self._push()
+        except BaseException:
+            self._drop()
+            self._window.withdraw()
+            raise
+
+    def receive(self) -> StepResult:
+        """The reply to the oldest step that has none, or its error; the stream is usable afterwards.
+
+        After an error the steps sent behind it, which cannot apply where they were meant to, are conflicts.
+
+        Raises:
+            ReplyLostError: The step was applied, its reply went down with a connection.
+            PositionConflictError, UnavailableError, DeadlineExceededError: As `Session.step`.
+        """
+        self._window.require_in_flight()
+        try:
+            reply = self._next_reply()
+        except BaseException:
+            # Given up. Whoever interrupted us left a reply behind, which the next call must not take for its own.
+            self._drop()
+            self._window.pop()
+            raise
+        chunk = self._window.pop()
+        if reply.HasField("error"):
+            error = decode_error(reply.error)
+            if not self._window.is_reply_lost(chunk, error):
+                raise error
+            assert chunk.end is not None
+            self._session.position = chunk.end
+            raise ReplyLostError(chunk.end) from error
+        self._session.position = reply.step.position
+        return decode_step(reply.step, every_step=chunk.message.every_step)
+
+    def close(self) -> None:
+        """End the stream; what is in flight is cancelled."""
+        self._is_closed = True
+        self._drop()
+
+    def __repr__(self) -> str:
+        return f"<SessionStream of {self._session.id} at {self._session.position}, {len(self._window)} in flight>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _next_reply(self) -> predictor_pb2.StreamReply:
+        """The reply to the oldest chunk, over as many streams as it takes."""
+        tries: Tries | None = None
+        while True:
+            try:
+                stream = self._push()
+                reply = stream.receive()
+                transient = transient_error(reply)
+                if transient is None:
+                    return reply
+                raise transient
+            except TRANSIENT_ERRORS as error:
+                can_repeat = self._window.can_repeat
+                self._drop()
+                tries = tries or self._connection.retry.begin()
+                if not (can_repeat and self._connection.wait(tries, error)):
+                    raise
+
+    def _push(self) -> OpenStream:
+        """Send what may go out."""
+        if self._is_closed:
+            raise RuntimeError("the stream is closed")
+        if self._stream is None:
+            self._stream = self._connection.stream(self._session.id)
+        for message in self._window.release(self._session.position):
+            self._stream.send(predictor_pb2.StreamRequest(step=message))
+        return self._stream
+
+    def _drop(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        self._window.lose()

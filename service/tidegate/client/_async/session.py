@@ -1,31 +1,37 @@
-"""`session` for asyncio: a running sequence as an object."""
+"""A running sequence as an object, and the stream of its steps, which goes on by itself after a loss.
+
+`send_window` decides what is sent when, at which positions, and what again after a loss; here it is sent.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
 from contextlib import aclosing, nullcontext, suppress
+from functools import wraps
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, ParamSpec, Self, Unpack
 
 from numpy.typing import ArrayLike
 
 from tidegate.api import Ask, CheckpointInfo, GeneratedToken, GenerationDone, SessionInfo, StepResult
-from tidegate.client.aio_connection import AsyncConnection
-from tidegate.client.aio_stream import AsyncSessionStream
+from tidegate.client._async.connection import AsyncConnection, AsyncOpenStream
 from tidegate.client.arguments import build
-from tidegate.client.asking import (
+from tidegate.client.requests import (
     Given,
     Integers,
+    SamplingOptions,
     fork_request,
+    num_steps,
     one_input,
     sampling_of,
     session_generate_request,
     step_request,
 )
-from tidegate.client.flight import default_overlap
-from tidegate.client.options import SamplingOptions
+from tidegate.client.retry import TRANSIENT_ERRORS, Tries, transient_error
+from tidegate.client.send_window import ReplyLostError, SendWindow, default_overlap
 from tidegate.errors import DeadlineExceededError, TidegateError, UnavailableError
-from tidegate.v1 import sessions_pb2
+from tidegate.v1 import predictor_pb2, sessions_pb2
+from tidegate.wire.errors import decode_error
 from tidegate.wire.predictions import decode_step
 from tidegate.wire.sessions import decode_checkpoint, decode_forks, decode_session
 
@@ -182,7 +188,133 @@ class AsyncSession:
         return self.info
 
 
-class Opening:
+class AsyncSessionStream:
+    """Steps of one session over one stream. `step` waits for its reply; `send` and `receive` let many overlap.
+
+    When the stream breaks or its server drains, another is opened and what is not answered is sent again with its
+    position: each step is applied once. See `Session.stream` for ``overlap``.
+    """
+
+    def __init__(self, connection: AsyncConnection, session: AsyncSession, overlap: int) -> None:
+        self._connection = connection
+        self._session = session
+        self._window = SendWindow(overlap)
+        self._stream: AsyncOpenStream | None = None
+        self._is_closed = False
+
+    async def step(
+        self,
+        text: str | None = None,
+        *,
+        tokens: Integers | None = None,
+        values: ArrayLike | None = None,
+        top: int = 1,
+        every_step: bool = False,
+    ) -> StepResult:
+        """As `Session.step`."""
+        self._window.require_none_in_flight()
+        await self.send(text, tokens=tokens, values=values, top=top, every_step=every_step)
+        return await self.receive()
+
+    async def send(
+        self,
+        text: str | None = None,
+        *,
+        tokens: Integers | None = None,
+        values: ArrayLike | None = None,
+        top: int = 1,
+        every_step: bool = False,
+    ) -> None:
+        """Send a step without waiting. It goes out now, or, over ``overlap``, when `receive` has made room for it."""
+        given = one_input(text, tokens, values)
+        self._window.add(step_request(self._session.id, None, given, Ask(top, every_step)), num_steps(given))
+        try:
+            await self._push()
+        except BaseException:
+            self._drop()
+            self._window.withdraw()
+            raise
+
+    async def receive(self) -> StepResult:
+        """The reply to the oldest step that has none, or its error; the stream is usable afterwards.
+
+        After an error the steps sent behind it, which cannot apply where they were meant to, are conflicts.
+
+        Raises:
+            ReplyLostError: The step was applied, its reply went down with a connection.
+            PositionConflictError, UnavailableError, DeadlineExceededError: As `Session.step`.
+        """
+        self._window.require_in_flight()
+        try:
+            reply = await self._next_reply()
+        except BaseException:
+            # Given up. Whoever interrupted us left a reply behind, which the next call must not take for its own.
+            self._drop()
+            self._window.pop()
+            raise
+        chunk = self._window.pop()
+        if reply.HasField("error"):
+            error = decode_error(reply.error)
+            if not self._window.is_reply_lost(chunk, error):
+                raise error
+            assert chunk.end is not None
+            self._session.position = chunk.end
+            raise ReplyLostError(chunk.end) from error
+        self._session.position = reply.step.position
+        return decode_step(reply.step, every_step=chunk.message.every_step)
+
+    def close(self) -> None:
+        """End the stream; what is in flight is cancelled."""
+        self._is_closed = True
+        self._drop()
+
+    def __repr__(self) -> str:
+        return f"<AsyncSessionStream of {self._session.id} at {self._session.position}, {len(self._window)} in flight>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def _next_reply(self) -> predictor_pb2.StreamReply:
+        """The reply to the oldest chunk, over as many streams as it takes."""
+        tries: Tries | None = None
+        while True:
+            try:
+                stream = await self._push()
+                reply = await stream.receive()
+                transient = transient_error(reply)
+                if transient is None:
+                    return reply
+                raise transient
+            except TRANSIENT_ERRORS as error:
+                can_repeat = self._window.can_repeat
+                self._drop()
+                tries = tries or self._connection.retry.begin()
+                if not (can_repeat and await self._connection.wait(tries, error)):
+                    raise
+
+    async def _push(self) -> AsyncOpenStream:
+        """Send what may go out."""
+        if self._is_closed:
+            raise RuntimeError("the stream is closed")
+        if self._stream is None:
+            self._stream = self._connection.stream(self._session.id)
+        for message in self._window.release(self._session.position):
+            await self._stream.send(predictor_pb2.StreamRequest(step=message))
+        return self._stream
+
+    def _drop(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        self._window.lose()
+
+
+class Opening:  # async only
     """An opening under way: ``await`` it for the session, or ``async with`` it to have the session closed as well."""
 
     def __init__(self, opening: Coroutine[Any, Any, AsyncSession]) -> None:
@@ -199,3 +331,16 @@ class Opening:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._session.__aexit__(kind, error, trace)
+
+
+P = ParamSpec("P")  # async only
+
+
+def opening(method: Callable[P, Coroutine[Any, Any, AsyncSession]]) -> Callable[P, Opening]:  # async only
+    """Make a coroutine function one whose calls can be awaited, or entered as a context manager."""
+
+    @wraps(method)
+    def start(*args: P.args, **kwargs: P.kwargs) -> Opening:
+        return Opening(method(*args, **kwargs))
+
+    return start

@@ -1,17 +1,16 @@
-"""What callers give, as messages: the part of the client that sync and async share and that does no I/O."""
+"""Builds request messages from what callers give, without I/O: the asyncio and the blocking client share it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tidegate.api import Ask, FloatArray, Input, RestoreRequest, Sampling, SessionRequest
-from tidegate.client.arguments import MISFITS, build, misfit, several
-from tidegate.client.options import RestoreOptions, SamplingOptions, SessionOptions
+from tidegate.client.arguments import ARGUMENT_ERRORS, argument_error, as_list, build
 from tidegate.errors import InvalidInputError
 from tidegate.v1 import predictor_pb2, sessions_pb2
 from tidegate.wire.columns import encode_columns
@@ -22,6 +21,39 @@ Given = str | Sequence[int] | Sequence[Sequence[float]] | NDArray[Any] | Input
 """A sequence: a text, tokens [step], or values [step, feature] in data units."""
 
 Integers = Sequence[int] | NDArray[np.integer[Any]]
+
+
+class SamplingOptions(TypedDict, total=False):
+    """How to generate: see `tidegate.api.Sampling`."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int | None
+    stop: str | Sequence[str]
+
+
+class SessionOptions(TypedDict, total=False):
+    """How to open a session: see `tidegate.api.SessionRequest`."""
+
+    version: str | None
+    durable: bool
+    ttl_seconds: float | None
+    idle_seconds: float | None
+    id: str | None
+    seed: int | None
+    drift: bool
+
+
+class RestoreOptions(TypedDict, total=False):
+    """How to open a session from a snapshot: see `tidegate.api.RestoreRequest`."""
+
+    id: str | None
+    durable: bool
+    ttl_seconds: float | None
+    idle_seconds: float | None
+    drift: bool | None
 
 
 def as_input(given: Given) -> Input:
@@ -57,7 +89,7 @@ def as_sequences(given: Input | Iterable[Given]) -> list[Given]:
     if isinstance(given, np.ndarray):
         is_one = given.ndim < 2 or (given.ndim == 2 and given.dtype.kind == "f")
         return [given] if is_one else list(given)
-    listed = several("sequences", given, (str, Input))
+    listed = as_list("sequences", given, (str, Input))
     first = listed[0] if listed else None
     is_token = isinstance(first, int | np.integer)
     is_row = isinstance(first, list | tuple) and any(isinstance(number, float | np.floating) for number in first)
@@ -65,7 +97,7 @@ def as_sequences(given: Input | Iterable[Given]) -> list[Given]:
 
 
 def one_input(text: str | None, tokens: Integers | None, values: ArrayLike | None) -> Input:
-    """The input of a step; that exactly one is given is for the server to say."""
+    """Return the input of a step. The server checks that exactly one is given."""
     return Input(text, None if tokens is None else integers(tokens), None if values is None else _rows(values))
 
 
@@ -73,18 +105,18 @@ def _rows(values: ArrayLike) -> FloatArray:
     try:
         with np.errstate(over="ignore"):  # to infinity, which the server refuses
             return np.asarray(values, np.float32)
-    except MISFITS:
-        raise misfit(values=values) from None
+    except ARGUMENT_ERRORS:
+        raise argument_error(values=values) from None
 
 
 def num_steps(given: Input) -> int:
-    """How many steps an input has, where it has the right form: a character is one, as are a token and a row."""
+    """Return the number of steps of a well-formed input: a character is one step, as are a token and a row."""
     steps = given.text if given.text is not None else given.tokens if given.tokens is not None else given.values
     return 0 if steps is None or (isinstance(steps, np.ndarray) and not steps.ndim) else len(steps)
 
 
 def integers(numbers: Integers) -> Sequence[int]:
-    """Numbers as protobuf takes them quickly."""
+    """Return numbers as protobuf takes them fastest: a list."""
     if isinstance(numbers, np.ndarray):
         listed: list[int] = numbers.tolist()
         return listed
@@ -107,7 +139,7 @@ def predict_request(
 
 def sampling_of(options: SamplingOptions) -> Sampling:
     sampling = Sampling(**options)  # type: ignore[arg-type]  # what may be one stop string becomes several below
-    return replace(sampling, stop=tuple(several("stop", sampling.stop)))
+    return replace(sampling, stop=tuple(as_list("stop", sampling.stop)))
 
 
 def generate_request(
@@ -137,26 +169,26 @@ def open_request(model: str, options: SessionOptions) -> sessions_pb2.OpenReques
     _check_lifetimes(options)
     try:
         return encode_session_request(SessionRequest(model, **options))
-    except MISFITS:
-        raise misfit(model=model, **options) from None
+    except ARGUMENT_ERRORS:
+        raise argument_error(model=model, **options) from None
 
 
 def restore_request(snapshot: bytes, options: RestoreOptions) -> sessions_pb2.RestoreRequest:
     _check_lifetimes(options)
     try:
         return encode_restore_request(snapshot, RestoreRequest(**options))
-    except MISFITS:
-        raise misfit(snapshot=snapshot, **options) from None
+    except ARGUMENT_ERRORS:
+        raise argument_error(snapshot=snapshot, **options) from None
 
 
 def fork_request(session: str, ids: str | Sequence[str] | None, count: int | None) -> sessions_pb2.ForkRequest:
-    listed = None if ids is None else several("ids", ids)
+    listed = None if ids is None else as_list("ids", ids)
     if listed == [] or count == 0:
         raise InvalidInputError("a fork makes one session at least: leave out ids and count for one")
     try:
         return encode_fork_request(session, listed, count)
-    except MISFITS:
-        raise misfit(ids=listed, count=count) from None
+    except ARGUMENT_ERRORS:
+        raise argument_error(ids=listed, count=count) from None
 
 
 def columns_request(
@@ -177,9 +209,9 @@ def columns_request(
             positions=None if positions is None else integers(positions),
             ask=ask,
         )
-    except MISFITS:
+    except ARGUMENT_ERRORS:
         top, every_step, _ = ask
-        raise misfit(
+        raise argument_error(
             lanes=lanes, tokens=tokens, lengths=lengths, positions=positions, top=top, every_step=every_step
         ) from None
     return predictor_pb2.StreamRequest(columns=columns)
@@ -193,12 +225,12 @@ class HasId(Protocol):
 
 
 def session_ids(sessions: str | HasId | Iterable[str | HasId]) -> list[str]:
-    """The ids of sessions, or of one."""
-    listed: list[Any] = [sessions] if hasattr(sessions, "id") else several("sessions", sessions)
+    """Return the ids of sessions, or of one."""
+    listed: list[Any] = [sessions] if hasattr(sessions, "id") else as_list("sessions", sessions)
     try:
         return [each if isinstance(each, str) else each.id for each in listed]
     except AttributeError:
-        raise misfit(sessions=sessions) from None
+        raise argument_error(sessions=sessions) from None
 
 
 def attach_request(first_lane: int, sessions: Sequence[str]) -> predictor_pb2.StreamRequest:
@@ -209,15 +241,15 @@ def attach_request(first_lane: int, sessions: Sequence[str]) -> predictor_pb2.St
 def _fill_input(message: InputMessage | GenerateMessage, given: Input) -> None:
     try:
         fill_input(message, given)
-    except MISFITS:
-        raise misfit(text=given.text, tokens=given.tokens, values=given.values) from None
+    except ARGUMENT_ERRORS:
+        raise argument_error(text=given.text, tokens=given.tokens, values=given.values) from None
 
 
 def _fill_ask(message: AskMessage, ask: Ask) -> None:
     try:
         fill_ask(message, ask)
-    except MISFITS:
-        raise misfit(top=ask.top, every_step=ask.every_step) from None
+    except ARGUMENT_ERRORS:
+        raise argument_error(top=ask.top, every_step=ask.every_step) from None
 
 
 def _fill_generation(message: GenerateMessage, prompt: Given | None, sampling: Sampling) -> None:
@@ -225,29 +257,11 @@ def _fill_generation(message: GenerateMessage, prompt: Given | None, sampling: S
         _fill_input(message, as_input(prompt))
     try:
         fill_sampling(message, sampling)
-    except MISFITS:
-        raise misfit(**asdict(sampling)) from None
+    except ARGUMENT_ERRORS:
+        raise argument_error(**asdict(sampling)) from None
 
 
 def _check_lifetimes(options: SessionOptions | RestoreOptions) -> None:
     """Messages have 0 where no lifetime is given."""
     if 0 in (options.get("ttl_seconds"), options.get("idle_seconds")):
         raise InvalidInputError("ttl_seconds and idle_seconds must be greater than 0; None is the server's default")
-
-
-def require_none_in_flight(number: int) -> None:
-    """Replies come in order, so only who has received all others can await its own."""
-    if number:
-        raise RuntimeError(f"{number} replies are in flight: receive them first")
-
-
-def require_in_flight(number: int) -> None:
-    """Who has sent nothing would wait for ever."""
-    if not number:
-        raise RuntimeError("no reply is in flight: send first")
-
-
-def require_open(*, is_closed: bool) -> None:
-    """A stream that its user has closed is not opened again."""
-    if is_closed:
-        raise RuntimeError("the stream is closed")

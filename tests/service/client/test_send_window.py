@@ -9,8 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.api import SessionInfo
-from tidegate.client.flight import MAX_IN_FLIGHT, Flight, ReplyLostError, default_overlap
-from tidegate.client.lanes import ATTACH_AT_ONCE, Lanes
+from tidegate.client.send_window import (
+    ATTACH_AT_ONCE,
+    MAX_IN_FLIGHT,
+    LaneWindow,
+    ReplyLostError,
+    SendWindow,
+    default_overlap,
+)
 from tidegate.errors import PositionConflictError, TidegateError
 from tidegate.v1 import predictor_pb2, sessions_pb2
 from tidegate.wire.columns import AttachResult
@@ -43,21 +49,21 @@ CHUNKS = st.lists(st.text("ab", min_size=1, max_size=3), max_size=12)
 def test_whatever_is_lost_and_when_each_chunk_is_applied_once_in_order(
     chunks: list[str], overlap: int, data: st.DataObject
 ) -> None:
-    server, flight = Server(), Flight(overlap)
+    server, window = Server(), SendWindow(overlap)
     requests: deque[sessions_pb2.StepRequest] = deque()
     replies: deque[int | PositionConflictError] = deque()
     position, told = 0, []
     for text in chunks:
-        flight.add(sessions_pb2.StepRequest(text=text), len(text))
-    while len(flight):
-        requests.extend(flight.release(position))
+        window.add(sessions_pb2.StepRequest(text=text), len(text))
+    while len(window):
+        requests.extend(window.release(position))
         match data.draw(st.sampled_from(["serve", "answer", "lose"])):
             case "serve" if requests:
                 replies.append(server.step(requests.popleft()))
             case "answer" if replies:
-                chunk, reply = flight.pop(), replies.popleft()
+                chunk, reply = window.pop(), replies.popleft()
                 if isinstance(reply, PositionConflictError):
-                    assert flight.is_lost(chunk, reply)
+                    assert window.is_reply_lost(chunk, reply)
                     assert overlap > 1
                     assert chunk.end is not None
                     reply = chunk.end
@@ -66,13 +72,13 @@ def test_whatever_is_lost_and_when_each_chunk_is_applied_once_in_order(
             case "lose":
                 requests.clear()
                 replies.clear()
-                flight.lose()
+                window.lose()
     assert server.applied == chunks
     assert told == [sum(map(len, chunks[: number + 1])) for number in range(len(chunks))]
 
 
-def can_repeat(flight: Flight) -> bool:
-    return flight.can_repeat
+def can_repeat(window: SendWindow) -> bool:
+    return window.can_repeat
 
 
 def message(text: str) -> sessions_pb2.StepRequest:
@@ -80,38 +86,38 @@ def message(text: str) -> sessions_pb2.StepRequest:
 
 
 def test_no_more_than_the_overlap_is_with_the_server() -> None:
-    flight = Flight(2)
+    window = SendWindow(2)
     for text in ("a", "bb", "c"):
-        flight.add(message(text), len(text))
-    assert [each.position for each in flight.release(5)] == [5, 6]
-    assert list(flight.release(5)) == []
-    flight.pop()
-    assert [each.position for each in flight.release(6)] == [8]
+        window.add(message(text), len(text))
+    assert [each.position for each in window.release(5)] == [5, 6]
+    assert list(window.release(5)) == []
+    window.pop()
+    assert [each.position for each in window.release(6)] == [8]
     with pytest.raises(ValueError, match="at least 1"):
-        Flight(0)
+        SendWindow(0)
 
 
 def test_a_chunk_at_an_unknown_position_goes_alone_and_once() -> None:
-    flight = Flight(3)
-    flight.add(message("a"), 1)
-    flight.add(message("b"), 1)
-    assert [each.HasField("position") for each in flight.release(None)] == [False]
-    assert list(flight.release(None)) == []
-    assert can_repeat(flight) is False
-    flight.pop()
-    assert can_repeat(flight) is True
-    assert [each.position for each in flight.release(9)] == [9]
-    assert can_repeat(flight) is True
+    window = SendWindow(3)
+    window.add(message("a"), 1)
+    window.add(message("b"), 1)
+    assert [each.HasField("position") for each in window.release(None)] == [False]
+    assert list(window.release(None)) == []
+    assert can_repeat(window) is False
+    window.pop()
+    assert can_repeat(window) is True
+    assert [each.position for each in window.release(9)] == [9]
+    assert can_repeat(window) is True
 
 
 def test_after_a_refusal_new_chunks_go_where_the_session_is() -> None:
-    flight = Flight(3)
+    window = SendWindow(3)
     for text in ("a", "b"):
-        flight.add(message(text), 1)
-    assert [each.position for each in flight.release(0)] == [0, 1]
-    flight.pop()
-    flight.add(message("c"), 1)
-    assert [each.position for each in flight.release(0)] == [0]
+        window.add(message(text), 1)
+    assert [each.position for each in window.release(0)] == [0, 1]
+    window.pop()
+    window.add(message("c"), 1)
+    assert [each.position for each in window.release(0)] == [0]
 
 
 @pytest.mark.parametrize(
@@ -123,21 +129,21 @@ def test_after_a_refusal_new_chunks_go_where_the_session_is() -> None:
     ],
 )
 def test_other_errors_of_a_repeat_lose_no_reply(error: TidegateError) -> None:
-    flight = Flight(2)
+    window = SendWindow(2)
     for text in ("a", "b"):
-        flight.add(message(text), 1)
-    list(flight.release(0))
-    flight.lose()
-    list(flight.release(0))
-    assert not flight.is_lost(flight.pop(), error)
+        window.add(message(text), 1)
+    list(window.release(0))
+    window.lose()
+    list(window.release(0))
+    assert not window.is_reply_lost(window.pop(), error)
 
 
 def test_a_conflict_of_a_first_try_loses_no_reply() -> None:
-    flight = Flight(2)
+    window = SendWindow(2)
     for text in ("a", "b"):
-        flight.add(message(text), 1)
-    list(flight.release(0))
-    assert not flight.is_lost(flight.pop(), PositionConflictError("there", position=2))
+        window.add(message(text), 1)
+    list(window.release(0))
+    assert not window.is_reply_lost(window.pop(), PositionConflictError("there", position=2))
 
 
 def test_one_chunk_of_a_durable_session_is_with_the_server() -> None:
@@ -158,12 +164,12 @@ def columns(*lanes: int) -> predictor_pb2.StreamRequest:
     return predictor_pb2.StreamRequest(columns=predictor_pb2.Columns(lanes=lanes, tokens=[0] * len(lanes)))
 
 
-def positions(lanes: Lanes) -> list[list[int]]:
+def positions(lanes: LaneWindow) -> list[list[int]]:
     return [list(each.columns.positions) for each in lanes.release()]
 
 
 def test_columns_wait_for_their_lanes_and_for_those_before_them() -> None:
-    lanes = Lanes()
+    lanes = LaneWindow()
     lanes.attach(["a", "b", "c"], AttachResult(0, [4, 5, 6], {}))
     for request in (columns(0, 1), columns(2), columns(1, 2), columns(0)):
         lanes.add(request)
@@ -176,7 +182,7 @@ def test_columns_wait_for_their_lanes_and_for_those_before_them() -> None:
 
 
 def test_what_is_sent_again_keeps_its_positions_and_its_place() -> None:
-    lanes = Lanes()
+    lanes = LaneWindow()
     lanes.attach(["a", "b"], AttachResult(0, [4, 5], {}))
     for lane in (0, 1, 0):
         lanes.add(columns(lane))
@@ -187,7 +193,7 @@ def test_what_is_sent_again_keeps_its_positions_and_its_place() -> None:
 
 
 def test_positions_of_the_caller_are_left_alone() -> None:
-    lanes = Lanes()
+    lanes = LaneWindow()
     request = columns(0)
     request.columns.positions.append(3)
     lanes.add(request)
@@ -195,7 +201,7 @@ def test_positions_of_the_caller_are_left_alone() -> None:
 
 
 def test_lanes_are_attached_again_in_runs() -> None:
-    lanes = Lanes()
+    lanes = LaneWindow()
     lanes.attach([f"s{number}" for number in range(ATTACH_AT_ONCE + 1)], AttachResult(2, [], {}))
     lanes.attach(["x"], AttachResult(0, [], {}))
     lanes.attach(["y"], AttachResult(3, [], {}))

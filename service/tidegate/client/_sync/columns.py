@@ -1,36 +1,26 @@
-"""Steps of many sessions over a stream that goes on by itself after a loss. For asyncio see `aio_columns`.
+# Generated from ../_async/columns.py by tools/sync_client.py: edit that file, then `make sync-client`.
+"""Steps of many sessions over a stream that goes on by itself after a loss.
 
-What is sent when, at which positions and what after a loss is decided in `lanes`; here it is sent.
+`send_window` decides what is sent when, at which positions, and what again after a loss; here it is sent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from numpy.typing import ArrayLike
 
 from tidegate.api import Ask
-from tidegate.client.asking import (
-    Integers,
-    attach_request,
-    columns_request,
-    require_in_flight,
-    require_none_in_flight,
-    require_open,
-    session_ids,
-)
-from tidegate.client.connection import Connection, OpenStream
-from tidegate.client.lanes import Lanes
-from tidegate.client.passing import PASSING, passing_error
+from tidegate.client._sync.connection import Connection, OpenStream
+from tidegate.client._sync.session import Session
+from tidegate.client.requests import Integers, attach_request, columns_request, session_ids
+from tidegate.client.retry import TRANSIENT_ERRORS, Tries, transient_error
+from tidegate.client.send_window import LaneWindow
 from tidegate.v1 import predictor_pb2
 from tidegate.wire.columns import AttachResult, ColumnsResult, decode_attached, decode_columns_reply
 from tidegate.wire.errors import decode_error
-
-if TYPE_CHECKING:
-    from tidegate.client.retry import Tries
-    from tidegate.client.session import Session
 
 
 class ColumnStream:
@@ -43,20 +33,20 @@ class ColumnStream:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._lanes = Lanes()
+        self._window = LaneWindow()
         self._stream: OpenStream | None = None
         self._is_closed = False
 
     def attach(self, sessions: str | Session | Iterable[str | Session], first_lane: int = 0) -> AttachResult:
         """Give sessions the lanes ``first_lane``, ``first_lane + 1``…; a lane that was taken is given anew."""
-        require_none_in_flight(len(self._lanes))
+        self._window.require_none_in_flight()
         ids = session_ids(sessions)
         request = attach_request(first_lane, ids)
-        reply = self._until_told(lambda: self._exchange(request))
+        reply = self._repeat_exchange(lambda: self._exchange(request))
         if reply.HasField("error"):
             raise decode_error(reply.error)
         result = decode_attached(reply.attached)
-        self._lanes.attach(ids, result)
+        self._window.attach(ids, result)
         return result
 
     def step(
@@ -81,7 +71,7 @@ class ColumnStream:
             top: Candidates a step.
             every_step: Tell every step, not only the last.
         """
-        require_none_in_flight(len(self._lanes))
+        self._window.require_none_in_flight()
         self.send(
             lanes,
             tokens=tokens,
@@ -106,7 +96,7 @@ class ColumnStream:
     ) -> None:
         """Send columns without waiting. While a lane awaits an answer, further columns of it are held back here."""
         ask = Ask(top, every_step)
-        self._lanes.add(
+        self._window.add(
             columns_request(lanes, tokens=tokens, values=values, lengths=lengths, positions=positions, ask=ask)
         )
         try:
@@ -114,20 +104,20 @@ class ColumnStream:
                 self._push(self._stream)
         except BaseException:
             self._drop()
-            self._lanes.withdraw()
+            self._window.withdraw()
             raise
 
     def receive(self) -> ColumnsResult:
         """The answer to the oldest columns that have none, or their error; the stream is usable afterwards."""
-        require_in_flight(len(self._lanes))
+        self._window.require_in_flight()
         try:
-            reply = self._until_told(self._next_reply)
+            reply = self._repeat_exchange(self._next_reply)
         finally:
-            self._lanes.pop()
+            self._window.pop()
         if reply.HasField("error"):
             raise decode_error(reply.error)
         result = decode_columns_reply(reply.columns)
-        self._lanes.move(result)
+        self._window.move(result)
         return result
 
     def close(self) -> None:
@@ -136,7 +126,7 @@ class ColumnStream:
         self._drop()
 
     def __repr__(self) -> str:
-        return f"<ColumnStream to {self._connection.plan.endpoint}, {len(self._lanes)} in flight>"
+        return f"<ColumnStream to {self._connection.plan.endpoint}, {len(self._window)} in flight>"
 
     def __enter__(self) -> Self:
         return self
@@ -146,18 +136,18 @@ class ColumnStream:
     ) -> None:
         self.close()
 
-    def _until_told(self, exchange: Callable[[], predictor_pb2.StreamReply]) -> predictor_pb2.StreamReply:
-        """The reply of an exchange, over as many streams as it takes. Lanes that stay away are errors of it."""
+    def _repeat_exchange(self, exchange: Callable[[], predictor_pb2.StreamReply]) -> predictor_pb2.StreamReply:
+        """Return the reply of an exchange, over as many streams as it takes. Lanes that stay away are errors in it."""
         tries: Tries | None = None
         while True:
             reply = None
             try:
                 reply = exchange()
-                passing = passing_error(reply)
-                if passing is None:
+                transient = transient_error(reply)
+                if transient is None:
                     return reply
-                raise passing
-            except PASSING as error:
+                raise transient
+            except TRANSIENT_ERRORS as error:
                 self._drop()
                 tries = tries or self._connection.retry.begin()
                 if not self._connection.wait(tries, error):
@@ -170,21 +160,22 @@ class ColumnStream:
                 raise
 
     def _exchange(self, request: predictor_pb2.StreamRequest) -> predictor_pb2.StreamReply:
-        stream = self._opened()
+        stream = self._open_stream()
         stream.send(request)
         return stream.receive()
 
     def _next_reply(self) -> predictor_pb2.StreamReply:
-        stream = self._opened()
+        stream = self._open_stream()
         self._push(stream)
         return stream.receive()
 
-    def _opened(self) -> OpenStream:
-        """The stream; a new one is given the lanes of the old."""
-        require_open(is_closed=self._is_closed)
+    def _open_stream(self) -> OpenStream:
+        """Return the stream; a new one is given the lanes of the old."""
+        if self._is_closed:
+            raise RuntimeError("the stream is closed")
         if self._stream is None:
             self._stream = self._connection.stream()
-            for request in self._lanes.attach_again():
+            for request in self._window.attach_again():
                 self._stream.send(request)
                 reply = self._stream.receive()
                 if reply.HasField("error"):
@@ -193,11 +184,11 @@ class ColumnStream:
 
     def _push(self, stream: OpenStream) -> None:
         """Send what may go out."""
-        for request in self._lanes.release():
+        for request in self._window.release():
             stream.send(request)
 
     def _drop(self) -> None:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
-        self._lanes.lose()
+        self._window.lose()

@@ -1,33 +1,25 @@
-"""`columns` for asyncio: steps of many sessions over a stream that goes on by itself after a loss."""
+"""Steps of many sessions over a stream that goes on by itself after a loss.
+
+`send_window` decides what is sent when, at which positions, and what again after a loss; here it is sent.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from numpy.typing import ArrayLike
 
 from tidegate.api import Ask
-from tidegate.client.aio_connection import AsyncConnection, AsyncOpenStream
-from tidegate.client.asking import (
-    Integers,
-    attach_request,
-    columns_request,
-    require_in_flight,
-    require_none_in_flight,
-    require_open,
-    session_ids,
-)
-from tidegate.client.lanes import Lanes
-from tidegate.client.passing import PASSING, passing_error
+from tidegate.client._async.connection import AsyncConnection, AsyncOpenStream
+from tidegate.client._async.session import AsyncSession
+from tidegate.client.requests import Integers, attach_request, columns_request, session_ids
+from tidegate.client.retry import TRANSIENT_ERRORS, Tries, transient_error
+from tidegate.client.send_window import LaneWindow
 from tidegate.v1 import predictor_pb2
 from tidegate.wire.columns import AttachResult, ColumnsResult, decode_attached, decode_columns_reply
 from tidegate.wire.errors import decode_error
-
-if TYPE_CHECKING:
-    from tidegate.client.aio_session import AsyncSession
-    from tidegate.client.retry import Tries
 
 
 class AsyncColumnStream:
@@ -40,7 +32,7 @@ class AsyncColumnStream:
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
-        self._lanes = Lanes()
+        self._window = LaneWindow()
         self._stream: AsyncOpenStream | None = None
         self._is_closed = False
 
@@ -48,14 +40,14 @@ class AsyncColumnStream:
         self, sessions: str | AsyncSession | Iterable[str | AsyncSession], first_lane: int = 0
     ) -> AttachResult:
         """Give sessions the lanes ``first_lane``, ``first_lane + 1``…; a lane that was taken is given anew."""
-        require_none_in_flight(len(self._lanes))
+        self._window.require_none_in_flight()
         ids = session_ids(sessions)
         request = attach_request(first_lane, ids)
-        reply = await self._until_told(lambda: self._exchange(request))
+        reply = await self._repeat_exchange(lambda: self._exchange(request))
         if reply.HasField("error"):
             raise decode_error(reply.error)
         result = decode_attached(reply.attached)
-        self._lanes.attach(ids, result)
+        self._window.attach(ids, result)
         return result
 
     async def step(
@@ -80,7 +72,7 @@ class AsyncColumnStream:
             top: Candidates a step.
             every_step: Tell every step, not only the last.
         """
-        require_none_in_flight(len(self._lanes))
+        self._window.require_none_in_flight()
         await self.send(
             lanes,
             tokens=tokens,
@@ -105,7 +97,7 @@ class AsyncColumnStream:
     ) -> None:
         """Send columns without waiting. While a lane awaits an answer, further columns of it are held back here."""
         ask = Ask(top, every_step)
-        self._lanes.add(
+        self._window.add(
             columns_request(lanes, tokens=tokens, values=values, lengths=lengths, positions=positions, ask=ask)
         )
         try:
@@ -113,20 +105,20 @@ class AsyncColumnStream:
                 await self._push(self._stream)
         except BaseException:
             self._drop()
-            self._lanes.withdraw()
+            self._window.withdraw()
             raise
 
     async def receive(self) -> ColumnsResult:
         """The answer to the oldest columns that have none, or their error; the stream is usable afterwards."""
-        require_in_flight(len(self._lanes))
+        self._window.require_in_flight()
         try:
-            reply = await self._until_told(self._next_reply)
+            reply = await self._repeat_exchange(self._next_reply)
         finally:
-            self._lanes.pop()
+            self._window.pop()
         if reply.HasField("error"):
             raise decode_error(reply.error)
         result = decode_columns_reply(reply.columns)
-        self._lanes.move(result)
+        self._window.move(result)
         return result
 
     def close(self) -> None:
@@ -135,7 +127,7 @@ class AsyncColumnStream:
         self._drop()
 
     def __repr__(self) -> str:
-        return f"<AsyncColumnStream to {self._connection.plan.endpoint}, {len(self._lanes)} in flight>"
+        return f"<AsyncColumnStream to {self._connection.plan.endpoint}, {len(self._window)} in flight>"
 
     async def __aenter__(self) -> Self:
         return self
@@ -145,20 +137,20 @@ class AsyncColumnStream:
     ) -> None:
         self.close()
 
-    async def _until_told(
+    async def _repeat_exchange(
         self, exchange: Callable[[], Awaitable[predictor_pb2.StreamReply]]
     ) -> predictor_pb2.StreamReply:
-        """The reply of an exchange, over as many streams as it takes. Lanes that stay away are errors of it."""
+        """Return the reply of an exchange, over as many streams as it takes. Lanes that stay away are errors in it."""
         tries: Tries | None = None
         while True:
             reply = None
             try:
                 reply = await exchange()
-                passing = passing_error(reply)
-                if passing is None:
+                transient = transient_error(reply)
+                if transient is None:
                     return reply
-                raise passing
-            except PASSING as error:
+                raise transient
+            except TRANSIENT_ERRORS as error:
                 self._drop()
                 tries = tries or self._connection.retry.begin()
                 if not await self._connection.wait(tries, error):
@@ -171,21 +163,22 @@ class AsyncColumnStream:
                 raise
 
     async def _exchange(self, request: predictor_pb2.StreamRequest) -> predictor_pb2.StreamReply:
-        stream = await self._opened()
+        stream = await self._open_stream()
         await stream.send(request)
         return await stream.receive()
 
     async def _next_reply(self) -> predictor_pb2.StreamReply:
-        stream = await self._opened()
+        stream = await self._open_stream()
         await self._push(stream)
         return await stream.receive()
 
-    async def _opened(self) -> AsyncOpenStream:
-        """The stream; a new one is given the lanes of the old."""
-        require_open(is_closed=self._is_closed)
+    async def _open_stream(self) -> AsyncOpenStream:
+        """Return the stream; a new one is given the lanes of the old."""
+        if self._is_closed:
+            raise RuntimeError("the stream is closed")
         if self._stream is None:
             self._stream = self._connection.stream()
-            for request in self._lanes.attach_again():
+            for request in self._window.attach_again():
                 await self._stream.send(request)
                 reply = await self._stream.receive()
                 if reply.HasField("error"):
@@ -194,11 +187,11 @@ class AsyncColumnStream:
 
     async def _push(self, stream: AsyncOpenStream) -> None:
         """Send what may go out."""
-        for request in self._lanes.release():
+        for request in self._window.release():
             await stream.send(request)
 
     def _drop(self) -> None:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
-        self._lanes.lose()
+        self._window.lose()
