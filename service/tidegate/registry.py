@@ -8,17 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from tidegate.api import Input, ModelInfo, Refusal, ReloadReport, Tensor, TensorInfo
-from tidegate.bundle import Bundle, Manifest, TensorSpec, find_bundles, is_version, read_bundle
-from tidegate.codecs import Codec, make_codec
+from tidegate.api import ModelInfo, Refusal, ReloadReport, TensorInfo
+from tidegate.bundle import Bundle, TensorSpec, find_bundles, is_version, read_bundle
+from tidegate.codecs import make_codec
 from tidegate.codecs.scores import read_scores
 from tidegate.codecs.tensors import Tensors
 from tidegate.config import Settings
@@ -29,6 +28,7 @@ from tidegate.engine.device.memory import FIRST_ROW, DeviceMemory
 from tidegate.engine.device.runner import DeviceRunner, open_device_runner
 from tidegate.engine.engine import Engine
 from tidegate.engine.loop import Committer, Loop
+from tidegate.engine.model import Key, LoadedModel
 from tidegate.engine.quality import Quality
 from tidegate.engine.replies import Replies
 from tidegate.engine.runner import Runner, check_provider
@@ -37,7 +37,6 @@ from tidegate.errors import (
     BundleError,
     ConfigurationError,
     FailedPreconditionError,
-    InvalidInputError,
     NotFoundError,
     TidegateError,
     encodable,
@@ -47,74 +46,11 @@ from tidegate.watchdog import RunLimit, Watchdog, load_timeout
 
 log = logging.getLogger(__name__)
 
-Key = tuple[str, int]
-
 _LOAD_GRACE = 5.0
 """Seconds that onnxruntime gets to end the loading of a graph that it was told to stop."""
 
 _DEVICE_ROWS = 1024
 """Rows of states that a device arena begins with, where the budget has room for them."""
-
-
-@dataclass(eq=False)
-class LoadedModel:
-    """One version of a model with everything that runs it.
-
-    ``planes`` are the parts of a session's state by name: the states, then the kept output, if any.
-    """
-
-    bundle: Bundle
-    codec: Codec
-    runner: Runner | DeviceRunner
-    arena: ArenaLike
-    engine: Engine
-    loop: Loop
-    executor: ThreadPoolExecutor | None
-    planes: dict[str, Plane]
-    quality: Quality
-    is_offered: bool = True
-    num_sessions: int = 0
-
-    @property
-    def manifest(self) -> Manifest:
-        return self.bundle.manifest
-
-    @property
-    def key(self) -> Key:
-        return self.manifest.name, int(self.manifest.version)
-
-    @property
-    def label(self) -> str:
-        return f"{self.manifest.name}/{self.manifest.version}"
-
-    @functools.cached_property
-    def layout(self) -> bytes:
-        """What names the parts of a session's state: equal where a state of one model fits the other."""
-        parts = [f"{name} {plane.dtype.str} {plane.row_shape}" for name, plane in self.planes.items()]
-        return hashlib.sha256("\n".join(parts).encode()).digest()
-
-    @property
-    def is_needed(self) -> bool:
-        """Whether anybody may ask for it, or waits for it."""
-        return self.is_offered or self.num_sessions > 0 or self.engine.num_waiting > 0
-
-    def encode(self, source: Input) -> tuple[Tensor, ...]:
-        """Return the graph's inputs, as `Codec.encode`, and count what is refused."""
-        try:
-            return self.codec.encode(source)
-        except InvalidInputError as error:
-            self.count_refused(error)
-            raise
-
-    def count_refused(self, error: TidegateError) -> None:
-        """Count an input that the codec refused, once its client is told."""
-        self.quality.refused(error.reason)
-
-    async def stop(self) -> None:
-        """Stop ticking and let go of the threads."""
-        await self.loop.stop()
-        if self.executor is not None:
-            self.executor.shutdown(wait=False)
 
 
 class Registry:
@@ -137,7 +73,7 @@ class Registry:
     ) -> None:
         self._settings = settings
         self._committer = committer
-        self.make_room = make_room
+        self._make_room = make_room
         self._clock = clock
         self.budget = Budget(settings.arena_mb << 20)
         self._watchdog = Watchdog(settings.run_timeout, settings.load_timeout, clock)
@@ -148,11 +84,6 @@ class Registry:
     def __iter__(self) -> Iterator[LoadedModel]:
         """The models that are offered, by name, then rising version."""
         return (self._models[key] for key in sorted(self._models) if self._models[key].is_offered)
-
-    @property
-    def num_sessions(self) -> int:
-        """Sessions that are held here, on all models; those of durable sessions are copies."""
-        return sum(model.num_sessions for model in self._models.values())
 
     def loaded(self) -> list[LoadedModel]:
         """Return every model in memory, also those that are only kept for running sessions."""
@@ -323,7 +254,7 @@ class Registry:
             len(manifest.states),
             scheduler,
             settings.max_queue,
-            make_room=self.make_room,
+            make_room=self._make_room,
             replies=self.replies,
             raw=Tensors(manifest.inputs, manifest.features, manifest.outputs),
             quality=quality,

@@ -13,8 +13,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
-from dataclasses import replace
+from contextlib import aclosing
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -46,47 +45,38 @@ from tidegate.config import Settings
 from tidegate.engine.cohort import Cohort, CohortReply
 from tidegate.engine.lifecycle import Event
 from tidegate.engine.meter import MeterReading
+from tidegate.engine.model import LoadedModel
 from tidegate.engine.quality import QualityReading
-from tidegate.engine.session import DurableSession, Session
+from tidegate.engine.session import Session
 from tidegate.engine.share import Share
 from tidegate.engine.work import Generation, Work
 from tidegate.errors import (
-    AlreadyExistsError,
     FailedPreconditionError,
     InvalidInputError,
-    NotFoundError,
     NotSupportedError,
     TidegateError,
     TooLargeError,
     UnavailableError,
     shown,
-    without_traceback,
 )
 from tidegate.limits import (
     DEFAULT_PAGE,
     MAX_CANDIDATES,
-    MAX_CHOSEN_A_SWEEP,
-    MAX_FORKS,
     MAX_NAME_LENGTH,
     MAX_PAGE,
     MAX_STOP_LENGTH,
     MAX_STOP_STRINGS,
     MAX_TOKENS,
 )
-from tidegate.registry import LoadedModel, Registry
-from tidegate.sessions.cache import SessionCache
-from tidegate.sessions.committer import GroupCommitter, StoreStatistics
-from tidegate.sessions.copies import DurableCopies
-from tidegate.sessions.desk import Desk, unknown_checkpoint
-from tidegate.sessions.durable import DurableDesk
-from tidegate.sessions.expiry import StoreClock
-from tidegate.sessions.ids import SEQUENCE, check_chosen, new_durable, new_ephemeral
+from tidegate.registry import Registry
+from tidegate.sessions.committer import StoreStatistics
+from tidegate.sessions.ids import SEQUENCE
 from tidegate.sessions.last_replies import Remembered
+from tidegate.sessions.manager import SessionManager
 from tidegate.sessions.party import Party
-from tidegate.sessions.snapshot import SessionState, read_snapshot, take_snapshot
 from tidegate.sessions.stores.making import make_store
 from tidegate.sessions.stores.store import Store
-from tidegate.slices import Slicer, Slices, in_slices
+from tidegate.slices import Slices, in_slices
 
 log = logging.getLogger(__name__)
 
@@ -141,22 +131,11 @@ class Service:
     def __init__(self, settings: Settings, clock: Clock | None = None, store: Store | None = None) -> None:
         self.settings = settings
         self.clock = clock or Clock()
-        self._cache = SessionCache()
-        store_clock = StoreClock(self.clock.monotonic, self.clock.wall)
-        store = store or make_store(settings, self.clock)
-        self._committer = None if store is None else GroupCommitter(store, settings.store_timeout, self.clock.monotonic)
+        self._sessions = SessionManager(settings, self.clock, store or make_store(settings, self.clock))
         self._registry = Registry(
-            settings,
-            self.clock.monotonic,
-            committer=None if self._committer is None else DurableCopies(self._committer, self._cache, store_clock.now),
-            make_room=lambda: self._cache.evict_one() or self._desk.evict_one(),
+            settings, self.clock.monotonic, committer=self._sessions, make_room=self._sessions.evict_one
         )
-        self._desk = Desk(settings, self._registry, self.clock)
-        self._durable: DurableDesk | None = None
-        if self._committer is not None:
-            self._durable = DurableDesk(
-                settings, self._registry, self.clock, store_clock, self._committer, self._cache, self._desk
-            )
+        self._sessions.models = self._registry
         self._done: Counter[str] = Counter()
         self._is_started = False
         self._is_draining = False
@@ -170,20 +149,16 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether new requests are welcome; not while the store of durable sessions is away."""
-        return self._is_started and not self._is_draining and (self._committer is None or self._committer.is_available)
+        return self._is_started and not self._is_draining and self._sessions.is_store_available
 
     @property
     def is_store_away(self) -> bool:
         """Whether there is a store of durable sessions that does not answer."""
-        return self._is_started and self._committer is not None and not self._committer.is_available
+        return self._is_started and not self._sessions.is_store_available
 
     async def readiness_changed(self) -> None:
         """Return when `is_ready` may have changed by itself, for the store went or came back."""
-        if self._committer is None:
-            await asyncio.Event().wait()
-        else:
-            await self._committer.changed.wait()
-            self._committer.changed.clear()
+        await self._sessions.store_changed()
 
     @property
     def is_draining(self) -> bool:
@@ -196,10 +171,7 @@ class Service:
             ConfigurationError: The bundle directory or the provider is not there, or the store can never work.
         """
         self._create_future = asyncio.get_running_loop().create_future
-        if self._committer is not None:
-            await self._committer.start()
-        if self._durable is not None:
-            await self._durable.start()
+        await self._sessions.start()
         report = await self.reload()
         self._reaper = asyncio.create_task(self._reap_forever(), name="tidegate-expiry")
         self._is_started = True
@@ -208,8 +180,7 @@ class Service:
     async def drain(self) -> None:
         """Refuse new work and return when all that was taken in is answered."""
         self._is_draining = True
-        if self._durable is not None:
-            await self._durable.wait_idle()
+        await self._sessions.wait_idle()
         await asyncio.gather(*(model.loop.wait_idle() for model in self._registry.loaded()))
 
     async def abort(self) -> None:
@@ -223,29 +194,12 @@ class Service:
         if self._reaper is not None:
             self._reaper.cancel()
         await self._registry.stop()
-        if self._committer is not None:
-            await self._committer.stop()
+        await self._sessions.stop()
 
     async def expire(self) -> None:
         """End the sessions whose time is over; a running service does so by itself every second."""
-        await self._desk.expire()
-        if self._durable is not None:
-            with suppress(UnavailableError):
-                await self._durable.expire()
-                await self._yield_ids(self._durable)
+        await self._sessions.expire()
         await self._registry.retire()
-
-    async def _yield_ids(self, durable: DurableDesk) -> None:
-        """End ephemeral sessions whose id another server has given to a durable one by now: the store's is true.
-
-        A thousand at a time: an ephemeral session asks no store when it is stepped.
-        """
-        ids = self._desk.next_chosen(MAX_CHOSEN_A_SWEEP)
-        for id_, found in zip(ids, await durable.infos(ids), strict=True):
-            session = self._desk.find(id_) if isinstance(found, SessionInfo) else None
-            if session is not None:
-                log.warning("ephemeral session %s ends: %s", id_, Event.REPLACE.value)
-                self._desk.end(session, Event.REPLACE)
 
     async def _reap_forever(self) -> None:
         while True:
@@ -338,57 +292,28 @@ class Service:
             FailedPreconditionError: It is to be durable, and there is no store.
         """
         self._check_open()
-        if request.origin == "v1" and request.id is not None:
-            check_chosen(request.id)
-        if request.drift:
-            _check_chart(self._registry.get(request.model, request.version))
-        return await self._open(request, None)
+        return await self._sessions.open(request)
 
     async def get_session(self, id: str) -> SessionInfo:  # noqa: A002
         """Return the session; NotFoundError, SessionEndedError."""
-        return await self._home(id).info(id)
+        return await self._sessions.get_info(id)
 
     async def get_sessions(self, ids: Sequence[str]) -> list[SessionInfo | TidegateError]:
         """Return each session, or why it cannot be had; those that are not here are one question for the store.
 
         The caller bounds their number.
         """
-        found: dict[str, SessionInfo | TidegateError] = {}
-        elsewhere: list[str] = []
-        for id_ in ids:
-            try:
-                if isinstance(self._home(id_), DurableDesk):
-                    elsewhere.append(id_)
-                else:
-                    found[id_] = self._desk.info_of(self._desk.get(id_))
-            except TidegateError as error:
-                found[id_] = without_traceback(error)
-        if elsewhere:
-            assert self._durable is not None
-            try:
-                found |= zip(elsewhere, await self._durable.infos(elsewhere), strict=True)
-            except TidegateError as error:
-                found |= dict.fromkeys(elsewhere, without_traceback(error))
-        return [found[id_] for id_ in ids]
+        return await self._sessions.get_infos(ids)
 
     async def list_sessions(self, limit: int = 0, page_token: str = "") -> SessionPage:
         """Return a page of the sessions by rising id: the ephemeral ones here and all durable ones."""
         size = _page_size(limit)
         _check_page_token(page_token)
-        here, token = await in_slices(self._desk.page(size, page_token))
-        slicer, found = Slicer(), list[SessionInfo]()
-        for session in here:
-            found.append(self._desk.info_of(session))
-            await slicer.give_way()
-        if self._durable is not None:
-            found += await self._durable.page(size + 1, page_token)
-            found.sort(key=lambda info: info.id)
-        has_more = bool(token) or len(found) > size
-        return SessionPage(found[:size], found[size - 1].id if has_more else "")
+        return await self._sessions.get_page(size, page_token)
 
     async def close_session(self, id: str, event: Event = Event.CLOSE) -> None:  # noqa: A002
         """End the session; closing twice succeeds."""
-        await self._home(id).close(id, event)
+        await self._sessions.close(id, event)
 
     async def fork_session(
         self,
@@ -403,19 +328,14 @@ class Service:
             AlreadyExistsError: An id is taken by another session.
         """
         self._check_open()
-        moment, request = await self._home(id).moment(id)
-        slicer, children = Slicer(), list[SessionInfo]()
-        for wanted in _children(ids, count):
-            child = wanted or (new_durable() if request.durable else new_ephemeral(self._desk.replica))
-            children.append(await self._open(replace(request, id=child), moment.forked(id, child)))
-            await slicer.give_way()
+        children = await self._sessions.fork(id, ids, count)
         self._done["fork"] += len(children)
         return children
 
     async def checkpoint_session(self, id: str, name: str | None = None) -> CheckpointInfo:  # noqa: A002
         """Keep where the session is under a name; the oldest of more than eight is dropped."""
         self._check_open()
-        made = await self._home(id).checkpoint(id, name)
+        made = await self._sessions.checkpoint(id, name)
         self._done["checkpoint"] += 1
         return made
 
@@ -423,9 +343,7 @@ class Service:
         """Take the session back to a checkpoint, which stays; NotFoundError where there is none of that name."""
         self._check_open()
         _check_writable(id)
-        if len(checkpoint) > MAX_NAME_LENGTH:
-            raise unknown_checkpoint(id, checkpoint)
-        info = await self._home(id).rewind(id, checkpoint)
+        info = await self._sessions.rewind(id, checkpoint)
         self._done["rewind"] += 1
         return info
 
@@ -437,14 +355,13 @@ class Service:
         """
         self._check_open()
         _check_writable(id)
-        info = await self._home(id).upgrade(id, version)
+        info = await self._sessions.upgrade(id, version)
         self._done["upgrade"] += 1
         return info
 
     async def snapshot_session(self, id: str) -> bytes:  # noqa: A002
         """Return the session as portable bytes."""
-        moment, request = await self._home(id).moment(id)
-        return take_snapshot(moment, request, self.clock.wall())
+        return await self._sessions.snapshot(id)
 
     async def restore_session(self, snapshot: bytes, request: RestoreRequest) -> SessionInfo:
         """Open a session from a snapshot; an equal repeat with an id returns what exists.
@@ -454,20 +371,7 @@ class Service:
             FailedPreconditionError: Its model is not here in that version, with that content, or has no chart.
         """
         self._check_open()
-        if request.id is not None:
-            check_chosen(request.id)
-        moment, was = read_snapshot(snapshot, self._registry)
-        if request.drift:
-            _check_chart(moment.model)
-        wanted = replace(
-            was,
-            durable=request.durable,
-            drift=was.drift if request.drift is None else request.drift,
-            id=request.id,
-            ttl_seconds=was.ttl_seconds if request.ttl_seconds is None else request.ttl_seconds,
-            idle_seconds=was.idle_seconds if request.idle_seconds is None else request.idle_seconds,
-        )
-        info = await self._open(wanted, moment)
+        info = await self._sessions.restore(snapshot, request)
         self._done["restore"] += 1
         return info
 
@@ -483,7 +387,7 @@ class Service:
         self._check_open()
         _check_writable(session)
         future: asyncio.Future[StepResult] = self._create_future()
-        live = self._find(session)
+        live = self._sessions.find(session)
         if live is not None:
             try:
                 self._submit_step(live, source, ask, position, deadline, future)
@@ -507,7 +411,7 @@ class Service:
             if not future.done():
                 future.set_exception(error)
 
-        self._elsewhere(session).when_here(session, submit, fail)
+        self._sessions.when_loaded(session, submit, fail)
         return future
 
     def _submit_step(
@@ -524,7 +428,7 @@ class Service:
         inputs = model.codec.encode(source)
         self._check_ask(model, ask, model.codec.reply_bytes(len(inputs[0]), ask))
         model.loop.submit(Work(live, inputs, ask, position, deadline, future))
-        self._touch(live)
+        self._sessions.touch(live)
 
     def step_together(
         self, party: Party, source: Input, ask: Ask, positions: Sequence[int], deadline: float | None
@@ -544,7 +448,7 @@ class Service:
             or ask.every_step
             or ask.is_raw
             or not 0 <= ask.top <= MAX_CANDIDATES
-            or not self._desk.find_together(party)
+            or not self._sessions.find_together(party)
         ):
             return None
         model: LoadedModel | None = party.model
@@ -558,7 +462,7 @@ class Service:
         together = tuple(array[:, None] for array in inputs)
         if not model.loop.submit_together(Cohort(party, together, ask, positions, deadline, future)):
             return None
-        self._desk.touch_together(party)
+        self._sessions.touch_together(party)
         return future
 
     def submit_tensors(
@@ -582,22 +486,20 @@ class Service:
         work.ends = ends
         model.loop.submit(work)
         if session is not None:
-            self._touch(session)
+            self._sessions.touch(session)
         return future
 
     def recall_ephemeral(self, id: str) -> Remembered | None:  # noqa: A002
         """Return what is remembered of a sequence that its client ended here, for a repeat of its last request."""
-        return self._desk.recall(id)
+        return self._sessions.recall_ephemeral(id)
 
     async def recall_durable(self, id: str) -> Remembered | None:  # noqa: A002
         """Return what is stored of a session that runs, or that its client ended with a step; None of any other."""
-        return None if self._durable is None else await self._durable.recall(id)
+        return await self._sessions.recall_durable(id)
 
     async def live_session(self, id: str) -> Session:  # noqa: A002
         """Return the session; its copy may leave again as soon as the caller waits for anything else."""
-        while (live := self._find(id)) is None:
-            await self._elsewhere(id).live(id)
-        return live
+        return await self._sessions.load(id)
 
     def generate_on_session(
         self,
@@ -611,7 +513,7 @@ class Service:
     ) -> AsyncGenerator[GeneratedToken | GenerationDone]:
         """Sample on a session, after a prompt or from its last step; every token told is consumed and committed."""
         _check_writable(session)
-        live = self._find(session)
+        live = self._sessions.find(session)
         # A copy that is here now may have left when the caller asks for the first event.
         if live is None or live.is_durable:
             return self._generate_elsewhere(session, prompt, sampling, position, deadline, is_streamed=is_streamed)
@@ -640,58 +542,15 @@ class Service:
         models = [_statistics(model) for model in self._registry.loaded()]
         return ServiceStatistics(
             models,
-            self._desk.num_sessions + len(self._cache),
-            self._desk.num_ended,
-            len(self._cache),
-            self._cache.num_evicted,
-            None if self._committer is None else self._committer.statistics(),
+            self._sessions.num_sessions,
+            self._sessions.num_ended,
+            self._sessions.num_copies,
+            self._sessions.num_evicted,
+            self._sessions.store_statistics(),
             dict(self._done),
         )
 
     # ---- inside
-
-    def _find(self, id_: str) -> Session | None:
-        """Return the session if it is held here."""
-        live = self._desk.find(id_)
-        if live is None and self._durable is not None:
-            return self._durable.find(id_)
-        return live
-
-    def _home(self, id_: str) -> Desk | DurableDesk:
-        """Return where the session of that id belongs."""
-        _check_known_length(id_)
-        return self._desk if self._durable is None or self._desk.knows(id_) else self._durable
-
-    def _elsewhere(self, id_: str) -> DurableDesk:
-        """Return where a session that is not held here may be, or raise why it is nowhere."""
-        _check_known_length(id_)
-        if self._durable is None or self._desk.knows(id_):
-            self._desk.get(id_)
-        assert self._durable is not None
-        return self._durable
-
-    async def _open(self, request: SessionRequest, moment: SessionState | None) -> SessionInfo:
-        if not request.durable:
-            if request.id is not None and self._durable is not None and not self._desk.knows(request.id):
-                # Refused while the store is away: a durable session of that id would be answered from this one later.
-                await self._durable.check_free(request.id)
-            return self._desk.info_of(self._desk.open(request, moment))
-        if self._durable is None:
-            raise FailedPreconditionError(
-                "durable sessions need a store: this server keeps sessions in memory only", reason="NO_DURABLE_STORE"
-            )
-        if request.id is not None and self._desk.find(request.id) is not None:
-            raise AlreadyExistsError(f"session {request.id} was opened as ephemeral", reason="SESSION_EXISTS")
-        if moment is not None:
-            return await self._durable.open_at(request, moment)
-        return await self._durable.open(request)
-
-    def _touch(self, live: Session) -> None:
-        if isinstance(live, DurableSession):
-            assert self._durable is not None
-            self._durable.touch(live)
-        else:
-            self._desk.touch(live)
 
     def _check_open(self) -> None:
         if self._is_draining:
@@ -748,7 +607,7 @@ class Service:
         try:
             model.loop.submit(work)
             if session is not None:
-                self._touch(session)
+                self._sessions.touch(session)
             if not is_streamed:
                 yield await reply
                 return
@@ -759,37 +618,11 @@ class Service:
             reply.cancel()
 
 
-def _check_chart(model: LoadedModel) -> None:
-    if not model.quality.has_chart:
-        raise FailedPreconditionError(f"{model.label} was not calibrated: it has no chart", reason="NO_CHART")
-
-
-def _check_known_length(id_: str) -> None:
-    """Raise NotFoundError where the id is longer than any: nobody is to look for it."""
-    if len(id_) > MAX_NAME_LENGTH:
-        raise NotFoundError(f"unknown session {shown(id_)}", reason="UNKNOWN_SESSION")
-
-
 def _check_writable(id_: str) -> None:
     if id_.startswith(SEQUENCE):
         raise FailedPreconditionError(
             f"{id_} is a sequence of the Open Inference Protocol: step it there", reason="OIP_SEQUENCE"
         )
-
-
-def _children(ids: Sequence[str] | None, count: int | None) -> list[str | None]:
-    """Return the ids of a fork's children, None where the server makes them."""
-    if ids and count:
-        raise InvalidInputError("a fork takes ids or a count, not both", reason="BAD_FORK")
-    if not ids:
-        if not 0 <= (count or 0) <= MAX_FORKS:
-            raise InvalidInputError(f"count must be 1 to {MAX_FORKS}", reason="BAD_FORK")
-        return [None] * (count or 1)
-    if len(ids) > MAX_FORKS or len(set(ids)) != len(ids):
-        raise InvalidInputError(f"a fork takes up to {MAX_FORKS} ids, all different", reason="BAD_FORK")
-    for each in ids:
-        check_chosen(each)
-    return list(ids)
 
 
 def _not_started() -> asyncio.Future[Any]:

@@ -16,6 +16,7 @@ from tidegate.api import CheckpointInfo, SessionInfo, SessionRequest
 from tidegate.clock import Clock
 from tidegate.config import LONGEST_LIFE, Settings
 from tidegate.engine.lifecycle import Event, Phase
+from tidegate.engine.model import LoadedModel, Models
 from tidegate.engine.session import LastReply, Session
 from tidegate.engine.work import Turn
 from tidegate.errors import (
@@ -28,7 +29,7 @@ from tidegate.errors import (
     shown,
 )
 from tidegate.limits import CHECKPOINT_BYTES, MAX_CHECKPOINTS
-from tidegate.registry import LoadedModel, Registry
+from tidegate.sessions.cache import SessionCache
 from tidegate.sessions.ids import SEQUENCE, check_checkpoint, new_ephemeral, replica_of
 from tidegate.sessions.last_replies import LastReplies, Remembered
 from tidegate.sessions.party import Party
@@ -44,10 +45,11 @@ _ENDED_AT_ONCE = 32  # some 0.3 ms; a hundred thousand may be over at one time
 class Desk:
     """Ephemeral sessions of one process."""
 
-    def __init__(self, settings: Settings, registry: Registry, clock: Clock) -> None:
+    def __init__(self, settings: Settings, models: Models, clock: Clock, cache: SessionCache) -> None:
         self._settings = settings
-        self._registry = registry
+        self._models = models
         self._clock = clock
+        self._cache = cache
         self._table = SessionTable()
         # What few sessions have lies beside them: a hundred thousand others need not pay for it.
         self._sources: dict[str, str] = {}
@@ -82,7 +84,7 @@ class Desk:
         source = "" if moment is None else moment.source
         if request.id is not None and (existing := self._existing(request, source)) is not None:
             return existing
-        model = self._registry.get(request.model, request.version) if moment is None else moment.model
+        model = self._models.get(request.model, request.version) if moment is None else moment.model
         session = self._make(request, model)
         self.make_room_for_one(model)
         model.engine.hold(session)
@@ -153,7 +155,7 @@ class Desk:
         except SessionEndedError:
             return
         self.end(session, event)
-        await self._registry.retire()
+        await self._models.retire()
 
     async def expire(self) -> None:
         """End the sessions whose time is over."""
@@ -223,7 +225,7 @@ class Desk:
         """Move the session to another version of its model, once the work before is done."""
         session = self.get(id_)
         await self._in_turn(session, lambda: self._upgrade(session, version))
-        await self._registry.retire()
+        await self._models.retire()
         return self.info_of(session)
 
     async def _in_turn(self, session: Session, act: Callable[[], None]) -> None:
@@ -246,7 +248,7 @@ class Desk:
 
     def _upgrade(self, session: Session, version: str | None) -> None:
         old: LoadedModel = session.model
-        new = self._registry.get(old.manifest.name, version)
+        new = self._models.get(old.manifest.name, version)
         check_layout(old.layout, new)
         if len(session.queue) > 1:
             raise FailedPreconditionError(f"session {session.id} has steps waiting", reason="SESSION_BUSY")
@@ -265,8 +267,8 @@ class Desk:
 
     def make_room_for_one(self, model: LoadedModel) -> None:
         """Make sure that one more session may be held, if need be by evicting; an active session is never evicted."""
-        while self._registry.num_sessions >= self._settings.max_sessions:
-            if not self._registry.make_room():
+        while len(self._table) + len(self._cache) >= self._settings.max_sessions:
+            if not self.evict_one():
                 raise OverloadedError(
                     f"{self._settings.max_sessions} sessions are held, all used within {self._settings.evict_idle:g} s",
                     reason="TOO_MANY_SESSIONS",
@@ -280,14 +282,14 @@ class Desk:
 
     def _take_room(self, num_bytes: int) -> None:
         """Take bytes of the arenas' budget, if need be by evicting."""
-        while not self._registry.budget.can_take(num_bytes):
-            if not self._registry.make_room():
+        while not self._models.budget.can_take(num_bytes):
+            if not self.evict_one():
                 raise self._full()
-        self._registry.budget.take(num_bytes)
+        self._models.budget.take(num_bytes)
 
     def _give_room(self, moments: Iterable[SessionState]) -> None:
         for moment in moments:
-            self._registry.budget.give(_size(moment))
+            self._models.budget.give(_size(moment))
 
     def _full(self) -> OverloadedError:
         return OverloadedError(
@@ -297,7 +299,11 @@ class Desk:
         )
 
     def evict_one(self) -> bool:
-        """Evict the least recently used session, if none used it lately; return whether there was one."""
+        """Let a copy of a durable session leave, or else evict the least recently used session, if none used it lately;
+        return whether there was one.
+        """
+        if self._cache.evict_one():
+            return True
         victim = self._table.find_evictable(self._clock.monotonic(), self._settings.evict_idle)
         if victim is not None:
             self.end(victim, Event.EVICT)

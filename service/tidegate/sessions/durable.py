@@ -18,6 +18,7 @@ from tidegate.api import CheckpointInfo, SessionInfo, SessionRequest
 from tidegate.clock import Clock
 from tidegate.config import Settings
 from tidegate.engine.lifecycle import TRANSITIONS, Event, Phase
+from tidegate.engine.model import LoadedModel, Models
 from tidegate.engine.session import DurableSession, ended
 from tidegate.errors import (
     AlreadyExistsError,
@@ -32,7 +33,6 @@ from tidegate.errors import (
 )
 from tidegate.faults import conceal
 from tidegate.limits import MAX_CHECKPOINTS, MAX_LOOKED_AT, MAX_LOOKS
-from tidegate.registry import LoadedModel, Registry
 from tidegate.sessions.cache import SessionCache
 from tidegate.sessions.committer import GroupCommitter
 from tidegate.sessions.copies import copy_in, is_of
@@ -83,7 +83,7 @@ class DurableDesk:
 
     Args:
         settings: Lifetimes.
-        registry: Where models are found.
+        models: Where models are found.
         clock: Seconds that only rise.
         store_clock: Seconds since the epoch; read from the store at the start and at each sweep.
         committer: Where records are.
@@ -94,7 +94,7 @@ class DurableDesk:
     def __init__(
         self,
         settings: Settings,
-        registry: Registry,
+        models: Models,
         clock: Clock,
         store_clock: StoreClock,
         committer: GroupCommitter,
@@ -102,7 +102,7 @@ class DurableDesk:
         ephemeral: Desk,
     ) -> None:
         self._settings = settings
-        self._registry = registry
+        self._models = models
         self._clock = clock
         self._store_clock = store_clock
         self._committer = committer
@@ -265,7 +265,7 @@ class DurableDesk:
 
     async def open(self, request: SessionRequest) -> SessionInfo:
         """Open a session, or return the one that an equal request with the same id opened."""
-        return await self._open(request, self._registry.get(request.model, request.version), None)
+        return await self._open(request, self._models.get(request.model, request.version), None)
 
     async def open_at(self, request: SessionRequest, moment: SessionState) -> SessionInfo:
         """Open a session where ``moment`` is, or return the one that an equal request with the same id opened."""
@@ -309,7 +309,7 @@ class DurableDesk:
                 return
             if await self._committer.write_one(write):
                 self._end_copy(id_, TRANSITIONS[Phase.OPEN, event])
-                await self._registry.retire()
+                await self._models.retire()
                 return
         raise _contended(id_)
 
@@ -365,13 +365,13 @@ class DurableDesk:
         """Move the session to another version of its model, which must keep the same state."""
 
         async def upgrade(record: Record) -> Attachments:
-            model = self._registry.get(record.summary.model, version)
+            model = self._models.get(record.summary.model, version)
             check_layout(record.body.layout, model)
             _place(record, model)
             return {}
 
         record = await self._change(id_, upgrade)
-        await self._registry.retire()
+        await self._models.retire()
         return self._info(record.summary)
 
     # ---- the end
@@ -443,7 +443,7 @@ class DurableDesk:
     def _keep_copy(self, model: LoadedModel, write: Write, record: Record) -> None:
         """Hold a copy of a session just opened, for its first step; where there is no room it is brought then."""
         id_ = write.key.id
-        if self._registry.find_loaded(record.summary.model, record.summary.version) is not model:
+        if self._models.find_loaded(record.summary.model, record.summary.version) is not model:
             return  # it was unloaded while the record was written: whoever steps is told so
         held = self._cache.find(id_)
         if held is not None:
@@ -583,7 +583,7 @@ class DurableDesk:
         return None
 
     def _model_of(self, summary: Summary) -> LoadedModel:
-        model = self._registry.find_loaded(summary.model, summary.version)
+        model = self._models.find_loaded(summary.model, summary.version)
         if model is None or model.bundle.sha256 != summary.model_sha256:
             raise FailedPreconditionError(
                 f"session {summary.id} runs on {summary.model}/{summary.version}, which is not here with that content; "
@@ -593,7 +593,7 @@ class DurableDesk:
         return model
 
     def _info(self, summary: Summary) -> SessionInfo:
-        model = self._registry.find_loaded(summary.model, summary.version)
+        model = self._models.find_loaded(summary.model, summary.version)
         state_bytes = summary.state_bytes if model is None else model.manifest.state_bytes
         return info_of(summary, state_bytes, end_of(summary))
 

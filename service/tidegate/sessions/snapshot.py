@@ -18,8 +18,8 @@ from google.protobuf.message import DecodeError
 from tidegate.api import LAST_POSITION, LATEST, SessionRequest
 from tidegate.config import LONGEST_LIFE
 from tidegate.engine.arena import Plane, unpack
+from tidegate.engine.model import LoadedModel, Models
 from tidegate.errors import FailedPreconditionError, InvalidInputError, NotFoundError
-from tidegate.registry import LoadedModel, Registry
 from tidegate.v1 import records_pb2
 
 Body = records_pb2.SnapshotBody
@@ -78,7 +78,7 @@ def fork_snapshot(snapshot: bytes, source: str, child: str) -> bytes:
     return encode_snapshot(body)
 
 
-def read_snapshot(snapshot: bytes, registry: Registry) -> tuple[SessionState, SessionRequest]:
+def read_snapshot(snapshot: bytes, models: Models) -> tuple[SessionState, SessionRequest]:
     """Return the moment that a snapshot holds, and how its session was opened.
 
     Raises:
@@ -88,7 +88,7 @@ def read_snapshot(snapshot: bytes, registry: Registry) -> tuple[SessionState, Se
     body = decode_snapshot(snapshot)
     label = f"{body.model}/{body.version}"
     try:
-        model = registry.get(body.model, body.version)
+        model = models.get(body.model, body.version)
     except NotFoundError as error:
         message = f"the snapshot is of {label}, which is not here: {error.message}"
         raise FailedPreconditionError(message, reason="MODEL_GONE") from error

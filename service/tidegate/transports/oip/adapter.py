@@ -19,8 +19,9 @@ from tidegate.transports.oip.sequences.turns import Turns
 if TYPE_CHECKING:
     from tidegate.clock import Clock
     from tidegate.config import Settings
+    from tidegate.engine.model import LoadedModel
     from tidegate.engine.session import Session
-    from tidegate.registry import LoadedModel, Registry
+    from tidegate.registry import Registry
     from tidegate.service import Service
 
 ORIGIN = "oip"
