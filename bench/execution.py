@@ -87,9 +87,9 @@ class Arrays:
         self.memory.close()
 
 
-def serve(path: Path, rows: int, name: str, threads: int, asked: int, told: int, ask: int) -> None:
+def serve(path: Path, rows: int, name: str, threads: int, asked: int, told: int, options: int) -> None:
     """The process: runs whenever a byte arrives, until nobody is left to send one."""
-    os.close(ask)
+    os.close(options)
     bundle = read_bundle(path)
     arrays, runner = Arrays(bundle, rows, name), Runner(bundle, threads=threads)
     while os.read(asked, 1):
@@ -136,9 +136,9 @@ def _in_thread(arrays: Arrays, runner: Runner, executor: ThreadPoolExecutor) -> 
 
 @contextmanager
 def _in_process(bundle: Bundle, rows: int, threads: int, arrays: Arrays) -> Iterator[tuple[Run, list[int]]]:
-    (asked, ask), (listen, told) = os.pipe(), os.pipe()
+    (asked, options), (listen, told) = os.pipe(), os.pipe()
     context = get_context("fork")
-    process = context.Process(target=serve, args=(bundle.path, rows, arrays.memory.name, threads, asked, told, ask))
+    process = context.Process(target=serve, args=(bundle.path, rows, arrays.memory.name, threads, asked, told, options))
     process.start()
     os.close(asked)
 
@@ -152,14 +152,14 @@ def _in_process(bundle: Bundle, rows: int, threads: int, arrays: Arrays) -> Iter
             done.set_result(None)
 
         loop.add_reader(listen, wake)
-        os.write(ask, b".")
+        os.write(options, b".")
         await done
 
     try:
         assert process.pid is not None
         yield run, [os.getpid(), process.pid]
     finally:
-        os.close(ask)
+        os.close(options)
         process.join()
 
 

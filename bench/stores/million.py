@@ -98,8 +98,10 @@ def _rows(name: str, plan: Plan) -> Iterator[Row]:
             "step": lambda it: _step(it, plan),
             "expire": lambda it: _expire(it, template),
         }
-        for what, ask in asked.items():
-            costs = interleaved(plan.rounds, {"many": partial(ask, stored[many]), "few": partial(ask, stored[FEW])})
+        for what, options in asked.items():
+            costs = interleaved(
+                plan.rounds, {"many": partial(options, stored[many]), "few": partial(options, stored[FEW])}
+            )
             yield row_of(f"store-million-{name}-{what}", filled[many].num_stored, costs, plan)
 
 

@@ -69,7 +69,7 @@ def check_steps(num_steps: int) -> None:
         )
 
 
-class Ask(NamedTuple):
+class StepOptions(NamedTuple):
     """What a reply shall hold: candidates a step, and whether every step is told or only the last.
 
     With ``is_raw`` it holds the graph's outputs as they are, of every step, unread by the model's codec.
@@ -80,7 +80,7 @@ class Ask(NamedTuple):
     is_raw: bool = False
 
 
-RAW = Ask(0, every_step=True, is_raw=True)
+RAW = StepOptions(0, every_step=True, is_raw=True)
 """The graph's outputs of every step, as they are."""
 
 

@@ -1,6 +1,6 @@
 """Counting values by size, as cheaply as Python can: one bisection and two additions a value.
 
-Knows buckets and sums. Knows nothing of Prometheus: `readings` says what a scrape is told.
+Knows buckets and sums. Knows nothing of Prometheus: `snapshot` says what a scrape is told.
 
 The buckets are fixed, Prometheus' classic ones. Its native histograms would need none, but their text form is
 experimental in prometheus_client (OpenMetrics 2.0), and Prometheus takes them by protobuf only.
@@ -18,7 +18,7 @@ SECONDS = (
 """Bounds for durations: a run of one step takes a tenth of a millisecond, a request at most minutes."""
 
 
-class Reading(NamedTuple):
+class HistogramSnapshot(NamedTuple):
     """What was counted so far: ``counts[i]`` values in bucket i, those above the last bound in one more bucket."""
 
     bounds: tuple[float, ...]
@@ -61,5 +61,5 @@ class Histogram:
         self._counts[bisect_left(self._bounds, value)] += count
         self._total += value * count
 
-    def reading(self) -> Reading:
-        return Reading(self._bounds, tuple(self._counts), self._total)
+    def snapshot(self) -> HistogramSnapshot:
+        return HistogramSnapshot(self._bounds, tuple(self._counts), self._total)

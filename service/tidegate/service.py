@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 from tidegate.api import (
     RAW,
-    Ask,
     CheckpointInfo,
     GeneratedToken,
     GenerationDone,
@@ -34,6 +33,7 @@ from tidegate.api import (
     SessionInfo,
     SessionPage,
     SessionRequest,
+    StepOptions,
     StepResult,
     Tensor,
     check_sequences,
@@ -44,9 +44,9 @@ from tidegate.codecs.tokens import Tokens
 from tidegate.config import Settings
 from tidegate.engine.cohort import Cohort, CohortReply
 from tidegate.engine.lifecycle import Event
-from tidegate.engine.meter import MeterReading
+from tidegate.engine.meter import EngineStatsSnapshot
 from tidegate.engine.model import LoadedModel
-from tidegate.engine.quality import QualityReading
+from tidegate.engine.quality import QualitySnapshot
 from tidegate.engine.session import Session
 from tidegate.engine.share import Share
 from tidegate.engine.work import Generation, Work
@@ -101,8 +101,8 @@ class EngineStatistics(NamedTuple):
     arena_slots_used: int
     arena_bytes: int
     num_padding_steps: int
-    meter: MeterReading
-    quality: QualityReading
+    meter: EngineStatsSnapshot
+    quality: QualitySnapshot
 
 
 class ServiceStatistics(NamedTuple):
@@ -238,7 +238,12 @@ class Service:
     # ---- stateless
 
     async def predict(
-        self, model: str, version: str | None, sequences: Sequence[Input], ask: Ask, deadline: float | None = None
+        self,
+        model: str,
+        version: str | None,
+        sequences: Sequence[Input],
+        options: StepOptions,
+        deadline: float | None = None,
     ) -> PredictResult:
         """Run whole sequences, of any lengths, each from the initial state.
 
@@ -249,7 +254,7 @@ class Service:
         loaded = self._registry.get(model, version)
         _check_sequences(sequences)
         encoded = await in_slices(_encode_all(loaded, sequences))
-        self._check_ask(loaded, ask, sum(loaded.codec.reply_bytes(len(inputs[0]), ask) for inputs in encoded))
+        self._check_ask(loaded, options, sum(loaded.codec.reply_bytes(len(inputs[0]), options) for inputs in encoded))
         share = Share(self.settings.max_queue)
         futures: list[asyncio.Future[Prediction]] = []
         try:
@@ -258,7 +263,7 @@ class Service:
                 if share.has_failed:
                     break  # the others would be computed for nobody
                 future = self._create_future()
-                loaded.loop.submit(Work(None, inputs, ask, None, deadline, future))
+                loaded.loop.submit(Work(None, inputs, options, None, deadline, future))
                 futures.append(future)
                 share.take(future)
             predictions = await asyncio.gather(*futures)
@@ -379,7 +384,7 @@ class Service:
         self,
         session: str,
         source: Input,
-        ask: Ask = Ask(),  # noqa: B008
+        options: StepOptions = StepOptions(),  # noqa: B008
         position: int | None = None,
         deadline: float | None = None,
     ) -> asyncio.Future[StepResult]:
@@ -390,7 +395,7 @@ class Service:
         live = self._sessions.find(session)
         if live is not None:
             try:
-                self._submit_step(live, source, ask, position, deadline, future)
+                self._submit_step(live, source, options, position, deadline, future)
             except (InvalidInputError, TooLargeError) as error:
                 # What does not fit the copy's model may fit the session's: only the record knows which that is by now.
                 if not live.is_durable:
@@ -402,7 +407,7 @@ class Service:
         def submit(live: Session) -> None:
             if not future.done():
                 try:
-                    self._submit_step(live, source, ask, position, deadline, future)
+                    self._submit_step(live, source, options, position, deadline, future)
                 except TidegateError as error:
                     live.model.count_refused(error)
                     future.set_exception(error)
@@ -418,7 +423,7 @@ class Service:
         self,
         live: Session,
         source: Input,
-        ask: Ask,
+        options: StepOptions,
         position: int | None,
         deadline: float | None,
         future: asyncio.Future[StepResult],
@@ -426,12 +431,12 @@ class Service:
         model: LoadedModel = live.model
         check_steps(source.num_steps)
         inputs = model.codec.encode(source)
-        self._check_ask(model, ask, model.codec.reply_bytes(len(inputs[0]), ask))
-        model.loop.submit(Work(live, inputs, ask, position, deadline, future))
+        self._check_ask(model, options, model.codec.reply_bytes(len(inputs[0]), options))
+        model.loop.submit(Work(live, inputs, options, position, deadline, future))
         self._sessions.touch(live)
 
     def step_together(
-        self, party: Party, source: Input, ask: Ask, positions: Sequence[int], deadline: float | None
+        self, party: Party, source: Input, options: StepOptions, positions: Sequence[int], deadline: float | None
     ) -> asyncio.Future[CohortReply] | None:
         """Let one step of each session of a party wait as one piece of work, and return at once; None where that cannot
         be, and each is to be stepped by itself: then nothing was done.
@@ -439,20 +444,20 @@ class Service:
         Args:
             party: At least two sessions.
             source: A step of each, one after the other.
-            ask: What each reply shall hold.
+            options: What each reply shall hold.
             positions: Of each session, where they are given; else empty.
             deadline: As of `step`.
         """
         if (
             self._is_draining
-            or ask.every_step
-            or ask.is_raw
-            or not 0 <= ask.top <= MAX_CANDIDATES
+            or options.every_step
+            or options.is_raw
+            or not 0 <= options.top <= MAX_CANDIDATES
             or not self._sessions.find_together(party)
         ):
             return None
         model: LoadedModel | None = party.model
-        if model is None or model.codec.reply_bytes(1, ask) > self._max_reply:
+        if model is None or model.codec.reply_bytes(1, options) > self._max_reply:
             return None
         try:
             inputs = model.codec.encode(source)
@@ -460,7 +465,7 @@ class Service:
             return None
         future: asyncio.Future[CohortReply] = self._create_future()
         together = tuple(array[:, None] for array in inputs)
-        if not model.loop.submit_together(Cohort(party, together, ask, positions, deadline, future)):
+        if not model.loop.submit_together(Cohort(party, together, options, positions, deadline, future)):
             return None
         self._sessions.touch_together(party)
         return future
@@ -556,11 +561,15 @@ class Service:
         if self._is_draining:
             raise UnavailableError("the server is draining", reason="DRAINING", retry_after=1.0)
 
-    def _check_ask(self, model: LoadedModel, ask: Ask, reply_bytes: int) -> None:
-        if ask.top < 0:
-            raise InvalidInputError(f"top must be at least 0, got {ask.top}", reason="BAD_TOP")
-        if ask.top > MAX_CANDIDATES and isinstance(model.codec, Tokens) and len(model.codec.tokens) > MAX_CANDIDATES:
-            raise InvalidInputError(f"top must be at most {MAX_CANDIDATES}, got {ask.top}", reason="BAD_TOP")
+    def _check_ask(self, model: LoadedModel, options: StepOptions, reply_bytes: int) -> None:
+        if options.top < 0:
+            raise InvalidInputError(f"top must be at least 0, got {options.top}", reason="BAD_TOP")
+        if (
+            options.top > MAX_CANDIDATES
+            and isinstance(model.codec, Tokens)
+            and len(model.codec.tokens) > MAX_CANDIDATES
+        ):
+            raise InvalidInputError(f"top must be at most {MAX_CANDIDATES}, got {options.top}", reason="BAD_TOP")
         if reply_bytes > self._max_reply:
             raise TooLargeError(
                 f"the reply would have about {reply_bytes >> 20} MiB, over the limit of "
@@ -707,6 +716,6 @@ def _statistics(model: LoadedModel) -> EngineStatistics:
         arena_slots_used=model.arena.num_used,
         arena_bytes=model.arena.num_used * model.arena.slot_bytes,
         num_padding_steps=model.runner.num_padding_steps,
-        meter=model.engine.meter.reading(),
-        quality=model.quality.reading(),
+        meter=model.engine.meter.snapshot(),
+        quality=model.quality.snapshot(),
     )

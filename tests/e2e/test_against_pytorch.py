@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tidegate.api import Ask, Input, Prediction, SessionRequest
+from tidegate.api import Input, Prediction, SessionRequest, StepOptions
 from tidegate.bundle import ForecastCodec
 from tidegate.config import load_settings
 from tidegate.proof import ABSOLUTE, excess
@@ -28,7 +28,7 @@ CELLS: tuple[Cell, ...] = ("lstm", "gru", "rnn")
 ALPHABET = "abcdefghijk"
 QUANTILES = (0.1, 0.5, 0.9)
 MEAN, SCALE = 50.0, 20.0
-WHOLE = Ask(top=len(ALPHABET), every_step=True)
+WHOLE = StepOptions(top=len(ALPHABET), every_step=True)
 
 Numbers = NDArray[np.float64]
 

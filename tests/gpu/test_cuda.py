@@ -10,7 +10,7 @@ import pytest
 
 from tests.bundles import VOCABULARY
 from tests.service.serving import numbers, serving, write_bundles
-from tidegate.api import Ask, Input, SessionRequest
+from tidegate.api import Input, SessionRequest, StepOptions
 from tidegate.bundle import Bundle, read_bundle
 from tidegate.engine.arena import INITIAL, Arena, ArenaLike, Budget, Plane
 from tidegate.engine.device.arena import DeviceArena
@@ -85,13 +85,13 @@ def test_the_ready_made_bundles_too(name: str, way: str) -> None:
 @pytest.mark.parametrize("arena", ["auto", "host"])
 async def test_a_service_on_cuda_says_what_one_on_the_cpu_says(root: Path, arena: str, cuda_graphs: bool) -> None:
     text = Input(text="".join(Random(0).choices(VOCABULARY, k=100)))
-    ask = Ask(top=len(VOCABULARY), every_step=True)
+    options = StepOptions(top=len(VOCABULARY), every_step=True)
     async with serving(root) as service:
-        expected = numbers((await service.predict("tiny-lstm", None, [text], ask)).predictions[0])
+        expected = numbers((await service.predict("tiny-lstm", None, [text], options)).predictions[0])
     async with serving(root, provider="cuda", arena=arena, cuda_graphs=cuda_graphs) as service:
         assert service.model("tiny-lstm").provider == "CUDAExecutionProvider"
         session = await service.open_session(SessionRequest("tiny-lstm"))
-        replies = [service.step(session.id, Input(text=character), ask) for character in text.text or ""]
+        replies = [service.step(session.id, Input(text=character), options) for character in text.text or ""]
         found = np.concatenate([numbers((await reply).prediction) for reply in replies])
         await service.close_session(session.id)
     assert excess(expected, found) <= ABSOLUTE

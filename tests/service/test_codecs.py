@@ -24,7 +24,7 @@ from tests.bundles import (
     write_tiny_forecast_bundle,
     write_tiny_stream_bundle,
 )
-from tidegate.api import Ask, Input, Prediction, Tensor
+from tidegate.api import Input, Prediction, StepOptions, Tensor
 from tidegate.bundle import (
     Bundle,
     Cyclic,
@@ -187,15 +187,15 @@ def outputs_of(codec: Codec, rng: np.random.Generator, rows: int, steps: int) ->
 def test_pieces_join_to_what_the_whole_gives(
     make: Callable[[], Codec], cuts: list[int], every_step: bool, row: int
 ) -> None:
-    codec, steps, ask = make(), sum(cuts), Ask(2, every_step)
+    codec, steps, options = make(), sum(cuts), StepOptions(2, every_step)
     whole = outputs_of(codec, np.random.default_rng(0), 3, steps)
-    expected = codec.join([codec.cut(whole, row, ask, is_last=True)], steps, ask)
+    expected = codec.join([codec.cut(whole, row, options, is_last=True)], steps, options)
     pieces, start = [], 0
     for size in cuts:
         part = {name: array[:, start : start + size] for name, array in whole.items()}
         start += size
-        pieces.append(codec.cut(part, row, ask, is_last=start == steps))
-    found = codec.join(pieces, steps, ask)
+        pieces.append(codec.cut(part, row, options, is_last=start == steps))
+    found = codec.join(pieces, steps, options)
     assert texts(found) == texts(expected)
     if not every_step:
         assert texts(codec.predict(whole, [0, row], steps, 2)[1]) == texts(expected)
@@ -213,10 +213,10 @@ def texts(prediction: Prediction) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("every_step", [False, True])
 def test_an_output_of_the_last_step_is_told_once_however_the_chunk_was_cut(every_step: bool) -> None:
-    codec, ask = tensors(is_per_step=False), Ask(1, every_step)
+    codec, options = tensors(is_per_step=False), StepOptions(1, every_step)
     runs = [{"y": np.full((1, 3), value, np.float32)} for value in (1, 2, 3)]
-    pieces = [codec.cut(run, 0, ask, is_last=index == 2) for index, run in enumerate(runs)]
-    found = codec.join(pieces, 9, ask)
+    pieces = [codec.cut(run, 0, options, is_last=index == 2) for index, run in enumerate(runs)]
+    found = codec.join(pieces, 9, options)
     assert (found.length, (found.outputs or {})["y"].tolist()) == (9, [[3, 3, 3]])
     (whole,) = codec.predict(runs[2], [0], 9, 1)
     assert (whole.length, (whole.outputs or {})["y"].tolist()) == (9, [[3, 3, 3]])
@@ -224,9 +224,9 @@ def test_an_output_of_the_last_step_is_told_once_however_the_chunk_was_cut(every
 
 def test_the_size_of_a_reply_is_known_beforehand() -> None:
     for codec in (characters(), forecasts(), tensors()):
-        last, every = codec.reply_bytes(1000, Ask(3)), codec.reply_bytes(1000, Ask(3, every_step=True))
+        last, every = codec.reply_bytes(1000, StepOptions(3)), codec.reply_bytes(1000, StepOptions(3, every_step=True))
         assert last < 1000 < 100 * last < every
-    assert characters().reply_bytes(1, Ask(1 << 40)) == characters().reply_bytes(1, Ask(5))
+    assert characters().reply_bytes(1, StepOptions(1 << 40)) == characters().reply_bytes(1, StepOptions(5))
 
 
 def vocabulary(tokens: object = VOCABULARY, **more: object) -> bytes:

@@ -13,8 +13,8 @@ from tidegate import __version__
 from tidegate.api import DriftReport
 from tidegate.clock import Clock
 from tidegate.config import Settings, load_settings
-from tidegate.engine.meter import Meter, MeterReading
-from tidegate.engine.quality import QualityReading
+from tidegate.engine.meter import EngineStatsSnapshot, Meter
+from tidegate.engine.quality import QualitySnapshot
 from tidegate.histogram import SECONDS, Histogram
 from tidegate.observability.exposition import CONTENT_TYPE, render
 from tidegate.observability.families import Snapshot
@@ -31,22 +31,22 @@ def read(*values: float) -> Histogram:
     return histogram
 
 
-METER = MeterReading(
+METER = EngineStatsSnapshot(
     steps={"step": 50, "prompt": 11, "predict": 12, "generated": 7},
     num_repeats=3,
     num_conflicts=2,
     num_generated=6,
-    queue=read(0.0002, 0.0002, 0.3).reading(),
-    ticks=read(0.002).reading(),
+    queue=read(0.0002, 0.0002, 0.3).snapshot(),
+    ticks=read(0.002).snapshot(),
 )
 DRIFT = DriftReport("warning", 2.2, 40, 64, 2.0, 0.1, (1.9, 2.1), (1.7, 2.3))
-QUALITY = QualityReading(
+QUALITY = QualitySnapshot(
     unit="bits",
     num_steps=640,
     surprise=1300.0,
     num_nan=2,
     num_outliers=9,
-    blocks=read(1.9, 2.2).reading(),
+    blocks=read(1.9, 2.2).snapshot(),
     drift=DRIFT,
     changes={"normal": 1, "warning": 2, "drift": 0},
     num_unknown=4,
@@ -76,7 +76,7 @@ ENGINE = EngineStatistics(
     quality=QUALITY,
 )
 SETTINGS = load_settings({"store": "redis://127.0.0.1:1/0", "arena_mb": 2})
-STORE = StoreStatistics(4, 20, 2, 1, read(0.001, 0.002, 0.003, 0.004).reading(), is_available=True, num_damaged=5)
+STORE = StoreStatistics(4, 20, 2, 1, read(0.001, 0.002, 0.003, 0.004).snapshot(), is_available=True, num_damaged=5)
 DONE = {"fork": 3, "checkpoint": 4, "rewind": 1, "restore": 2, "upgrade": 5, "loaded": 6, "refused": 1}
 
 
@@ -245,7 +245,7 @@ def test_a_server_without_models_has_metrics_of_its_process() -> None:
 
 
 def test_an_idle_meter_tells_zeros() -> None:
-    told = samples(Measured((ENGINE._replace(meter=Meter().reading()),)))
+    told = samples(Measured((ENGINE._replace(meter=Meter().snapshot()),)))
     assert value(told, "tidegate_steps_total", kind="generated") == 0
     assert value(told, "tidegate_queue_seconds_count") == 0
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.bundles import ENDLESS, write_endless_bundle, write_slow_bundle, write_tiny_bundle
 from tests.service.serving import serving
-from tidegate.api import Ask, Input, SessionRequest
+from tidegate.api import Input, SessionRequest, StepOptions
 from tidegate.config import load_settings
 from tidegate.errors import InternalError
 from tidegate.service import Service
@@ -36,7 +36,7 @@ async def test_a_run_without_end_is_ended_and_the_server_serves_on(tmp_path: Pat
         with pytest.raises(InternalError, match="more than the 1 seconds of --run-timeout") as caught:
             await service.step(session, FOR_EVER)
         assert caught.value.reason == RUN_TIMEOUT
-        assert (await service.predict("tiny", None, [Input(text="abc")], Ask())).version == "1"
+        assert (await service.predict("tiny", None, [Input(text="abc")], StepOptions())).version == "1"
         assert before.position == 1
         assert (await service.step(session, GOOD, position=1)).position == 2
         (endless,) = [model for model in service.statistics().models if model.model == "endless"]
@@ -60,7 +60,7 @@ async def test_beside_the_loop_others_are_answered_while_a_run_hangs(tmp_path: P
     async with serving(tmp_path, run_timeout=3, execution="thread") as service:
         session = (await service.open_session(SessionRequest("endless"))).id
         hanging = service.step(session, FOR_EVER)
-        assert (await service.predict("tiny", None, [Input(text="abc")], Ask())).version == "1"
+        assert (await service.predict("tiny", None, [Input(text="abc")], StepOptions())).version == "1"
         assert not hanging.done()
         with pytest.raises(InternalError):
             await hanging

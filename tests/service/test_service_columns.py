@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.bundles import VOCABULARY, write_tiny_bundle, write_tiny_forecast_bundle, write_tiny_stream_bundle
 from tests.clock import ManualClock
 from tests.service.serving import change_bundle, started
-from tidegate.api import Ask, Input, SessionRequest
+from tidegate.api import Input, SessionRequest, StepOptions
 from tidegate.bundle import Drift, Limit
 from tidegate.config import load_settings
 from tidegate.engine.cohort import CohortReply
@@ -61,9 +61,9 @@ class Counting(Service):
     num_together = 0
 
     def step_together(
-        self, party: Party, source: Input, ask: Ask, positions: Sequence[int], deadline: float | None
+        self, party: Party, source: Input, options: StepOptions, positions: Sequence[int], deadline: float | None
     ) -> asyncio.Future[CohortReply] | None:
-        reply = super().step_together(party, source, ask, positions, deadline)
+        reply = super().step_together(party, source, options, positions, deadline)
         self.num_together += reply is not None
         return reply
 

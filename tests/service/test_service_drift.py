@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from tests.bundles import LOAD_MEAN, LOAD_SCALE, write_tiny_bundle, write_tiny_forecast_bundle
 from tests.service.serving import change_bundle, collect, serving
 from tests.service.sessions.replicas import MODEL, replicas, step
-from tidegate.api import Ask, DriftReport, Input, RestoreRequest, Sampling, SessionRequest, SurpriseReport
 from tidegate.api import Drift as Told
+from tidegate.api import DriftReport, Input, RestoreRequest, Sampling, SessionRequest, StepOptions, SurpriseReport
 from tidegate.bundle import Drift, Limit, read_bundle, write_bundle
 from tidegate.drift import Chart, add_steps
 from tidegate.errors import FailedPreconditionError, InvalidInputError
@@ -52,7 +52,7 @@ async def service(root: Path) -> AsyncIterator[Service]:
 
 
 async def surprise_of(service: Service, text: str, version: str = "2") -> NDArray[np.float32]:
-    result = await service.predict(MODEL, version, [Input(text=text)], Ask(every_step=True))
+    result = await service.predict(MODEL, version, [Input(text=text)], StepOptions(every_step=True))
     assert result.predictions[0].surprise is not None
     return np.array(result.predictions[0].surprise.steps, np.float32)
 
@@ -223,7 +223,7 @@ async def test_forecasts_count_coverage_ranges_and_missing_values(service: Servi
     with pytest.raises(InvalidInputError):
         await service.step("load", Input(values=bad))
     with pytest.raises(InvalidInputError):
-        await service.predict(model, "2", [Input(values=bad)], Ask())
+        await service.predict(model, "2", [Input(values=bad)], StepOptions())
     (reading,) = [it.quality for it in service.statistics().models if (it.model, it.version) == (model, "2")]
     assert (reading.num_inside, reading.num_outside) == (inside, 39 - inside)
     assert 0 < inside < 39
@@ -233,8 +233,8 @@ async def test_forecasts_count_coverage_ranges_and_missing_values(service: Servi
     await service.open_session(SessionRequest(model, "2", id="again"))
     for start, every_step in ((0, False), (10, True), (25, False)):
         end = {0: 10, 10: 25, 25: 40}[start]
-        await service.step("again", Input(values=values[start:end]), Ask(every_step=every_step))
-    await service.predict(model, "2", [Input(values=values)], Ask())
+        await service.step("again", Input(values=values[start:end]), StepOptions(every_step=every_step))
+    await service.predict(model, "2", [Input(values=values)], StepOptions())
     (reading,) = [it.quality for it in service.statistics().models if (it.model, it.version) == (model, "2")]
     assert (reading.num_inside, reading.num_outside) == (3 * inside, 3 * (39 - inside))
     assert reading.num_out_of_range == 6
@@ -242,7 +242,7 @@ async def test_forecasts_count_coverage_ranges_and_missing_values(service: Servi
 
 async def test_refused_characters_are_counted_as_unknown(service: Service) -> None:
     with pytest.raises(InvalidInputError):
-        await service.predict(MODEL, "2", [Input(text="∞")], Ask())
+        await service.predict(MODEL, "2", [Input(text="∞")], StepOptions())
     reading = next(it.quality for it in service.statistics().models if (it.model, it.version) == (MODEL, "2"))
     assert reading.num_unknown == 1
 
@@ -253,6 +253,6 @@ async def test_a_model_that_says_no_surprise_is_left_alone(tmp_path: Path) -> No
     files = {name: (source.path / name).read_bytes() for name in source.manifest.files}
     write_bundle(tmp_path / "bundles", source.manifest.model_copy(update={"codec": codec}), files)
     async with serving(tmp_path / "bundles") as service:
-        await service.predict("mute", None, [Input(text=TEXT)], Ask())
+        await service.predict("mute", None, [Input(text=TEXT)], StepOptions())
         assert service.model("mute").surprise is None
         assert service.statistics().models[0].quality.num_steps == 0

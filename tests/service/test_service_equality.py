@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from tests.bundles import VOCABULARY, write_tiny_bundle
 from tests.service.serving import EVERY, change_bundle, collect, numbers, serving, write_bundles
-from tidegate.api import Ask, GenerationDone, Input, Prediction, Sampling, SessionRequest
+from tidegate.api import GenerationDone, Input, Prediction, Sampling, SessionRequest, StepOptions
 from tidegate.bundle import read_bundle
 from tidegate.proof import ABSOLUTE, excess
 from tidegate.replay import GraphRunner
 from tidegate.service import Service
 
-WHOLE = Ask(top=EVERY, every_step=True)
+WHOLE = StepOptions(top=EVERY, every_step=True)
 TEXTS = ("tiny-lstm", "tiny-gru", "tiny-rnn")
 MODELS = (*TEXTS, "tiny-forecast", "tiny-stream")
 
@@ -131,7 +131,7 @@ async def test_what_is_told_of_the_last_step_is_the_last_of_every_step(root: Pat
         for model in MODELS:
             source = sequence(model, 30, Random(3))
             every = await whole(service, model, source)
-            (last,) = (await service.predict(model, None, [source], Ask(top=EVERY))).predictions
+            (last,) = (await service.predict(model, None, [source], StepOptions(top=EVERY))).predictions
             assert excess(numbers(every)[-1:, : numbers(last).shape[1]], numbers(last)) <= ABSOLUTE
             if every.surprise is not None and every.surprise.steps is not None:
                 assert last.surprise is not None
@@ -154,7 +154,7 @@ async def test_rows_that_see_their_neighbours_run_alone_unless_told_otherwise(tm
     change_bundle(write_tiny_bundle(tmp_path), "2", batch_invariant=False)
     for allowed, runs in ((False, {1: 8}), (True, {8: 1})):
         async with serving(tmp_path, allow_batch_dependence=allowed) as service:
-            await service.predict("tiny", None, [Input(text="abc")] * 8, Ask())
+            await service.predict("tiny", None, [Input(text="abc")] * 8, StepOptions())
             (statistics,) = [model for model in service.statistics().models if model.version == "2"]
             assert statistics.rows_per_run == runs
             assert service.model("tiny").batch_invariant is False

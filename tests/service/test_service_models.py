@@ -12,7 +12,7 @@ import pytest
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle
 from tests.clock import ManualClock
 from tests.service.serving import change_bundle, collect, corrupt, serving
-from tidegate.api import Ask, Input, Sampling, SessionRequest
+from tidegate.api import Input, Sampling, SessionRequest, StepOptions
 from tidegate.bundle import GRAPH, MANIFEST, StateSpec, read_bundle, write_bundle
 from tidegate.config import load_settings
 from tidegate.errors import ConfigurationError, InvalidInputError, NotFoundError, SessionEndedError
@@ -73,7 +73,7 @@ async def test_a_new_version_becomes_the_default_and_running_sessions_stay_on_th
     async with serving(tmp_path) as service:
         old = (await service.open_session(SessionRequest("tiny"))).id
         await service.step(old, ABC)
-        (before,) = (await service.predict("tiny", None, [Input(text="abcd")], Ask())).predictions
+        (before,) = (await service.predict("tiny", None, [Input(text="abcd")], StepOptions())).predictions
         write_tiny_bundle(tmp_path, version="2", seed=9)
         report = await service.reload()
         assert (report.loaded, report.removed, report.refused) == (["tiny/2"], [], [])
@@ -81,8 +81,8 @@ async def test_a_new_version_becomes_the_default_and_running_sessions_stay_on_th
         assert (new.version, (await service.get_session(old)).version) == ("2", "1")
         after = (await service.step(old, Input(text="d"), position=3)).prediction
         assert after.next == before.next
-        assert (await service.predict("tiny", None, [ABC], Ask())).version == "2"
-        assert (await service.predict("tiny", "1", [ABC], Ask())).version == "1"
+        assert (await service.predict("tiny", None, [ABC], StepOptions())).version == "2"
+        assert (await service.predict("tiny", "1", [ABC], StepOptions())).version == "1"
         assert await service.reload() == type(report)()
 
 
@@ -168,7 +168,7 @@ async def test_a_loaded_version_whose_files_go_bad_serves_on(tmp_path: Path) -> 
         report = await service.reload()
         assert [refusal.reason for refusal in report.refused] == ["CHECKSUM_MISMATCH"]
         assert labels(service) == ["tiny/1"]
-        assert (await service.predict("tiny", None, [ABC], Ask())).version == "1"
+        assert (await service.predict("tiny", None, [ABC], StepOptions())).version == "1"
 
 
 async def test_bad_bundles_are_refused_each_with_its_reason_and_the_others_serve(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ async def test_bad_bundles_are_refused_each_with_its_reason_and_the_others_serve
             "unproven": "NOT_STREAMABLE",
             "wordless": "BAD_BUNDLE",
         }
-        assert (await service.predict("good", None, [ABC], Ask())).version == "1"
+        assert (await service.predict("good", None, [ABC], StepOptions())).version == "1"
     finally:
         await service.stop()
 
@@ -243,7 +243,7 @@ async def test_what_a_stranger_wrote_is_refused_alone_and_nobody_waits(tmp_path:
             ("names/2", "BAD_BUNDLE"): "the graph has no input n, which the manifest names for lengths",
             ("zeros/01", "BAD_BUNDLE"): "the manifest names zeros/1, its folder does not",
         }
-        assert (await service.predict("good", None, [ABC], Ask())).version == "1"
+        assert (await service.predict("good", None, [ABC], StepOptions())).version == "1"
     finally:
         await service.stop()
 
@@ -293,7 +293,7 @@ async def test_a_model_has_its_own_settings_and_settings_without_a_model_are_tol
     tables = {"careless": {"allow_batch_dependence": True, "arena": "device"}, "absent": {"arena": "host"}}
     async with serving(tmp_path, models=tables) as service:
         for name in ("careful", "careless"):
-            await service.predict(name, None, [ABC] * 4, Ask())
+            await service.predict(name, None, [ABC] * 4, StepOptions())
         runs = {model.model: model.rows_per_run for model in service.statistics().models if model.num_runs}
     assert runs == {"careful": {1: 4}, "careless": {4: 1}}
     assert "settings for the model absent, which is not there" in caplog.text
@@ -325,7 +325,7 @@ async def test_everybody_is_served_while_bundles_are_read(tmp_path: Path) -> Non
         reloading = asyncio.create_task(service.reload())
         num_served = 0
         while not reloading.done():
-            await service.predict("tiny", None, [ABC], Ask())
+            await service.predict("tiny", None, [ABC], StepOptions())
             num_served += 1
         assert reloading.result().loaded == ["large/1"]
         assert num_served > 3

@@ -11,7 +11,7 @@ import pytest
 from tests.bundles import VOCABULARY
 from tests.clock import ManualClock
 from tests.service.serving import collect, serving, write_bundles
-from tidegate.api import Ask, GenerationDone, Input, Sampling, SessionRequest
+from tidegate.api import GenerationDone, Input, Sampling, SessionRequest, StepOptions
 from tidegate.errors import (
     DeadlineExceededError,
     InvalidInputError,
@@ -57,7 +57,7 @@ async def test_bad_input_is_refused_and_disturbs_nothing(root: Path, model: str,
             service.step(session, source)
         assert caught.value.reason == reason
         with pytest.raises(InvalidInputError, match=r"^sequence 1: ") as indexed:
-            await service.predict(model, None, [good, source, good], Ask())
+            await service.predict(model, None, [good, source, good], StepOptions())
         assert (indexed.value.reason, indexed.value.details) == (reason, {"sequence": "1"})
         assert (await running).position == 3
         assert sum(model.num_steps for model in service.statistics().models) == 3
@@ -66,19 +66,19 @@ async def test_bad_input_is_refused_and_disturbs_nothing(root: Path, model: str,
 async def test_the_unknown_character_is_named_with_its_place(root: Path) -> None:
     async with serving(root) as service:
         with pytest.raises(InvalidInputError, match=r"sequence 0: unknown character '€' at step 1"):
-            await service.predict("tiny-lstm", None, [Input(text="a€c")], Ask())
+            await service.predict("tiny-lstm", None, [Input(text="a€c")], StepOptions())
 
 
 async def test_a_prediction_needs_a_model_and_a_sequence(root: Path) -> None:
     async with serving(root) as service:
         with pytest.raises(NotFoundError, match="unknown model 'nobody'"):
-            await service.predict("nobody", None, [ABC], Ask())
+            await service.predict("nobody", None, [ABC], StepOptions())
         with pytest.raises(NotFoundError, match="has no version '7': it has 1"):
-            await service.predict("tiny-lstm", "7", [ABC], Ask())
+            await service.predict("tiny-lstm", "7", [ABC], StepOptions())
         with pytest.raises(InvalidInputError, match="at least one sequence"):
-            await service.predict("tiny-lstm", None, [], Ask())
+            await service.predict("tiny-lstm", None, [], StepOptions())
         with pytest.raises(InvalidInputError, match="top must be at least 0"):
-            await service.predict("tiny-lstm", None, [ABC], Ask(top=-1))
+            await service.predict("tiny-lstm", None, [ABC], StepOptions(top=-1))
         with pytest.raises(NotFoundError):
             service.generate("nobody", None, ABC, Sampling())
 
@@ -86,8 +86,11 @@ async def test_a_prediction_needs_a_model_and_a_sequence(root: Path) -> None:
 async def test_ragged_sequences_are_answered_in_order(root: Path) -> None:
     texts = ["a", VOCABULARY * 3, "bc", "a", "defgh" * 20]
     async with serving(root) as service:
-        result = await service.predict("tiny-gru", "1", [Input(text=text) for text in texts], Ask())
-        alone = [(await service.predict("tiny-gru", None, [Input(text=text)], Ask())).predictions[0] for text in texts]
+        result = await service.predict("tiny-gru", "1", [Input(text=text) for text in texts], StepOptions())
+        alone = [
+            (await service.predict("tiny-gru", None, [Input(text=text)], StepOptions())).predictions[0]
+            for text in texts
+        ]
     assert (result.model, result.version) == ("tiny-gru", "1")
     assert [prediction.length for prediction in result.predictions] == [len(text) for text in texts]
     best = [[step[0].id for step in prediction.next or []] for prediction in result.predictions]
@@ -96,7 +99,7 @@ async def test_ragged_sequences_are_answered_in_order(root: Path) -> None:
 
 async def test_a_reply_that_would_be_too_large_is_refused_before_anything_runs(root: Path) -> None:
     async with serving(root, max_message_mb=0.25) as service:
-        long, every = Input(text="abc" * 1000), Ask(top=65, every_step=True)
+        long, every = Input(text="abc" * 1000), StepOptions(top=65, every_step=True)
         session = (await service.open_session(SessionRequest("tiny-rnn"))).id
         with pytest.raises(TooLargeError) as caught:
             service.step(session, long, every)
@@ -110,7 +113,7 @@ async def test_too_many_sequences_or_steps_are_refused_whole(root: Path) -> None
     async with serving(root) as service:
         for sequences in ([ABC] * (MAX_SEQUENCES + 1), [Input(tokens=range(MAX_STEPS)), ABC]):
             with pytest.raises(TooLargeError) as caught:
-                await service.predict("tiny-lstm", None, sequences, Ask())
+                await service.predict("tiny-lstm", None, sequences, StepOptions())
             assert caught.value.reason == "REQUEST_TOO_LARGE"
         assert sum(model.num_steps for model in service.statistics().models) == 0
 
@@ -118,7 +121,7 @@ async def test_too_many_sequences_or_steps_are_refused_whole(root: Path) -> None
 async def test_a_long_list_of_sequences_leaves_room_in_the_queue(root: Path) -> None:
     async with serving(root, max_queue=3 * QUEUE_SHARE) as service:
         session = (await service.open_session(SessionRequest("tiny-lstm"))).id
-        predicting = asyncio.create_task(service.predict("tiny-lstm", None, [ABC] * (9 * QUEUE_SHARE), Ask()))
+        predicting = asyncio.create_task(service.predict("tiny-lstm", None, [ABC] * (9 * QUEUE_SHARE), StepOptions()))
         queued = []
         for position in range(20):
             result = await service.step(session, Input(text="a"))
@@ -132,13 +135,13 @@ async def test_where_a_sequence_fails_those_behind_it_are_not_run(root: Path) ->
     clock = ManualClock()
     async with serving(root, clock, max_queue=QUEUE_SHARE) as service:
         with pytest.raises(DeadlineExceededError):
-            await service.predict("tiny-lstm", None, [ABC] * 9, Ask(), deadline=clock.now)
+            await service.predict("tiny-lstm", None, [ABC] * 9, StepOptions(), deadline=clock.now)
         assert sum(model.num_steps for model in service.statistics().models) == 0
 
 
 async def test_a_prediction_whose_caller_leaves_runs_no_further(root: Path) -> None:
     async with serving(root, max_steps=16) as service:
-        task = asyncio.create_task(service.predict("tiny-lstm", None, [Input(text="a" * 4000)], Ask()))
+        task = asyncio.create_task(service.predict("tiny-lstm", None, [Input(text="a" * 4000)], StepOptions()))
         for _ in range(20):
             await asyncio.sleep(0)
         assert sum(model.num_steps for model in service.statistics().models) > 0
@@ -158,7 +161,7 @@ async def test_what_comes_too_late_is_not_run(root: Path) -> None:
             await late
         assert (await good).position == 3
         with pytest.raises(DeadlineExceededError):
-            await service.predict("tiny-lstm", None, [ABC], Ask(), deadline=clock.now - 1)
+            await service.predict("tiny-lstm", None, [ABC], StepOptions(), deadline=clock.now - 1)
         with pytest.raises(DeadlineExceededError):
             await collect(service.generate("tiny-lstm", None, ABC, Sampling(), deadline=clock.now))
 
@@ -232,7 +235,7 @@ async def test_draining_answers_what_is_there_and_refuses_what_comes(root: Path)
         assert running.result().position == 600
         for attempt in (
             lambda: service.open_session(SessionRequest("tiny-lstm")),
-            lambda: service.predict("tiny-lstm", None, [ABC], Ask()),
+            lambda: service.predict("tiny-lstm", None, [ABC], StepOptions()),
             lambda: anext(service.generate("tiny-lstm", None, ABC, Sampling())),
         ):
             with pytest.raises(UnavailableError) as caught:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tidegate.api import Ask, FloatArray, Input, RestoreRequest, Sampling, SessionRequest
+from tidegate.api import FloatArray, Input, RestoreRequest, Sampling, SessionRequest, StepOptions
 from tidegate.client.arguments import ARGUMENT_ERRORS, argument_error, as_list, build
 from tidegate.errors import InvalidInputError
 from tidegate.v1 import predictor_pb2, sessions_pb2
@@ -124,7 +124,7 @@ def integers(numbers: Integers) -> Sequence[int]:
 
 
 def predict_request(
-    model: str, version: str | None, sequences: Input | Iterable[Given], ask: Ask
+    model: str, version: str | None, sequences: Input | Iterable[Given], options: StepOptions
 ) -> predictor_pb2.PredictRequest:
     message = build(predictor_pb2.PredictRequest, model=model, version=version or "")
     for index, sequence in enumerate(as_sequences(sequences)):
@@ -133,7 +133,7 @@ def predict_request(
         except InvalidInputError as error:
             details = {"sequence": str(index)}
             raise InvalidInputError(f"sequence {index}: {error.message}", details=details) from None
-    _fill_ask(message, ask)
+    _fill_ask(message, options)
     return message
 
 
@@ -158,10 +158,10 @@ def session_generate_request(
     return message
 
 
-def step_request(session: str, position: int | None, given: Input, ask: Ask) -> sessions_pb2.StepRequest:
+def step_request(session: str, position: int | None, given: Input, options: StepOptions) -> sessions_pb2.StepRequest:
     message = build(sessions_pb2.StepRequest, session=session, position=position)
     _fill_input(message, given)
-    _fill_ask(message, ask)
+    _fill_ask(message, options)
     return message
 
 
@@ -198,7 +198,7 @@ def columns_request(
     values: ArrayLike | None,
     lengths: Integers | None,
     positions: Integers | None,
-    ask: Ask,
+    options: StepOptions,
 ) -> predictor_pb2.StreamRequest:
     try:
         columns = encode_columns(
@@ -207,10 +207,10 @@ def columns_request(
             values=None if values is None else _rows(values),
             lengths=None if lengths is None else integers(lengths),
             positions=None if positions is None else integers(positions),
-            ask=ask,
+            options=options,
         )
     except ARGUMENT_ERRORS:
-        top, every_step, _ = ask
+        top, every_step, _ = options
         raise argument_error(
             lanes=lanes, tokens=tokens, lengths=lengths, positions=positions, top=top, every_step=every_step
         ) from None
@@ -245,11 +245,11 @@ def _fill_input(message: InputMessage | GenerateMessage, given: Input) -> None:
         raise argument_error(text=given.text, tokens=given.tokens, values=given.values) from None
 
 
-def _fill_ask(message: AskMessage, ask: Ask) -> None:
+def _fill_ask(message: AskMessage, options: StepOptions) -> None:
     try:
-        fill_ask(message, ask)
+        fill_ask(message, options)
     except ARGUMENT_ERRORS:
-        raise argument_error(top=ask.top, every_step=ask.every_step) from None
+        raise argument_error(top=options.top, every_step=options.every_step) from None
 
 
 def _fill_generation(message: GenerateMessage, prompt: Given | None, sampling: Sampling) -> None:

@@ -15,7 +15,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from tidegate.api import (
-    Ask,
     CheckpointInfo,
     Input,
     ReloadReport,
@@ -24,6 +23,7 @@ from tidegate.api import (
     SessionInfo,
     SessionPage,
     SessionRequest,
+    StepOptions,
     StepResult,
 )
 from tidegate.client.requests import session_generate_request, step_request
@@ -96,16 +96,16 @@ class RoutedService:
         self,
         session: str,
         source: Input,
-        ask: Ask = Ask(),  # noqa: B008
+        options: StepOptions = StepOptions(),  # noqa: B008
         position: int | None = None,
         deadline: float | None = None,
     ) -> asyncio.Future[StepResult]:
         """Let a chunk wait behind the session's other work, and return at once."""
         fellow = self._fellows.serving(session)
         if fellow is None:
-            return self._local.step(session, source, ask, position, deadline)
-        here = partial(self._local.step, session, source, ask, position, deadline)
-        request = step_request(session, position, source, ask)
+            return self._local.step(session, source, options, position, deadline)
+        here = partial(self._local.step, session, source, options, position, deadline)
+        request = step_request(session, position, source, options)
         step = asyncio.create_task(self._step(fellow, request, self._last.get(session), deadline, here))
         self._last[session] = step
         step.add_done_callback(partial(self._forget, session))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from tidegate.api import Ask, Input, Prediction, Predictions, Tensor
+from tidegate.api import Input, Prediction, Predictions, StepOptions, Tensor
 from tidegate.bundle import Bundle, ForecastCodec, TokenCodec
 from tidegate.codecs.forecast import Forecasts
 from tidegate.codecs.tensors import Tensors
@@ -36,7 +36,7 @@ class Codec(Protocol):
             InvalidInputError: Saying what does not fit and where.
         """
 
-    def reply_bytes(self, length: int, ask: Ask) -> int:
+    def reply_bytes(self, length: int, options: StepOptions) -> int:
         """Return about how large the reply to ``length`` steps will be, in bytes."""
 
     def predict(self, outputs: Outputs, rows: Sequence[int], length: int, top: int) -> list[Prediction]:
@@ -50,10 +50,10 @@ class Codec(Protocol):
     def part(self, together: Predictions) -> list[Prediction]:
         """Return what `predict` would have returned of these rows."""
 
-    def cut(self, outputs: Outputs, row: int, ask: Ask, *, is_last: bool) -> Piece:
+    def cut(self, outputs: Outputs, row: int, options: StepOptions, *, is_last: bool) -> Piece:
         """Reduce one row of a run to what the chunk's prediction will need of it."""
 
-    def join(self, pieces: Sequence[Piece], length: int, ask: Ask) -> Prediction:
+    def join(self, pieces: Sequence[Piece], length: int, options: StepOptions) -> Prediction:
         """Make the prediction of a chunk from the pieces of all its runs."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tidegate.api import Ask, FloatArray, Forecast, Input, Prediction, Predictions, Rows, Surprise, Tensor
+from tidegate.api import FloatArray, Forecast, Input, Prediction, Predictions, Rows, StepOptions, Surprise, Tensor
 from tidegate.bundle import Bundle, Cyclic, ForecastCodec, Manifest, Scaling, Standard
 from tidegate.codecs.rows import (
     FEW,
@@ -57,8 +57,8 @@ class Forecasts:
         ]
         return (np.stack(columns, axis=1).astype(np.float32),)
 
-    def reply_bytes(self, length: int, ask: Ask) -> int:
-        steps = length if ask.every_step else 1
+    def reply_bytes(self, length: int, options: StepOptions) -> int:
+        steps = length if options.every_step else 1
         return steps * (64 + self._spec.horizon * len(self._spec.quantiles) * _VALUE_BYTES)
 
     def predict(self, outputs: Mapping[str, Tensor], rows: Sequence[int], length: int, top: int) -> list[Prediction]:
@@ -95,9 +95,9 @@ class Forecasts:
         means = None if spec.surprise is None else outputs[spec.surprise].mean(axis=1)[rows]
         return Predictions(length, quantiles=spec.quantiles, forecast=forecast, surprise=means)
 
-    def cut(self, outputs: Mapping[str, Tensor], row: int, ask: Ask, *, is_last: bool) -> dict[str, Tensor]:
+    def cut(self, outputs: Mapping[str, Tensor], row: int, options: StepOptions, *, is_last: bool) -> dict[str, Tensor]:
         quantiles = outputs[self._spec.output][row]
-        steps = quantiles if ask.every_step else quantiles[-1:] if is_last else quantiles[:0]
+        steps = quantiles if options.every_step else quantiles[-1:] if is_last else quantiles[:0]
         piece = {"quantiles": steps.copy()}
         if self._spec.surprise is not None:
             piece[self._spec.surprise] = outputs[self._spec.surprise][row].copy()
@@ -105,11 +105,11 @@ class Forecasts:
             piece[BAND] = self._band.cut(quantiles)
         return piece
 
-    def join(self, pieces: Sequence[Mapping[str, Tensor]], length: int, ask: Ask) -> Prediction:
+    def join(self, pieces: Sequence[Mapping[str, Tensor]], length: int, options: StepOptions) -> Prediction:
         values = self._scaled(np.concatenate([piece["quantiles"] for piece in pieces]))
         rows = told(self._forecasts, values)
-        surprise = mean_surprise(pieces, self._spec.surprise, self.surprise_unit, ask)
-        return Prediction(length, ask.every_step, forecast=rows, surprise=surprise)
+        surprise = mean_surprise(pieces, self._spec.surprise, self.surprise_unit, options)
+        return Prediction(length, options.every_step, forecast=rows, surprise=surprise)
 
     def _forecasts(self, values: Tensor) -> list[Forecast]:
         """Return a forecast for each step of ``values`` [steps, horizon, quantile], in data units."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from tidegate.api import Ask, Entry, FloatArray, Input, Rows, Surprise, Tensor
+from tidegate.api import Entry, FloatArray, Input, Rows, StepOptions, Surprise, Tensor
 from tidegate.bundle import BATCH, TIME, Axis, Manifest, TensorSpec
 from tidegate.errors import InvalidInputError
 
@@ -97,11 +97,13 @@ def told(make: Callable[..., list[Entry]], *arrays: Tensor) -> Sequence[Entry]:
     return make(*arrays) if max(len(arrays[0]), arrays[0].size) <= FEW else Rows(make, *arrays)
 
 
-def mean_surprise(pieces: Sequence[Mapping[str, Tensor]], name: str | None, unit: str, ask: Ask) -> Surprise | None:
+def mean_surprise(
+    pieces: Sequence[Mapping[str, Tensor]], name: str | None, unit: str, options: StepOptions
+) -> Surprise | None:
     """Return the surprise over all ``pieces``, whose array ``name`` is [steps]; None where the model has none."""
     if name is None:
         return None
     steps = np.concatenate([piece[name] for piece in pieces])
     # Single precision, as it travels and as it is stored: a repeat tells the same number.
     mean = float(np.float32(steps.mean(dtype=np.float64)))
-    return Surprise(mean, unit, told(np.ndarray.tolist, steps) if ask.every_step else None)
+    return Surprise(mean, unit, told(np.ndarray.tolist, steps) if options.every_step else None)

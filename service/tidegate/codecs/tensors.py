@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tidegate.api import Ask, Input, Prediction, Predictions, Tensor
+from tidegate.api import Input, Prediction, Predictions, StepOptions, Tensor
 from tidegate.bundle import BATCH, TIME, Bundle, TensorCodec, TensorSpec
 from tidegate.codecs.rows import check_rows, check_tokens, kind_of
 from tidegate.errors import BundleError, InvalidInputError
@@ -59,14 +59,14 @@ class Tensors:
             for spec, width, end in zip(self._sources, widths, ends, strict=True)
         )
 
-    def reply_bytes(self, length: int, ask: Ask) -> int:
-        steps = length if ask.every_step else 1
+    def reply_bytes(self, length: int, options: StepOptions) -> int:
+        steps = length if options.every_step else 1
         per_step = sum(_size(spec) for spec in self._outputs)
         return 64 + steps * per_step * _VALUE_BYTES
 
     def predict(self, outputs: Mapping[str, Tensor], rows: Sequence[int], length: int, top: int) -> list[Prediction]:
-        ask = Ask(top)
-        return [self.join([self.cut(outputs, row, ask, is_last=True)], length, ask) for row in rows]
+        options = StepOptions(top)
+        return [self.join([self.cut(outputs, row, options, is_last=True)], length, options) for row in rows]
 
     def predict_together(self, outputs: Mapping[str, Tensor], rows: slice, length: int, top: int) -> Predictions:
         last = {
@@ -83,21 +83,21 @@ class Tensors:
             for row in range(num_rows)
         ]
 
-    def cut(self, outputs: Mapping[str, Tensor], row: int, ask: Ask, *, is_last: bool) -> dict[str, Tensor]:
+    def cut(self, outputs: Mapping[str, Tensor], row: int, options: StepOptions, *, is_last: bool) -> dict[str, Tensor]:
         piece = {}
         for name, is_per_step in self._told:
             steps = outputs[name][row] if is_per_step else outputs[name][row : row + 1]
-            if not (ask.every_step and is_per_step):
+            if not (options.every_step and is_per_step):
                 steps = steps[-1:] if is_last else steps[:0]
             piece[name] = steps.copy()
         return piece
 
-    def join(self, pieces: Sequence[Mapping[str, Tensor]], length: int, ask: Ask) -> Prediction:
+    def join(self, pieces: Sequence[Mapping[str, Tensor]], length: int, options: StepOptions) -> Prediction:
         if len(pieces) == 1:
             outputs = dict(pieces[0])
         else:
             outputs = {spec.name: np.concatenate([piece[spec.name] for piece in pieces]) for spec in self._outputs}
-        return Prediction(length, ask.every_step, outputs=outputs)
+        return Prediction(length, options.every_step, outputs=outputs)
 
 
 def _frame(spec: TensorSpec) -> tuple[str | int, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tidegate.api import Ask, Candidate, FloatArray, Input, Prediction, Predictions, Rows, Surprise, Tensor
+from tidegate.api import Candidate, FloatArray, Input, Prediction, Predictions, Rows, StepOptions, Surprise, Tensor
 from tidegate.bundle import Bundle, Manifest, TokenCodec, Vocabulary
 from tidegate.codecs.rows import FEW, check_input, check_output, check_tokens, kind_of, mean_surprise, told
 from tidegate.errors import BundleError, InvalidInputError
@@ -79,9 +79,9 @@ class Tokens:
             raise InvalidInputError(f"unknown character {text[where]!r} at step {where}", reason="UNKNOWN_TOKEN")
         return ids
 
-    def reply_bytes(self, length: int, ask: Ask) -> int:
-        steps = length if ask.every_step else 1
-        return steps * (_STEP_BYTES + min(ask.top, len(self.tokens)) * _CANDIDATE_BYTES)
+    def reply_bytes(self, length: int, options: StepOptions) -> int:
+        steps = length if options.every_step else 1
+        return steps * (_STEP_BYTES + min(options.top, len(self.tokens)) * _CANDIDATE_BYTES)
 
     def predict(self, outputs: Mapping[str, Tensor], rows: Sequence[int], length: int, top: int) -> list[Prediction]:
         is_all = len(rows) == len(outputs[self._logits])
@@ -121,21 +121,21 @@ class Tokens:
             means = (surprises[:, 0] if length == 1 else surprises.mean(axis=1))[rows]
         return Predictions(length, ids, probabilities, surprise=means)
 
-    def cut(self, outputs: Mapping[str, Tensor], row: int, ask: Ask, *, is_last: bool) -> dict[str, Tensor]:
+    def cut(self, outputs: Mapping[str, Tensor], row: int, options: StepOptions, *, is_last: bool) -> dict[str, Tensor]:
         logits = outputs[self._logits][row]
-        steps = logits if ask.every_step else logits[-1:] if is_last else logits[:0]
-        ids, probabilities = top_candidates(steps, ask.top)
+        steps = logits if options.every_step else logits[-1:] if is_last else logits[:0]
+        ids, probabilities = top_candidates(steps, options.top)
         piece: dict[str, Tensor] = {"ids": ids, "probabilities": probabilities}
         if self._surprise is not None:
             piece[self._surprise] = outputs[self._surprise][row].copy()
         return piece
 
-    def join(self, pieces: Sequence[Mapping[str, Tensor]], length: int, ask: Ask) -> Prediction:
+    def join(self, pieces: Sequence[Mapping[str, Tensor]], length: int, options: StepOptions) -> Prediction:
         ids = np.concatenate([piece["ids"] for piece in pieces]).astype(np.int32)
         probabilities = np.concatenate([piece["probabilities"] for piece in pieces])
         rows = told(self._candidates, ids, probabilities)
-        surprise = mean_surprise(pieces, self._surprise, self.surprise_unit, ask)
-        return Prediction(length, ask.every_step, next=rows, surprise=surprise)
+        surprise = mean_surprise(pieces, self._surprise, self.surprise_unit, options)
+        return Prediction(length, options.every_step, next=rows, surprise=surprise)
 
     def _candidates(self, ids: Tensor, probabilities: Tensor) -> list[list[Candidate]]:
         tokens = self.tokens

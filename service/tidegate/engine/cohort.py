@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tidegate.api import LAST_POSITION, Ask, Drift, Prediction, Predictions, StepResult, Tensor
+from tidegate.api import LAST_POSITION, Drift, Prediction, Predictions, StepOptions, StepResult, Tensor
 from tidegate.engine.arena import INITIAL, Slots
 from tidegate.engine.lifecycle import Phase
 from tidegate.engine.session import LastReply, Recollection, Session
@@ -39,7 +39,7 @@ class Told(NamedTuple):
         ids: Of the sessions, by lane. Not the sessions: they remember this.
         starts: Each session's position before its step.
         inputs: The graph's, each [lane, 1, …].
-        ask: What the replies were to hold.
+        options: What the replies were to hold.
         predictions: A row a lane.
         drift: By lane, where its session's own chart took in a block.
         part: Makes predictions of rows: the codec's.
@@ -48,7 +48,7 @@ class Told(NamedTuple):
     ids: Sequence[str]
     starts: Sequence[int]
     inputs: tuple[Tensor, ...]
-    ask: Ask
+    options: StepOptions
     predictions: Predictions
     drift: dict[int, Drift]
     part: Part
@@ -75,7 +75,7 @@ class Told(NamedTuple):
     def recall(self, session: Session) -> LastReply:
         """Return what the session would remember had it been asked alone."""
         lane = self.ids.index(session.id)
-        name = name_of([array[lane] for array in self.inputs], self.ask)
+        name = name_of([array[lane] for array in self.inputs], self.options)
         return LastReply(self.starts[lane], name, self.result(lane))
 
 
@@ -105,14 +105,14 @@ class Cohort:
     Args:
         party: Whose sessions, by lane, are of one model.
         inputs: The graph's inputs, each [lane, 1, …].
-        ask: What each reply shall hold, neither raw nor every step.
+        options: What each reply shall hold, neither raw nor every step.
         positions: Each session's position before the step, where the caller gave it; empty where it gave none.
         deadline: Monotonic seconds after which nothing must be committed.
         reply: Takes a `CohortReply`, or the error that all lanes share.
     """
 
     __slots__ = (
-        "arrived", "aside", "ask", "deadline", "inputs", "party", "positions", "reply", "sessions", "slots", "starts"
+        "arrived", "aside", "deadline", "inputs", "options", "party", "positions", "reply", "sessions", "slots", "starts"
     )  # fmt: skip
 
     remaining = 1
@@ -121,7 +121,7 @@ class Cohort:
         self,
         party: Party,
         inputs: tuple[Tensor, ...],
-        ask: Ask,
+        options: StepOptions,
         positions: Sequence[int],
         deadline: float | None,
         reply: Reply,
@@ -129,7 +129,7 @@ class Cohort:
         self.party = party
         self.sessions = party.sessions
         self.inputs = inputs
-        self.ask = ask
+        self.options = options
         self.positions = positions
         self.deadline = deadline
         self.reply = reply
@@ -204,7 +204,7 @@ class Cohort:
             session = self.sessions[lane]
             inputs = tuple(array[lane] for array in self.inputs)
             position = self.positions[lane] if self.positions else None
-            work = Work(session, inputs, self.ask, position, self.deadline, _LaneReply(self, lane))
+            work = Work(session, inputs, self.options, position, self.deadline, _LaneReply(self, lane))
             work.start = self.starts[lane]
             session.queue[0] = work
             works.append(work)

@@ -505,7 +505,7 @@ class Engine:
             result = StepResult(work.session.id, work.session.position + work.length, prediction)
             _commit(work, result, now)
             # A step's best candidates, the commonest answer, are asked nothing.
-            if work.ask.every_step or work.ask.top > FEW or prediction.next is None:
+            if work.options.every_step or work.options.top > FEW or prediction.next is None:
                 self._count(work.session, prediction.num_bytes)
         self._tell(work, result, now)
 
@@ -523,12 +523,12 @@ class Engine:
             return
         rows = slice(first, first + cohort.num_rows)
         try:
-            predictions = self._reading.predict_together(batch.outputs, rows, cohort.ask.top)
+            predictions = self._reading.predict_together(batch.outputs, rows, cohort.options.top)
         except Exception:
             log.exception("the results of %d lanes could not be read together", cohort.num_rows)
             self._read_apart(batch, first, cohort)
             return
-        told = Told(cohort.party.ids, cohort.starts, cohort.inputs, cohort.ask, predictions, {}, self._reading.part)
+        told = Told(cohort.party.ids, cohort.starts, cohort.inputs, cohort.options, predictions, {}, self._reading.part)
         batch.cohorts.append((first, cohort, told))
 
     def _read_apart(self, batch: Batch, first: int, cohort: Cohort) -> None:

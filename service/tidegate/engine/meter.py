@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from tidegate.engine.cohort import Cohort
 from tidegate.engine.work import KINDS, Work
-from tidegate.histogram import Histogram, Reading
+from tidegate.histogram import Histogram, HistogramSnapshot
 
 
-class MeterReading(NamedTuple):
+class EngineStatsSnapshot(NamedTuple):
     """Counters since the start.
 
     Attributes:
@@ -26,8 +26,8 @@ class MeterReading(NamedTuple):
     num_repeats: int
     num_conflicts: int
     num_generated: int
-    queue: Reading
-    ticks: Reading
+    queue: HistogramSnapshot
+    ticks: HistogramSnapshot
 
 
 class Meter:
@@ -55,13 +55,13 @@ class Meter:
             self._queue.add_equal(now - cohort.arrived, cohort.num_rows)
             cohort.arrived = None
 
-    def reading(self) -> MeterReading:
+    def snapshot(self) -> EngineStatsSnapshot:
         steps = dict(zip(KINDS, self.steps, strict=True))
-        return MeterReading(
+        return EngineStatsSnapshot(
             steps,
             self.num_repeats,
             self.num_conflicts,
             self.num_generated,
-            self._queue.reading(),
-            self.ticks.reading(),
+            self._queue.snapshot(),
+            self.ticks.snapshot(),
         )

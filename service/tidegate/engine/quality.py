@@ -22,7 +22,7 @@ from tidegate.engine.batch import Batch, Outputs, Scored, Surprises
 from tidegate.engine.cohort import Cohort
 from tidegate.engine.session import Session
 from tidegate.engine.work import PREDICT, STEP, Work
-from tidegate.histogram import Histogram, Reading
+from tidegate.histogram import Histogram, HistogramSnapshot
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ _NEVER = 1 << 62
 _COUNTED = (STEP, PREDICT)
 
 
-class QualityReading(NamedTuple):
+class QualitySnapshot(NamedTuple):
     """Counters since the start.
 
     Attributes:
@@ -62,7 +62,7 @@ class QualityReading(NamedTuple):
     surprise: float
     num_nan: int
     num_outliers: int
-    blocks: Reading
+    blocks: HistogramSnapshot
     drift: DriftReport | None
     changes: dict[str, int]
     num_unknown: int
@@ -110,14 +110,14 @@ class Quality:
     def drift(self) -> DriftReport | None:
         return None if self._chart is None else self._chart.report(self._charted)
 
-    def reading(self) -> QualityReading:
-        return QualityReading(
+    def snapshot(self) -> QualitySnapshot:
+        return QualitySnapshot(
             self._scores.unit if self._scores.surprise else "",
             self._num_steps,
             self._total,
             self._num_nan,
             self._num_outliers,
-            self._blocks.reading(),
+            self._blocks.snapshot(),
             self.drift,
             dict(self._changes),
             self._num_unknown,

@@ -45,14 +45,14 @@ class Reading:
         for row, work in rows:
             if isinstance(work, Generation):
                 continue
-            if not work.remaining and not work.pieces and not work.ask.every_step and not work.ask.is_raw:
-                whole.setdefault(work.ask.top, []).append((row, work))
+            if not work.remaining and not work.pieces and not work.options.every_step and not work.options.is_raw:
+                whole.setdefault(work.options.top, []).append((row, work))
                 continue
-            codec = self._raw if work.ask.is_raw else self._codec
+            codec = self._raw if work.options.is_raw else self._codec
             try:
-                work.pieces.append(codec.cut(outputs, row, work.ask, is_last=not work.remaining))
+                work.pieces.append(codec.cut(outputs, row, work.options, is_last=not work.remaining))
                 if not work.remaining:
-                    answers[work] = codec.join(work.pieces, work.length, work.ask)
+                    answers[work] = codec.join(work.pieces, work.length, work.options)
             except Exception as error:  # noqa: BLE001 - told to the row that it concerns
                 failures[work] = error
         for top, group in whole.items():

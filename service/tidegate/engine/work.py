@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tidegate.api import Ask, GeneratedToken, GenerationDone, Sampling, Tensor
+from tidegate.api import GeneratedToken, GenerationDone, Sampling, StepOptions, Tensor
 from tidegate.engine.course import Course
 from tidegate.engine.session import LastReply, Session
 from tidegate.engine.stopping import StopMatcher
@@ -43,7 +43,7 @@ class Work:
     Args:
         session: Whose state advances.
         inputs: The graph's inputs, each [length, …].
-        ask: What the reply shall hold.
+        options: What the reply shall hold.
         position: The session's position before the chunk, where the caller gave it.
         deadline: Monotonic seconds after which it must not be committed.
         reply: Where the result goes.
@@ -53,7 +53,7 @@ class Work:
     """
 
     __slots__ = (
-        "arrived", "ask", "course", "deadline", "ends", "inputs", "is_checked", "is_stored", "kind", "length", "offset",
+        "arrived", "course", "deadline", "ends", "inputs", "is_checked", "is_stored", "kind", "length", "offset", "options",
         "pieces", "position", "reply", "scratch", "session", "start"
     )  # fmt: skip
 
@@ -61,7 +61,7 @@ class Work:
         self,
         session: Session | None,
         inputs: tuple[Tensor, ...],
-        ask: Ask,
+        options: StepOptions,
         position: int | None,
         deadline: float | None,
         reply: Reply,
@@ -70,7 +70,7 @@ class Work:
         self.is_stored = session is not None and session.is_durable
         self.ends = False
         self.inputs = inputs
-        self.ask = ask
+        self.options = options
         self.position = position
         self.deadline = deadline
         self.reply = reply
@@ -109,7 +109,7 @@ class Work:
 
     def fingerprint(self) -> Hashable:
         """Return what names the request: two chunks with equal input and options, and only such, have it equal."""
-        return (digest if self.is_stored else name_of)(self.inputs, self.ask)
+        return (digest if self.is_stored else name_of)(self.inputs, self.options)
 
     @property
     def can_start_over(self) -> bool:
@@ -178,7 +178,7 @@ class Generation(Work):
         vocabulary: Sequence[str],
         emit: Emit | None,
     ) -> None:
-        super().__init__(session, prompt, Ask(), position, deadline, reply)
+        super().__init__(session, prompt, StepOptions(), position, deadline, reply)
         self.sampling = sampling
         self.seed = seed
         self.vocabulary = vocabulary
@@ -279,11 +279,11 @@ class Turn(Work):
     __slots__ = ("act",)
 
     def __init__(self, session: Session, act: Callable[[], Any], reply: Reply) -> None:
-        super().__init__(session, (), Ask(), None, None, reply)
+        super().__init__(session, (), StepOptions(), None, None, reply)
         self.act = act
 
 
-def digest(inputs: Sequence[Tensor], options: Ask | Sampling) -> bytes:
+def digest(inputs: Sequence[Tensor], options: StepOptions | Sampling) -> bytes:
     """Return the SHA-256 of a request's canonical input and options: the same in every process and version."""
     parts = tuple((tensor.dtype, tensor.shape, tensor.tobytes()) for tensor in inputs)
     if isinstance(options, Sampling):
@@ -309,7 +309,7 @@ _hash_again = functools.lru_cache(MAX_DIGESTS)(_hash)
 
 
 @functools.lru_cache(MAX_DIGESTS)
-def _canonical(options: Ask) -> bytes:
+def _canonical(options: StepOptions) -> bytes:
     return f"ask {options.top} {options.every_step:d} {options.is_raw:d}\n".encode()
 
 
@@ -318,13 +318,13 @@ def _canonical_sampling(options: Sampling) -> bytes:
     return f"sampling {json.dumps(parts)}\n".encode()
 
 
-def repeats(last: LastReply, inputs: Sequence[Tensor], options: Ask, position: int) -> bool:
+def repeats(last: LastReply, inputs: Sequence[Tensor], options: StepOptions, position: int) -> bool:
     """Whether a request is the one that a session of either kind answered last."""
     name = digest if isinstance(last.fingerprint, bytes) else name_of
     return position == last.start and name(inputs, options) == last.fingerprint
 
 
-def name_of(inputs: Sequence[Tensor], options: Ask) -> Hashable:
+def name_of(inputs: Sequence[Tensor], options: StepOptions) -> Hashable:
     """Return the options and the canonical input; of input longer than its SHA-256, the SHA-256."""
     parts = [tensor.tobytes() for tensor in inputs]
     return options, *[part if len(part) <= _DIGEST_BYTES else hashlib.sha256(part).digest() for part in parts]

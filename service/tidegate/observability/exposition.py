@@ -15,7 +15,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from tidegate.histogram import Reading
+from tidegate.histogram import HistogramSnapshot
 from tidegate.observability.families import Family, Snapshot
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -42,7 +42,7 @@ def _metric(family: Family) -> Metric:
     kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
     metric = kind(family.name, family.text, labels=family.labels)
     for labels, value in family.values.items():
-        assert not isinstance(value, Reading)
+        assert not isinstance(value, HistogramSnapshot)
         metric.add_metric(labels, value)
     return metric
 
@@ -50,7 +50,7 @@ def _metric(family: Family) -> Metric:
 def _histogram(family: Family) -> Metric:
     metric = HistogramMetricFamily(family.name, family.text, labels=family.labels)
     for labels, value in family.values.items():
-        assert isinstance(value, Reading)
+        assert isinstance(value, HistogramSnapshot)
         bounds = [*map(str, value.bounds), "+Inf"]
         buckets = list(zip(bounds, map(float, accumulate(value.counts)), strict=True))
         metric.add_metric(labels, buckets=buckets, sum_value=value.total)

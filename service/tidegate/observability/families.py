@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from tidegate.histogram import Reading
+from tidegate.histogram import HistogramSnapshot
 
 Labels = tuple[str, ...]
-Value = float | Reading
+Value = float | HistogramSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Family:
 
     Attributes:
         name: Of counters without ``_total``.
-        kind: Histograms hold a `Reading` a series, the others a number.
+        kind: Histograms hold a `HistogramSnapshot` for each series, the others a number.
         text: What it is, for people.
         labels: Names of the labels.
         values: By the labels' values, in the order of ``labels``.
@@ -111,7 +111,7 @@ def _value(value: float | list[object]) -> Value:
     if not isinstance(value, list):
         return value
     bounds, counts, total = value
-    return Reading(tuple(bounds), tuple(counts), total)  # type: ignore[arg-type]
+    return HistogramSnapshot(tuple(bounds), tuple(counts), total)  # type: ignore[arg-type]
 
 
 def _joined(one: Family, other: Family) -> Family:
@@ -122,12 +122,12 @@ def _joined(one: Family, other: Family) -> Family:
 
 
 def _join(over: Literal["sum", "max", "min"], one: Value, other: Value) -> Value:
-    if isinstance(one, Reading) and isinstance(other, Reading):
+    if isinstance(one, HistogramSnapshot) and isinstance(other, HistogramSnapshot):
         assert one.bounds == other.bounds
         counts = tuple(a + b for a, b in zip(one.counts, other.counts, strict=True))
-        return Reading(one.bounds, counts, one.total + other.total)
-    assert not isinstance(one, Reading)
-    assert not isinstance(other, Reading)
+        return HistogramSnapshot(one.bounds, counts, one.total + other.total)
+    assert not isinstance(one, HistogramSnapshot)
+    assert not isinstance(other, HistogramSnapshot)
     if over == "sum":
         return one + other
     return max(one, other) if over == "max" else min(one, other)
@@ -140,4 +140,4 @@ def _lost(family: Family, now: Mapping[Labels, Value]) -> Family:
 
 
 def _size(value: Value) -> float:
-    return value.num_values if isinstance(value, Reading) else value
+    return value.num_values if isinstance(value, HistogramSnapshot) else value

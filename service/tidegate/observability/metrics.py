@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from tidegate import __version__
 from tidegate.api import DriftReport
-from tidegate.engine.quality import QualityReading
-from tidegate.histogram import Reading
+from tidegate.engine.quality import QualitySnapshot
+from tidegate.histogram import HistogramSnapshot
 from tidegate.observability.families import Family, Labels, Snapshot, Value
 from tidegate.observability.logs import num_dropped_lines
-from tidegate.observability.requests import MethodReading, Requests
+from tidegate.observability.requests import MethodSnapshot, Requests
 from tidegate.service import EngineStatistics, ServiceStatistics
 from tidegate.sessions.committer import StoreStatistics
 
@@ -32,11 +32,11 @@ Values = dict[Labels, Value]
 Told = tuple[str, str, Callable[[EngineStatistics], Value]]
 
 
-def _rows_per_run(engine: EngineStatistics) -> Reading:
+def _rows_per_run(engine: EngineStatistics) -> HistogramSnapshot:
     """Always the same buckets, or rates over them would lie."""
     runs = engine.rows_per_run
     counts = tuple(runs.get(int(bound), 0) for bound in ROW_BOUNDS)
-    return Reading(ROW_BOUNDS, (*counts, sum(runs.values()) - sum(counts)), engine.num_rows)
+    return HistogramSnapshot(ROW_BOUNDS, (*counts, sum(runs.values()) - sum(counts)), engine.num_rows)
 
 
 _COUNTERS: tuple[Told, ...] = (
@@ -134,7 +134,7 @@ class Figures:
                 "Lines of the log that nobody read in time, or that could not be written.",
                 {(): float(num_dropped_lines())},
             ),
-            *_of_requests(list(self._requests.readings()), self._requests.failed_lanes),
+            *_of_requests(list(self._requests.snapshots()), self._requests.failed_lanes),
             *_of_models(statistics.models),
             *_of_quality(statistics.models),
             *_of_sessions(statistics),
@@ -161,7 +161,7 @@ def _of_process(metric: Metric) -> Family:
     return Family(metric.name, kind, metric.documentation, (), values, over)
 
 
-def _of_requests(readings: Sequence[MethodReading], failed_lanes: Mapping[str, int]) -> Iterator[Family]:
+def _of_requests(readings: Sequence[MethodSnapshot], failed_lanes: Mapping[str, int]) -> Iterator[Family]:
     outcomes: Values = {
         (each.interface, each.method, outcome): float(count)
         for each in readings
@@ -211,7 +211,7 @@ def _of_quality(engines: Sequence[EngineStatistics]) -> Iterator[Family]:
     yield from _of_drift([(_key(engine), engine.quality, engine.quality.drift) for engine in engines])
 
 
-def _of_drift(charts: Sequence[tuple[Labels, QualityReading, DriftReport | None]]) -> Iterator[Family]:
+def _of_drift(charts: Sequence[tuple[Labels, QualitySnapshot, DriftReport | None]]) -> Iterator[Family]:
     state: Values = {}
     ewma: Values = {}
     limits: Values = {}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from tidegate.clock import Clock
 from tidegate.errors import TidegateError, TooLargeError
-from tidegate.histogram import Histogram, Reading
+from tidegate.histogram import Histogram, HistogramSnapshot
 from tidegate.wire.errors import code_name
 
 OK = "ok"
@@ -32,13 +32,13 @@ Begun = Any
 """What `Requests.begin` returned; `Method.end` wants it back."""
 
 
-class MethodReading(NamedTuple):
+class MethodSnapshot(NamedTuple):
     """One method of one interface: requests by outcome, and their durations."""
 
     interface: str
     method: str
     outcomes: dict[str, int]
-    seconds: Reading
+    seconds: HistogramSnapshot
 
 
 class Method:
@@ -63,8 +63,8 @@ class Method:
         self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
         self._seconds.add(seconds)
 
-    def reading(self) -> MethodReading:
-        return MethodReading(self.interface, self.name, dict(self._outcomes), self._seconds.reading())
+    def snapshot(self) -> MethodSnapshot:
+        return MethodSnapshot(self.interface, self.name, dict(self._outcomes), self._seconds.snapshot())
 
 
 class Requests:
@@ -95,9 +95,9 @@ class Requests:
         """Count lanes of a message of columns, which itself fails only with all of them."""
         self.failed_lanes.update(outcomes)
 
-    def readings(self) -> Iterator[MethodReading]:
+    def snapshots(self) -> Iterator[MethodSnapshot]:
         """What was counted of each method, by name."""
-        return (self._methods[key].reading() for key in sorted(self._methods))
+        return (self._methods[key].snapshot() for key in sorted(self._methods))
 
     def _make(self, interface: str, name: str) -> Method:
         return Method(interface, name, self.clock)

@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from tidegate.errors import ConfigurationError, InternalError, TidegateError, UnavailableError
-from tidegate.histogram import Histogram, Reading
+from tidegate.histogram import Histogram, HistogramSnapshot
 from tidegate.limits import (
     MAX_STORE_ENTRIES,
     MAX_STORE_QUESTIONS,
@@ -58,7 +58,7 @@ class StoreStatistics(NamedTuple):
     num_writes: int
     num_conflicts: int
     num_failures: int
-    seconds: Reading
+    seconds: HistogramSnapshot
     is_available: bool
     num_damaged: int = 0
 
@@ -124,7 +124,7 @@ class GroupCommitter:
             self._num_writes,
             self._num_conflicts,
             self._num_failures,
-            self._seconds.reading(),
+            self._seconds.snapshot(),
             self.is_available,
             self._num_damaged,
         )

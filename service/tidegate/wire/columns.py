@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidegate.api import (
-    Ask,
     Candidate,
     Drift,
     FloatArray,
     Input,
     Prediction,
     Predictions,
+    StepOptions,
     StepResult,
     Tensor,
     check_steps,
@@ -32,7 +32,7 @@ from tidegate.faults import conceal
 from tidegate.slices import Slices, at_once
 from tidegate.v1 import predictor_pb2
 from tidegate.wire.errors import code_of, decode_error, fill_error
-from tidegate.wire.inputs import decode_ask, decode_values, fill_ask, fill_values
+from tidegate.wire.inputs import decode_options, decode_values, fill_ask, fill_values
 from tidegate.wire.predictions import decode_drift, decode_tensors, fill_drift, fill_tensors
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class LaneSteps(NamedTuple):
     source: Input
     lengths: list[int]
     positions: list[int]
-    ask: Ask
+    options: StepOptions
 
     def part(self, start: int, stop: int) -> Input:
         """Return some steps of all."""
@@ -119,13 +119,13 @@ def encode_columns(
     values: FloatArray | None = None,
     lengths: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
-    ask: Ask,
+    options: StepOptions,
 ) -> predictor_pb2.Columns:
     """Pack steps: ``tokens`` [step] or ``values`` [step, feature] of all lanes, one lane after the other."""
     message = predictor_pb2.Columns(lanes=lanes, lengths=lengths or (), positions=positions or (), tokens=tokens or ())
     if values is not None:
         fill_values(message.values, values)
-    fill_ask(message, ask)
+    fill_ask(message, options)
     return message
 
 
@@ -141,7 +141,7 @@ def decode_columns(message: predictor_pb2.Columns) -> LaneSteps:
     _check_column("lengths", lengths, lanes)
     _check_column("positions", positions, lanes)
     source = _decode_source(message, lengths, len(lanes))
-    return LaneSteps(lanes, source, lengths, positions, decode_ask(message))
+    return LaneSteps(lanes, source, lengths, positions, decode_options(message))
 
 
 def fill_columns(

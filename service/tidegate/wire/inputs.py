@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tidegate.api import Ask, FloatArray, Input, Sampling
+from tidegate.api import FloatArray, Input, Sampling, StepOptions
 from tidegate.errors import InvalidInputError
 from tidegate.v1 import predictor_pb2, sessions_pb2, types_pb2
 
@@ -17,7 +17,7 @@ GenerateMessage = predictor_pb2.GenerateRequest | sessions_pb2.SessionGenerateRe
 
 _DEFAULT = Sampling()
 # Sessions remember what was asked last: nearly all of them this, which need not stand in memory for each.
-_PLAIN = Ask()
+_PLAIN = StepOptions()
 
 
 def fill_input(message: InputMessage | GenerateMessage, value: Input) -> None:
@@ -80,14 +80,14 @@ def decode_values(message: types_pb2.Values) -> FloatArray:
     return data.reshape(-1, width)
 
 
-def fill_ask(message: AskMessage, ask: Ask) -> None:
-    message.top, message.every_step, _ = ask
+def fill_ask(message: AskMessage, options: StepOptions) -> None:
+    message.top, message.every_step, _ = options
 
 
-def decode_ask(message: AskMessage) -> Ask:
+def decode_options(message: AskMessage) -> StepOptions:
     """The inverse of `fill_ask`; an absent ``top`` is 1."""
     if message.every_step or message.HasField("top"):
-        return Ask(message.top if message.HasField("top") else 1, message.every_step)
+        return StepOptions(message.top if message.HasField("top") else 1, message.every_step)
     return _PLAIN
 
 

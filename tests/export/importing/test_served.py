@@ -17,7 +17,7 @@ from tests.export.importing.importing import by_hand, imported
 from tests.export.importing.test_third_party import by_wrapper_logic, speech, vad
 from tests.servers import serving as serving_process
 from tests.service.serving import serving
-from tidegate.api import Ask, Input, SessionRequest
+from tidegate.api import Input, SessionRequest, StepOptions
 from tidegate.bundle import Bundle
 from tidegate.errors import InvalidInputError
 
@@ -33,9 +33,9 @@ async def streamed(bundle: Bundle, rows: Floats, lengths: list[int], name: str, 
         session = await service.open_session(SessionRequest(bundle.manifest.name))
         other = await service.open_session(SessionRequest(bundle.manifest.name))
         for length in lengths:
-            beside = service.step(other.id, Input(values=-rows[:length]), Ask(), position=None)
+            beside = service.step(other.id, Input(values=-rows[:length]), StepOptions(), position=None)
             piece = Input(values=rows[start : start + length])
-            reply = await service.step(session.id, piece, Ask(every_step=True), position=start)
+            reply = await service.step(session.id, piece, StepOptions(every_step=True), position=start)
             await beside
             start += length
             assert reply.position == start
@@ -84,7 +84,7 @@ async def test_several_inputs_of_several_axes_come_side_by_side_and_rows_without
         h = alone["hn"]
     async with serving(bundle.path.parents[1]) as service:
         with pytest.raises(InvalidInputError, match="each row needs 14 values"):
-            await service.predict("model", None, [Input(values=rows[:, :6])], Ask())
+            await service.predict("model", None, [Input(values=rows[:, :6])], StepOptions())
 
 
 # ---- the examples of docs/import.md, as their reader runs them

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tests.service.grpc.fake import FakeService, GenerateCall, StepCall, length, predict
 from tests.service.grpc_server import GrpcServer
-from tidegate.api import Ask, GeneratedToken, GenerationDone, Input, Sampling, StepResult
+from tidegate.api import GeneratedToken, GenerationDone, Input, Sampling, StepOptions, StepResult
 from tidegate.errors import NotFoundError, PositionConflictError
 
 
@@ -39,11 +39,11 @@ class RememberingService(FakeService):
         self,
         session: str,
         source: Input,
-        ask: Ask = Ask(),  # noqa: B008 - the core's default
+        options: StepOptions = StepOptions(),  # noqa: B008 - the core's default
         position: int | None = None,
         deadline: float | None = None,
     ) -> asyncio.Future[StepResult]:
-        last, asked = self.last.get(session), (source, ask)
+        last, asked = self.last.get(session), (source, options)
         if session not in self.sessions:
             raise NotFoundError(f"unknown session {session}", reason="UNKNOWN_SESSION")
         start = self.sessions[session].position
@@ -52,16 +52,16 @@ class RememberingService(FakeService):
             self.submitted.put_nowait(session)
             return future
         if last is not None and position == last.start and position != start:
-            self.steps.append(StepCall(session, source, ask, position, deadline))
+            self.steps.append(StepCall(session, source, options, position, deadline))
             if asked != last.asked:
                 raise PositionConflictError(f"the session is at {start}", position=start)
             assert isinstance(last.result, StepResult)
             future.set_result(last.result)
             return future
-        future = super().step(session, source, ask, position, deadline)
+        future = super().step(session, source, options, position, deadline)
         if self.sessions[session].position != start:
             self.applied.setdefault(session, []).append(source)
-            result = StepResult(session, start + length(source), predict(source, ask, start))
+            result = StepResult(session, start + length(source), predict(source, options, start))
             self.last[session] = Last(start, asked, result)
         return future
 

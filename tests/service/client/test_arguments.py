@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tidegate.api import Ask, Input, Sampling
+from tidegate.api import Input, Sampling, StepOptions
 from tidegate.client import AsyncClient, Client
 from tidegate.client.arguments import argument_error
 from tidegate.client.channel import ChannelPlan
@@ -63,7 +63,7 @@ def test_several_sequences_stay_several(given: Any) -> None:
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    request = step_request("s", np.int64(3), Input(tokens=[1]), Ask(np.uint8(2), np.bool_(True)))  # type: ignore[arg-type]
+    request = step_request("s", np.int64(3), Input(tokens=[1]), StepOptions(np.uint8(2), np.bool_(True)))  # type: ignore[arg-type]
     assert (request.position, request.top, request.every_step) == (3, 2, True)
     sampling = Sampling(max_tokens=np.int32(5), temperature=np.float32(0.5), seed=np.uint64(7))  # type: ignore[arg-type]
     made = generate_request("m", None, "a", sampling)
@@ -84,11 +84,17 @@ def test_a_text_by_itself_is_one_id_and_one_stop_string() -> None:
 def plain_step(**given: Any) -> Make:
     position, top, every_step = given.pop("position", 0), given.pop("top", 1), given.pop("every_step", False)
     source = {"text": None, "tokens": None, "values": None} | (given or {"text": "a"})
-    return lambda: step_request("s", position, one_input(**source), Ask(top, every_step))
+    return lambda: step_request("s", position, one_input(**source), StepOptions(top, every_step))
 
 
 def columns(**given: Any) -> Make:
-    asked: dict[str, Any] = {"tokens": [1], "values": None, "lengths": None, "positions": None, "ask": Ask()}
+    asked: dict[str, Any] = {
+        "tokens": [1],
+        "values": None,
+        "lengths": None,
+        "positions": None,
+        "options": StepOptions(),
+    }
     return lambda: columns_request(**{"lanes": [0], **asked, **given})
 
 
@@ -114,19 +120,19 @@ WRONG: dict[str, tuple[Make, str]] = {
     "a word for a flag": (plain_step(every_step="yes"), "every_step must be True or False, not 'yes'"),
     "a number for a model": (lambda: open_request(7, {}), "model must be a text that UTF-8 can carry, not 7"),  # type: ignore[arg-type]
     "a number for a version": (
-        lambda: predict_request("m", 2, ["a"], Ask()),  # type: ignore[arg-type]
+        lambda: predict_request("m", 2, ["a"], StepOptions()),  # type: ignore[arg-type]
         'version must be a text, like "2", not 2',
     ),
     "a number for sequences": (
-        lambda: predict_request("m", None, 7, Ask()),  # type: ignore[arg-type]
+        lambda: predict_request("m", None, 7, StepOptions()),  # type: ignore[arg-type]
         "sequences must be a sequence, or a list of them: texts, tokens or values, not 7",
     ),
     "bytes for sequences": (
-        lambda: predict_request("m", None, b"ab", Ask()),  # type: ignore[arg-type]
+        lambda: predict_request("m", None, b"ab", StepOptions()),  # type: ignore[arg-type]
         "sequences must be a sequence",
     ),
     "half a pair in one of several": (
-        lambda: predict_request("m", None, ["a", "\ud83d"], Ask()),
+        lambda: predict_request("m", None, ["a", "\ud83d"], StepOptions()),
         "sequence 1: text must be a text that UTF-8 can carry",
     ),
     "a number for an id": (lambda: open_request("m", {"id": 7}), "id must be a text"),  # type: ignore[typeddict-item]
@@ -153,7 +159,7 @@ WRONG: dict[str, tuple[Make, str]] = {
     "a number for the server": (lambda: Client(8081), "address must be HOST:PORT, "),  # type: ignore[arg-type]
     "a server that is none": (lambda: AsyncClient(None), "address must be HOST:PORT, "),  # type: ignore[arg-type]
     "no session": (lambda: ChannelPlan("host:1").metadata(None), "session must be a session's id, of A-Z"),  # type: ignore[arg-type]
-    "no sequences": (lambda: predict_request("m", None, None, Ask()), "sequences must be a sequence, or a list"),  # type: ignore[arg-type]
+    "no sequences": (lambda: predict_request("m", None, None, OPTIONS), "sequences must be a sequence, or a list"),  # type: ignore[arg-type]
     "a lane below": (lambda: attach_request(-1, ["s"]), "first_lane must be a whole number from 0 to"),
 }
 
@@ -168,7 +174,7 @@ def test_what_does_not_fit_is_named_with_what_does(name: str) -> None:
 
 def test_a_wrong_sequence_is_named_by_its_index() -> None:
     with pytest.raises(InvalidInputError) as caught:
-        predict_request("m", None, ["a", [1.5]], Ask())  # type: ignore[list-item]
+        predict_request("m", None, ["a", [1.5]], StepOptions())  # type: ignore[list-item]
     assert caught.value.details == {"sequence": "1"}
 
 

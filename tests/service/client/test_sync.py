@@ -10,7 +10,7 @@ import pytest
 
 from tests.service.grpc.fake import FakeService
 from tidegate import errors
-from tidegate.api import Ask, GeneratedToken, GenerationDone, Input, Sampling, SessionRequest
+from tidegate.api import GeneratedToken, GenerationDone, Input, Sampling, SessionRequest, StepOptions
 from tidegate.client import Client
 
 In = Callable[[Callable[[Client], None]], Awaitable[None]]
@@ -49,8 +49,8 @@ async def test_predict_takes_texts_tokens_and_values(in_thread: In, service: Fak
         assert [each.id for each in second.next[0]] == [6, 7]
 
     await in_thread(body)
-    (_, version, sequences, ask) = service.predicted[0]
-    assert (version, ask) == (None, Ask(2, every_step=False))
+    (_, version, sequences, options) = service.predicted[0]
+    assert (version, options) == (None, StepOptions(2, every_step=False))
     assert sequences[:3] == [Input(text="ab"), Input(tokens=[5, 6]), Input(tokens=[1, 2, 3])]
     assert sequences[3].values is not None
     assert sequences[3].values.tolist() == [[0, 1], [2, 3], [4, 5]]

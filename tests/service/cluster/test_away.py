@@ -13,7 +13,7 @@ import pytest
 from grpc import aio
 
 from tests.service.grpc.fake import FakeService
-from tidegate.api import Ask, GenerationDone, Input, RestoreRequest, Sampling, SessionRequest
+from tidegate.api import GenerationDone, Input, RestoreRequest, Sampling, SessionRequest, StepOptions
 from tidegate.cluster.routing import RoutedService
 from tidegate.cluster.seat import Seat
 from tidegate.config import load_settings
@@ -56,7 +56,7 @@ async def last_event(service: Service, session: str, position: int | None, *, is
 
 REPEATABLE: dict[str, Call] = {
     "get": lambda service, session: service.get_session(session),
-    "step": lambda service, session: service.step(session, Input(text="x"), Ask(), 0),
+    "step": lambda service, session: service.step(session, Input(text="x"), StepOptions(), 0),
     "generate": lambda service, session: last_event(service, session, 0),
     "generate at once": lambda service, session: last_event(service, session, 0, is_streamed=False),
     "checkpoint": lambda service, session: service.checkpoint_session(session, "here"),
@@ -133,7 +133,7 @@ async def test_what_the_store_s_session_lacks_is_told(alone: Alone) -> None:
     assert missing.value.reason == "UNKNOWN_CHECKPOINT"
     alone.core.failures[SESSION] = [FailedPreconditionError("gone", reason="MODEL_GONE")]
     with pytest.raises(FailedPreconditionError):
-        await alone.face.step(SESSION, Input(text="x"), Ask(), 0)
+        await alone.face.step(SESSION, Input(text="x"), StepOptions(), 0)
 
 
 @pytest.mark.parametrize("name", REPEATABLE)
@@ -157,7 +157,7 @@ async def test_without_a_store_there_is_nothing_to_look_into(alone: Alone, call:
 
 async def test_steps_that_overlap_stay_in_order(alone: Alone) -> None:
     store(alone.core, SESSION)
-    steps = [alone.face.step(SESSION, Input(tokens=[token]), Ask(), token) for token in range(20)]
+    steps = [alone.face.step(SESSION, Input(tokens=[token]), StepOptions(), token) for token in range(20)]
     assert [(await step).position for step in steps] == list(range(1, 21))
 
 
@@ -192,7 +192,7 @@ async def test_a_fellow_that_went_in_the_middle_of_a_call_is_away(tmp_path: Path
     routed = RoutedService(core.as_service(), seat)
     try:
         await core.open_session(SessionRequest("echo", id=SESSION, durable=True))
-        assert (await routed.step(SESSION, Input(text="x"), Ask(), 0)).session == SESSION
+        assert (await routed.step(SESSION, Input(text="x"), StepOptions(), 0)).session == SESSION
         with pytest.raises(UnavailableError) as caught:
             await routed.step(SESSION, Input(text="x"))
         assert caught.value.reason == "WORKER_AWAY"

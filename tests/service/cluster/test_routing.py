@@ -11,7 +11,7 @@ import pytest
 from tests.clock import START
 from tests.service.cluster.conftest import Pair
 from tests.service.grpc.fake import FakeService
-from tidegate.api import Ask, GeneratedToken, GenerationDone, Input, Sampling, SessionRequest
+from tidegate.api import GeneratedToken, GenerationDone, Input, Sampling, SessionRequest, StepOptions
 from tidegate.cluster.routing import RoutedService
 from tidegate.cluster.seat import Seat
 from tidegate.errors import (
@@ -39,12 +39,12 @@ async def text_of(events: AsyncIterator[GeneratedToken | GenerationDone]) -> str
 
 
 @pytest.mark.parametrize("source", INPUTS, ids=["text", "tokens", "values"])
-@pytest.mark.parametrize("ask", [Ask(), Ask(3, every_step=True)], ids=["last", "every"])
-async def test_a_step_says_the_same_near_and_far(pair: Pair, source: Input, ask: Ask) -> None:
+@pytest.mark.parametrize("options", [StepOptions(), StepOptions(3, every_step=True)], ids=["last", "every"])
+async def test_a_step_says_the_same_near_and_far(pair: Pair, source: Input, options: StepOptions) -> None:
     pair.near.add_sessions(pair.id_of(0))
     pair.far.add_sessions(pair.id_of(1))
-    near = await pair.face.step(pair.id_of(0), source, ask, 0)
-    far = await pair.face.step(pair.id_of(1), source, ask, 0)
+    near = await pair.face.step(pair.id_of(0), source, options, 0)
+    far = await pair.face.step(pair.id_of(1), source, options, 0)
     assert far == near._replace(session=pair.id_of(1))
     assert [call.session for call in pair.near.steps] == [pair.id_of(0)]
     assert [call.session for call in pair.far.steps] == [pair.id_of(1)]
@@ -59,7 +59,7 @@ async def test_steps_that_overlap_stay_in_order(pair: Pair) -> None:
 
 async def test_a_step_that_fails_does_not_hold_up_the_next(pair: Pair) -> None:
     pair.far.add_sessions(pair.id_of(1))
-    wrong, right = (pair.face.step(pair.id_of(1), Input(text="x"), Ask(), position) for position in (7, 0))
+    wrong, right = (pair.face.step(pair.id_of(1), Input(text="x"), StepOptions(), position) for position in (7, 0))
     with pytest.raises(PositionConflictError) as caught:
         await wrong
     assert caught.value.position == 0
@@ -160,7 +160,7 @@ async def test_lists_show_the_sessions_of_all_workers_page_by_page(pair: Pair) -
 
 async def test_what_no_session_decides_is_answered_here(pair: Pair) -> None:
     assert pair.face.is_ready
-    assert (await pair.face.predict("echo", None, [Input(text="ab")], Ask())).predictions[0].length == 2
+    assert (await pair.face.predict("echo", None, [Input(text="ab")], StepOptions())).predictions[0].length == 2
     assert len(pair.near.predicted) == 1
     assert not pair.far.predicted
 

@@ -14,7 +14,7 @@ import pytest
 from tests.bundles import write_tiny_bundle
 from tests.service.grpc_server import GrpcServer
 from tests.service.serving import serving
-from tidegate.api import Ask, Input, RestoreRequest, SessionRequest
+from tidegate.api import Input, RestoreRequest, SessionRequest, StepOptions
 from tidegate.cluster.routing import RoutedService
 from tidegate.cluster.seat import Seat
 from tidegate.errors import AlreadyExistsError, PositionConflictError, UnavailableError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tidegate.service import Service
 
 TEXT = "ROMEO: what light"
-EVERY = Ask(1, every_step=True)
+EVERY = StepOptions(1, every_step=True)
 
 
 class Workers(NamedTuple):

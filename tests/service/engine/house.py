@@ -14,13 +14,13 @@ import numpy as np
 
 from tests.clock import START
 from tidegate.api import (
-    Ask,
     GeneratedToken,
     GenerationDone,
     Input,
     Prediction,
     Sampling,
     SessionRequest,
+    StepOptions,
     StepResult,
     Tensor,
 )
@@ -158,11 +158,11 @@ class House:
         session: Session,
         text: str,
         position: int | None = None,
-        ask: Ask = Ask(),  # noqa: B008
+        options: StepOptions = StepOptions(),  # noqa: B008
         deadline: float | None = None,
     ) -> asyncio.Future[StepResult]:
         future: asyncio.Future[StepResult] = asyncio.get_running_loop().create_future()
-        self.loop.submit(Work(session, self.codec.encode(Input(text=text)), ask, position, deadline, future))
+        self.loop.submit(Work(session, self.codec.encode(Input(text=text)), options, position, deadline, future))
         return future
 
     def step_together(
@@ -179,12 +179,12 @@ class House:
             party = Party([session.id for session in sessions])
             party.put(sessions)
         inputs = tuple(array[:, None] for array in self.codec.encode(Input(text=text)))
-        is_taken = self.loop.submit_together(Cohort(party, inputs, Ask(), list(positions), deadline, future))
+        is_taken = self.loop.submit_together(Cohort(party, inputs, StepOptions(), list(positions), deadline, future))
         return future if is_taken else None
 
-    def predict(self, text: str, ask: Ask = Ask()) -> asyncio.Future[Prediction]:  # noqa: B008
+    def predict(self, text: str, options: StepOptions = StepOptions()) -> asyncio.Future[Prediction]:  # noqa: B008
         future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
-        self.loop.submit(Work(None, self.codec.encode(Input(text=text)), ask, None, None, future))
+        self.loop.submit(Work(None, self.codec.encode(Input(text=text)), options, None, None, future))
         return future
 
     def generate(

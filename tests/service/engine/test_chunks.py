@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.service.engine.house import POISON, VOCABULARY, House, house, whole
-from tidegate.api import Ask, Prediction, StepResult
+from tidegate.api import Prediction, StepOptions, StepResult
 from tidegate.engine.lifecycle import Event
 from tidegate.engine.session import Session
 from tidegate.errors import (
@@ -63,7 +63,7 @@ async def test_a_chunk_answers_with_the_position_after_it() -> None:
 def test_any_split_in_any_mix_gives_what_the_whole_sequence_gives(
     sequences: list[str], random: Random, max_rows: int, max_steps: int, every_step: bool
 ) -> None:
-    ask = Ask(2, every_step)
+    options = StepOptions(2, every_step)
 
     async def check() -> None:
         async with house(max_rows=max_rows, max_steps=max_steps) as it:
@@ -74,8 +74,8 @@ def test_any_split_in_any_mix_gives_what_the_whole_sequence_gives(
                 size = random.randint(1, len(sequences[n]) - done[n])
                 chunk, start = sequences[n][done[n] : done[n] + size], done[n]
                 done[n] += size
-                reply = it.step(sessions[n], chunk, ask=ask)
-                alone = it.predict(sequences[n][: done[n]], ask)
+                reply = it.step(sessions[n], chunk, options=options)
+                alone = it.predict(sequences[n][: done[n]], options)
                 if random.randint(0, 1):
                     assert same((await reply).prediction, sequences[n][: done[n]], start, top=2, every_step=every_step)
                     assert same(await alone, sequences[n][: done[n]], top=2, every_step=every_step)
@@ -270,21 +270,21 @@ async def test_a_repeat_whose_first_try_was_abandoned_applies_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chunk", "position", "ask"),
+    ("chunk", "position", "options"),
     [
-        ("ced", 2, Ask()),
-        ("cd", 2, Ask()),
-        ("cde", 2, Ask(top=2)),
-        ("cde", 2, Ask(every_step=True)),
-        ("ab", 0, Ask()),
-        ("a", 4, Ask()),
-        ("a", 6, Ask()),
-        ("a", -1, Ask()),
+        ("ced", 2, StepOptions()),
+        ("cd", 2, StepOptions()),
+        ("cde", 2, StepOptions(top=2)),
+        ("cde", 2, StepOptions(every_step=True)),
+        ("ab", 0, StepOptions()),
+        ("a", 4, StepOptions()),
+        ("a", 6, StepOptions()),
+        ("a", -1, StepOptions()),
     ],
     ids=["input", "shorter", "top", "every_step", "older", "inside", "ahead", "negative"],
 )
 async def test_neither_here_nor_a_repeat_is_a_conflict_that_names_the_position(
-    chunk: str, position: int, ask: Ask
+    chunk: str, position: int, options: StepOptions
 ) -> None:
     async with house() as it:
         session = it.open()
@@ -292,7 +292,7 @@ async def test_neither_here_nor_a_repeat_is_a_conflict_that_names_the_position(
         await it.step(session, "cde")
         before = it.state(session)
         with pytest.raises(PositionConflictError, match="at position 5") as caught:
-            await it.step(session, chunk, position=position, ask=ask)
+            await it.step(session, chunk, position=position, options=options)
         assert (caught.value.position, caught.value.details) == (5, {"position": "5"})
         assert it.state(session) == before
         assert (await it.step(session, "cde", position=2)).position == 5

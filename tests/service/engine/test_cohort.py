@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.service.engine.house import POISON, House, house
-from tidegate.api import Ask, StepResult
+from tidegate.api import StepOptions, StepResult
 from tidegate.engine.cohort import CohortReply
 from tidegate.engine.session import Session
 from tidegate.errors import (
@@ -143,7 +143,11 @@ async def test_the_last_step_may_be_repeated_and_nothing_else() -> None:
         runs = len(it.runner.runs)
         for lane, (session, text) in enumerate(zip(sessions, "def", strict=True)):
             assert await it.step(session, text, position=1) == first[lane]
-            for other in (it.step(session, "a", 1), it.step(session, text, 1, Ask(top=2)), it.step(session, "a", 0)):
+            for other in (
+                it.step(session, "a", 1),
+                it.step(session, text, 1, StepOptions(top=2)),
+                it.step(session, "a", 0),
+            ):
                 with pytest.raises(PositionConflictError) as caught:
                     await other
                 assert caught.value.position == 2
@@ -243,7 +247,7 @@ async def test_what_is_counted() -> None:
     async with house() as it:
         sessions = [it.open() for _ in range(5)]
         await asyncio.gather(taken(it.step_together(sessions[:4], "abcd")), it.step(sessions[4], "e"))
-        counts, meter = it.engine.statistics(), it.engine.meter.reading()
+        counts, meter = it.engine.statistics(), it.engine.meter.snapshot()
         assert (counts.num_runs, counts.num_rows, counts.num_steps, counts.num_queued) == (1, 5, 5, 0)
         assert counts.rows_per_run == {8: 1}
         assert meter.steps["step"] == 5

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.service.engine.house import House, house
-from tidegate.api import Ask, Sampling
+from tidegate.api import Sampling, StepOptions
 from tidegate.engine.batch import Outcome, Step
 from tidegate.engine.session import DurableSession, LastReply
 from tidegate.engine.work import Work
@@ -120,7 +120,7 @@ async def test_who_was_stored_beside_one_that_breaks_is_answered() -> None:
         records.it = it
         broken, sound = it.open(durable=True), it.open(durable=True)
         inputs = (np.zeros(1, np.int64),)
-        it.loop.submit(Work(broken, inputs, Ask(), 0, None, Broken()))
+        it.loop.submit(Work(broken, inputs, StepOptions(), 0, None, Broken()))
         assert (await it.step(sound, "a", 0)).position == 1
         # The other was stored all the same.
         assert (await it.step(broken, "b", 1)).position == 2

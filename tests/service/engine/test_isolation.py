@@ -13,7 +13,7 @@ import pytest
 
 from tests.service.engine.house import POISON, House, house
 from tests.service.engine.test_durable import Records
-from tidegate.api import LAST_POSITION, Ask, Prediction, Predictions, Sampling, Tensor
+from tidegate.api import LAST_POSITION, Prediction, Predictions, Sampling, StepOptions, Tensor
 from tidegate.codecs.scores import Scores
 from tidegate.codecs.tokens import Tokens
 from tidegate.engine.batch import Batch, Outputs
@@ -44,31 +44,33 @@ class Unreadable(Tokens):
         self._check(outputs, rows)
         return super().predict_together(outputs, rows, length, top)
 
-    def cut(self, outputs: Mapping[str, Tensor], row: int, ask: Ask, *, is_last: bool) -> dict[str, Tensor]:
+    def cut(self, outputs: Mapping[str, Tensor], row: int, options: StepOptions, *, is_last: bool) -> dict[str, Tensor]:
         self._check(outputs, [row])
-        return super().cut(outputs, row, ask, is_last=is_last)
+        return super().cut(outputs, row, options, is_last=is_last)
 
 
 def kinds(results: Sequence[object]) -> list[str]:
     return [type(result).__name__ for result in results]
 
 
-async def step_each(it: House, sessions: Sequence[Session], text: str, ask: Ask = Ask()) -> list[object]:  # noqa: B008
-    steps = [it.step(session, character, 0, ask) for session, character in zip(sessions, text, strict=True)]
+async def step_each(
+    it: House, sessions: Sequence[Session], text: str, options: StepOptions = LAST_STEP
+) -> list[object]:
+    steps = [it.step(session, character, 0, options) for session, character in zip(sessions, text, strict=True)]
     return [*await asyncio.gather(*steps, return_exceptions=True)]
 
 
 @pytest.mark.parametrize("durable", [False, True])
-@pytest.mark.parametrize("ask", [Ask(), Ask(every_step=True)])
-async def test_a_row_that_cannot_be_read_fails_itself(durable: bool, ask: Ask) -> None:
+@pytest.mark.parametrize("options", [StepOptions(), StepOptions(every_step=True)])
+async def test_a_row_that_cannot_be_read_fails_itself(durable: bool, options: StepOptions) -> None:
     records = Records()
     async with house(kind=Unreadable, committer=records) as it:
         records.it = it
         sessions = [it.open(durable=durable) for _ in range(3)]
-        found = await step_each(it, sessions, "adb", ask)
+        found = await step_each(it, sessions, "adb", options)
         assert kinds(found) == ["StepResult", "InternalError", "StepResult"]
         assert [session.position for session in sessions] == [1, 0, 1]
-        assert (await it.step(sessions[1], "a", 0, ask)).position == 1
+        assert (await it.step(sessions[1], "a", 0, options)).position == 1
         assert len(it.runner.runs) == 2
 
 

@@ -19,7 +19,7 @@ async def test_steps_are_counted_by_kind() -> None:
         await asyncio.gather(it.step(session, "abc"), it.step(session, "d"), it.predict("abcde"))
         await it.generate(session, "ab", Sampling(max_tokens=4)).reply
         await it.generate(None, "a", Sampling(max_tokens=2)).reply
-        read = it.engine.meter.reading()
+        read = it.engine.meter.snapshot()
     assert read.steps == {"step": 4, "prompt": 3, "predict": 5, "generated": 6}
     assert read.num_generated == 6
 
@@ -32,7 +32,7 @@ async def test_repeats_and_conflicts_are_counted_and_are_no_steps() -> None:
         for position in (1, 7):
             with pytest.raises(PositionConflictError):
                 await it.step(session, "abc", position=position)
-        read = it.engine.meter.reading()
+        read = it.engine.meter.snapshot()
     assert (read.num_repeats, read.num_conflicts, read.steps["step"]) == (1, 2, 3)
 
 
@@ -41,7 +41,7 @@ async def test_each_work_waits_once_whatever_it_runs_in() -> None:
     async with house(max_piece=2) as it:
         await it.step(it.open(), "abcdefg" * 4)
         await it.generate(it.open(), "a", Sampling(max_tokens=5)).reply
-        read = it.engine.meter.reading()
+        read = it.engine.meter.snapshot()
         assert it.engine.statistics().num_runs > 6
     assert read.queue.num_values == 2
     assert read.ticks.num_values == len(it.runner.runs)
@@ -51,7 +51,7 @@ async def test_rows_of_a_failed_run_are_no_steps() -> None:
     async with house() as it:
         with pytest.raises(InternalError):
             await it.step(it.open(), "h")
-        assert it.engine.meter.reading().steps["step"] == 0
+        assert it.engine.meter.snapshot().steps["step"] == 0
 
 
 def test_waiting_is_from_arrival_to_the_first_plan() -> None:
@@ -60,4 +60,4 @@ def test_waiting_is_from_arrival_to_the_first_plan() -> None:
     work.arrived = 10.0
     meter.planned([work], 10.5)
     meter.planned([work], 99.0)
-    assert meter.reading().queue.total == 0.5
+    assert meter.snapshot().queue.total == 0.5

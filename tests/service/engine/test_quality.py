@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tests.service.engine.house import VOCABULARY, House, house, whole
 from tests.service.engine.test_durable import Records
-from tidegate.api import Ask, FloatArray, Prediction, Sampling, Tensor
 from tidegate.api import Drift as Told
+from tidegate.api import FloatArray, Prediction, Sampling, StepOptions, Tensor
 from tidegate.bundle import Drift, Limit
 from tidegate.codecs.scores import Band, Ranges, Scores
 from tidegate.drift import Chart, Charted
@@ -64,7 +64,7 @@ class Watched:
         return self.chart.means
 
     def counted(self) -> tuple[int, float]:
-        reading = self.quality.reading()
+        reading = self.quality.snapshot()
         return reading.num_steps, reading.surprise
 
 
@@ -96,8 +96,8 @@ def test_splits_and_company_change_no_block(
             records.it = it
             live = [it.open(durable=durable) for _ in sessions]
             chunks = [iter(each) for each in sessions]
-            ask = Ask(every_step=every_step)
-            await asyncio.gather(*(it.step(live[index], next(chunks[index]), ask=ask) for index in order))
+            options = StepOptions(every_step=every_step)
+            await asyncio.gather(*(it.step(live[index], next(chunks[index]), options=options) for index in order))
         return watched
 
     watched = asyncio.run(run())
@@ -118,7 +118,7 @@ async def test_a_repeat_counts_once_and_tells_the_same_chart(durable: bool) -> N
     assert first.prediction.drift is not None
     assert again.prediction.drift == first.prediction.drift
     assert watched.counted() == (8, total_of(TEXT[:8]))
-    assert watched.quality.reading().drift is not None
+    assert watched.quality.snapshot().drift is not None
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -160,7 +160,7 @@ async def test_what_is_generated_and_its_prompt_do_not_count_and_break_the_block
 async def test_stateless_sequences_count_like_sessions() -> None:
     watched = Watched()
     async with house(quality=watched.quality, max_piece=3) as it:
-        await asyncio.gather(it.predict(TEXT), it.predict(TEXT[:9], Ask(every_step=True)), it.predict("a"))
+        await asyncio.gather(it.predict(TEXT), it.predict(TEXT[:9], StepOptions(every_step=True)), it.predict("a"))
     assert sorted(watched.means) == sorted([*means_of(TEXT), *means_of(TEXT[:9])])
     assert watched.counted()[0] == len(TEXT) + 9 + 1
 
@@ -215,7 +215,7 @@ async def test_changes_of_state_are_counted_and_logged(caplog: pytest.LogCapture
         session = it.open()
         with caplog.at_level(logging.WARNING, "tidegate.engine.quality"):
             await it.step(session, TEXT * 3)
-    reading = quality.reading()
+    reading = quality.snapshot()
     assert reading.drift is not None
     assert reading.blocks.num_values == reading.drift.blocks == len(means_of(TEXT * 3))
     assert sum(reading.changes.values()) == len(caplog.records) > 0
@@ -227,7 +227,7 @@ async def test_without_a_calibration_surprise_is_summed_and_nothing_is_charted()
     async with house(quality=quality) as it:
         await it.step(it.open(), TEXT)
         await it.step(it.open(), "a")
-    reading = quality.reading()
+    reading = quality.snapshot()
     assert (reading.num_steps, reading.surprise) == (len(TEXT) + 1, total_of(TEXT) + total_of("a"))
     assert reading.drift is quality.drift is None
     assert reading.blocks.num_values == 0
@@ -240,7 +240,7 @@ async def test_unknown_tokens_are_counted_in_single_steps_and_in_chunks() -> Non
         for letter in "abccd":
             await it.step(session, letter)
         await asyncio.gather(it.step(session, "ccab"), it.predict("c"))
-    assert watched.quality.reading().num_unknown == 5
+    assert watched.quality.snapshot().num_unknown == 5
     assert watched.means == means_of("abccdccab")
 
 
@@ -267,7 +267,7 @@ def new_session() -> Session:
 
 def take(quality: Quality, session: Session, values: Sequence[float], rows: FloatArray, bands: FloatArray) -> None:
     """Let the session's chunk of these surprises, inputs and forecasts be committed."""
-    work = Work(session, (rows.astype(np.float32),), Ask(), None, None, Nobody())
+    work = Work(session, (rows.astype(np.float32),), StepOptions(), None, None, Nobody())
     quantiles = np.stack([bands[:, :1], bands.mean(axis=1, keepdims=True), bands[:, 1:]], axis=2)
     outputs: dict[str, Tensor] = {
         "surprise": np.array([values], np.float32),
@@ -287,7 +287,7 @@ def test_no_number_is_counted_and_not_averaged(size: int) -> None:
         some = values[start : start + size]
         take(watched.quality, session, some, np.zeros((len(some), 1)), bands[: len(some)])
     assert watched.counted() == (10, 55.0)
-    assert watched.quality.reading().num_nan == 2
+    assert watched.quality.snapshot().num_nan == 2
     assert watched.means == [8.5]
 
 
@@ -300,7 +300,7 @@ def test_an_absurd_step_is_counted_and_poisons_no_figure(size: int, absurd: floa
     for start in range(0, len(values), size):
         some = values[start : start + size]
         take(watched.quality, session, some, np.zeros((len(some), 1)), bands[: len(some)])
-    reading = watched.quality.reading()
+    reading = watched.quality.snapshot()
     assert (reading.num_steps, reading.surprise, reading.num_outliers, reading.num_nan) == (11, 66.0, 1, 0)
     assert watched.quality.surprise is not None
     assert watched.quality.surprise.mean == 6.0
@@ -315,7 +315,7 @@ def test_a_model_without_a_chart_takes_more_for_usual_and_no_end_of_it() -> None
     quality, session = Quality(Scores("surprise", "squares"), None, "fake/1"), new_session()
     values = [5e5, 5e5, 1e7, 1e38]
     take(quality, session, values, np.zeros((4, 1)), np.zeros((4, 2)))
-    reading = quality.reading()
+    reading = quality.snapshot()
     assert (reading.num_steps, reading.surprise, reading.num_outliers) == (2, 1e6, 2)
 
 
@@ -334,10 +334,10 @@ def test_forecasts_are_held_against_the_next_input(size: int) -> None:
     for start in range(0, 8, size):
         some = slice(start, start + size)
         take(quality, session, [1.0] * len(truths[some]), rows[some], bands[some])
-    reading = quality.reading()
+    reading = quality.snapshot()
     # Of the first nothing was forecast; 0.5, 0.0 and 1.0 are within [0, 1].
     assert (reading.num_inside, reading.num_outside) == (3, 4)
     assert reading.num_out_of_range == 3
     session.lose_track()
     take(quality, session, [1.0], rows[:1], bands[:1])
-    assert quality.reading().num_inside + quality.reading().num_outside == 7
+    assert quality.snapshot().num_inside + quality.snapshot().num_outside == 7

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.api import Ask, Prediction
+from tidegate.api import Prediction, StepOptions
 from tidegate.engine.scheduler import LONG, SHORT, Plan, Scheduler
 from tidegate.engine.work import Work
 
 
 def work(steps: int, deadline: float | None = None) -> Work:
     reply: Future[Prediction] = Future()
-    return Work(None, (np.zeros(steps, np.int64),), Ask(), None, deadline, reply)
+    return Work(None, (np.zeros(steps, np.int64),), StepOptions(), None, deadline, reply)
 
 
 def planned(scheduler: Scheduler, now: float = 0.0) -> Plan:

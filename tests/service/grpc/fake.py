@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from tests.clock import ManualClock
 from tidegate.api import (
-    Ask,
     Candidate,
     CheckpointInfo,
     DriftReport,
@@ -28,6 +27,7 @@ from tidegate.api import (
     SessionInfo,
     SessionPage,
     SessionRequest,
+    StepOptions,
     StepResult,
     Surprise,
     SurpriseReport,
@@ -64,7 +64,7 @@ OPENED = 1_700_000_000.25
 class StepCall(NamedTuple):
     session: str
     input: Input
-    ask: Ask
+    options: StepOptions
     position: int | None
     deadline: float | None
 
@@ -97,7 +97,7 @@ class FakeService:
     checkpoints: dict[tuple[str, str], int] = field(default_factory=dict)
     branched: list[tuple[object, ...]] = field(default_factory=list)
     restored: list[tuple[bytes, RestoreRequest]] = field(default_factory=list)
-    predicted: list[tuple[str, str | None, Sequence[Input], Ask]] = field(default_factory=list)
+    predicted: list[tuple[str, str | None, Sequence[Input], StepOptions]] = field(default_factory=list)
     num_reloads: int = 0
     asked: list[int] = field(default_factory=list)
     waiting: list[tuple[asyncio.Future[StepResult], StepResult]] = field(default_factory=list)
@@ -130,13 +130,18 @@ class FakeService:
         return ReloadReport(["echo/3"], ["echo/1"], [Refusal("broken/1", "CHECKSUM_MISMATCH", "checksum differs")])
 
     async def predict(
-        self, model: str, version: str | None, sequences: Sequence[Input], ask: Ask, deadline: float | None = None
+        self,
+        model: str,
+        version: str | None,
+        sequences: Sequence[Input],
+        options: StepOptions,
+        deadline: float | None = None,
     ) -> PredictResult:
         self._fail(model)
-        self.predicted.append((model, version, sequences, ask))
+        self.predicted.append((model, version, sequences, options))
         if self.is_holding:
             await self._hold(model)
-        return PredictResult(model, version or "2", [predict(each, ask, 0) for each in sequences])
+        return PredictResult(model, version or "2", [predict(each, options, 0) for each in sequences])
 
     async def generate(
         self,
@@ -238,16 +243,16 @@ class FakeService:
         self,
         session: str,
         source: Input,
-        ask: Ask = Ask(),  # noqa: B008 - the core's default
+        options: StepOptions = StepOptions(),  # noqa: B008 - the core's default
         position: int | None = None,
         deadline: float | None = None,
     ) -> asyncio.Future[StepResult]:
-        self.steps.append(StepCall(session, source, ask, position, deadline))
+        self.steps.append(StepCall(session, source, options, position, deadline))
         self._fail(session)
         info = self.sessions[session]
         if position is not None and position != info.position:
             raise PositionConflictError(f"the session is at {info.position}", position=info.position)
-        result = StepResult(session, info.position + length(source), predict(source, ask, info.position))
+        result = StepResult(session, info.position + length(source), predict(source, options, info.position))
         future: asyncio.Future[StepResult] = asyncio.get_running_loop().create_future()
         future.add_done_callback(lambda done: self.cancelled.put_nowait(session) if done.cancelled() else None)
         if self.late_failures.get(session):
@@ -322,15 +327,15 @@ def length(source: Input | None) -> int:
     return len(steps)
 
 
-def predict(source: Input, ask: Ask, position: int) -> Prediction:
+def predict(source: Input, options: StepOptions, position: int) -> Prediction:
     """What `echo` says after an input that began at a position."""
     num_steps = length(source)
     last = [source.tokens[i] if source.tokens is not None else i for i in range(num_steps)]
-    told = last if ask.every_step else last[-1:]
+    told = last if options.every_step else last[-1:]
     surprises = [float(position + i + 1) for i in range(num_steps)]
     return Prediction(
         length=num_steps,
-        every_step=ask.every_step,
-        next=[[Candidate(chr(97 + k), token + k, 0.5**k) for k in range(ask.top)] for token in told],
-        surprise=Surprise(math.fsum(surprises) / num_steps, "bits", surprises if ask.every_step else None),
+        every_step=options.every_step,
+        next=[[Candidate(chr(97 + k), token + k, 0.5**k) for k in range(options.top)] for token in told],
+        surprise=Surprise(math.fsum(surprises) / num_steps, "bits", surprises if options.every_step else None),
     )

@@ -14,7 +14,7 @@ from tests.clock import START
 from tests.service.grpc.conftest import Stubs
 from tests.service.grpc.fake import OPENED, FakeService, GenerateCall
 from tests.service.transports.asgi import Exchange, body_of, http_scope
-from tidegate.api import Ask, Input, Sampling, SessionRequest
+from tidegate.api import Input, Sampling, SessionRequest, StepOptions
 from tidegate.errors import InvalidInputError
 from tidegate.observability.requests import Requests
 from tidegate.transports.grpc.adapter import GrpcAdapter
@@ -66,7 +66,7 @@ async def test_predict(stubs: Stubs, service: FakeService) -> None:
     request = predictor_pb2.PredictRequest(model="echo", sequences=sequences, top=2, every_step=True)
     reply = await stubs.predictor.Predict(request)
     asked = [Input(text="ab"), Input(tokens=[5, 6, 7])]
-    assert service.predicted == [("echo", None, asked, Ask(2, every_step=True))]
+    assert service.predicted == [("echo", None, asked, StepOptions(2, every_step=True))]
     assert [prediction.length for prediction in reply.predictions] == [2, 3]
     last = reply.predictions[1]
     assert [[each.id for each in row.candidates] for row in last.next] == [[5, 6], [6, 7], [7, 8]]

@@ -16,7 +16,7 @@ from tests.service.grpc.conftest import Stubs
 from tests.service.grpc.fake import FakeService
 from tests.service.grpc_server import GrpcServer
 from tidegate import errors
-from tidegate.api import Ask, Input
+from tidegate.api import Input, StepOptions
 from tidegate.limits import MAX_IN_FLIGHT, MAX_LANES
 from tidegate.v1 import predictor_pb2, types_pb2
 from tidegate.v1.predictor_pb2 import Attach, Columns, StreamReply, StreamRequest
@@ -78,7 +78,7 @@ async def test_steps_are_answered(open_stream: OpenStream, service: FakeService)
     assert [[each.id for each in row.candidates] for row in first.step.prediction.next] == [[4, 5], [7, 8]]
     second = await ask(stream, StreamRequest(step=StepRequest(session="b", text="xyz")))
     assert (second.step.session, second.step.position) == ("b", 3)
-    assert [call.ask for call in service.steps] == [Ask(2, every_step=True), Ask()]
+    assert [call.options for call in service.steps] == [StepOptions(2, every_step=True), StepOptions()]
 
 
 async def test_an_empty_session_is_the_one_before(open_stream: OpenStream, service: FakeService) -> None:

@@ -41,7 +41,7 @@ async def channel(service: FakeService, requests: Requests) -> AsyncIterator[aio
 
 def counted(requests: Requests) -> dict[tuple[str, str], dict[str, int]]:
     found = {}
-    for each in requests.readings():
+    for each in requests.snapshots():
         assert each.seconds.num_values == sum(each.outcomes.values())
         found[each.interface, each.method] = {outcome: count for outcome, count in each.outcomes.items() if count}
     return found

@@ -12,7 +12,6 @@ from hypothesis.extra import numpy as hnp
 
 from tests.service.grpc.fake import MODEL
 from tidegate.api import (
-    Ask,
     Candidate,
     CheckpointInfo,
     Drift,
@@ -30,6 +29,7 @@ from tidegate.api import (
     SessionInfo,
     SessionPage,
     SessionRequest,
+    StepOptions,
     StepResult,
     Surprise,
     Tensor,
@@ -43,8 +43,8 @@ from tidegate.wire.columns import (
     fill_columns,
 )
 from tidegate.wire.inputs import (
-    decode_ask,
     decode_input,
+    decode_options,
     decode_prompt,
     decode_sampling,
     fill_ask,
@@ -154,15 +154,15 @@ def test_prompts(value: Input | None) -> None:
     assert decode_prompt(message) == value
 
 
-@given(st.builds(Ask, uint32s, st.booleans(), st.just(False)))  # no message asks for raw outputs
-def test_asks(ask: Ask) -> None:
+@given(st.builds(StepOptions, uint32s, st.booleans(), st.just(False)))  # no message asks for raw outputs
+def test_asks(options: StepOptions) -> None:
     message = sessions_pb2.StepRequest()
-    fill_ask(message, ask)
-    assert decode_ask(message) == ask
+    fill_ask(message, options)
+    assert decode_options(message) == options
 
 
 def test_what_is_absent_has_the_core_s_defaults() -> None:
-    assert decode_ask(sessions_pb2.StepRequest()) == Ask()
+    assert decode_options(sessions_pb2.StepRequest()) == StepOptions()
     assert decode_sampling(predictor_pb2.GenerateRequest()) == Sampling()
 
 
@@ -313,10 +313,10 @@ def test_columns(data: st.DataObject) -> None:
     tokens = data.draw(st.lists(int64s, min_size=sum(lengths), max_size=sum(lengths))) if is_tokens else None
     values = None if is_tokens else data.draw(hnp.arrays(np.float32, (sum(lengths), width), elements=floats))
     where = data.draw(st.none() | st.just([7] * len(lengths)))
-    ask = Ask(data.draw(st.integers(0, 3)), data.draw(st.booleans()))
-    message = encode_columns(lanes, tokens=tokens, values=values, lengths=lengths, positions=where, ask=ask)
+    options = StepOptions(data.draw(st.integers(0, 3)), data.draw(st.booleans()))
+    message = encode_columns(lanes, tokens=tokens, values=values, lengths=lengths, positions=where, options=options)
     steps = decode_columns(message)
-    assert (steps.lanes, steps.ask) == (list(lanes), ask)
+    assert (steps.lanes, steps.options) == (list(lanes), options)
     assert steps.positions == (where or [])
     ends = np.cumsum(lengths)
     each = steps.each(0, len(lengths))

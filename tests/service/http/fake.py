@@ -15,7 +15,6 @@ import numpy as np
 
 from tests.clock import ManualClock
 from tidegate.api import (
-    Ask,
     Candidate,
     CheckpointInfo,
     Drift,
@@ -35,6 +34,7 @@ from tidegate.api import (
     SessionInfo,
     SessionPage,
     SessionRequest,
+    StepOptions,
     StepResult,
     Surprise,
     SurpriseReport,
@@ -186,9 +186,14 @@ class FakeService:
         return ReloadReport(["tiny/2"], ["tiny/1"], [Refusal("bad/1", "BAD_BUNDLE", "checksum differs")])
 
     async def predict(
-        self, model: str, version: str | None, sequences: Sequence[Input], ask: Ask, deadline: float | None = None
+        self,
+        model: str,
+        version: str | None,
+        sequences: Sequence[Input],
+        options: StepOptions,
+        deadline: float | None = None,
     ) -> PredictResult:
-        self._note("predict", model, version, list(sequences), ask, deadline=deadline)
+        self._note("predict", model, version, list(sequences), options, deadline=deadline)
         await self._wait_if_held()
         return PredictResult(model, "2", [self.prediction] * len(sequences))
 
@@ -279,9 +284,9 @@ class FakeService:
         return SESSION
 
     def step(
-        self, session: str, source: Input, ask: Ask, position: int | None, deadline: float | None
+        self, session: str, source: Input, options: StepOptions, position: int | None, deadline: float | None
     ) -> asyncio.Future[StepResult]:
-        self._note("step", session, source, ask, position, deadline=deadline)
+        self._note("step", session, source, options, position, deadline=deadline)
         future: asyncio.Future[StepResult] = asyncio.get_running_loop().create_future()
         future.add_done_callback(lambda done: self.is_cancelled.set() if done.cancelled() else None)
         self.held.append(future)

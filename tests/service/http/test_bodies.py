@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from tests.service.http.fake import SNAPSHOT, FakeService, Socket, http_scope
 from tests.service.transports.serving import front
-from tidegate.api import Ask, Input
+from tidegate.api import Input, StepOptions
 from tidegate.config import load_settings
 from tidegate.limits import LARGE_JSON_BYTES
 from tidegate.transports.http.app import create_app
@@ -76,7 +76,7 @@ async def test_a_length_over_the_limit_is_refused_before_the_body_is_read(client
 async def test_bodies_are_unpacked(client: httpx.AsyncClient, service: FakeService, encoding: str) -> None:
     reply = await posted(client, STEP, PACK[encoding](b'{"text": "R"}'), content_encoding=encoding)
     assert reply.status_code == 200
-    assert service.calls == [("step", "s-1", Input(text="R"), Ask(), None)]
+    assert service.calls == [("step", "s-1", Input(text="R"), StepOptions(), None)]
 
 
 @pytest.mark.parametrize("path", ROUTES)

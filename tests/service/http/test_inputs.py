@@ -194,7 +194,7 @@ json_values = st.recursive(
 @given(st.dictionaries(st.sampled_from(sorted(convert.STEP_KEYS)), json_values))
 def test_no_body_breaks_the_parser(body: dict[str, Json]) -> None:
     with contextlib.suppress(InvalidInputError):
-        source, ask, position = convert.parse_step(body)
+        source, options, position = convert.parse_step(body)
         assert sum(each is None for each in source) == 2
-        assert ask.top >= 0
+        assert options.top >= 0
         assert position is None or position >= 0

@@ -19,7 +19,17 @@ from tests.service.http.fake import (
     Call,
     FakeService,
 )
-from tidegate.api import Ask, Candidate, Drift, Forecast, Input, Prediction, SessionPage, SessionRequest, Surprise
+from tidegate.api import (
+    Candidate,
+    Drift,
+    Forecast,
+    Input,
+    Prediction,
+    SessionPage,
+    SessionRequest,
+    StepOptions,
+    Surprise,
+)
 from tidegate.config import load_settings
 from tidegate.transports.proxies import behind_proxies
 
@@ -54,7 +64,7 @@ async def test_predict_takes_many_sequences(client: httpx.AsyncClient, service: 
     body = {"sequences": [{"text": "RO"}, {"tokens": [1, 2]}], "top": 3, "every_step": True, "version": "1"}
     reply = await client.post("/v1/models/tiny:predict", json=body)
     assert reply.json() == {"model": "tiny", "version": "2", "predictions": [PREDICTION_JSON, PREDICTION_JSON]}
-    assert service.calls == [("predict", "tiny", "1", [Input(text="RO"), Input(tokens=[1, 2])], Ask(3, True))]
+    assert service.calls == [("predict", "tiny", "1", [Input(text="RO"), Input(tokens=[1, 2])], StepOptions(3, True))]
 
 
 async def test_opening_answers_created_with_the_place(client: httpx.AsyncClient, service: FakeService) -> None:
@@ -95,12 +105,12 @@ async def test_a_step_is_answered(client: httpx.AsyncClient, service: FakeServic
     reply = await client.post(STEP, json={"text": "R", "position": 3, "top": 2, "every_step": True})
     assert reply.json() == {"session": "s-1", "position": 1, "prediction": PREDICTION_JSON}
     assert reply.headers["content-type"] == "application/json"
-    assert service.calls == [("step", "s-1", Input(text="R"), Ask(2, True), 3)]
+    assert service.calls == [("step", "s-1", Input(text="R"), StepOptions(2, True), 3)]
 
 
 async def test_a_step_need_not_say_more_than_its_input(client: httpx.AsyncClient, service: FakeService) -> None:
     await client.post(STEP, json={"tokens": [1], "position": None, "top": None})
-    assert service.calls == [("step", "s-1", Input(tokens=[1]), Ask(1, False), None)]
+    assert service.calls == [("step", "s-1", Input(tokens=[1]), StepOptions(1, False), None)]
 
 
 async def test_values_become_rows(client: httpx.AsyncClient, service: FakeService) -> None:

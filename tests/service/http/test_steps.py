@@ -12,7 +12,7 @@ from tests.clock import START
 from tests.service.http.fake import LARGE_PREDICTION, LARGE_PREDICTION_JSON, PREDICTION_JSON, FakeService
 from tests.service.http.running import Running, Wire, request, running, until
 from tidegate import errors
-from tidegate.api import Ask, Input
+from tidegate.api import Input, StepOptions
 from tidegate.config import load_settings
 from tidegate.limits import LARGE_JSON_BYTES
 from tidegate.transports.http.app import create_app
@@ -43,7 +43,7 @@ async def test_a_step_is_answered(wire: Wire, service: FakeService) -> None:
         reply = await wire.reply()
         assert (reply.status, reply.fields["content-type"]) == (200, "application/json")
         assert reply.document == {"session": "s-1", "position": position, "prediction": PREDICTION_JSON}
-    assert service.calls == [("step", "s-1", Input(text="R"), Ask(2, True), 3)] * 2
+    assert service.calls == [("step", "s-1", Input(text="R"), StepOptions(2, True), 3)] * 2
 
 
 async def test_a_step_may_come_in_pieces(wire: Wire, service: FakeService) -> None:
@@ -51,7 +51,7 @@ async def test_a_step_may_come_in_pieces(wire: Wire, service: FakeService) -> No
         wire.send(bytes([byte]))
         await asyncio.sleep(0)
     assert (await wire.reply()).status == 200
-    assert service.calls == [("step", "s-1", Input(text="R"), Ask(), None)]
+    assert service.calls == [("step", "s-1", Input(text="R"), StepOptions(), None)]
 
 
 async def test_a_large_result_is_told_whole_and_the_connection_goes_on(wire: Wire, service: FakeService) -> None:
@@ -76,7 +76,7 @@ UNUSUAL = [
 async def test_unusual_requests_are_answered_alike(wire: Wire, service: FakeService, data: bytes) -> None:
     wire.send(data)
     assert (await wire.reply()).document["position"] == 1
-    assert service.calls == [("step", "s-1", Input(text="R"), Ask(), None)]
+    assert service.calls == [("step", "s-1", Input(text="R"), StepOptions(), None)]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from tests.clock import START
 from tests.service.http.fake import PREDICTION, PREDICTION_JSON, SESSION_JSON, FakeService, Socket
 from tidegate import errors
-from tidegate.api import Ask, Input, SessionRequest
+from tidegate.api import Input, SessionRequest, StepOptions
 from tidegate.config import load_settings
 from tidegate.limits import MAX_IN_FLIGHT
 from tidegate.transports.http.app import create_app
@@ -41,7 +41,7 @@ async def test_each_frame_is_answered(app: FastAPI, service: FakeService) -> Non
     async with Socket(app, PATH) as socket:
         socket.send({"text": "R", "position": 3, "top": 2, "every_step": True})
         assert await socket.answer() == {"session": "s-1", "position": 1, "prediction": PREDICTION_JSON}
-    assert service.calls == [("get", "s-1"), ("step", "s-1", Input(text="R"), Ask(2, True), 3)]
+    assert service.calls == [("get", "s-1"), ("step", "s-1", Input(text="R"), StepOptions(2, True), 3)]
 
 
 async def test_binary_frames_hold_json_too(app: FastAPI) -> None:
@@ -61,7 +61,7 @@ async def test_a_binary_frame_is_a_message_of_the_stream_and_so_is_its_answer(
         replies = [await socket.message() for _ in range(3)]
     assert [reply.step.position for reply in replies] == [1, 2, 3]
     assert decode_step(replies[0].step, every_step=False).prediction == PREDICTION
-    assert service.calls[1:] == [("step", name, Input(text="R"), Ask(2), 3) for name in ("s-1", "s-2", "s-2")]
+    assert service.calls[1:] == [("step", name, Input(text="R"), StepOptions(2), 3) for name in ("s-1", "s-2", "s-2")]
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ async def test_the_first_text_frame_opens_the_session_of_the_others(app: FastAPI
         assert (await socket.message()).step.position == 2
     assert service.calls == [
         ("open", SessionRequest("tiny", durable=True, id="mine")),
-        ("step", "s-1", Input(text="R"), Ask(), None),
-        ("step", "s-1", Input(text="S"), Ask(), None),
+        ("step", "s-1", Input(text="R"), StepOptions(), None),
+        ("step", "s-1", Input(text="S"), StepOptions(), None),
     ]
 
 

@@ -24,7 +24,7 @@ def counted(app: FastAPI) -> dict[tuple[str, str], dict[str, int]]:
     """Requests by interface and method, and by outcome, without zeros."""
     requests: Requests = app.state.requests
     found = {}
-    for each in requests.readings():
+    for each in requests.snapshots():
         assert each.seconds.num_values == sum(each.outcomes.values())
         outcomes = {outcome: count for outcome, count in each.outcomes.items() if count}
         if outcomes:

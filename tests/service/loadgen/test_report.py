@@ -134,8 +134,8 @@ class Server:
                 task="next_token",
                 cell="lstm",
                 num_padding_steps=0,
-                quality=Quality(Scores(), None, "tiny").reading(),
-                meter=Meter().reading()._replace(steps={"step": 40, "predict": 5}),
+                quality=Quality(Scores(), None, "tiny").snapshot(),
+                meter=Meter().snapshot()._replace(steps={"step": 40, "predict": 5}),
             )
             for version, runs in (("1", 7), ("2", 10))
         ]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.histogram import Reading
+from tidegate.histogram import HistogramSnapshot
 from tidegate.observability.families import Family, Kept, Labels, Snapshot, Value, counted, decode, encode, merged
 
 BOUNDS = (1.0, 10.0)
@@ -18,8 +18,8 @@ def family(values: Mapping[Labels, Value], kind: str = "counter", over: str = "s
     return Family(f"some_{kind}_{over}", kind, "Some.", ("model",), values, over)  # type: ignore[arg-type]
 
 
-def read(*counts: int) -> Reading:
-    return Reading(BOUNDS, counts, float(sum(counts)))
+def read(*counts: int) -> HistogramSnapshot:
+    return HistogramSnapshot(BOUNDS, counts, float(sum(counts)))
 
 
 SNAPSHOT: Snapshot = [

@@ -49,7 +49,7 @@ def test_each_method_has_its_own_counters() -> None:
     requests.method("grpc", "Step").end(begun)
     requests.method("grpc", "Step").end(begun, "aborted")
     requests.method("http", "Step").end(begun)
-    read = [(each.interface, each.method, each.outcomes, each.seconds.num_values) for each in requests.readings()]
+    read = [(each.interface, each.method, each.outcomes, each.seconds.num_values) for each in requests.snapshots()]
     assert read == [("grpc", "Step", {"ok": 1, "aborted": 1}, 2), ("http", "Step", {"ok": 1}, 1)]
 
 

@@ -24,7 +24,7 @@ BODY = {"inputs": [{"name": "tokens", "datatype": "INT64", "shape": [1, 2], "dat
 def counted(requests: Requests) -> dict[tuple[str, str], dict[str, int]]:
     return {
         (each.interface, each.method): {outcome: count for outcome, count in each.outcomes.items() if count}
-        for each in requests.readings()
+        for each in requests.snapshots()
     }
 
 

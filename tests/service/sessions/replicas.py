@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.clock import ManualClock
 from tests.service.serving import check_integrity
-from tidegate.api import Ask, Input, Prediction, SessionInfo, SessionRequest, StepResult
+from tidegate.api import Input, Prediction, SessionInfo, SessionRequest, StepOptions, StepResult
 from tidegate.clock import Clock
 from tidegate.config import load_settings
 from tidegate.errors import UnavailableError
@@ -135,7 +135,7 @@ class Replicas:
 
     async def whole(self, text: str, version: str = "1") -> Prediction:
         """What the model says to all of ``text`` at once."""
-        result = await self.services[0].predict(MODEL, version, [Input(text=text)], Ask())
+        result = await self.services[0].predict(MODEL, version, [Input(text=text)], StepOptions())
         return result.predictions[0]
 
 
@@ -167,5 +167,5 @@ def _skewed_wall(clock: ManualClock, skews: Sequence[float], number: int) -> flo
     return clock.clock().wall() + skews[number]
 
 
-async def step(service: Service, text: str, position: int | None = None, id_: str = "s", **ask: Any) -> StepResult:
-    return await service.step(id_, Input(text=text), Ask(**ask), position)
+async def step(service: Service, text: str, position: int | None = None, id_: str = "s", **options: Any) -> StepResult:
+    return await service.step(id_, Input(text=text), StepOptions(**options), position)

@@ -86,7 +86,7 @@ class Stream:
 
     @property
     def counted(self) -> dict[str, int]:
-        return {outcome: count for outcome, count in next(self.requests.readings()).outcomes.items() if count}
+        return {outcome: count for outcome, count in next(self.requests.snapshots()).outcomes.items() if count}
 
     async def send(self, *messages: Any) -> None:
         for message in messages:

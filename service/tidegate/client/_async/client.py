@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from tidegate.api import (
-    Ask,
     GeneratedToken,
     GenerationDone,
     Input,
@@ -16,6 +15,7 @@ from tidegate.api import (
     PredictResult,
     ReloadReport,
     SessionInfo,
+    StepOptions,
 )
 from tidegate.client._async.columns import AsyncColumnStream
 from tidegate.client._async.connection import AsyncConnection
@@ -101,7 +101,7 @@ class AsyncClient:
         Raises:
             InvalidInputError: A sequence is wrong; ``details["sequence"]`` is its index. None was run.
         """
-        request = predict_request(model, version, sequences, Ask(top, every_step))
+        request = predict_request(model, version, sequences, StepOptions(top, every_step))
         reply = await self._connection.call(self._connection.predictor.Predict, request, timeout=timeout)
         return decode_predict(reply, every_step=every_step)
 

@@ -11,7 +11,7 @@ from typing import Self
 
 from numpy.typing import ArrayLike
 
-from tidegate.api import Ask
+from tidegate.api import StepOptions
 from tidegate.client._async.connection import AsyncConnection, AsyncOpenStream
 from tidegate.client._async.session import AsyncSession
 from tidegate.client.requests import Integers, attach_request, columns_request, session_ids
@@ -96,9 +96,9 @@ class AsyncColumnStream:
         every_step: bool = False,
     ) -> None:
         """Send columns without waiting. While a lane awaits an answer, further columns of it are held back here."""
-        ask = Ask(top, every_step)
+        options = StepOptions(top, every_step)
         self._window.add(
-            columns_request(lanes, tokens=tokens, values=values, lengths=lengths, positions=positions, ask=ask)
+            columns_request(lanes, tokens=tokens, values=values, lengths=lengths, positions=positions, options=options)
         )
         try:
             if self._stream is not None:

@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, Self, Unpack
 
 from numpy.typing import ArrayLike
 
-from tidegate.api import Ask, CheckpointInfo, GeneratedToken, GenerationDone, SessionInfo, StepResult
+from tidegate.api import CheckpointInfo, GeneratedToken, GenerationDone, SessionInfo, StepOptions, StepResult
 from tidegate.client._async.connection import AsyncConnection, AsyncOpenStream
 from tidegate.client.arguments import build
 from tidegate.client.requests import (
@@ -85,7 +85,7 @@ class AsyncSession:
             PositionConflictError: Somebody else stepped the session; `refresh` tells where it is.
             UnavailableError, DeadlineExceededError: The outcome is unknown. The same step again is safe.
         """
-        request = step_request(self.id, self.position, one_input(text, tokens, values), Ask(top, every_step))
+        request = step_request(self.id, self.position, one_input(text, tokens, values), StepOptions(top, every_step))
         send = self._connection.call if self.position is None else self._connection.call_repeatedly
         reply = await send(self._connection.sessions.Step, request, self.id, timeout)
         self.position = reply.position
@@ -227,7 +227,7 @@ class AsyncSessionStream:
     ) -> None:
         """Send a step without waiting. It goes out now, or, over ``overlap``, when `receive` has made room for it."""
         given = one_input(text, tokens, values)
-        self._window.add(step_request(self._session.id, None, given, Ask(top, every_step)), num_steps(given))
+        self._window.add(step_request(self._session.id, None, given, StepOptions(top, every_step)), num_steps(given))
         try:
             await self._push()
         except BaseException:

@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from tidegate.api import (
-    Ask,
     GeneratedToken,
     GenerationDone,
     Input,
@@ -17,6 +16,7 @@ from tidegate.api import (
     PredictResult,
     ReloadReport,
     SessionInfo,
+    StepOptions,
 )
 from tidegate.client._sync.columns import ColumnStream
 from tidegate.client._sync.connection import Connection
@@ -102,7 +102,7 @@ class Client:
         Raises:
             InvalidInputError: A sequence is wrong; ``details["sequence"]`` is its index. None was run.
         """
-        request = predict_request(model, version, sequences, Ask(top, every_step))
+        request = predict_request(model, version, sequences, StepOptions(top, every_step))
         reply = self._connection.call(self._connection.predictor.Predict, request, timeout=timeout)
         return decode_predict(reply, every_step=every_step)
 

@@ -12,7 +12,7 @@ from typing import Self
 
 from numpy.typing import ArrayLike
 
-from tidegate.api import Ask
+from tidegate.api import StepOptions
 from tidegate.client._sync.connection import Connection, OpenStream
 from tidegate.client._sync.session import Session
 from tidegate.client.requests import Integers, attach_request, columns_request, session_ids
@@ -95,9 +95,9 @@ class ColumnStream:
         every_step: bool = False,
     ) -> None:
         """Send columns without waiting. While a lane awaits an answer, further columns of it are held back here."""
-        ask = Ask(top, every_step)
+        options = StepOptions(top, every_step)
         self._window.add(
-            columns_request(lanes, tokens=tokens, values=values, lengths=lengths, positions=positions, ask=ask)
+            columns_request(lanes, tokens=tokens, values=values, lengths=lengths, positions=positions, options=options)
         )
         try:
             if self._stream is not None:

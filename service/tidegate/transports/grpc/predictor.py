@@ -13,7 +13,7 @@ from tidegate.transports.grpc.calls import Context, answered, deadline_of, uncou
 from tidegate.transports.grpc.stream import step_queue
 from tidegate.transports.reply_queue import OpenStreams
 from tidegate.v1 import predictor_pb2, predictor_pb2_grpc, types_pb2
-from tidegate.wire.inputs import decode_ask, decode_input, decode_prompt, decode_sampling
+from tidegate.wire.inputs import decode_input, decode_options, decode_prompt, decode_sampling
 from tidegate.wire.predictions import encoding_predict
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class Predictor(predictor_pb2_grpc.PredictorServicer):
     async def Predict(self, request: predictor_pb2.PredictRequest, context: Context) -> predictor_pb2.PredictReply:
         deadline = deadline_of(context, self._service)
         check_sequences(len(request.sequences))
-        sequences, ask = decode_sequences(request.sequences), decode_ask(request)
-        result = await self._service.predict(request.model, request.version or None, sequences, ask, deadline)
+        sequences, options = decode_sequences(request.sequences), decode_options(request)
+        result = await self._service.predict(request.model, request.version or None, sequences, options, deadline)
         return await in_slices(encoding_predict(result))
 
     # grpc.aio also takes a coroutine that writes its replies itself, which the generated types do not know. Unlike a

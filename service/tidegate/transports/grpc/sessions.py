@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tidegate.observability.requests import Requests
 from tidegate.transports.grpc.calls import Context, answered, deadline_of, fill_reply, session_of, write_events
 from tidegate.v1 import sessions_pb2, sessions_pb2_grpc
-from tidegate.wire.inputs import decode_ask, decode_input, decode_prompt, decode_sampling
+from tidegate.wire.inputs import decode_input, decode_options, decode_prompt, decode_sampling
 from tidegate.wire.sessions import (
     decode_fork_request,
     decode_restore_request,
@@ -53,8 +53,8 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         session, deadline = session_of(request.session, context), deadline_of(context, self._service)
         position = request.position if request.HasField("position") else None
         reply = sessions_pb2.StepReply()
-        asked, ask = decode_input(request), decode_ask(request)
-        await fill_reply(reply, await self._service.step(session, asked, ask, position, deadline))
+        asked, options = decode_input(request), decode_options(request)
+        await fill_reply(reply, await self._service.step(session, asked, options, position, deadline))
         return reply
 
     # A coroutine that writes its replies itself: see Predictor.Generate.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from tidegate.api import Ask, Input, StepResult
+from tidegate.api import Input, StepOptions, StepResult
 from tidegate.engine.share import Share
 from tidegate.errors import InvalidInputError, TidegateError
 from tidegate.faults import conceal
@@ -18,7 +18,7 @@ from tidegate.transports.grpc.lanes import Group, Lane, Lanes
 from tidegate.transports.reply_queue import Pending, Ready, ReplyQueue, abandon, result_of
 from tidegate.v1 import predictor_pb2, sessions_pb2
 from tidegate.wire.columns import LaneSteps, decode_columns
-from tidegate.wire.inputs import decode_ask, decode_input
+from tidegate.wire.inputs import decode_input, decode_options
 from tidegate.wire.parsing import parsed
 from tidegate.wire.predictions import fill_step, filling_step
 
@@ -113,8 +113,8 @@ class StepMessages:
         if not self.session:
             raise InvalidInputError("no session: the first step of a stream must name one")
         position = message.position if message.HasField("position") else None
-        asked, ask = decode_input(message), decode_ask(message)
-        future = self._service.step(self.session, asked, ask, position, self._time_limit())
+        asked, options = decode_input(message), decode_options(message)
+        future = self._service.step(self.session, asked, options, position, self._time_limit())
         return PendingStep(self.session, future)
 
     async def _submit_columns(self, message: predictor_pb2.Columns) -> Pending:
@@ -141,19 +141,19 @@ class StepMessages:
         start, stop, party = group
         if party is not None and not steps.lengths:
             source, positions = steps.part(start, stop), steps.positions[start:stop]
-            together = self._service.step_together(party, source, steps.ask, positions, deadline)
+            together = self._service.step_together(party, source, steps.options, positions, deadline)
             if together is not None:
                 return together
         return [
-            self._submit_lane(lane, source, steps.ask, position, deadline)
+            self._submit_lane(lane, source, steps.options, position, deadline)
             for lane, (source, position) in zip(lanes, steps.each(start, stop), strict=True)
         ]
 
     def _submit_lane(
-        self, lane: Lane, source: Input, ask: Ask, position: int | None, deadline: float
+        self, lane: Lane, source: Input, options: StepOptions, position: int | None, deadline: float
     ) -> asyncio.Future[StepResult] | TidegateError:
         try:
-            return lane.failure or self._service.step(lane.session, source, ask, position, deadline)
+            return lane.failure or self._service.step(lane.session, source, options, position, deadline)
         except Exception as error:  # noqa: BLE001 - it is this lane's answer
             return conceal(error)
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from tidegate.api import (
     LAST_POSITION,
-    Ask,
     Candidate,
     FloatArray,
     Forecast,
@@ -23,6 +22,7 @@ from tidegate.api import (
     Input,
     Prediction,
     PredictResult,
+    StepOptions,
     StepResult,
     Surprise,
     Tensor,
@@ -43,17 +43,17 @@ PREDICT_KEYS = ASK_KEYS | {"sequences", "version"}
 
 NUMBER_TYPES = frozenset({int, float})
 TOKEN_TYPES = frozenset({int})
-DEFAULT_ASK = Ask()
+DEFAULT_ASK = StepOptions()
 _MOST_CANDIDATES = 2**32 - 1
 
 
-def parse_step(body: Object) -> tuple[Input, Ask, int | None]:
+def parse_step(body: Object) -> tuple[Input, StepOptions, int | None]:
     """A ``:step`` body: the input, what is asked, and the session's position where it is given."""
     _only(body, STEP_KEYS)
     return parse_input(body), _parse_ask(body), parse_whole(body, "position", LAST_POSITION)
 
 
-def parse_predict(body: Object) -> tuple[list[Input], Ask, str | None]:
+def parse_predict(body: Object) -> tuple[list[Input], StepOptions, str | None]:
     """A ``:predict`` body: the sequences, what is asked, and the version where it is given."""
     _only(body, PREDICT_KEYS)
     sequences = body.get("sequences")
@@ -99,14 +99,14 @@ def _only(body: Object, known: frozenset[str], path: str = "") -> None:
             raise InvalidInputError(f"unknown key {shown(path + key)}")
 
 
-def _parse_ask(body: Object) -> Ask:
+def _parse_ask(body: Object) -> StepOptions:
     top = parse_whole(body, "top", _MOST_CANDIDATES)
     every_step = body.get("every_step")
     if every_step is not None and type(every_step) is not bool:
         raise InvalidInputError("every_step: must be true or false")
     if top is None and not every_step:
         return DEFAULT_ASK
-    return Ask(DEFAULT_ASK.top if top is None else top, bool(every_step))
+    return StepOptions(DEFAULT_ASK.top if top is None else top, bool(every_step))
 
 
 def _parse_sequence(sequence: Json, index: int) -> Input:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from tidegate.api import Ask, Input, ModelInfo, Prediction, Rows, Tensor, TensorInfo, check_steps
+from tidegate.api import Input, ModelInfo, Prediction, Rows, StepOptions, Tensor, TensorInfo, check_steps
 from tidegate.errors import FailedPreconditionError, InvalidInputError
 
 _FLOAT_BYTES = 4
-_ONE = Ask()
-_EACH = Ask(every_step=True)
+_ONE = StepOptions()
+_EACH = StepOptions(every_step=True)
 
 
 def width_of(model: ModelInfo) -> int:
@@ -35,7 +35,7 @@ def width_of(model: ModelInfo) -> int:
     )
 
 
-def parse_floats(frame: bytes, width: int) -> tuple[Input, Ask]:
+def parse_floats(frame: bytes, width: int) -> tuple[Input, StepOptions]:
     """Return a frame's steps, and what is asked.
 
     Raises:

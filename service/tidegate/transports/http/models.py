@@ -56,9 +56,9 @@ async def predict(request: Request, model: Name) -> Response:
     """What a model says to whole sequences, many at once and of any lengths."""
     service = service_of(request)
     form = await read_json(request.scope, request.receive, service)
-    sequences, ask, version = convert.parse_predict(form)
+    sequences, options, version = convert.parse_predict(form)
     until = deadline(request.scope, service)
-    result = await service.predict(model, version, sequences, ask, until)
+    result = await service.predict(model, version, sequences, options, until)
     return await reply_in_slices(convert.predict_json(result))
 
 

@@ -52,8 +52,8 @@ class Steps:
         begun, outcome = self._requests.begin(scope["headers"], session), CANCELLED
         events: list[Event]
         try:
-            chunk, ask, position = convert.parse_step(await read_json(scope, receive, self._service))
-            result = await self._service.step(session, chunk, ask, position, deadline(scope, self._service))
+            chunk, options, position = convert.parse_step(await read_json(scope, receive, self._service))
+            result = await self._service.step(session, chunk, options, position, deadline(scope, self._service))
             reply = convert.step_json(result)
             body = await in_slices(write(reply)) if result.prediction.is_large else dump(reply)
             outcome, events = OK, _json(body)

@@ -189,8 +189,8 @@ class WebSocketStream:
                 document = await parse_in_slices(frame.encode() if isinstance(frame, str) else frame)
             if not self._session:
                 return await self._open(document)
-            chunk, ask, position = convert.parse_step(document)
-            future = self._service.step(self._session, chunk, ask, position, self._now() + self._seconds)
+            chunk, options, position = convert.parse_step(document)
+            future = self._service.step(self._session, chunk, options, position, self._now() + self._seconds)
         except Exception as error:  # noqa: BLE001 - a frame's error is its answer
             return self._refuse(error)
         return PendingFrame(self._session, future, is_floats=False)
@@ -224,8 +224,8 @@ class WebSocketStream:
             self._check_size(frame)
             if self._width is None:
                 raise InvalidInputError("no session: the first frame must open one, a text frame")
-            chunk, ask = parse_floats(frame, self._width)
-            future = self._service.step(self._session, chunk, ask, None, self._now() + self._seconds)
+            chunk, options = parse_floats(frame, self._width)
+            future = self._service.step(self._session, chunk, options, None, self._now() + self._seconds)
         except Exception as error:  # noqa: BLE001 - a frame's error is its answer
             return self._refuse(error)
         return PendingFrame(self._session, future, is_floats=True)
