@@ -112,7 +112,8 @@ class Cohort:
     """
 
     __slots__ = (
-        "arrived", "aside", "deadline", "inputs", "options", "party", "positions", "reply", "sessions", "slots", "starts"
+        "arrived", "aside", "deadline", "inputs", "options", "party", "positions", "reply", "sessions", "slots",
+        "starts"
     )  # fmt: skip
 
     remaining = 1

@@ -53,8 +53,8 @@ class Work:
     """
 
     __slots__ = (
-        "arrived", "course", "deadline", "ends", "inputs", "is_checked", "is_stored", "kind", "length", "offset", "options",
-        "pieces", "position", "reply", "scratch", "session", "start"
+        "arrived", "course", "deadline", "ends", "inputs", "is_checked", "is_stored", "kind", "length", "offset",
+        "options", "pieces", "position", "reply", "scratch", "session", "start"
     )  # fmt: skip
 
     def __init__(

@@ -81,6 +81,9 @@ def test_a_text_by_itself_is_one_id_and_one_stop_string() -> None:
     assert session_ids("abc") == ["abc"]
 
 
+OPTIONS = StepOptions()
+
+
 def plain_step(**given: Any) -> Make:
     position, top, every_step = given.pop("position", 0), given.pop("top", 1), given.pop("every_step", False)
     source = {"text": None, "tokens": None, "values": None} | (given or {"text": "a"})

@@ -26,6 +26,7 @@ from tidegate.watchdog import RUN_TIMEOUT, RunLimit
 pytestmark = pytest.mark.usefixtures("arena")
 
 BAD = 4
+LAST_STEP = StepOptions()
 """The token of "d" plus the state of a first step."""
 
 
