@@ -31,8 +31,9 @@ class Evidence:
 
     @classmethod
     def gather(cls, inputs: Sequence[str], outputs: Sequence[str], flow: Flow) -> Evidence:
-        reached = {name: flow.links(name) for name in inputs}
-        links = {(a, b): reached[a].get(b, Link.NONE) for a in inputs for b in outputs}
+        reached = flow.input_links(inputs)
+        values = {value.name: value for value in flow.graph.outputs}
+        links = {(a, b): reached[a].get(values[b], Link.NONE) for a in inputs for b in outputs}
         depends = {b: frozenset(a for a in inputs if links[a, b] is not Link.NONE) for b in outputs}
         return cls(links, depends, frozenset(flow.carried(reached)))
 

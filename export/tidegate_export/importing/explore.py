@@ -19,7 +19,7 @@ from tidegate_export.errors import ExportError
 from tidegate_export.importing.axes import Guess, guesses
 from tidegate_export.importing.by_frame import likeliest_pairs
 from tidegate_export.importing.evidence import STRONG, Evidence
-from tidegate_export.importing.flow import Flow, handed_on
+from tidegate_export.importing.flow import Flow
 from tidegate_export.importing.foreign import Array, Arrays, Declared, Foreign, declared, random_array
 from tidegate_export.importing.naming import is_length
 from tidegate_export.importing.pairing import STEPS, NotStreamableError, Search
@@ -76,7 +76,7 @@ class Explorer:
         raise ExportError(str(max(rejections, key=lambda error: error.depth)))
 
     def _widths(self) -> dict[str, int]:
-        return widths(self.model.graph, self.flow, [item.name for item in self.inputs])
+        return widths(self.flow, [item.name for item in self.inputs])
 
     def _refuse_settings(self) -> None:
         """A single number that no output can be is a setting: nothing runs without its value."""
@@ -339,7 +339,7 @@ class _Try:
             initial={name: first for name, first in self.explorer.initial.items() if np.ptp(first) != 0},
             notes=tuple(
                 f"{a} is handed on as it came: every session keeps its first value (--initial says it; or --constant)"
-                for a in handed_on(self.explorer.model.graph)
+                for a in self.explorer.flow.handed_on()
                 if a in pairs
             ),
             reasons={a: "proved by streaming" if is_proved else self._reason(a, b) for a, b in pairs.items()},

@@ -1,18 +1,19 @@
 """What flows where in a graph: how an output hangs on an input, and which layers carry which state.
 
-Knows ONNX's scopes and the operators that merely move values. Runs nothing.
+Knows the operators that merely move values. Runs nothing.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
+from typing import NamedTuple, TypeAlias
 
-from onnx import GraphProto, NodeProto
+import onnx
+import onnx_ir as ir
 
-from tidegate_export.importing.source import RECURRENT, attribute, called, inner_graphs, integers, nodes
+from tidegate_export.importing.source import RECURRENT
 
 
 class Link(IntEnum):
@@ -40,28 +41,41 @@ _ELEMENTWISE_WORDS = """
 _ELEMENTWISE = frozenset(_ELEMENTWISE_WORDS.split())
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+SHAPES = frozenset({"Shape", "Size"})
+"""Operators whose results hang on an input's shape alone."""
+
+Edge: TypeAlias = tuple[ir.Value, ir.Value, Link]
+
+
+class Layer(NamedTuple):
     """A recurrent layer: where its first state comes from (None: it begins at zero in every run)."""
 
     name: str
-    initial: str | None
+    initial: ir.Value | None
     is_backward: bool
-    slots: tuple[tuple[str, str], ...] = ()
+    slots: tuple[tuple[ir.Value, ir.Value], ...] = ()
     """First and last value of each of its states that has both."""
 
 
-@dataclass(slots=True)
 class Flow:
-    """Edges between values. A value is known by its scope and name, for sibling graphs may use a name twice."""
+    """The edges between the values of a graph and of those nested in it, and its recurrent layers."""
 
-    edges: dict[str, list[tuple[str, Link]]] = field(default_factory=lambda: defaultdict(list))
-    layers: list[Layer] = field(default_factory=list)
-    reversals: list[str] = field(default_factory=list)
-    """Nodes that turn a sequence around."""
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.edges: dict[ir.Value, list[tuple[ir.Value, Link]]] = defaultdict(list)
+        self.layers: list[Layer] = []
+        self.reversals: list[str] = []
+        """Nodes that turn a sequence around."""
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            for source, target, link in _edges(node):
+                self.edges[source].append((target, link))
+            if node.op_type in RECURRENT:
+                self.layers.append(_layer(node))
+            if _turns_around(node):
+                self.reversals.append(_called(node))
 
-    def links(self, start: str) -> dict[str, Link]:
-        """Return everything that hangs on the graph's input `start`, with the strongest link."""
+    def links(self, start: ir.Value) -> dict[ir.Value, Link]:
+        """Return everything that hangs on `start`, with the strongest link."""
         best = {start: Link.MOVED}
         for most in (Link.MOVED, Link.ELEMENTWISE, Link.MIXED):
             todo = deque(best)
@@ -73,12 +87,17 @@ class Flow:
                         todo.append(other)
         return best
 
-    def carried(self, reached: Mapping[str, Mapping[str, Link]]) -> set[tuple[str, str]]:
-        """Return which values (keys of `reached`, with all that hangs on each) a layer takes its first state from, and
-        which it gives its last to, scaled at most.
+    def input_links(self, names: Iterable[str]) -> dict[str, dict[ir.Value, Link]]:
+        """Return the links of some of the graph's inputs, by their names."""
+        inputs = {item.name: item for item in self.graph.inputs}
+        return {name: self.links(inputs[name]) for name in names}
+
+    def carried(self, reached: Mapping[str, Mapping[ir.Value, Link]]) -> set[tuple[str, str]]:
+        """Return which inputs (with all that hangs on each) a layer takes its first state from, and which outputs it
+        gives its last to, scaled at most.
         """
         return {
-            (source, target)
+            (source, target.name or "")
             for layer in self.layers
             for first, last in layer.slots
             for target, link in self.links(last).items()
@@ -93,94 +112,96 @@ class Flow:
 
     def forgetful(self, states: Sequence[str]) -> list[str]:
         """Return the layers whose first state comes from none of the inputs `states`."""
-        carried = {value for state in states for value in self.links(state)}
+        carried = {value for links in self.input_links(states).values() for value in links}
         return [layer.name for layer in self.layers if layer.initial is None or layer.initial not in carried]
 
+    def handed_on(self) -> list[str]:
+        """Return the inputs that come out again as they are."""
+        sources = []
+        for value in self.graph.outputs:
+            source = value
+            while (node := source.producer()) is not None and node.op_type == "Identity" and node.inputs[0] is not None:
+                source = node.inputs[0]
+            if source.is_graph_input():
+                sources.append(source.name or "")
+        return sources
 
-Scope = dict[str, str]
-
-
-def trace(graph: GraphProto) -> Flow:
-    """Return the flow of a graph, nested ones included; values at the top are known by their name alone."""
-    known = integers(graph)
-    flow = Flow(reversals=[called(node) for node in nodes(graph) if _turns_around(node, known)])
-    _trace_graph(graph, {item.name: item.name for item in graph.input}, "", flow)
-    return flow
-
-
-def _trace_graph(graph: GraphProto, outer: Scope, prefix: str, flow: Flow) -> Scope:
-    scope = dict(outer)
-    names = [item.name for item in graph.input] + [item.name for item in graph.initializer]
-    scope |= {name: prefix + name for name in names}
-    for index, node in enumerate(graph.node):
-        for name in node.output:
-            scope[name] = prefix + name
-        for source, target, link in _edges(node, scope, f"{prefix}{index}/", flow):
-            flow.edges[source].append((target, link))
-    return scope
-
-
-Edge = tuple[str, str, Link]
+    def values_reached(self) -> set[ir.Value]:
+        """Return what hangs on the values of inputs, not only on their shapes."""
+        reached = set(self.graph.inputs)
+        todo = deque(reached)
+        while todo:
+            for other, _ in self.edges.get(todo.popleft(), ()):
+                node = other.producer()
+                if other not in reached and not (node is not None and node.op_type in SHAPES):
+                    reached.add(other)
+                    todo.append(other)
+        return reached
 
 
-def _edges(node: NodeProto, scope: Scope, prefix: str, flow: Flow) -> Iterator[Edge]:
-    outputs = [scope[name] for name in node.output if name]
-    inputs = [scope[name] for name in node.input if name in scope]
+def trace(model: onnx.ModelProto) -> Flow:
+    """Return the flow of a model's graph."""
+    return Flow(ir.from_proto(model).graph)
+
+
+def _edges(node: ir.Node) -> Iterator[Edge]:
+    inputs = [value for value in node.inputs if value is not None]
+    bodies = list(_bodies(node))
     link = Link.MOVED if node.op_type in _MOVES else Link.ELEMENTWISE if node.op_type in _ELEMENTWISE else Link.MIXED
-    if node.op_type in RECURRENT:
-        flow.layers.append(_layer(node, scope))
-        yield from _carried(node, scope)
-    bodies = list(inner_graphs(node))
-    for number, body in enumerate(bodies):
-        yield from _body_edges(node, body, scope, f"{prefix}{number}/", flow)
     for source in inputs:
-        for target in outputs:
+        for target in node.outputs:
             yield source, target, Link.MIXED if bodies else link
+    if node.op_type in RECURRENT:
+        yield from _carried(node)
+    for body in bodies:
+        yield from _body_edges(node, body)
 
 
-def _layer(node: NodeProto, scope: Scope) -> Layer:
-    name = node.input[5] if len(node.input) > 5 else ""
-    is_backward = attribute(node, "direction") in {b"bidirectional", b"reverse"}
-    slots = tuple((first, last) for first, last, link in _carried(node, scope) if link is Link.MOVED)
-    return Layer(called(node), scope.get(name), is_backward, slots)
+def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
 
 
-def handed_on(graph: GraphProto) -> list[str]:
-    """Return the inputs that come out again as they are."""
-    sources = {item.name: item.name for item in graph.input}
-    for node in graph.node:
-        if node.op_type == "Identity" and node.input[0] in sources:
-            sources[node.output[0]] = sources[node.input[0]]
-    outputs = {item.name for item in graph.output}
-    return [source for value, source in sources.items() if value in outputs]
+def _layer(node: ir.Node) -> Layer:
+    direction = node.attributes.get_string("direction", "forward")
+    slots = tuple((first, last) for first, last, link in _carried(node) if link is Link.MOVED)
+    return Layer(_called(node), _input(node, 5), direction in {"bidirectional", "reverse"}, slots)
 
 
-def _turns_around(node: NodeProto, known: Mapping[str, Sequence[int]]) -> bool:
-    steps = known.get(node.input[4], ()) if node.op_type == "Slice" and len(node.input) > 4 else ()
-    return node.op_type == "ReverseSequence" or any(step < 0 for step in steps)
-
-
-def _carried(node: NodeProto, scope: Scope) -> Iterator[Edge]:
+def _carried(node: ir.Node) -> Iterator[Edge]:
     """A layer hands its first hidden and cell state on to its last ones; its Y ends with the last hidden state."""
     for place, output, link in ((5, 1, Link.MOVED), (5, 0, Link.ELEMENTWISE), (6, 2, Link.MOVED)):
-        if len(node.input) > place and len(node.output) > output and node.input[place] in scope and node.output[output]:
-            yield scope[node.input[place]], scope[node.output[output]], link
+        first = _input(node, place)
+        if first is not None and len(node.outputs) > output and node.outputs[output].name:
+            yield first, node.outputs[output], link
 
 
-def _body_edges(node: NodeProto, body: GraphProto, scope: Scope, prefix: str, flow: Flow) -> Iterator[Edge]:
-    inner = _trace_graph(body, scope, prefix, flow)
-    results = [inner.get(item.name, prefix + item.name) for item in body.output]
-    parameters = [prefix + item.name for item in body.input]
-    targets = [scope.get(name, "") for name in node.output]
+def _body_edges(node: ir.Node, body: ir.Graph) -> Iterator[Edge]:
+    arguments: list[ir.Value | None] = []
     skipped = 0
     if node.op_type == "Loop":  # (trip count, condition, v…) → body(number, condition, v…) → (condition, v…, scans…)
-        arguments, skipped = ["", *(scope.get(name, "") for name in node.input[1:])], 1
-        yield from ((a, b, Link.MOVED) for a, b in zip(results, parameters[1:], strict=False))
+        arguments, skipped = [None, *node.inputs[1:]], 1
+        yield from ((a, b, Link.MOVED) for a, b in zip(body.outputs, body.inputs[1:], strict=False))
     elif node.op_type == "Scan":
-        arguments = [scope.get(name, "") for name in node.input]
-        num_states = len(node.input) - int(str(attribute(node, "num_scan_inputs") or 0))
-        yield from ((a, b, Link.MOVED) for a, b in zip(results[:num_states], parameters, strict=False))
-    else:
-        arguments = []
-    yield from ((a, b, Link.MOVED) for a, b in zip(arguments, parameters, strict=False) if a)
-    yield from ((a, b, Link.MOVED) for a, b in zip(results[skipped:], targets, strict=False) if b)
+        arguments = list(node.inputs)
+        num_states = len(node.inputs) - node.attributes.get_int("num_scan_inputs", 0)
+        yield from ((a, b, Link.MOVED) for a, b in zip(body.outputs[:num_states], body.inputs, strict=False))
+    yield from ((a, b, Link.MOVED) for a, b in zip(arguments, body.inputs, strict=False) if a is not None)
+    yield from ((a, b, Link.MOVED) for a, b in zip(body.outputs[skipped:], node.outputs, strict=False))
+
+
+def _turns_around(node: ir.Node) -> bool:
+    steps = _input(node, 4) if node.op_type == "Slice" else None
+    tensor = None if steps is None else ir.convenience.get_const_tensor(steps)
+    return node.op_type == "ReverseSequence" or (tensor is not None and bool((tensor.numpy() < 0).any()))
+
+
+def _input(node: ir.Node, place: int) -> ir.Value | None:
+    return node.inputs[place] if len(node.inputs) > place else None
+
+
+def _called(node: ir.Node) -> str:
+    return f"{node.op_type} {node.name or (node.outputs[0].name if node.outputs else '')!r}"

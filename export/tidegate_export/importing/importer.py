@@ -110,7 +110,7 @@ def _explored(source: Source, rounding: Rounding, request: Request) -> Found:
     constants |= {name: empty(item) for name, item in inputs.items() if is_empty(item)}
     model = with_constants(without_empty_outputs(source.model), constants, inputs)
     rest = told([item for name, item in inputs.items() if name not in constants], request)
-    flow, foreign = trace(model.graph), Foreign(model)
+    flow, foreign = trace(model), Foreign(model)
     explorer = Explorer(
         model=model,
         foreign=foreign,
@@ -124,7 +124,7 @@ def _explored(source: Source, rounding: Rounding, request: Request) -> Found:
     )
     found = with_branches_taken(explorer.explore())
     if found.is_frame and not request.is_within_frame:
-        _refuse_forgetful(found, trace(found.model.graph))
+        _refuse_forgetful(found, trace(found.model))
     if rounding.is_by_run and not found.is_frame:
         # Scales over several steps would make a step depend on its chunk.
         found = replace(

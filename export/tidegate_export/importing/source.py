@@ -17,8 +17,10 @@ from typing import TypeAlias
 import numpy as np
 import onnx
 import onnx.inliner
+import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx_ir.passes.common import RemoveInitializersFromInputsPass, TopologicalSortPass
 
 from tidegate_export.errors import ExportError
 
@@ -65,8 +67,7 @@ def read_source(path: Path) -> Source:
     if model.functions:
         _check_functions(model)
         model = onnx.inliner.inline_local_functions(model)
-    _drop_default_inputs(model)
-    _sort(model.graph)
+    model = _in_order(model)
     for node in nodes(model.graph):
         _check_operator(node, model)
     return Source(model, path.name, hashlib.sha256(data).hexdigest())
@@ -78,15 +79,6 @@ def nodes(graph: GraphProto) -> Iterator[NodeProto]:
         yield node
         for inner in inner_graphs(node):
             yield from nodes(inner)
-
-
-def reads(node: NodeProto) -> Iterator[str]:
-    """Yield what a node reads, inside its nested graphs too."""
-    yield from node.input
-    for inner in inner_graphs(node):
-        for item in inner.node:
-            yield from reads(item)
-        yield from (item.name for item in inner.output)
 
 
 def inner_graphs(node: NodeProto) -> Graphs:
@@ -223,30 +215,22 @@ def _check_size(tensor: TensorProto) -> None:
     assert found == count
 
 
-def _drop_default_inputs(model: onnx.ModelProto) -> None:
-    """An input with an initializer is a constant that could be overridden; nobody will."""
-    constants = {item.name for item in model.graph.initializer}
-    kept = [item for item in model.graph.input if item.name not in constants]
-    del model.graph.input[:]
-    model.graph.input.extend(kept)
+def _in_order(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with constants that are no inputs, and with nodes behind what they read.
+
+    Some converters leave them otherwise, and onnxruntime does not mind.
+    """
     model.ir_version = max(model.ir_version, 4)  # before, every constant was an input too
-
-
-def _sort(graph: GraphProto) -> None:
-    """Put nodes behind what they read: some converters leave them otherwise, and onnxruntime does not mind."""
-    maker = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
-    before = {
-        place: {maker[name] for name in reads(node) if name in maker} - {place} for place, node in enumerate(graph.node)
-    }
     try:
-        order = list(TopologicalSorter(before).static_order())
-    except CycleError as error:
-        node = graph.node[error.args[1][0]]
-        raise ExportError(f"{called(node)} reads what comes of it: the graph has a cycle") from error
-    done = [graph.node[place] for place in order]
-    copies = [copied_node(node) for node in done]
-    del graph.node[:]
-    graph.node.extend(copies)
+        graph = ir.from_proto(model)
+    except ir.serde.SerdeError as error:
+        raise ExportError(f"the graph is not sound, the file is damaged: {error.__cause__ or error}") from error
+    RemoveInitializersFromInputsPass()(graph)
+    try:
+        TopologicalSortPass()(graph)
+    except ValueError as error:
+        raise ExportError("the graph has a cycle: a node reads what comes of it") from error
+    return ir.to_proto(graph)
 
 
 def _check_functions(model: onnx.ModelProto) -> None:
@@ -269,13 +253,6 @@ def _check_functions(model: onnx.ModelProto) -> None:
         sizes[key] = sum(sizes.get(other, 1) for other in calls[key])
     if sum(sizes.get((node.domain, node.op_type), 1) for node in nodes(model.graph)) > MOST_NODES:
         raise ExportError(f"local functions expand to more than {MOST_NODES:,} nodes: the file is damaged or hostile")
-
-
-def copied_node(node: NodeProto) -> NodeProto:
-    """Return a copy: a node taken out of a graph is gone with it."""
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy
 
 
 def _check_operator(node: NodeProto, model: onnx.ModelProto) -> None:

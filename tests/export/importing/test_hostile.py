@@ -44,6 +44,14 @@ def test_local_functions_that_never_end_are_refused(tmp_path: Path, calls: list[
     assert reason in refusal(file, tmp_path)
 
 
+def test_a_graph_with_a_cycle_is_refused(tmp_path: Path) -> None:
+    model = lstm().model()
+    model.graph.node.extend([helper.make_node("Add", ["y", "b"], ["a"]), helper.make_node("Neg", ["a"], ["b"])])
+    file = tmp_path / "foreign.onnx"
+    file.write_bytes(model.SerializeToString())
+    assert "a cycle" in refusal(file, tmp_path)
+
+
 def test_many_nodes_in_the_wrong_order_are_put_in_order(tmp_path: Path) -> None:
     model, last = lstm().model(), "y"
     chain = []
