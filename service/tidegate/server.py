@@ -22,9 +22,8 @@ from tidegate.config import UNIX, Settings, parse_address
 from tidegate.engine.runner import check_provider
 from tidegate.errors import ConfigurationError, TidegateError
 from tidegate.memory import give_back_forever
-from tidegate.observability.asked import make_requests, make_tracing
-from tidegate.observability.detail import DetailedRequests
-from tidegate.observability.metrics import Figures
+from tidegate.observability.metrics import MetricsCollector
+from tidegate.observability.requests import RequestRecorder, make_requests, make_tracing
 from tidegate.service import Service
 from tidegate.signals import Signals
 from tidegate.transports.application import one_application
@@ -104,7 +103,7 @@ async def serve(
         inference = own if seat is None else RoutedInference(ServiceCore(local, service.reload), own, seat)
         tracing = make_tracing(settings, local.clock)
         requests = make_requests(settings, tracing, local.clock)
-        figures = Figures(local, requests)
+        figures = MetricsCollector(local, requests)
         shared = None if seat is None else _shared(seat, figures)
         grpc = [GrpcServices(service, inference, requests)]
         adapters = [grpc[0].over_asgi()]
@@ -116,7 +115,7 @@ async def serve(
         servers.add(listeners[1], application, adapters[0].is_probe, grpc[0].add_to, end_streams)
         if seat is not None and shared is not None:
             # Fellows come in here. They have found the owner and counted the request: nothing is passed on twice.
-            traced = None if tracing is None else DetailedRequests(local.clock, None, tracing)
+            traced = None if tracing is None else RequestRecorder(local.clock, None, tracing)
             grpc.append(GrpcServices(local, own, traced, [shared.handler()]))
             adapters.append(grpc[1].over_asgi())
             servers.add(listeners[2], adapters[1], adapters[1].is_probe, grpc[1].add_to)
@@ -165,7 +164,7 @@ def _routed(local: Service, seat: Seat) -> Service:
     return RoutedService(local, seat).as_service()
 
 
-def _shared(seat: Seat, figures: Figures) -> WorkerFigures:
+def _shared(seat: Seat, figures: MetricsCollector) -> WorkerFigures:
     from tidegate.cluster.figures import WorkerFigures
 
     return WorkerFigures(seat, figures.all)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from grpc import GenericRpcHandler
 
-from tidegate.observability.requests import Requests
+from tidegate.observability.requests import RequestMetrics
 from tidegate.transports.grpc.services import GrpcServices
 from tidegate.transports.h2corn_server import H2cornServer, Limits
 from tidegate.transports.listeners import listen
@@ -25,7 +25,7 @@ class GrpcServer:
         service: Service,
         address: str = "127.0.0.1:0",
         inference: Inference | None = None,
-        requests: Requests | None = None,
+        requests: RequestMetrics | None = None,
         more: Sequence[GenericRpcHandler[Any, Any]] = (),
     ) -> None:
         self._services = GrpcServices(service, inference, requests, more)

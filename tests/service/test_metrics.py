@@ -16,10 +16,9 @@ from tidegate.config import Settings, load_settings
 from tidegate.engine.meter import EngineStatsSnapshot, Meter
 from tidegate.engine.quality import QualitySnapshot
 from tidegate.histogram import SECONDS, Histogram
-from tidegate.observability.exposition import CONTENT_TYPE, render
-from tidegate.observability.families import Snapshot
-from tidegate.observability.metrics import Figures
-from tidegate.observability.requests import Requests
+from tidegate.observability.families import CONTENT_TYPE, Snapshot, render
+from tidegate.observability.metrics import MetricsCollector
+from tidegate.observability.requests import RequestMetrics
 from tidegate.service import EngineStatistics, ServiceStatistics
 from tidegate.sessions.committer import StoreStatistics
 
@@ -94,8 +93,8 @@ class Measured:
         return ServiceStatistics(list(self.models), 12, ended, 5, 8, self.store, DONE)
 
 
-def samples(measured: Measured, requests: Requests | None = None) -> list[Sample]:
-    figures = Figures(measured, requests or Requests(Clock()))
+def samples(measured: Measured, requests: RequestMetrics | None = None) -> list[Sample]:
+    figures = MetricsCollector(measured, requests or RequestMetrics(Clock()))
     text = render([*figures.own(), *figures.of_process()]).decode()
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
@@ -189,7 +188,7 @@ def test_a_forecast_is_told_by_its_coverage() -> None:
 
 
 def test_requests_are_told_by_interface_method_and_outcome() -> None:
-    requests = Requests(Clock())
+    requests = RequestMetrics(Clock())
     step = requests.method("grpc", "Step")
     step.count(0.0004, "ok")
     step.count(0.02, "ok")
@@ -255,11 +254,11 @@ def test_the_text_says_what_format_it_has() -> None:
 
 
 async def test_what_the_system_says_is_read_beside_the_event_loop() -> None:
-    class Watched(Figures):
+    class Watched(MetricsCollector):
         def of_process(self) -> Snapshot:
             self.thread = threading.get_ident()
             return super().of_process()
 
-    figures = Watched(Measured(), Requests(Clock()))
+    figures = Watched(Measured(), RequestMetrics(Clock()))
     assert {"tidegate_ready", "process_open_fds"} <= {family.name for family in await figures.all()}
     assert figures.thread != threading.get_ident()

@@ -22,7 +22,7 @@ from tidegate.bundle import Drift, Limit
 from tidegate.config import load_settings
 from tidegate.engine.cohort import CohortReply
 from tidegate.errors import TidegateError
-from tidegate.observability.requests import Requests
+from tidegate.observability.requests import RequestMetrics
 from tidegate.service import Service
 from tidegate.sessions.party import Party
 from tidegate.transports.grpc.calls import Context
@@ -97,7 +97,7 @@ class Line:
 @asynccontextmanager
 async def streaming(service: Service) -> AsyncIterator[Line]:
     line = Line()
-    running = asyncio.create_task(step_queue(service, cast("Context", line), Requests(service.clock)).run())
+    running = asyncio.create_task(step_queue(service, cast("Context", line), RequestMetrics(service.clock)).run())
     try:
         yield line
     finally:

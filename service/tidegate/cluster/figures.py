@@ -21,7 +21,7 @@ from grpc import aio
 
 from tidegate.clock import Clock
 from tidegate.cluster.seat import Seat
-from tidegate.observability.families import Kept, Snapshot, counted, decode, encode, merged
+from tidegate.observability.families import RetainedCounters, Snapshot, counted, decode, encode, merged
 from tidegate.throttle import Throttle
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class WorkerFigures:
         self._own = own
         self._telling = asyncio.Lock()
         self._file = _file(seat, seat.number)
-        self._kept = Kept(_read(self._file))
+        self._kept = RetainedCounters(_read(self._file))
         self._fellows = [_Fellow(seat, number) for number in seat.others]
         self._writing = asyncio.create_task(self._write_on(), name="tidegate-figures")
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from tidegate.clock import Clock
 from tidegate.limits import MAX_NAME_LENGTH
-from tidegate.observability.detail import Ended, Seen
+from tidegate.observability.requests import FinishedRequest, RequestContext
 
 _LOGGER = "tidegate.access"
 
@@ -36,21 +36,21 @@ class AccessLog:
         self._lines: list[str] = []
         self._second, self._prefix = 0, ""
 
-    def write(self, seen: Seen, ended: Ended) -> None:
+    def write(self, request: RequestContext, finished: FinishedRequest) -> None:
         """Let a line be written before long."""
         if not self._lines:
             self._loop.call_soon(self.flush)
         fields: dict[str, Any] = {
-            "interface": ended.interface,
-            "method": ended.method,
-            "outcome": ended.outcome,
-            "seconds": round(ended.ended - ended.began, 6),
-            "request": seen.id,
+            "interface": finished.interface,
+            "method": finished.method,
+            "outcome": finished.outcome,
+            "seconds": round(finished.ended - finished.began, 6),
+            "request": request.id,
         }
-        if ended.session:
-            fields["session"] = ended.session[:MAX_NAME_LENGTH]
-        if seen.span is not None:
-            fields["trace"] = seen.span.trace_id
+        if finished.session:
+            fields["session"] = finished.session[:MAX_NAME_LENGTH]
+        if request.span is not None:
+            fields["trace"] = request.span.trace_id
         self._lines.append(self._line(fields, self._timestamp(self._clock.wall())))
 
     def flush(self) -> None:

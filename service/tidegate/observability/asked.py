@@ -10,9 +10,8 @@ from tidegate.clock import Clock
 from tidegate.config import Settings
 from tidegate.errors import ConfigurationError
 from tidegate.observability.access import AccessLog
-from tidegate.observability.detail import DetailedRequests
 from tidegate.observability.logs import write_lines
-from tidegate.observability.requests import Requests
+from tidegate.observability.requests import RequestMetrics, RequestRecorder
 
 if TYPE_CHECKING:
     from tidegate.observability.tracing import OtelTracing
@@ -23,12 +22,12 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 """Variables of OpenTelemetry's own; either asks for traces as ``--otlp`` does."""
 
 
-def make_requests(settings: Settings, tracing: OtelTracing | None, clock: Clock) -> Requests:
+def make_requests(settings: Settings, tracing: OtelTracing | None, clock: Clock) -> RequestMetrics:
     """Return where requests are counted, in the running event loop."""
     access = AccessLog(settings.log_format, clock, write_lines) if settings.access_log else None
     if access is None and tracing is None and settings.log_level != "debug":
-        return Requests(clock)
-    return DetailedRequests(clock, access, tracing)
+        return RequestMetrics(clock)
+    return RequestRecorder(clock, access, tracing)
 
 
 def make_tracing(settings: Settings, clock: Clock) -> OtelTracing | None:

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple, Protocol
 
 from tidegate.clock import Clock
 from tidegate.engine.course import COURSES, Course
-from tidegate.observability.logs import REQUEST, Traced
-from tidegate.observability.requests import OK, Headers, Method, Requests
+from tidegate.observability.logs import REQUEST, TraceSpan
+from tidegate.observability.requests import OK, Headers, MethodMetrics, RequestMetrics
 
 REQUEST_ID = "x-request-id"
 _ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
 
 
-class Ended(NamedTuple):
+class FinishedRequest(NamedTuple):
     """What is told of a request when it is over; times are monotonic seconds."""
 
     interface: str
@@ -35,19 +35,19 @@ class Ended(NamedTuple):
 class Tracing(Protocol):
     """Where spans go."""
 
-    def begin(self, headers: dict[str, str]) -> Traced | None:
+    def begin(self, headers: dict[str, str]) -> TraceSpan | None:
         """Return the span of a request, None where its trace is not sampled."""
 
-    def end(self, seen: Seen, ended: Ended) -> None: ...
+    def end(self, request: RequestContext, finished: FinishedRequest) -> None: ...
 
 
 class Access(Protocol):
     """Where a line a request goes."""
 
-    def write(self, seen: Seen, ended: Ended) -> None: ...
+    def write(self, request: RequestContext, finished: FinishedRequest) -> None: ...
 
 
-class Seen:
+class RequestContext:
     """A request that is under way.
 
     Attributes:
@@ -59,7 +59,7 @@ class Seen:
 
     __slots__ = ("began", "courses", "id", "session", "span")
 
-    def __init__(self, began: float, id_: str, session: str, span: Traced | None) -> None:
+    def __init__(self, began: float, id_: str, session: str, span: TraceSpan | None) -> None:
         self.began = began
         self.id = id_
         self.session = session
@@ -67,11 +67,11 @@ class Seen:
         self.courses: list[Course] = []
 
 
-class DetailedRequests(Requests):
+class RequestRecorder(RequestMetrics):
     """Counts, and tells of each request.
 
     Args:
-        clock: As of `Requests`.
+        clock: As of `RequestMetrics`.
         access: Where a line a request goes; None: nowhere.
         tracing: Where spans go; None: nowhere.
     """
@@ -83,34 +83,34 @@ class DetailedRequests(Requests):
         self._prefix = secrets.token_hex(4)
         self._numbers = count(1)
 
-    def begin(self, headers: Headers = (), session: str = "") -> Seen:
+    def begin(self, headers: Headers = (), session: str = "") -> RequestContext:
         fields = _texts(headers() or () if callable(headers) else headers)
         span = None if self.tracing is None else self.tracing.begin(fields)
         given = fields.get(REQUEST_ID, "")
         id_ = given if _ID.fullmatch(given) else f"{self._prefix}-{next(self._numbers)}"
-        seen = Seen(self.clock.monotonic(), id_, session, span)
-        REQUEST.set(seen)
-        COURSES.set(None if span is None else seen.courses)
-        return seen
+        request = RequestContext(self.clock.monotonic(), id_, session, span)
+        REQUEST.set(request)
+        COURSES.set(None if span is None else request.courses)
+        return request
 
-    def _make(self, interface: str, name: str) -> Method:
-        return DetailedMethod(interface, name, self)
+    def _make(self, interface: str, name: str) -> MethodMetrics:
+        return RecordedMethod(interface, name, self)
 
 
-class DetailedMethod(Method):
+class RecordedMethod(MethodMetrics):
     """Counts its requests, and tells of each."""
 
-    def __init__(self, interface: str, name: str, requests: DetailedRequests) -> None:
+    def __init__(self, interface: str, name: str, requests: RequestRecorder) -> None:
         super().__init__(interface, name, requests.clock)
         self._requests = requests
 
-    def end(self, begun: Seen, outcome: str = OK, session: str = "") -> None:
-        ended = Ended(self.interface, self.name, outcome, session, begun.began, self._now())
-        self.count(ended.ended - ended.began, outcome)
+    def end(self, begun: RequestContext, outcome: str = OK, session: str = "") -> None:
+        finished = FinishedRequest(self.interface, self.name, outcome, session, begun.began, self._now())
+        self.count(finished.ended - finished.began, outcome)
         if self._requests.access is not None:
-            self._requests.access.write(begun, ended)
+            self._requests.access.write(begun, finished)
         if self._requests.tracing is not None and begun.span is not None:
-            self._requests.tracing.end(begun, ended)
+            self._requests.tracing.end(begun, finished)
 
 
 def _texts(headers: Iterable[tuple[Any, Any]]) -> dict[str, str]:

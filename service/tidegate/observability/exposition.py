@@ -24,11 +24,11 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 def render(snapshot: Snapshot) -> bytes:
     """Return the text; its content type is `CONTENT_TYPE`."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Told(snapshot))
+    registry.register(_SnapshotCollector(snapshot))
     return generate_latest(registry)
 
 
-class _Told(Collector):
+class _SnapshotCollector(Collector):
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
 

@@ -62,7 +62,7 @@ def counted(snapshot: Snapshot) -> Snapshot:
     return [family for family in snapshot if family.is_counted]
 
 
-class Kept:
+class RetainedCounters:
     """Counters that never fall, whatever becomes of those who count.
 
     Args:

@@ -39,7 +39,7 @@ _NUMBERS = re.compile(r"0x[0-9a-f]+|[0-9]+")
 """What differs between lines that say the same: times, addresses, ids."""
 
 
-class Traced(Protocol):
+class TraceSpan(Protocol):
     """A place in a trace."""
 
     @property
@@ -57,7 +57,7 @@ class Named(Protocol):
     @property
     def session(self) -> str: ...
     @property
-    def span(self) -> Traced | None: ...
+    def span(self) -> TraceSpan | None: ...
 
 
 REQUEST: ContextVar[Named | None] = ContextVar("tidegate_request", default=None)
@@ -205,13 +205,13 @@ def _of_destructor(arguments: Any) -> None:
 
 
 def _add_request(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
-    seen = REQUEST.get()
-    if seen is not None:
-        line["request"] = seen.id
-        if seen.session:
-            line["session"] = seen.session
-        if seen.span is not None:
-            line["trace"] = seen.span.trace_id
+    request = REQUEST.get()
+    if request is not None:
+        line["request"] = request.id
+        if request.session:
+            line["session"] = request.session
+        if request.span is not None:
+            line["trace"] = request.span.trace_id
     return line
 
 

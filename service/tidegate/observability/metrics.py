@@ -17,7 +17,7 @@ from tidegate.engine.quality import QualitySnapshot
 from tidegate.histogram import HistogramSnapshot
 from tidegate.observability.families import Family, Labels, Snapshot, Value
 from tidegate.observability.logs import num_dropped_lines
-from tidegate.observability.requests import MethodSnapshot, Requests
+from tidegate.observability.requests import MethodSnapshot, RequestMetrics
 from tidegate.service import EngineStatistics, ServiceStatistics
 from tidegate.sessions.committer import StoreStatistics
 
@@ -107,10 +107,10 @@ class Measured(Protocol):
     def statistics(self) -> ServiceStatistics: ...
 
 
-class Figures:
+class MetricsCollector:
     """All figures of this process."""
 
-    def __init__(self, service: Measured, requests: Requests) -> None:
+    def __init__(self, service: Measured, requests: RequestMetrics) -> None:
         self._service = service
         self._requests = requests
 

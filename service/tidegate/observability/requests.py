@@ -28,8 +28,8 @@ TOO_LARGE = "too_large"
 Headers = Iterable[tuple[Any, Any]] | Callable[[], Iterable[tuple[Any, Any]] | None]
 """Pairs of text or bytes: HTTP's header fields, gRPC's metadata."""
 
-Begun = Any
-"""What `Requests.begin` returned; `Method.end` wants it back."""
+RequestStart = Any
+"""What `RequestMetrics.begin` returned; `MethodMetrics.end` wants it back."""
 
 
 class MethodSnapshot(NamedTuple):
@@ -41,7 +41,7 @@ class MethodSnapshot(NamedTuple):
     seconds: HistogramSnapshot
 
 
-class Method:
+class MethodMetrics:
     """A method of an interface, and what became of its requests."""
 
     def __init__(self, interface: str, name: str, clock: Clock) -> None:
@@ -51,7 +51,7 @@ class Method:
         self._outcomes: dict[str, int] = {OK: 0}
         self._seconds = Histogram()
 
-    def end(self, begun: Begun, outcome: str = OK, session: str = "") -> None:
+    def end(self, begun: RequestStart, outcome: str = OK, session: str = "") -> None:
         """A request is answered, or over; ``session`` is the one that it was about, if any."""
         # Not by `count`: a call costs as much as all that it does.
         outcomes = self._outcomes
@@ -67,7 +67,7 @@ class Method:
         return MethodSnapshot(self.interface, self.name, dict(self._outcomes), self._seconds.snapshot())
 
 
-class Requests:
+class RequestMetrics:
     """All methods that were asked for; ``failed_lanes`` counts lanes of columns that failed, by outcome.
 
     Args:
@@ -76,14 +76,14 @@ class Requests:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self._methods: dict[tuple[str, str], Method] = {}
+        self._methods: dict[tuple[str, str], MethodMetrics] = {}
         self.failed_lanes: Counter[str] = Counter()
 
-    def begin(self, headers: Headers = (), session: str = "") -> Begun:
+    def begin(self, headers: Headers = (), session: str = "") -> RequestStart:
         """A request comes in; ``headers`` are its own, or what returns them, ``session`` that it is about, if known."""
         return self.clock.monotonic()
 
-    def method(self, interface: str, name: str) -> Method:
+    def method(self, interface: str, name: str) -> MethodMetrics:
         """Return the method's counters; look them up once where that can be."""
         key = interface, name
         found = self._methods.get(key)
@@ -99,8 +99,8 @@ class Requests:
         """What was counted of each method, by name."""
         return (self._methods[key].snapshot() for key in sorted(self._methods))
 
-    def _make(self, interface: str, name: str) -> Method:
-        return Method(interface, name, self.clock)
+    def _make(self, interface: str, name: str) -> MethodMetrics:
+        return MethodMetrics(interface, name, self.clock)
 
 
 def outcome_of(error: BaseException) -> str:

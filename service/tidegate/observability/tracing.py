@@ -27,8 +27,7 @@ from tidegate import __version__
 from tidegate.clock import Clock
 from tidegate.engine.course import Course
 from tidegate.loopback import is_this_machine
-from tidegate.observability.detail import Ended, Seen
-from tidegate.observability.requests import OK
+from tidegate.observability.requests import OK, FinishedRequest, RequestContext
 
 _STOP_SECONDS = 2.0
 _COLLECTOR = "http://localhost:4317"
@@ -79,26 +78,26 @@ class OtelTracing:
         span = self._tracer.start_span("request", context, SpanKind.SERVER, start_time=now)
         return RequestSpan(span, now - self._clock.nanoseconds()) if span.is_recording() else None
 
-    def end(self, seen: Seen, ended: Ended) -> None:
+    def end(self, request: RequestContext, finished: FinishedRequest) -> None:
         """End the request's span and make those below it."""
-        assert isinstance(seen.span, RequestSpan)
-        span, ahead = seen.span.span, seen.span.ahead
-        for course in seen.courses:
+        assert isinstance(request.span, RequestSpan)
+        span, ahead = request.span.span, request.span.ahead
+        for course in request.courses:
             self._tell(course, span, ahead)
-        span.update_name(f"{ended.interface} {ended.method}")
+        span.update_name(f"{finished.interface} {finished.method}")
         span.set_attributes(
             {
-                "tidegate.interface": ended.interface,
-                "tidegate.method": ended.method,
-                "tidegate.outcome": ended.outcome,
-                "tidegate.request": seen.id,
+                "tidegate.interface": finished.interface,
+                "tidegate.method": finished.method,
+                "tidegate.outcome": finished.outcome,
+                "tidegate.request": request.id,
             }
         )
-        if ended.session:
-            span.set_attribute("tidegate.session", ended.session)
-        if ended.outcome != OK:
-            span.set_status(Status(StatusCode.ERROR, ended.outcome))
-        span.end(round(ended.ended * 1e9) + ahead)
+        if finished.session:
+            span.set_attribute("tidegate.session", finished.session)
+        if finished.outcome != OK:
+            span.set_status(Status(StatusCode.ERROR, finished.outcome))
+        span.end(round(finished.ended * 1e9) + ahead)
 
     async def stop(self) -> None:
         """Export what is left, for a moment at most."""

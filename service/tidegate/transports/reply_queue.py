@@ -21,7 +21,7 @@ from functools import cache
 from typing import Any, Protocol, TypeVar
 
 from tidegate.errors import UnavailableError
-from tidegate.observability.requests import CANCELLED, OK, Begun, Method
+from tidegate.observability.requests import CANCELLED, OK, MethodMetrics, RequestStart
 
 Result = TypeVar("Result")
 
@@ -77,7 +77,7 @@ class ReplyQueue:
         write: Sends a reply; it waits while the client does not keep up.
         submit: Hands a message over. What it raises ends the stream, once what is pending is answered.
         size: Messages that may wait for their replies.
-        begin: Notes that a message came in, for `Method.end`.
+        begin: Notes that a message came in, for `MethodMetrics.end`.
         method: Returns where messages of a kind are counted.
         end: What ``read`` returns at the end.
         has_left: Whether a message says that the client is gone and wants no reply; None: none does.
@@ -93,8 +93,8 @@ class ReplyQueue:
         submit: Callable[[Any], Awaitable[Pending]],
         size: int,
         *,
-        begin: Callable[[], Begun],
-        method: Callable[[str], Method],
+        begin: Callable[[], RequestStart],
+        method: Callable[[str], MethodMetrics],
         end: Any = None,
         has_left: Callable[[Any], bool] | None = None,
     ) -> None:
@@ -107,7 +107,7 @@ class ReplyQueue:
         self._end = end
         self._tells_leaving = has_left
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[tuple[Pending, Begun]] = deque()
+        self._waiting: deque[tuple[Pending, RequestStart]] = deque()
         self.num_unwritten = 0
         self._room: asyncio.Future[None] | None = None
         self._writing: Coroutine[Any, None, None] | None = None

@@ -16,7 +16,7 @@ from tests.service.grpc.fake import OPENED, FakeService, GenerateCall
 from tests.service.transports.asgi import Exchange, body_of, http_scope
 from tidegate.api import Input, Sampling, SessionRequest, StepOptions
 from tidegate.errors import InvalidInputError
-from tidegate.observability.requests import Requests
+from tidegate.observability.requests import RequestMetrics
 from tidegate.transports.grpc.adapter import GrpcAdapter
 from tidegate.transports.grpc.framing import pack
 from tidegate.transports.grpc.handlers import add_service
@@ -154,7 +154,7 @@ async def test_a_step_without_a_session_is_refused(stubs: Stubs) -> None:
 @pytest.mark.parametrize("method", ["Sessions/Get", "Sessions/Step", "Sessions/Close", "Predictor/Stream"])
 async def test_metadata_may_be_any_bytes(service: FakeService, method: str, value: bytes) -> None:
     """Stock clients do not send such: whoever writes HTTP/2 by hand does."""
-    adapter, calls = GrpcAdapter(), Requests(service.clock)
+    adapter, calls = GrpcAdapter(), RequestMetrics(service.clock)
     add_service(sessions_pb2_grpc.add_SessionsServicer_to_server, Sessions(service.as_service(), calls), adapter)
     add_service(predictor_pb2_grpc.add_PredictorServicer_to_server, Predictor(service.as_service(), calls), adapter)
     fields = [(b"content-type", b"application/grpc"), (b"te", b"trailers"), (SESSION_KEY.encode(), value)]

@@ -14,7 +14,7 @@ from tests.service.grpc.fake import FakeService
 from tests.service.grpc_server import GrpcServer
 from tidegate.clock import Clock
 from tidegate.errors import OverloadedError
-from tidegate.observability.requests import Requests
+from tidegate.observability.requests import RequestMetrics
 from tidegate.v1 import (
     models_pb2,
     models_pb2_grpc,
@@ -26,12 +26,12 @@ from tidegate.v1 import (
 
 
 @pytest.fixture
-def requests() -> Requests:
-    return Requests(Clock())
+def requests() -> RequestMetrics:
+    return RequestMetrics(Clock())
 
 
 @pytest.fixture
-async def channel(service: FakeService, requests: Requests) -> AsyncIterator[aio.Channel]:
+async def channel(service: FakeService, requests: RequestMetrics) -> AsyncIterator[aio.Channel]:
     server = GrpcServer(service.as_service(), requests=requests)
     await server.start()
     async with aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -39,7 +39,7 @@ async def channel(service: FakeService, requests: Requests) -> AsyncIterator[aio
     await server.stop()
 
 
-def counted(requests: Requests) -> dict[tuple[str, str], dict[str, int]]:
+def counted(requests: RequestMetrics) -> dict[tuple[str, str], dict[str, int]]:
     found = {}
     for each in requests.snapshots():
         assert each.seconds.num_values == sum(each.outcomes.values())
@@ -48,7 +48,7 @@ def counted(requests: Requests) -> dict[tuple[str, str], dict[str, int]]:
 
 
 async def test_calls_are_counted_by_method_and_outcome(
-    channel: aio.Channel, service: FakeService, requests: Requests
+    channel: aio.Channel, service: FakeService, requests: RequestMetrics
 ) -> None:
     service.add_sessions("s")
     sessions, models = sessions_pb2_grpc.SessionsStub(channel), models_pb2_grpc.ModelsStub(channel)
@@ -71,7 +71,7 @@ async def test_calls_are_counted_by_method_and_outcome(
 
 
 async def test_a_call_whose_client_leaves_is_cancelled(
-    channel: aio.Channel, service: FakeService, requests: Requests
+    channel: aio.Channel, service: FakeService, requests: RequestMetrics
 ) -> None:
     service.add_sessions("s")
     service.is_holding = True
@@ -85,7 +85,7 @@ async def test_a_call_whose_client_leaves_is_cancelled(
 
 
 async def test_each_message_of_a_stream_is_a_request_and_the_stream_is_none(
-    channel: aio.Channel, service: FakeService, requests: Requests
+    channel: aio.Channel, service: FakeService, requests: RequestMetrics
 ) -> None:
     service.add_sessions("s", "t")
     service.late_failures["t"] = [OverloadedError("full")]
@@ -111,7 +111,7 @@ async def test_each_message_of_a_stream_is_a_request_and_the_stream_is_none(
 
 
 async def test_a_message_of_lanes_fails_with_all_of_them_and_each_that_fails_is_counted(
-    channel: aio.Channel, service: FakeService, requests: Requests
+    channel: aio.Channel, service: FakeService, requests: RequestMetrics
 ) -> None:
     service.add_sessions("s", "t")
     service.late_failures["s"] = [OverloadedError("full")]
@@ -129,7 +129,7 @@ async def test_a_message_of_lanes_fails_with_all_of_them_and_each_that_fails_is_
 
 
 async def test_messages_in_flight_are_cancelled_with_their_stream(
-    channel: aio.Channel, service: FakeService, requests: Requests
+    channel: aio.Channel, service: FakeService, requests: RequestMetrics
 ) -> None:
     service.add_sessions("s")
     service.is_holding = True
@@ -143,7 +143,7 @@ async def test_messages_in_flight_are_cancelled_with_their_stream(
     assert counted(requests)["grpc_stream", "Step"] == {"cancelled": 3}
 
 
-async def test_generations_are_counted(channel: aio.Channel, requests: Requests) -> None:
+async def test_generations_are_counted(channel: aio.Channel, requests: RequestMetrics) -> None:
     request = predictor_pb2.GenerateRequest(model="echo", text="x", max_tokens=2)
     async for _ in predictor_pb2_grpc.PredictorStub(channel).Generate(request):
         pass

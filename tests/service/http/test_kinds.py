@@ -22,7 +22,7 @@ from tests.bundles import VOCABULARY
 from tests.service.serving import EVERY, numbers, serving, write_bundles
 from tests.service.transports.serving import front
 from tidegate.api import SessionRequest
-from tidegate.observability.requests import Requests
+from tidegate.observability.requests import RequestMetrics
 from tidegate.proof import ABSOLUTE, excess
 from tidegate.service import Service
 from tidegate.transports.asgi import Application, Receive, Scope, Send
@@ -138,7 +138,7 @@ async def service(root: Path) -> AsyncIterator[Service]:
 
 @pytest.fixture
 async def address(service: Service) -> AsyncIterator[str]:
-    requests, adapter = Requests(service.clock), GrpcAdapter()
+    requests, adapter = RequestMetrics(service.clock), GrpcAdapter()
     app = cast("Application", create_app(service, requests))
 
     async def run(_: object, context: Context) -> None:

@@ -14,7 +14,7 @@ from tests.service.http.fake import Call, FakeService, Socket, http_scope
 from tests.service.http.running import Wire, request, running
 from tidegate.api import GeneratedToken
 from tidegate.errors import OverloadedError, PositionConflictError, TooLargeError
-from tidegate.observability.requests import Requests
+from tidegate.observability.requests import RequestMetrics
 
 STEP = "/v1/sessions/s-1:step"
 TEXT = {"text": "R"}
@@ -22,7 +22,7 @@ TEXT = {"text": "R"}
 
 def counted(app: FastAPI) -> dict[tuple[str, str], dict[str, int]]:
     """Requests by interface and method, and by outcome, without zeros."""
-    requests: Requests = app.state.requests
+    requests: RequestMetrics = app.state.requests
     found = {}
     for each in requests.snapshots():
         assert each.seconds.num_values == sum(each.outcomes.values())

@@ -19,9 +19,9 @@ from tidegate.loadgen.mix import Mix
 from tidegate.loadgen.record import Record
 from tidegate.loadgen.report import as_json, as_text, latency_rows, warnings
 from tidegate.loadgen.usage import Usage, read_usage
-from tidegate.observability.exposition import render
-from tidegate.observability.metrics import Figures
-from tidegate.observability.requests import Requests
+from tidegate.observability.families import render
+from tidegate.observability.metrics import MetricsCollector
+from tidegate.observability.requests import RequestMetrics
 from tidegate.service import EngineStatistics, ServiceStatistics
 
 IDLE = Usage(0.3, 0.05)
@@ -143,7 +143,7 @@ class Server:
 
 
 def test_counts_are_those_of_the_model_and_version() -> None:
-    figures = Figures(Server(), Requests(Clock()))
+    figures = MetricsCollector(Server(), RequestMetrics(Clock()))
     counts = parse_counts(render([*figures.own(), *figures.of_process()]).decode(), model())
     assert (counts.runs, counts.rows, counts.steps, counts.rows_per_run) == (10, 30, 45, 3)
     assert counts.cpu_seconds > 0

@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.histogram import HistogramSnapshot
-from tidegate.observability.families import Family, Kept, Labels, Snapshot, Value, counted, decode, encode, merged
+from tidegate.observability.families import (
+    Family,
+    Labels,
+    RetainedCounters,
+    Snapshot,
+    Value,
+    counted,
+    decode,
+    encode,
+    merged,
+)
 
 BOUNDS = (1.0, 10.0)
 
@@ -65,21 +75,21 @@ def test_only_what_is_counted_outlives_its_process() -> None:
 
 
 def test_a_new_life_counts_on_from_the_last() -> None:
-    kept = Kept(counted(SNAPSHOT))
+    kept = RetainedCounters(counted(SNAPSHOT))
     assert kept.take([family({("b",): 5.0})])[0].values == {("a",): 1.0, ("b",): 7.0}
     assert kept.take([family({("b",): 6.0})])[0].values == {("a",): 1.0, ("b",): 8.0}
 
 
 def test_a_series_that_is_gone_stays_told() -> None:
     """A model that was unloaded, which another process may still have."""
-    kept = Kept()
+    kept = RetainedCounters()
     kept.take([family({("a",): 3.0, ("b",): 1.0})])
     assert kept.take([family({("b",): 2.0})])[0].values == {("a",): 3.0, ("b",): 2.0}
     assert kept.take([family({("a",): 1.0, ("b",): 2.0})])[0].values == {("a",): 4.0, ("b",): 2.0}
 
 
 def test_gauges_are_not_kept() -> None:
-    kept = Kept()
+    kept = RetainedCounters()
     kept.take([family({("a",): 3.0}, "gauge")])
     assert kept.take([]) == []
 
@@ -93,7 +103,7 @@ def test_sums_never_fall_and_nothing_told_is_counted_twice(lives: list[list[dict
     before: Snapshot = []
     told: dict[Labels, Value] = {}
     for steps in lives:
-        kept, here = Kept(before), dict.fromkeys("abc", 0)
+        kept, here = RetainedCounters(before), dict.fromkeys("abc", 0)
         for step in steps:
             present: dict[Labels, Value] = {(name,): float(here[name] + more) for name, more in step.items()}
             for name in here:

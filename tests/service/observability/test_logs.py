@@ -22,8 +22,8 @@ from tests.servers import bare_environment
 from tidegate.clock import Clock
 from tidegate.errors import ConfigurationError
 from tidegate.faults import conceal
-from tidegate.observability.detail import DetailedRequests
 from tidegate.observability.logs import logging_to, num_dropped_lines, write_lines
+from tidegate.observability.requests import RequestRecorder
 from tidegate.observability.stderr import StderrLines
 
 Logged = Callable[..., list[str]]
@@ -84,7 +84,7 @@ def test_tracebacks_do_not_tell_what_clients_sent(logged: Logged, style: Literal
 
 
 def test_lines_logged_for_a_request_carry_its_ids(logged: Logged) -> None:
-    requests = DetailedRequests(Clock(), None, None)
+    requests = RequestRecorder(Clock(), None, None)
 
     async def handle(name: str) -> None:
         requests.begin([("x-request-id", name)], f"session-{name}")

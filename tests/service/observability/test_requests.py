@@ -12,9 +12,7 @@ from tidegate.clock import Clock
 from tidegate.config import load_settings
 from tidegate.errors import ConfigurationError, PositionConflictError, TidegateError
 from tidegate.observability.access import AccessLog
-from tidegate.observability.asked import make_requests, make_tracing
-from tidegate.observability.detail import DetailedRequests
-from tidegate.observability.requests import Requests, outcome_of
+from tidegate.observability.requests import RequestMetrics, RequestRecorder, make_requests, make_tracing, outcome_of
 
 OUTCOMES = {
     "InvalidInputError": "invalid_argument",
@@ -44,7 +42,7 @@ def test_other_outcomes() -> None:
 
 
 def test_each_method_has_its_own_counters() -> None:
-    requests = Requests(Clock())
+    requests = RequestMetrics(Clock())
     begun = requests.begin()
     requests.method("grpc", "Step").end(begun)
     requests.method("grpc", "Step").end(begun, "aborted")
@@ -56,7 +54,7 @@ def test_each_method_has_its_own_counters() -> None:
 @pytest.mark.parametrize("style", ["json", "console"])
 async def test_the_access_log_has_a_line_a_request(style: str) -> None:
     written: list[str] = []
-    requests = DetailedRequests(Clock(), AccessLog(style, Clock(), written.append), None)  # type: ignore[arg-type]
+    requests = RequestRecorder(Clock(), AccessLog(style, Clock(), written.append), None)  # type: ignore[arg-type]
     given = requests.begin([(b"X-Request-Id", b"client-7"), (b"x-request-id", b"second")])
     made = requests.begin(lambda: [("x-request-id", "not an id"), ("other", "value")])
     requests.method("grpc", "Step").end(made, "aborted", "s 1\n")
@@ -88,7 +86,7 @@ async def test_the_access_log_has_a_line_a_request(style: str) -> None:
 async def test_requests_are_told_one_by_one_only_where_that_is_asked_for(
     settings: dict[str, object], is_detailed: bool
 ) -> None:
-    assert isinstance(make_requests(load_settings(settings), None, Clock()), DetailedRequests) == is_detailed
+    assert isinstance(make_requests(load_settings(settings), None, Clock()), RequestRecorder) == is_detailed
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:4317", "ftp://host:1", "http://"])

@@ -13,20 +13,20 @@ from opentelemetry.trace import SpanKind, StatusCode
 from tests.clock import EPOCH, START, ManualClock
 from tests.service.engine.house import house
 from tidegate.clock import Clock
-from tidegate.observability.detail import DetailedRequests
+from tidegate.observability.requests import RequestRecorder
 from tidegate.observability.tracing import OtelTracing
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
-class Traced:
+class TraceSpan:
     """Requests whose spans are kept."""
 
     def __init__(self, clock: Clock | None = None) -> None:
         clock = clock or ManualClock().clock()
         self.exporter = InMemorySpanExporter()
         self.tracing = OtelTracing(self.exporter, "here", clock)
-        self.requests = DetailedRequests(clock, None, self.tracing)
+        self.requests = RequestRecorder(clock, None, self.tracing)
 
     async def spans(self) -> dict[str, ReadableSpan]:
         await self.tracing.stop()
@@ -34,7 +34,7 @@ class Traced:
 
 
 async def test_a_request_is_a_span_below_its_client_s() -> None:
-    traced = Traced()
+    traced = TraceSpan()
     begun = traced.requests.begin([("traceparent", f"00-{TRACE}-{PARENT}-01"), ("x-request-id", "seven")])
     assert begun.span is not None
     assert begun.span.trace_id == TRACE
@@ -57,7 +57,7 @@ async def test_a_request_is_a_span_below_its_client_s() -> None:
 
 
 async def test_a_trace_that_is_not_sampled_costs_no_span() -> None:
-    traced = Traced()
+    traced = TraceSpan()
     begun = traced.requests.begin([("traceparent", f"00-{TRACE}-{PARENT}-00")])
     assert begun.span is None
     traced.requests.method("http", "Step").end(begun)
@@ -65,7 +65,7 @@ async def test_a_trace_that_is_not_sampled_costs_no_span() -> None:
 
 
 async def test_a_malformed_context_begins_a_trace_of_its_own() -> None:
-    traced = Traced()
+    traced = TraceSpan()
     begun = traced.requests.begin([("traceparent", "what?")])
     traced.requests.method("grpc", "Step").end(begun)
     assert (await traced.spans())["grpc Step"].parent is None
@@ -73,7 +73,7 @@ async def test_a_malformed_context_begins_a_trace_of_its_own() -> None:
 
 async def test_work_is_traced_through_queue_and_run() -> None:
     async with house() as it:
-        traced = Traced(Clock(it.look, lambda: EPOCH + it.now))
+        traced = TraceSpan(Clock(it.look, lambda: EPOCH + it.now))
         session = it.open()
         begun = traced.requests.begin()
         await it.step(session, "abc")
@@ -112,7 +112,7 @@ async def test_spans_that_nobody_takes_are_dropped() -> None:
     """More than the queue holds: what is over is lost, and nobody waits."""
     exporter = Away()
     tracing = OtelTracing(exporter, "here", Clock())  # type: ignore[arg-type]
-    requests = DetailedRequests(Clock(), None, tracing)
+    requests = RequestRecorder(Clock(), None, tracing)
     method = requests.method("grpc", "Step")
     for _ in range(5_000):
         method.end(requests.begin())
@@ -123,7 +123,7 @@ async def test_spans_that_nobody_takes_are_dropped() -> None:
 
 async def test_spans_lie_within_each_other_on_the_wall_clock() -> None:
     clock = ManualClock()
-    traced = Traced(clock.clock())
+    traced = TraceSpan(clock.clock())
     begun = traced.requests.begin()
     clock.now += 0.5
     traced.requests.method("grpc", "Step").end(begun)

@@ -11,7 +11,7 @@ from grpc import aio
 from starlette.applications import Starlette
 
 from tests.service.grpc_server import GrpcServer
-from tidegate.observability.requests import Requests
+from tidegate.observability.requests import RequestMetrics
 from tidegate.oip import service_pb2, service_pb2_grpc
 from tidegate.service import Service
 from tidegate.transports.http.watch import Watch
@@ -21,7 +21,7 @@ from tidegate.transports.oip.inference import Inference
 BODY = {"inputs": [{"name": "tokens", "datatype": "INT64", "shape": [1, 2], "data": [1, 2]}]}
 
 
-def counted(requests: Requests) -> dict[tuple[str, str], dict[str, int]]:
+def counted(requests: RequestMetrics) -> dict[tuple[str, str], dict[str, int]]:
     return {
         (each.interface, each.method): {outcome: count for outcome, count in each.outcomes.items() if count}
         for each in requests.snapshots()
@@ -36,7 +36,7 @@ def asked(model: str) -> service_pb2.ModelInferRequest:
 
 
 async def test_over_http(inference: Inference) -> None:
-    requests = Requests(inference.clock)
+    requests = RequestMetrics(inference.clock)
     app = Watch(Starlette(routes=[*routes(inference)]), requests)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         assert (await client.post("/v2/models/tiny/infer", json=BODY)).status_code == 200
@@ -53,7 +53,7 @@ async def test_over_http(inference: Inference) -> None:
 
 
 async def test_over_grpc(service: Service, inference: Inference) -> None:
-    requests = Requests(inference.clock)
+    requests = RequestMetrics(inference.clock)
     server = GrpcServer(service, "127.0.0.1:0", inference, requests)
     await server.start()
     async with aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:

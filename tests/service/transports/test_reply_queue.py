@@ -13,7 +13,7 @@ import pytest
 
 from tidegate.clock import Clock
 from tidegate.errors import InvalidInputError, UnavailableError
-from tidegate.observability.requests import OK, Requests, outcome_of
+from tidegate.observability.requests import OK, RequestMetrics, outcome_of
 from tidegate.transports.reply_queue import Pending, Ready, ReplyQueue, abandon, result_of
 
 SIZE = 4
@@ -52,7 +52,7 @@ class Stream:
         self.steps: list[Step] = []
         self.can_write = asyncio.Event()
         self.can_write.set()
-        self.requests = Requests(Clock())
+        self.requests = RequestMetrics(Clock())
         self.queue = ReplyQueue(
             self._read,
             self._write,

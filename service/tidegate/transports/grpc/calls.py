@@ -17,7 +17,7 @@ from grpc.aio import EOF  # type: ignore[attr-defined]
 from tidegate.api import GeneratedToken, GenerationDone, StepResult
 from tidegate.errors import InvalidInputError
 from tidegate.faults import conceal
-from tidegate.observability.requests import CANCELLED, OK, Requests, outcome_of
+from tidegate.observability.requests import CANCELLED, OK, RequestMetrics, outcome_of
 from tidegate.slices import in_slices
 from tidegate.transports.reply_queue import Pending, ReplyQueue
 from tidegate.v1 import sessions_pb2
@@ -38,7 +38,7 @@ class _Counted(Protocol):
     @property
     def interface(self) -> str: ...
     @property
-    def requests(self) -> Requests: ...
+    def requests(self) -> RequestMetrics: ...
 
 
 Servicer = TypeVar("Servicer", bound=_Counted)
@@ -103,7 +103,7 @@ async def write_events(events: AsyncIterator[GeneratedToken | GenerationDone], c
 
 
 def queue_of(
-    context: Context, submit: Callable[[Any], Awaitable[Pending]], size: int, requests: Requests, interface: str
+    context: Context, submit: Callable[[Any], Awaitable[Pending]], size: int, requests: RequestMetrics, interface: str
 ) -> ReplyQueue:
     """Return the queue of a bidirectional call, whose messages are counted under ``interface``."""
     begin = functools.partial(requests.begin, context.invocation_metadata)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from tidegate.api import StepResult
 from tidegate.errors import TidegateError
 from tidegate.faults import conceal
-from tidegate.observability.requests import OK, Requests, outcome_of
+from tidegate.observability.requests import OK, RequestMetrics, outcome_of
 from tidegate.slices import Slices, in_slices
 from tidegate.transports.reply_queue import abandon
 from tidegate.v1 import predictor_pb2
@@ -44,7 +44,7 @@ class PendingColumns:
     session = ""
 
     def __init__(
-        self, lanes: list[int], parts: Sequence[Part], sizes: Sequence[int], requests: Requests, max_bytes: int
+        self, lanes: list[int], parts: Sequence[Part], sizes: Sequence[int], requests: RequestMetrics, max_bytes: int
     ) -> None:
         self._lanes = lanes
         self._parts = parts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tidegate.observability.requests import Requests
+from tidegate.observability.requests import RequestMetrics
 from tidegate.transports.grpc.calls import Context, answered_as
 from tidegate.v1 import models_pb2, models_pb2_grpc
 from tidegate.wire.models import encode_model, encode_model_page, encode_reload
@@ -18,7 +18,7 @@ class Models(models_pb2_grpc.ModelsServicer):
 
     interface = "grpc"
 
-    def __init__(self, service: Service, requests: Requests) -> None:
+    def __init__(self, service: Service, requests: RequestMetrics) -> None:
         self.requests = requests
         self._service = service
 

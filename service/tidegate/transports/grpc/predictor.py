@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tidegate.api import Input, check_sequences
 from tidegate.errors import InvalidInputError
-from tidegate.observability.requests import Requests
+from tidegate.observability.requests import RequestMetrics
 from tidegate.slices import in_slices
 from tidegate.transports.grpc.calls import Context, answered, deadline_of, uncounted, write_events
 from tidegate.transports.grpc.stream import step_queue
@@ -25,7 +25,7 @@ class Predictor(predictor_pb2_grpc.PredictorServicer):
 
     interface = "grpc"
 
-    def __init__(self, service: Service, requests: Requests) -> None:
+    def __init__(self, service: Service, requests: RequestMetrics) -> None:
         self.requests = requests
         self._service = service
         self._streams = OpenStreams()

@@ -10,7 +10,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from tidegate.errors import TidegateError
-from tidegate.observability.requests import Requests, outcome_of
+from tidegate.observability.requests import RequestMetrics, outcome_of
 from tidegate.transports.grpc.adapter import GrpcAdapter
 from tidegate.transports.grpc.handlers import add_service
 from tidegate.transports.grpc.models import Models
@@ -45,11 +45,11 @@ class GrpcServices:
         self,
         service: Service,
         inference: Inference | None = None,
-        requests: Requests | None = None,
+        requests: RequestMetrics | None = None,
         more: Sequence[GenericRpcHandler[Any, Any]] = (),
     ) -> None:
         self._service = service
-        self._requests = requests or Requests(service.clock)
+        self._requests = requests or RequestMetrics(service.clock)
         self._models, self._sessions = Models(service, self._requests), Sessions(service, self._requests)
         self._predictor = Predictor(service, self._requests)
         self._inference = None if inference is None else InferenceService(inference, self._requests)

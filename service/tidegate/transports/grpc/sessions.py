@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tidegate.observability.requests import Requests
+from tidegate.observability.requests import RequestMetrics
 from tidegate.transports.grpc.calls import Context, answered, deadline_of, fill_reply, session_of, write_events
 from tidegate.v1 import sessions_pb2, sessions_pb2_grpc
 from tidegate.wire.inputs import decode_input, decode_options, decode_prompt, decode_sampling
@@ -27,7 +27,7 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
 
     interface = "grpc"
 
-    def __init__(self, service: Service, requests: Requests) -> None:
+    def __init__(self, service: Service, requests: RequestMetrics) -> None:
         self.requests = requests
         self._service = service
 

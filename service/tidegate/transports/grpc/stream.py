@@ -10,7 +10,7 @@ from tidegate.engine.share import Share
 from tidegate.errors import InvalidInputError, TidegateError
 from tidegate.faults import conceal
 from tidegate.limits import MAX_IN_FLIGHT
-from tidegate.observability.requests import OK, Requests, outcome_of
+from tidegate.observability.requests import OK, RequestMetrics, outcome_of
 from tidegate.slices import in_slices
 from tidegate.transports.grpc.calls import Context, client_seconds, queue_of, session_in_metadata
 from tidegate.transports.grpc.columns import Part, PendingColumns, awaited_of, cancel_parts, refusal
@@ -55,7 +55,7 @@ class PendingStep:
         abandon(self.awaited)
 
 
-def step_queue(service: Service, context: Context, requests: Requests) -> ReplyQueue:
+def step_queue(service: Service, context: Context, requests: RequestMetrics) -> ReplyQueue:
     """Return a client's stream, for its call to run."""
     seconds = client_seconds(context)
     ends_at = None if seconds is None else service.clock.monotonic() + seconds
@@ -77,7 +77,7 @@ class StepMessages:
     def __init__(
         self,
         service: Service,
-        requests: Requests,
+        requests: RequestMetrics,
         session: str,
         *,
         ends_at: float | None = None,

@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tidegate.errors import InvalidInputError
 from tidegate.observability.families import Snapshot
-from tidegate.observability.metrics import Figures
-from tidegate.observability.requests import Requests
+from tidegate.observability.metrics import MetricsCollector
+from tidegate.observability.requests import RequestMetrics
 from tidegate.transports.http import branching, documents, errors, models, schemas, sessions
 from tidegate.transports.http.documents import problems
 from tidegate.transports.http.exchange import RawRoute, json_reply, link, service_of
@@ -41,7 +41,7 @@ class FiguresLike(Protocol):
     async def all(self) -> Snapshot: ...
 
 
-def create_app(service: Service, requests: Requests | None = None, figures: FiguresLike | None = None) -> FastAPI:
+def create_app(service: Service, requests: RequestMetrics | None = None, figures: FiguresLike | None = None) -> FastAPI:
     """The HTTP interface of ``service``; it neither starts nor stops it.
 
     Args:
@@ -49,11 +49,11 @@ def create_app(service: Service, requests: Requests | None = None, figures: Figu
         requests: Where requests are counted; None: nowhere else than in this application's own figures.
         figures: What ``/metrics`` tells; None: the figures of this process.
     """
-    requests = requests or Requests(service.clock)
+    requests = requests or RequestMetrics(service.clock)
     app = documents.DocumentedApi()
     app.state.service = service
     app.state.requests = requests
-    app.state.figures = figures or Figures(service, requests)
+    app.state.figures = figures or MetricsCollector(service, requests)
     app.state.streams = Streams(service, requests)
     app.state.steps = Steps(service, requests)
     app.add_middleware(Watch, requests=requests)
@@ -125,7 +125,7 @@ async def readyz(request: Request) -> Response:
     responses={200: documents.text("Prometheus' text format.", documents.METRICS), **problems()},
 )
 async def metrics(request: Request) -> Response:
-    """Figures of the whole server, for Prometheus."""
+    """MetricsCollector of the whole server, for Prometheus."""
     figures: FiguresLike = request.app.state.figures
     text, content_type = await asyncio.to_thread(_rendered, await figures.all())
     return Response(text, media_type=content_type)
@@ -133,6 +133,6 @@ async def metrics(request: Request) -> Response:
 
 def _rendered(snapshot: Snapshot) -> tuple[bytes, str]:
     """The text and its content type. A server starts without what the first reader of metrics needs."""
-    from tidegate.observability.exposition import CONTENT_TYPE, render
+    from tidegate.observability.families import CONTENT_TYPE, render
 
     return render(snapshot), CONTENT_TYPE

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from starlette.requests import ClientDisconnect
 
 from tidegate.faults import conceal
-from tidegate.observability.requests import CANCELLED, OK, Requests, outcome_of
+from tidegate.observability.requests import CANCELLED, OK, RequestMetrics, outcome_of
 from tidegate.slices import in_slices
 from tidegate.transports.asgi import Event, Receive, Scope, Send
 from tidegate.transports.http import convert
@@ -38,7 +38,7 @@ def session_of_step(scope: Scope) -> str | None:
 class Steps:
     """Answers steps over a core, and counts them."""
 
-    def __init__(self, service: Service, requests: Requests) -> None:
+    def __init__(self, service: Service, requests: RequestMetrics) -> None:
         self._service = service
         self._requests = requests
         self._counted = requests.method("http", "Step")

@@ -22,7 +22,7 @@ from tidegate.api import SessionRequest, StepResult
 from tidegate.errors import InvalidInputError, NotFoundError, TidegateError, without_traceback
 from tidegate.faults import conceal
 from tidegate.limits import LARGE_JSON_BYTES, MAX_IN_FLIGHT
-from tidegate.observability.requests import OK, Begun, Requests, outcome_of
+from tidegate.observability.requests import OK, RequestMetrics, RequestStart, outcome_of
 from tidegate.slices import in_slices
 from tidegate.transports.asgi import Event, Receive, Scope, Send
 from tidegate.transports.grpc.columns import refusal
@@ -60,7 +60,7 @@ _JSON_BEGINS = (b"{", BOM_UTF8)  # with neither begins a StreamRequest
 class Streams:
     """The streams that are open, as an ASGI application that serves them; ``drain`` ends them all."""
 
-    def __init__(self, service: Service, requests: Requests) -> None:
+    def __init__(self, service: Service, requests: RequestMetrics) -> None:
         self._service = service
         self._requests = requests
         self.open = OpenStreams()
@@ -95,7 +95,7 @@ class WebSocketStream:
     """
 
     def __init__(
-        self, service: Service, requests: Requests, scope: Scope, receive: Receive, send: Send, session: str
+        self, service: Service, requests: RequestMetrics, scope: Scope, receive: Receive, send: Send, session: str
     ) -> None:
         self._service = service
         self._requests = requests
@@ -164,7 +164,7 @@ class WebSocketStream:
                     raise
                 self._subprotocol = JSON
 
-    def _begin(self) -> Begun:
+    def _begin(self) -> RequestStart:
         return self._requests.begin(self._scope["headers"], self._session)
 
     def _write(self, reply: Event | predictor_pb2.StreamReply) -> Awaitable[None]:

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tidegate.faults import conceal
-from tidegate.observability.requests import CANCELLED, INTERNAL, OK, Requests, outcome_of
+from tidegate.observability.requests import CANCELLED, INTERNAL, OK, RequestMetrics, outcome_of
 from tidegate.transports.http.errors import problem
 from tidegate.transports.http.exchange import OUTCOME
 
@@ -53,7 +53,7 @@ _OUTCOMES = {404: "not_found", 405: "unimplemented"}
 class Watch:
     """The application behind it, watched."""
 
-    def __init__(self, app: ASGIApp, requests: Requests) -> None:
+    def __init__(self, app: ASGIApp, requests: RequestMetrics) -> None:
         self._app = app
         self._requests = requests
 

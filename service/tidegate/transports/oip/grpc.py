@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.json_format import ParseDict
 
 from tidegate.errors import NotSupportedError
-from tidegate.observability.requests import Requests as Counted
+from tidegate.observability.requests import RequestMetrics as Counted
 from tidegate.oip import service_pb2, service_pb2_grpc
 from tidegate.transports.grpc.calls import Context, answered, answered_as, client_seconds, uncounted
 from tidegate.transports.grpc.handlers import add_service

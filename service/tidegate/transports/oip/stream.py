@@ -54,7 +54,9 @@ class _Due:
         self._answer.cancel()
 
 
-def infer_queue(inference: Inference, requests: Requests, context: Context, counted: counting.Requests) -> ReplyQueue:
+def infer_queue(
+    inference: Inference, requests: Requests, context: Context, counted: counting.RequestMetrics
+) -> ReplyQueue:
     """Return a client's stream, for its call to run."""
     messages = InferMessages(inference, requests, client_seconds(context))
     return queue_of(context, messages.submit, MAX_INFERENCES_IN_FLIGHT, counted, "oip_grpc_stream")
