@@ -64,7 +64,7 @@ def test_packages_import_only_along_the_arrows(package: str) -> None:
     assert reversed_arrows == []
 
 
-# The modules and packages of the service, from the bottom: each imports only what stands before it. `TYPE_CHECKING` is no
+# What the service is made of, from the bottom: each imports only what stands before it. `TYPE_CHECKING` is no
 # way round it, nor is an import inside a function.
 LAYERS = (
     "__init__", "limits", "errors", "clock", "protobuf", "signals", "throttle", "loopback", "histogram", "faults",
