@@ -2,7 +2,7 @@
 becomes a smaller one.
 
 Knows the command line. Imports torch and onnx only when called, so that a serving-only installation can list the
-commands.
+commands. A verb does its work in a process of its own, with limits, for the graph may be anybody's.
 """
 
 from __future__ import annotations
@@ -13,8 +13,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from tidegate.sandbox import MEMORY_MB, Limits
-from tidegate_export.limited import LONG_SECONDS, MemoryLimit, TimeLimit, run_verb
+from tidegate.bundle import Json
+from tidegate.errors import BundleError
+from tidegate.sandbox import MEMORY_MB, Limits, run_limited
+
+LONG_SECONDS = 3600.0
+"""For what trains nothing, but may run a graph over years of held-out data."""
+
+MemoryLimit = Annotated[
+    int, typer.Option("--memory-limit", "--memory-mb", min=256, help="MiB of memory that it may take.")
+]
+TimeLimit = Annotated[float, typer.Option("--time-limit", min=1, help="Seconds that it may take.")]
 
 
 def export(  # noqa: PLR0913, PLR0917 - the command line's options
@@ -39,7 +48,7 @@ def export(  # noqa: PLR0913, PLR0917 - the command line's options
     time_limit: TimeLimit = LONG_SECONDS,
 ) -> None:
     """Export a model as a bundle, and prove that it streams and computes what PyTorch computes."""
-    _require("train", "torch", "onnx", "onnxscript", "onnxruntime")
+    require("train", "torch", "onnx", "onnxscript", "onnxruntime")
     said = {
         "source": source,
         "weights": None if weights is None else str(weights),
@@ -70,7 +79,7 @@ def quantize(  # noqa: PLR0913, PLR0917 - the command line's options
     time_limit: TimeLimit = LONG_SECONDS,
 ) -> None:
     """Make a smaller bundle of a bundle, prove that it streams, and measure what it costs and gains."""
-    _require("cpu,quantize", "onnx", "onnxruntime")
+    require("cpu,quantize", "onnx", "onnxruntime")
     if fp16 and method is not None:
         typer.echo("--fp16 is a method of its own: leave --method out", err=True)
         raise typer.Exit(2)
@@ -83,12 +92,27 @@ def quantize(  # noqa: PLR0913, PLR0917 - the command line's options
         "out": str(out),
         "seconds": seconds,
     }
-    run_verb("tidegate_export.quantize_command:run", said, Limits(memory_limit, time_limit))
+    run_verb("tidegate_export.quantize:run", said, Limits(memory_limit, time_limit))
 
 
-def _require(extra: str, *packages: str) -> None:
+def require(extra: str, *packages: str) -> None:
     """End with one line where a package is not installed."""
     for package in packages:
         if find_spec(package) is None:
             typer.echo(f"{package} is not installed: pip install 'tidegate[{extra}]'", err=True)
             raise typer.Exit(2)
+
+
+def run_verb(function: str, said: Json, limits: Limits, *, is_quiet: bool = True) -> None:
+    """Let ``function`` (``module:name``), which returns what to tell and whether there is a bundle, do what was said.
+
+    Raises:
+        typer.Exit: There is none.
+    """
+    try:
+        told, is_done = run_limited(function, said, limits, is_quiet=is_quiet)
+    except BundleError as error:
+        told, is_done = error.message, False
+    typer.echo(told, err=not is_done)
+    if not is_done:
+        raise typer.Exit(2)

@@ -1,12 +1,16 @@
-"""The card of an imported model: what was found in the file, for a person."""
+"""What an import found, in sentences: for the terminal, and the card of the imported model."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-from tidegate.bundle import Manifest, TensorSpec
-from tidegate_export.importing.summary import Imported, checks, findings
+from tidegate.bundle import BATCH, TIME, Manifest, StateSpec, TensorSpec
+from tidegate_export.importing.parity import Parity
+from tidegate_export.importing.plan import Found
 
 
 def imported_card(imported: Imported) -> str:
@@ -43,3 +47,71 @@ def _call(manifest: Manifest) -> str:
 
 def _width(spec: TensorSpec) -> int:
     return math.prod(axis for axis in spec.axes if isinstance(axis, int))
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """The bundle as written, the graph as the file has it, and with its axes freed."""
+
+    path: Path
+    manifest: Manifest
+    as_it_is: Found
+    found: Found
+    parity: Parity
+
+
+def findings(imported: Imported) -> Iterator[str]:
+    """Yield a line for each thing that was found."""
+    manifest, found = imported.manifest, imported.found
+    for spec in manifest.inputs:
+        yield f"input {_shown(spec)}"
+    for spec in manifest.outputs:
+        yield f"output {_shown(spec)}{'' if TIME in spec.axes else ', not per step: the value after the last'}"
+    for state in manifest.states:
+        yield f"state {state.input} → {state.output} {_described(state, found)}"
+    yield _time(found, imported.as_it_is)
+    yield _batch(manifest, imported.as_it_is)
+    yield from found.notes
+
+
+def checks(imported: Imported) -> Iterator[str]:
+    """Yield a line for each thing that was compared."""
+    proof = imported.manifest.proof
+    assert proof is not None  # import_model proves
+    worst = f"worst |Δ| - 1e-4·|x| = {proof.max_error:.1e}, tolerance {proof.tolerance:g}"
+    yield f"streaming proof: {proof.cases} comparisons, {worst}"
+    parity = imported.parity
+    yield f"parity with the file, run step by step: {parity.cases} sequences, largest |Δ| = {parity.largest:.1e}"
+
+
+def _described(state: StateSpec, found: Found) -> str:
+    shape = f"{state.dtype} [{', '.join(map(str, state.axes))}]"
+    if state.input in found.reasons:
+        first = ", first state from --initial" if state.input in found.initial else ""
+        return f"{shape}: {found.reasons[state.input]}{first}"
+    if state.input == "begun_in":
+        return f"{shape}: whether the session has begun, for first states that are no single number"
+    return f"{shape}: the end of the input before, put in front of the next"
+
+
+def _time(found: Found, as_it_is: Found) -> str:
+    if found.is_frame:
+        return "time: one run of the graph is one step; the bundle loops over the steps of a chunk"
+    if as_it_is.is_frame:
+        return "time: fixed at one step in the file, freed, and proved to give the same"
+    return "time: an axis of the graph"
+
+
+def _batch(manifest: Manifest, as_it_is: Found) -> str:
+    if not manifest.is_batchable:
+        return "batch: none, or fixed at 1: rows run one by one"
+    alone = "" if manifest.batch_invariant else "; a row's result depends on its neighbours: rows run one by one"
+    where = (
+        "an axis of the graph" if as_it_is.has_batch else "fixed at 1 in the file, freed, and proved to give the same"
+    )
+    return f"batch: {where}{alone}"
+
+
+def _shown(spec: TensorSpec) -> str:
+    axes = [axis if axis in {BATCH, TIME} else str(axis) for axis in spec.axes]
+    return f"{spec.name} {spec.dtype} [{', '.join(map(str, axes))}]"

@@ -5,14 +5,13 @@ Knows the command line. Imports onnx only when called, so that a serving-only in
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tidegate.sandbox import MEMORY_MB, SECONDS, Limits
-from tidegate_export.limited import MemoryLimit, run_verb
+from tidegate_export.cli import MemoryLimit, require, run_verb
 
 Many = list[str]
 ImportTimeLimit = Annotated[float, typer.Option("--time-limit", "--seconds", min=1, help="Seconds that it may take.")]
@@ -58,11 +57,9 @@ def import_(  # noqa: PLR0913, PLR0917 - the command line's options
     time_limit: ImportTimeLimit = SECONDS,
 ) -> None:
     """Import a streaming ONNX model: find its states, prove that it streams, write a bundle."""
-    if find_spec("onnx") is None or find_spec("onnxruntime") is None:
-        typer.echo("onnx is not installed: pip install 'tidegate[cpu,quantize]'", err=True)
-        raise typer.Exit(2)
+    require("cpu,quantize", "onnx", "onnx_ir", "onnxruntime")
     run_verb(
-        "tidegate_export.importing.command:run",
+        "tidegate_export.importing.importer:run",
         {
             "file": str(file),
             "name": name,

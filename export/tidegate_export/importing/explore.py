@@ -16,18 +16,15 @@ import onnx
 
 from tidegate.bundle import BATCH, TIME, StateSpec, TensorSpec
 from tidegate_export.errors import ExportError
-from tidegate_export.importing.axes import Guess, guesses
-from tidegate_export.importing.by_frame import likeliest_pairs
-from tidegate_export.importing.evidence import STRONG, Evidence
+from tidegate_export.importing.axes import Guess, guesses, widths
+from tidegate_export.importing.edit import with_axes_kept
+from tidegate_export.importing.evidence import STRONG, Evidence, is_length
 from tidegate_export.importing.flow import Flow
 from tidegate_export.importing.foreign import Array, Arrays, Declared, Foreign, declared, random_array
-from tidegate_export.importing.naming import is_length
-from tidegate_export.importing.pairing import STEPS, NotStreamableError, Search
+from tidegate_export.importing.pairing import STEPS, NotStreamableError, Search, likeliest_pairs
 from tidegate_export.importing.plan import Axes, Found, is_along_time, sized
 from tidegate_export.importing.refusals import RejectedError, grows, unsaid_setting, why_not_streamable, without_state
 from tidegate_export.importing.request import Request
-from tidegate_export.importing.squeezed import with_axes_kept
-from tidegate_export.importing.widths import widths
 
 _MOST_ELEMENTS = 1 << 26
 """Of one input in a try: declared sizes may be anything."""

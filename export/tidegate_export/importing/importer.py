@@ -1,18 +1,23 @@
 """From a file to a bundle: read, find out, free what can be freed, wrap, prove, compare, write.
 
-Knows the order of the steps and what is refused between them; each step has its own module.
+Knows the order of the steps and what is refused between them; each step has its own module. `run` is `tidegate import`
+inside its process: every error becomes one line.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import onnx
 from onnx import TensorProto
+from pydantic import ValidationError
 
 from tidegate.bundle import (
     CARD,
@@ -25,11 +30,12 @@ from tidegate.bundle import (
     next_version,
     write_bundle,
 )
+from tidegate.errors import BundleError
 from tidegate.proof import ABSOLUTE, is_batch_invariant, prove
 from tidegate_export.errors import ExportError
 from tidegate_export.importing.axes import told
 from tidegate_export.importing.branches import with_branches_taken
-from tidegate_export.importing.card import imported_card
+from tidegate_export.importing.card import Imported, checks, findings, imported_card
 from tidegate_export.importing.edit import empty, is_empty, with_constants, without_empty_outputs
 from tidegate_export.importing.evidence import Evidence
 from tidegate_export.importing.explore import Explorer
@@ -39,9 +45,18 @@ from tidegate_export.importing.parity import Parity, check_parity
 from tidegate_export.importing.plan import Found
 from tidegate_export.importing.refusals import begins_anew
 from tidegate_export.importing.relax import free_batch, free_time
-from tidegate_export.importing.request import ANY, Request, parse_constant, read_initial
+from tidegate_export.importing.request import (
+    ANY,
+    Request,
+    parse_axes,
+    parse_constant,
+    parse_contexts,
+    parse_named,
+    parse_shapes,
+    parse_states,
+    read_initial,
+)
 from tidegate_export.importing.source import Source, nodes, read_source
-from tidegate_export.importing.summary import Imported
 from tidegate_export.importing.wrap import Wrapped, wrap
 
 _SEEDS = range(3)
@@ -233,3 +248,64 @@ def _provenance(source: Source, found: Found, request: Request, parity: Parity) 
         "parity": parity.as_json(),
         "versions": {name: version(name) for name in ("tidegate", "onnx", "onnxruntime")},
     }
+
+
+class Said(TypedDict):
+    """The command line as it was typed: what goes from one process to the other."""
+
+    file: str
+    name: str | None
+    version: int | None
+    out: str
+    states: Sequence[str]
+    shapes: Sequence[str]
+    batch_axes: Sequence[str]
+    time_axes: Sequence[str]
+    constants: Sequence[str]
+    contexts: Sequence[str]
+    initial: str | None
+    is_within_frame: bool
+    tolerance: float | None
+
+
+def run(said: Said) -> tuple[str, bool]:
+    """Import; return what to tell, and whether there is a bundle."""
+    try:
+        return "\n".join(_told(import_model(_request(said)))), True
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}", False
+    except (ExportError, BundleError) as error:
+        return " ".join(str(error).split()), False
+    except MemoryError:
+        return "out of memory: the graph asks for more than --memory-limit", False
+
+
+def _request(said: Said) -> Request:
+    return Request(
+        file=Path(said["file"]),
+        name=said["name"] or _plain(Path(said["file"]).stem),
+        version=said["version"],
+        out=Path(said["out"]),
+        states=parse_states(said["states"]),
+        shapes=parse_shapes(said["shapes"]),
+        batch_axes=parse_axes("--batch-axis", said["batch_axes"]),
+        time_axes=parse_axes("--time-axis", said["time_axes"]),
+        constants=parse_named("--constant", said["constants"]),
+        contexts=parse_contexts(said["contexts"]),
+        initial=None if said["initial"] is None else Path(said["initial"]),
+        is_within_frame=said["is_within_frame"],
+        tolerance=said["tolerance"],
+    )
+
+
+def _plain(stem: str) -> str:
+    """Return a file's name as a bundle may be called."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "imported"
+
+
+def _told(imported: Imported) -> Iterator[str]:
+    manifest = imported.manifest
+    yield f"{imported.path}: {manifest.task}, {manifest.state_bytes} bytes of state per session"
+    yield from findings(imported)
+    yield from checks(imported)

@@ -13,7 +13,7 @@ from tests.export.importing.graphs import Net
 from tidegate.bundle import Axis, Bundle, read_bundle
 from tidegate.ort import onnxruntime
 from tidegate.replay import GraphRunner, Result, random_inputs
-from tidegate_export.importing.command import Said, run
+from tidegate_export.importing.importer import Said, run
 
 Array = NDArray[Any]
 

@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from tests.export.importing.graphs import Net, lstm
 from tests.export.importing.importing import axes, by_hand, imported, pairs, refusal, said, walked
-from tidegate_export.importing.command import run
+from tidegate_export.importing.importer import run
 
 
 def crossed() -> Net:

@@ -178,7 +178,7 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
 def imported_apart(file: Path, root: Path, seconds: float = 60) -> str:
     """Import in a process of its own; return what is told."""
     try:
-        told, _ = run_limited("tidegate_export.importing.command:run", said(file, root), Limits(4096, seconds))
+        told, _ = run_limited("tidegate_export.importing.importer:run", said(file, root), Limits(4096, seconds))
     except BundleError as error:
         return error.message
     return str(told)
