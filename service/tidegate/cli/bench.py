@@ -20,12 +20,10 @@ from tidegate.cli.output import AsJson, print_json, print_table
 from tidegate.errors import ConfigurationError
 from tidegate.loadgen.http1 import HttpServer
 from tidegate.loadgen.inputs import Source, source_for
-from tidegate.loadgen.load import Arrivals, Interface, Load
+from tidegate.loadgen.load import Arrivals, Interface, Load, Mix
 from tidegate.loadgen.measure import Measurement, Progress, Target, measure
-from tidegate.loadgen.mix import Mix
-from tidegate.loadgen.plot import draw_latency, require_matplotlib
 from tidegate.loadgen.record import Record
-from tidegate.loadgen.report import LATENCY_COLUMNS, as_json, as_text, latency_rows
+from tidegate.loadgen.report import LATENCY_COLUMNS, as_json, as_text, draw_latency, latency_rows, require_matplotlib
 
 HTTP_PORT = 8080
 MAX_SELECTED = 500

@@ -19,8 +19,7 @@ from tidegate.client.endpoint import Endpoint
 from tidegate.client.tls import NO_SERVER, why_not_connected
 from tidegate.errors import ConfigurationError
 from tidegate.top.scrape import Reader
-from tidegate.top.screen import screen
-from tidegate.top.view import View, view
+from tidegate.top.view import View, screen, view
 
 DEFAULT_HTTP = Server("127.0.0.1:8080")
 AWAY = "no answer: is it running?"

@@ -1,5 +1,5 @@
 """A load generator for a running server: what `tidegate bench` does.
 
-`load` says what to do, `mix` and `schedule` how long the chunks are and when they are due, `drive` does it through the
-`senders`, `record` holds what was seen, `measure` puts them together, `report` and `plot` tell it.
+`load` says what to do, how long the chunks are and when they are due, `drive` does it through the `senders`, `record`
+holds what was seen, `measure` puts them together, `report` tells it.
 """

@@ -13,7 +13,7 @@ from itertools import chain, takewhile
 from typing import Any, NamedTuple, Protocol
 
 from tidegate.errors import DeadlineExceededError, TidegateError
-from tidegate.loadgen.mix import Size
+from tidegate.loadgen.load import Size
 from tidegate.loadgen.record import Record
 
 PAUSE = 0.1

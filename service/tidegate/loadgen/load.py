@@ -1,12 +1,93 @@
-"""What load to put on a server: parsed once from the options, checked here, and never changed."""
+"""What load to put on a server: parsed once from the options, checked here, and never changed.
+
+How many steps a request has is one length, or lengths and ranges by weight, like ``1:99,256-1024:1``.
+
+When the requests of an open loop are due is fixed for each sender before the first reply: a slow reply delays no due
+time, so the wait that it causes to the requests behind it is part of their latencies. Measuring from when a request was
+at last sent would leave that wait out, which is called coordinated omission (G. Tene, "How NOT to Measure Latency",
+2013; wrk2 measures as is done here).
+"""
 
 from __future__ import annotations
 
+import random
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import count
+from typing import NamedTuple, Self
 
 from tidegate.errors import ConfigurationError
-from tidegate.loadgen.mix import Mix
+
+_PART = re.compile(r"(\d+)(?:-(\d+))?(?::(\d+(?:\.\d+)?))?")
+
+
+class Kind(NamedTuple):
+    """Requests of ``least`` to ``most`` steps, drawn evenly; latencies are told by kind."""
+
+    least: int
+    most: int
+    weight: float = 1
+
+    @property
+    def label(self) -> str:
+        return str(self.least) if self.least == self.most else f"{self.least}-{self.most}"
+
+
+class Size(NamedTuple):
+    """The steps of one request, and the label of its kind."""
+
+    label: str
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Kinds of requests by weight."""
+
+    kinds: tuple[Kind, ...]
+
+    @classmethod
+    def of(cls, length: int) -> Self:
+        return cls((Kind(length, length),))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``LENGTH[-LENGTH][:WEIGHT],…``.
+
+        Raises:
+            ConfigurationError: It is not that.
+        """
+        kinds = tuple(_parse_kind(part) for part in text.split(","))
+        if not any(kind.weight for kind in kinds):
+            raise ConfigurationError(f"--chunk: {text!r} has no weight above 0")
+        return cls(kinds)
+
+    @property
+    def longest(self) -> int:
+        return max(kind.most for kind in self.kinds)
+
+    def draws(self, rng: random.Random) -> Iterator[Size]:
+        """Endless sizes by weight."""
+        weights = [kind.weight for kind in self.kinds]
+        while True:
+            (kind,) = rng.choices(self.kinds, weights)
+            yield Size(kind.label, rng.randint(kind.least, kind.most))
+
+    def __str__(self) -> str:
+        return ",".join(f"{kind.label}:{kind.weight:g}" for kind in self.kinds)
+
+
+def _parse_kind(part: str) -> Kind:
+    found = _PART.fullmatch(part.strip())
+    if found is None:
+        raise ConfigurationError(f"--chunk: {part!r} is not LENGTH, LENGTH-LENGTH or either with :WEIGHT")
+    least, most = int(found[1]), int(found[2] or found[1])
+    if not 1 <= least <= most:
+        raise ConfigurationError(f"--chunk: {part!r} is not a range of lengths of 1 or more")
+    return Kind(least, most, float(found[3] or 1))
+
 
 SINGLE_STEPS = Mix.of(1)
 
@@ -116,3 +197,25 @@ class Load:
     @property
     def num_connections(self) -> int:
         return self.num_senders + self.prompt_sessions if self.interface.has_connections else 1
+
+
+def due_times(
+    arrivals: Arrivals, rate: float, start: float, sender: int, num_senders: int, rng: random.Random
+) -> Iterator[float]:
+    """Endless rising due times of one of ``num_senders`` that together make ``rate`` requests a second from ``start``.
+
+    Even senders take turns. Poisson ones draw exponential gaps; many such senders together are a Poisson process again.
+    """
+    period = num_senders / rate
+    match arrivals:
+        case Arrivals.EVEN:
+            return (start + (sender / num_senders + turn) * period for turn in count())
+        case Arrivals.POISSON:
+            return _poisson(period, start, rng)
+
+
+def _poisson(period: float, start: float, rng: random.Random) -> Iterator[float]:
+    due = start
+    while True:
+        due += rng.expovariate(1 / period)
+        yield due

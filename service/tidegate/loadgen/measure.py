@@ -13,16 +13,13 @@ from tidegate.api import ModelInfo
 from tidegate.client import AsyncClient, AsyncSession, Retry
 from tidegate.client.channel import ConnectionOptions
 from tidegate.errors import TidegateError
-from tidegate.loadgen.counts import Counts, read_counts
+from tidegate.loadgen.counts import Counts, Usage, read_counts, read_usage
 from tidegate.loadgen.drive import Clock, Drive, Lane, RealClock, Sender
 from tidegate.loadgen.http1 import HttpConnection, HttpServer
 from tidegate.loadgen.inputs import Source
-from tidegate.loadgen.load import Load
-from tidegate.loadgen.mix import Mix
+from tidegate.loadgen.load import Load, Mix, due_times
 from tidegate.loadgen.record import Record
-from tidegate.loadgen.schedule import due_times
 from tidegate.loadgen.senders import Site, make_sender
-from tidegate.loadgen.usage import Usage, read_usage
 
 AT_ONCE = 64
 """Sessions that are opened or closed at a time."""

@@ -8,7 +8,7 @@ from itertools import repeat
 
 from tidegate.errors import TidegateError
 from tidegate.loadgen.drive import Drive, Lane, Reply
-from tidegate.loadgen.mix import Size
+from tidegate.loadgen.load import Size
 from tidegate.loadgen.record import Record
 
 

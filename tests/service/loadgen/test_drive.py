@@ -10,7 +10,7 @@ import pytest
 from tests.service.loadgen.fake import Hanging, ManualClock, Scripted, drive, singles
 from tidegate.errors import OverloadedError, TidegateError
 from tidegate.loadgen.drive import PAUSE, Drive, Lane, Reply
-from tidegate.loadgen.mix import Size
+from tidegate.loadgen.load import Size
 from tidegate.loadgen.record import Record
 
 

@@ -9,7 +9,7 @@ from itertools import islice
 import pytest
 
 from tidegate.errors import ConfigurationError
-from tidegate.loadgen.mix import Kind, Mix
+from tidegate.loadgen.load import Kind, Mix
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,11 @@ from tidegate.codecs.scores import Scores
 from tidegate.config import load_settings
 from tidegate.engine.meter import Meter
 from tidegate.engine.quality import Quality
-from tidegate.loadgen.counts import Counts, parse_counts
-from tidegate.loadgen.load import Interface, Load
+from tidegate.loadgen.counts import Counts, Usage, parse_counts, read_usage
+from tidegate.loadgen.load import Interface, Load, Mix
 from tidegate.loadgen.measure import Measurement
-from tidegate.loadgen.mix import Mix
 from tidegate.loadgen.record import Record
 from tidegate.loadgen.report import as_json, as_text, latency_rows, warnings
-from tidegate.loadgen.usage import Usage, read_usage
 from tidegate.observability.families import render
 from tidegate.observability.metrics import MetricsCollector
 from tidegate.observability.requests import RequestMetrics

@@ -7,8 +7,7 @@ from itertools import islice, pairwise, takewhile
 
 import pytest
 
-from tidegate.loadgen.load import Arrivals
-from tidegate.loadgen.schedule import due_times
+from tidegate.loadgen.load import Arrivals, due_times
 
 
 def dues(arrivals: Arrivals, rate: float, num_senders: int, until: float, start: float = 0) -> list[float]:

@@ -12,8 +12,7 @@ from rich.console import Console
 
 from tidegate.cli.top import AWAY, watch
 from tidegate.top.scrape import Between, Reader, parse
-from tidegate.top.screen import screen
-from tidegate.top.view import view
+from tidegate.top.view import screen, view
 
 MODEL = 'model="tiny",version="2"'
 
