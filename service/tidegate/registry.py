@@ -27,8 +27,8 @@ from tidegate.engine.device.arena import DeviceArena
 from tidegate.engine.device.memory import FIRST_ROW, DeviceMemory
 from tidegate.engine.device.runner import DeviceRunner, open_device_runner
 from tidegate.engine.engine import Engine
-from tidegate.engine.loop import Committer, Loop
-from tidegate.engine.model import Key, LoadedModel
+from tidegate.engine.loop import Loop
+from tidegate.engine.model import Key, LoadedModel, SessionHost
 from tidegate.engine.quality import Quality
 from tidegate.engine.replies import Replies
 from tidegate.engine.runner import Runner, check_provider
@@ -59,21 +59,15 @@ class Registry:
     Args:
         settings: Where bundles are, and how they run.
         clock: Monotonic seconds.
-        committer: Stores what durable sessions do; None where there are none.
-        make_room: Frees a slot of an arena that is full, if it can; returns whether it did.
+
+    Attributes:
+        sessions: Who holds sessions on the models; to be set before the first reload.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        clock: Callable[[], float],
-        *,
-        committer: Committer | None = None,
-        make_room: Callable[[], bool] = lambda: False,
-    ) -> None:
+    sessions: SessionHost
+
+    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
         self._settings = settings
-        self._committer = committer
-        self._make_room = make_room
         self._clock = clock
         self.budget = Budget(settings.arena_mb << 20)
         self._watchdog = Watchdog(settings.run_timeout, settings.load_timeout, clock)
@@ -254,13 +248,13 @@ class Registry:
             len(manifest.states),
             scheduler,
             settings.max_queue,
-            make_room=self._make_room,
+            make_room=self.sessions.evict_one,
             replies=self.replies,
             raw=Tensors(manifest.inputs, manifest.features, manifest.outputs),
             quality=quality,
         )
         executor = ThreadPoolExecutor(1, f"run-{manifest.name}") if settings.execution == "thread" else None
-        loop = Loop(engine, runner, self._clock, committer=self._committer, executor=executor, limit=limit)
+        loop = Loop(engine, runner, self._clock, committer=self.sessions, executor=executor, limit=limit)
         planes = {spec.input: Plane.of_state(spec) for spec in manifest.states}
         if kept is not None and codec.kept_output is not None:
             planes[codec.kept_output] = kept

@@ -70,8 +70,8 @@ from tidegate.limits import (
 )
 from tidegate.registry import Registry
 from tidegate.sessions.committer import StoreStatistics
+from tidegate.sessions.endings import Remembered
 from tidegate.sessions.ids import SEQUENCE
-from tidegate.sessions.last_replies import Remembered
 from tidegate.sessions.manager import SessionManager
 from tidegate.sessions.party import Party
 from tidegate.sessions.stores.making import make_store
@@ -131,11 +131,10 @@ class Service:
     def __init__(self, settings: Settings, clock: Clock | None = None, store: Store | None = None) -> None:
         self.settings = settings
         self.clock = clock or Clock()
-        self._sessions = SessionManager(settings, self.clock, store or make_store(settings, self.clock))
-        self._registry = Registry(
-            settings, self.clock.monotonic, committer=self._sessions, make_room=self._sessions.evict_one
-        )
-        self._sessions.models = self._registry
+        self._registry = Registry(settings, self.clock.monotonic)
+        store = store or make_store(settings, self.clock)
+        self._sessions = SessionManager(settings, self._registry, self.clock, store)
+        self._registry.sessions = self._sessions
         self._done: Counter[str] = Counter()
         self._is_started = False
         self._is_draining = False

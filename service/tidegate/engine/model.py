@@ -14,7 +14,7 @@ from tidegate.codecs import Codec
 from tidegate.engine.arena import ArenaLike, Budget, Plane
 from tidegate.engine.device.runner import DeviceRunner
 from tidegate.engine.engine import Engine
-from tidegate.engine.loop import Loop
+from tidegate.engine.loop import Committer, Loop
 from tidegate.engine.quality import Quality
 from tidegate.engine.runner import Runner
 from tidegate.errors import InvalidInputError, TidegateError
@@ -96,3 +96,10 @@ class Models(Protocol):
 
     async def retire(self) -> None:
         """Unload the models that are neither offered nor needed."""
+
+
+class SessionHost(Committer, Protocol):
+    """Who holds sessions on the models."""
+
+    def evict_one(self) -> bool:
+        """Free a slot, if any session may leave; return whether one did."""

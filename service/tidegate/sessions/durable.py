@@ -1,56 +1,36 @@
-"""Durable sessions of this process: their truth is a record in the store, what is here is a cache of it.
+"""Records of durable sessions, as the store has them: read, judged, and changed by compare-and-set.
 
-Opening, closing, branching and expiry act on the record, by compare-and-set; only steps go through a copy. A copy that
-fell behind finds out at its next commit, and reads the record again (`copies`, `engine.engine`). What needs no
-state reads the record's summary only.
+Opening, closing, branching and expiry act on the record; only steps go through a copy. What needs no state reads the
+record's summary only. Knows nothing of models: who does is `manager`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import suppress
-from typing import Any, TypeVar
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
-from tidegate.api import CheckpointInfo, SessionInfo, SessionRequest
+from tidegate.api import CheckpointInfo
 from tidegate.clock import Clock
-from tidegate.config import Settings
-from tidegate.engine.lifecycle import TRANSITIONS, Event, Phase
-from tidegate.engine.model import LoadedModel, Models
-from tidegate.engine.session import DurableSession, ended
+from tidegate.engine.lifecycle import Phase
+from tidegate.engine.session import ended
 from tidegate.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
     InternalError,
     NotFoundError,
-    OverloadedError,
     SessionEndedError,
     TidegateError,
     UnavailableError,
+    shown,
     without_traceback,
 )
-from tidegate.faults import conceal
-from tidegate.limits import MAX_CHECKPOINTS, MAX_LOOKED_AT, MAX_LOOKS
-from tidegate.sessions.cache import SessionCache
+from tidegate.limits import MAX_CHECKPOINTS, MAX_LOOKED_AT, MAX_LOOKS, MAX_SEEN_ENDINGS
 from tidegate.sessions.committer import GroupCommitter
-from tidegate.sessions.copies import copy_in, is_of
-from tidegate.sessions.desk import Desk, check_layout, lifetimes, unknown_checkpoint
-from tidegate.sessions.expiry import (
-    REMEMBERED_SECONDS,
-    Endings,
-    StoreClock,
-    Verdict,
-    closing,
-    end_of,
-    ended_phase,
-    expiring,
-    look_at,
-    overdue,
-)
-from tidegate.sessions.ids import DEFAULT_TENANT, SEQUENCE, check_checkpoint, key_of, new_durable
-from tidegate.sessions.last_replies import Remembered
+from tidegate.sessions.copies import DurableCopies
+from tidegate.sessions.endings import REMEMBERED_SECONDS, Endings, Remembered
+from tidegate.sessions.expiry import StoreClock, Verdict, closing, end_of, ended_phase, expiring, look_at, overdue
+from tidegate.sessions.ids import DEFAULT_TENANT, SEQUENCE, key_of
 from tidegate.sessions.records import (
     Record,
     Summary,
@@ -59,225 +39,98 @@ from tidegate.sessions.records import (
     decode_summary,
     encode_checkpoint,
     encode_record,
-    info_of,
     last_reply,
-    new_record,
     new_revision,
-    request_of,
 )
-from tidegate.sessions.snapshot import SessionState
 from tidegate.sessions.stores.store import Due, Entry, SessionKey, Stored, Write
-
-log = logging.getLogger(__name__)
 
 _TRIES = 16
 
 Attachments = dict[str, bytes | None]
 Kept = TypeVar("Kept", Stored, Entry)
-Then = Callable[[DurableSession], None]
-Failed = Callable[[TidegateError], None]
 
 
-class DurableDesk:
-    """Opens, finds, branches and closes durable sessions.
+class DurableRecords:
+    """The store's records, and what this process knows of them.
 
     Args:
-        settings: Lifetimes.
-        models: Where models are found.
-        clock: Seconds that only rise.
+        committer: All access to the store.
+        copies: Those here follow what is done to their records.
+        find_ending: How an ephemeral session of an id ended here, for who asks for one that is not stored.
+        clock: Of this process.
         store_clock: Seconds since the epoch; read from the store at the start and at each sweep.
-        committer: Where records are.
-        cache: The copies here.
-        ephemeral: Whose idle sessions may have to make room.
     """
 
     def __init__(
         self,
-        settings: Settings,
-        models: Models,
+        committer: GroupCommitter,
+        copies: DurableCopies,
+        find_ending: Callable[[str, float], Phase | None],
         clock: Clock,
         store_clock: StoreClock,
-        committer: GroupCommitter,
-        cache: SessionCache,
-        ephemeral: Desk,
     ) -> None:
-        self._settings = settings
-        self._models = models
+        self._committer = committer
+        self._copies = copies
+        self._find_ending = find_ending
         self._clock = clock
         self._store_clock = store_clock
-        self._committer = committer
-        self._cache = cache
-        self._ephemeral = ephemeral
-        self._endings = Endings()
-        self._arriving: dict[str, list[tuple[Then, Failed]]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        # Sessions that this process saw end, by its own clock, which no other clock can mislead. What it ended itself
+        # and finds running again was revived by a replica whose clock disagrees: ending it again at once would take
+        # turns with that replica for ever. What it ended, it forgets only after it has itself seen an hour pass.
+        self._seen_endings: Endings[tuple[SessionKey, float], None] = Endings(2 * REMEMBERED_SECONDS, MAX_SEEN_ENDINGS)
 
-    async def start(self) -> None:
-        """Read the store's clock; a store that is away is asked again by the first sweep."""
-        with suppress(UnavailableError):
-            await self._read_clock()
+    def now(self) -> float:
+        """Return seconds since the epoch, by the store's clock."""
+        return self._store_clock.now()
 
-    # ---- copies
+    async def read_clock(self) -> None:
+        """Go by the store's clock from now on; UnavailableError."""
+        self._store_clock.set(await self._committer.ask(lambda store: store.time()))
 
-    def find(self, id_: str) -> DurableSession | None:
-        """Return the copy that is here, or None; one whose time seems over is read again first."""
-        session = self._cache.find(id_)
-        if session is None or id_ in self._arriving:
-            return None
-        if session.overdue(self._clock.monotonic()) is not None:
-            self._drop(session)
-            return None
-        return session
+    # ---- read
 
-    def when_here(self, id_: str, then: Then, failed: Failed) -> None:
-        """Bring a copy of the session here and call ``then``, in the order of the calls, or ``failed``."""
-        waiting = self._arriving.setdefault(id_, [])
-        waiting.append((then, failed))
-        if len(waiting) == 1:
-            self._spawn(self._bring(id_))
-
-    async def live(self, id_: str) -> DurableSession:
-        """Return a copy of the session, here or brought here.
+    async def read_open(self, id_: str) -> tuple[Entry, Record]:
+        """Return the record of a session that runs; one whose time is over is ended now.
 
         Raises:
-            NotFoundError, SessionEndedError: It is not, or not any more.
-            FailedPreconditionError: Its model is not here.
-            UnavailableError: The store is away.
+            NotFoundError, SessionEndedError: It does not run.
         """
-        session = self.find(id_)
-        if session is not None:
-            return session
-        here: asyncio.Future[DurableSession] = asyncio.get_running_loop().create_future()
-        self.when_here(
-            id_,
-            lambda it: _unless_done(here.set_result, here, it),
-            lambda it: _unless_done(here.set_exception, here, it),
-        )
-        return await here
+        key = key_of(id_)
+        entry = await self._read_running(key, lambda: self._committer.read(key))
+        with self._committer.meeting_damage():
+            return entry, decode_record(key, entry)
 
-    async def wait_idle(self) -> None:
-        """Return when no session is on its way here."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+    async def read_open_summary(self, id_: str) -> tuple[Stored, Summary]:
+        """As `read_open`, without the body."""
+        key = key_of(id_)
+        stored = await self._read_running(key, lambda: self._committer.read_summary(key))
+        return stored, decode_summary(key, stored)
 
-    def touch(self, session: DurableSession) -> None:
-        """A step of the session was taken in: it is the most recently used now."""
-        session.used_at = self._clock.monotonic()
-        self._cache.touch(session)
-
-    async def _bring(self, id_: str) -> None:
-        try:
-            session = await self._load(id_)
-        except Exception as error:  # noqa: BLE001 - told to who waits
-            told = conceal(error, f"session {id_} could not be read")
-            for _, failed in self._arriving.pop(id_):
-                failed(told)
-            return
-        for then, failed in self._arriving.pop(id_):
-            try:
-                then(session)
-            except Exception as error:  # noqa: BLE001 - told to who waits
-                failed(conceal(error, f"what waited for session {id_} failed"))
-
-    async def _load(self, id_: str) -> DurableSession:
-        entry, record = await self._open_record(id_)
-        model = self._model_of(record.summary)
-        session = self._cache.find(id_)
-        if session is not None and not is_of(record, session):
-            if session.is_busy or session.is_reading:
-                raise UnavailableError(
-                    f"session {id_} was put on {record.summary.model}/{record.summary.version} just now: send it again",
-                    reason="SESSION_MOVED",
-                    retry_after=0.0,
-                )
-            self._drop(session)
-            session = None
-        return self._copy(model, entry, record) if session is None else session
-
-    def _copy(self, model: LoadedModel, entry: Entry, record: Record) -> DurableSession:
-        self._ephemeral.make_room_for_one(model)
-        summary = record.summary
-        now, wall = self._clock.monotonic(), self._store_clock.now()
-        opened = now - (wall - summary.created_at)
-        session = DurableSession(
-            id=summary.id,
-            model=model,
-            request=request_of(record),
-            seed=record.body.seed,
-            created_at=summary.created_at,
-            used_at=now - max(0.0, wall - summary.used_at),
-            opened_at=opened,
-            ttl_at=opened + summary.ttl_seconds if summary.HasField("ttl_seconds") else None,
-            idle_seconds=summary.idle_seconds if summary.HasField("idle_seconds") else None,
-            key=key_of(summary.id),
-        )
-        model.engine.hold(session)
-        try:
-            copy_in(session, entry, record)
-        except TidegateError:
-            model.engine.release(session)
-            raise
-        self._cache.add(session)
-        return session
-
-    def _drop(self, session: DurableSession) -> None:
-        """Let go of a copy that no work is in hand for."""
-        self._cache.drop(session)
-        session.model.engine.release(session)
-
-    # ---- records
-
-    async def info(self, id_: str) -> SessionInfo:
-        _, summary = await self._open_summary(id_)
-        return self._info(summary)
-
-    async def infos(self, ids: Sequence[str]) -> list[SessionInfo | TidegateError]:
-        """Return each session, or why it cannot be had, by one question for all."""
+    async def read_open_summaries(self, ids: Sequence[str]) -> list[Summary | TidegateError]:
+        """Return the summary of each session that runs, or why there is none, by one question for all."""
         keys = list(map(key_of, ids))
         stored = await self._committer.read_summaries(keys)
-        return [self._info_or_error(key, each) for key, each in zip(keys, stored, strict=True)]
+        return [self._summary_or_error(key, each) for key, each in zip(keys, stored, strict=True)]
 
-    def _info_or_error(self, key: SessionKey, stored: Stored | None) -> SessionInfo | TidegateError:
-        try:
-            if stored is None:
-                self._ephemeral.check_not_ended(key.id)
-                return NotFoundError(f"unknown session {key.id}", reason="UNKNOWN_SESSION")
-            with self._committer.meeting_damage():
-                summary = decode_summary(key, stored)
-        except TidegateError as error:
-            return without_traceback(error)
-        phase = self._phase(stored, summary)
-        return self._info(summary) if phase is Phase.OPEN else ended(key.id, phase)
-
-    async def page(self, limit: int, after: str) -> list[SessionInfo]:
-        """Return up to ``limit`` open sessions with ids above ``after``, by rising id."""
-        infos: list[SessionInfo] = []
-        while missing := min(limit - len(infos), MAX_LOOKED_AT):
+    async def page(self, limit: int, after: str) -> list[Summary]:
+        """Return up to ``limit`` sessions that run with ids above ``after``, by rising id."""
+        summaries: list[Summary] = []
+        while missing := min(limit - len(summaries), MAX_LOOKED_AT):
             found = await self._committer.ask(lambda store: store.page(DEFAULT_TENANT, missing, after))  # noqa: B023 - asked before they change
             for id_, stored in found:
                 summary = self._readable(key_of(id_), stored)
                 if summary is not None and self._phase(stored, summary) is Phase.OPEN:
-                    infos.append(self._info(summary))
+                    summaries.append(summary)
             if len(found) < missing:
                 break
             after = found[-1][0]
-        return infos
-
-    async def open(self, request: SessionRequest) -> SessionInfo:
-        """Open a session, or return the one that an equal request with the same id opened."""
-        return await self._open(request, self._models.get(request.model, request.version), None)
-
-    async def open_at(self, request: SessionRequest, moment: SessionState) -> SessionInfo:
-        """Open a session where ``moment`` is, or return the one that an equal request with the same id opened."""
-        return await self._open(request, moment.model, moment)
+        return summaries
 
     async def check_free(self, id_: str) -> None:
-        """Raise AlreadyExistsError where an open session has that id."""
+        """Raise AlreadyExistsError where a session of that id runs."""
         key = key_of(id_)
         stored = await self._committer.read_summary(key)
-        if stored is None:
-            return
-        if self._phase(stored, decode_summary(key, stored)) is Phase.OPEN:
+        if stored is not None and self._phase(stored, decode_summary(key, stored)) is Phase.OPEN:
             raise AlreadyExistsError(f"session {id_} was opened as durable", reason="SESSION_EXISTS")
 
     async def recall(self, id_: str) -> Remembered | None:
@@ -300,48 +153,62 @@ class DurableDesk:
             return None  # it was begun anew meanwhile
         return Remembered(record.summary.version, last_reply(record))
 
-    async def close(self, id_: str, event: Event = Event.CLOSE) -> None:
-        """End the session; closing twice succeeds."""
+    # ---- change
+
+    async def create(self, record: Record, *, may_exist: bool) -> Entry | Summary:
+        """Store the record of a new session; return it as stored, or the summary of the session that an equal request
+        opened before.
+
+        Raises:
+            AlreadyExistsError: One of that id runs, of another request.
+        """
+        key = key_of(record.summary.id)
         for _ in range(_TRIES):
-            try:
-                write = await self._close(id_, TRANSITIONS[Phase.OPEN, event])
-            except SessionEndedError:
-                return
+            before = await self._committer.read(key) if may_exist else None
+            if before is not None and (existing := self._find_existing(before, record)) is not None:
+                return existing
+            write = _first_write(before, record)
             if await self._committer.write_one(write):
-                self._end_copy(id_, TRANSITIONS[Phase.OPEN, event])
-                await self._models.retire()
-                return
+                return _entry(write)
+        raise _contended(key.id)
+
+    async def change(self, id_: str, change: Callable[[Record], Awaitable[Attachments]]) -> Record:
+        """Change the record of a session that runs, as often as it takes for nobody to come between; return what it is
+        then.
+        """
+        for _ in range(_TRIES):
+            entry, record = await self.read_open(id_)
+            attachments, due = await change(record), None
+            if record.summary.ended:  # by a clock that was wrong
+                record.summary.ClearField("ended")
+                record.summary.ClearField("ended_at")
+                due = Due(end_of(record.summary))
+            revision = new_revision()
+            summary, body = encode_record(record, revision)
+            write = Write(key_of(id_), entry.revision, revision, summary, body, due, attachments=attachments)
+            if await self._committer.write_one(write):
+                self._copies.follow(_entry(write), record)
+                return record
         raise _contended(id_)
 
-    async def _close(self, id_: str, phase: Phase) -> Write:
-        """Return the write that ends the session; one that is a sequence may be asked again for its last reply."""
-        if phase is Phase.CLOSED and id_.startswith(SEQUENCE):
-            entry, record = await self._open_record(id_)
-            return closing(record.summary, entry.revision, phase, self._store_clock.now(), record.body)
-        stored, summary = await self._open_summary(id_)
-        return closing(summary, stored.revision, phase, self._store_clock.now())
-
-    async def moment(self, id_: str) -> tuple[SessionState, SessionRequest]:
-        """Return where the session is, and what it was opened with."""
-        _, record = await self._open_record(id_)
-        model = self._model_of(record.summary)
-        return SessionState(model, record.summary.position, record.body.state, record.body.seed), request_of(record)
-
-    async def checkpoint(self, id_: str, name: str | None) -> CheckpointInfo:
-        """Keep where the session is; the oldest of more than eight is dropped."""
-        if name is not None:
-            check_checkpoint(name)
-        made: list[CheckpointInfo] = []
+    async def checkpoint(self, id_: str, new_name: Callable[[int], str]) -> CheckpointInfo:
+        """Retain where the session is, under a name made of its position; the oldest of more than eight is dropped."""
 
         async def keep(record: Record) -> Attachments:
-            position = record.summary.position
-            made.append(CheckpointInfo(name or f"{position}-{secrets.token_hex(3)}", position))
-            return _keep(record, made[-1].checkpoint)
+            summary = record.summary
+            name = new_name(summary.position)
+            kept = [(it.name, it.position) for it in summary.checkpoints if it.name != name]
+            kept.append((name, summary.position))
+            dropped, kept = kept[:-MAX_CHECKPOINTS], kept[-MAX_CHECKPOINTS:]
+            del summary.checkpoints[:]
+            for each, position in kept:
+                summary.checkpoints.add(name=each, position=position)
+            return {**{each: None for each, _ in dropped}, name: encode_checkpoint(key_of(summary.id), name, record)}
 
-        await self._change(id_, keep)
-        return made[-1]
+        newest = (await self.change(id_, keep)).summary.checkpoints[-1]
+        return CheckpointInfo(newest.name, newest.position)
 
-    async def rewind(self, id_: str, name: str) -> SessionInfo:
+    async def rewind(self, id_: str, name: str) -> Summary:
         """Take the session back. What a copy anywhere still runs from where it was will not be stored."""
         key = key_of(id_)
 
@@ -353,34 +220,33 @@ class DurableDesk:
                 raise unknown_checkpoint(id_, name)
             with self._committer.meeting_damage():
                 kept = decode_checkpoint(key, name, content)
-            record.summary.position, record.summary.used_at = kept.position, self._store_clock.now()
+            record.summary.position, record.summary.used_at = kept.position, self.now()
             record.summary.ClearField("chart")
             record.body.state = kept.state
             record.body.ClearField("last")
             return {}
 
-        return self._info((await self._change(id_, rewind)).summary)
+        return (await self.change(id_, rewind)).summary
 
-    async def upgrade(self, id_: str, version: str | None) -> SessionInfo:
-        """Move the session to another version of its model, which must keep the same state."""
-
-        async def upgrade(record: Record) -> Attachments:
-            model = self._models.get(record.summary.model, version)
-            check_layout(record.body.layout, model)
-            _place(record, model)
-            return {}
-
-        record = await self._change(id_, upgrade)
-        await self._models.retire()
-        return self._info(record.summary)
-
-    # ---- the end
+    async def end(self, id_: str, phase: Phase) -> None:
+        """End the session for good; SessionEndedError where it ended before."""
+        for _ in range(_TRIES):
+            if phase is Phase.CLOSED and id_.startswith(SEQUENCE):  # it may be asked again for its last reply
+                entry, record = await self.read_open(id_)
+                write = closing(record.summary, entry.revision, phase, self.now(), record.body)
+            else:
+                stored, summary = await self.read_open_summary(id_)
+                write = closing(summary, stored.revision, phase, self.now())
+            if await self._committer.write_one(write):
+                self._copies.end(id_, phase)
+                return
+        raise _contended(id_)
 
     async def expire(self) -> None:
         """End the sessions whose time is over and forget endings that are old, whichever replica had them last."""
-        await self._read_clock()
+        await self.read_clock()
         for _ in range(MAX_LOOKS):
-            now = self._store_clock.now()
+            now = self.now()
             keys = await self._committer.ask(lambda store: store.due(now, MAX_LOOKED_AT))  # noqa: B023 - asked before it changes
             if not keys:
                 return
@@ -395,69 +261,61 @@ class DurableDesk:
             written = await self._committer.write([write for write, _, _ in over]) if over else []
             for (_, summary, phase), made in zip(over, written, strict=True):
                 if made is True:  # otherwise a step may have come in time: the session goes on
-                    self._has_ended(summary, phase)
+                    self._on_expired(summary, phase)
             if any(isinstance(made, TidegateError) for made in written):
                 return  # a full store would be asked the same again and again
 
-    async def _look_at(self, key: SessionKey, stored: Stored, summary: Summary, now: float) -> Phase | None:
-        """Return how a session ends now, if it does; put back what came up early, forget what ended long ago."""
-        if (again := self._used_until(stored, summary)) is not None:
-            await self._postpone(key, now + max(again, 1.0))
-            return None
-        look = look_at(summary, now, self._seconds_since(summary))
-        match look.verdict:
-            case Verdict.EXPIRE:
-                return overdue(summary, now)
-            case Verdict.FORGET:
-                await self._committer.ask(lambda store: store.delete(key, stored.revision))
-                return None
-            case Verdict.WATCH:
-                self._endings.note(summary, self._clock.monotonic())
-        await self._postpone(key, look.again)
-        return None
-
-    async def _postpone(self, key: SessionKey, at: float | None) -> None:
-        await self._committer.ask(lambda store: store.postpone(key, at))
-
     # ---- inside
 
-    async def _open(self, request: SessionRequest, model: LoadedModel, moment: SessionState | None) -> SessionInfo:
-        ttl, idle = lifetimes(request, self._settings)
-        seed = request.seed if request.seed is not None else secrets.randbits(64)
-        key, now = key_of(request.id or new_durable()), self._store_clock.now()
-        record = new_record(key, request, created_at=now, seed=seed, ttl=ttl, idle=idle)
-        if moment is not None:
-            record.summary.position = moment.position
-            record.body.state, record.body.seed, record.body.forked_from = moment.state, moment.seed, moment.source
-        _place(record, model)
+    async def _read_running(self, key: SessionKey, read: Callable[[], Awaitable[Kept | None]]) -> Kept:
+        """Return what is stored of a session that runs; one whose time is over is ended now.
+
+        Raises:
+            NotFoundError, SessionEndedError: It does not run.
+        """
         for _ in range(_TRIES):
-            before = await self._committer.read(key) if request.id is not None else None
-            if before is not None and (existing := self._existing(before, record)) is not None:
-                return self._info(existing)
-            write = _first(before, record)
-            if await self._committer.write_one(write):
-                self._keep_copy(model, write, record)
-                return self._info(record.summary)
+            stored = await read()
+            if stored is None:
+                raise self._missing(key.id)
+            with self._committer.meeting_damage():
+                summary = decode_summary(key, stored)
+            phase = self._phase(stored, summary)
+            if phase is Phase.OPEN:
+                return stored
+            since = self._seconds_since(summary)
+            if summary.ended or (since is not None and since < REMEMBERED_SECONDS):
+                raise ended(key.id, phase)
+            if await self._committer.write_one(expiring(summary, stored.revision, phase, self.now())):
+                self._on_expired(summary, phase)
+                raise ended(key.id, phase)
         raise _contended(key.id)
 
-    def _keep_copy(self, model: LoadedModel, write: Write, record: Record) -> None:
-        """Hold a copy of a session just opened, for its first step; where there is no room it is brought then."""
-        id_ = write.key.id
-        if self._models.find_loaded(record.summary.model, record.summary.version) is not model:
-            return  # it was unloaded while the record was written: whoever steps is told so
-        held = self._cache.find(id_)
-        if held is not None:
-            if held.is_busy or held.is_reading:
-                self._cache.distrust(id_)
-                return
-            self._drop(held)  # of a session of that id that ended elsewhere, perhaps on another model
+    def _summary_or_error(self, key: SessionKey, stored: Stored | None) -> Summary | TidegateError:
+        if stored is None:
+            return self._missing(key.id)
         try:
-            self._copy(model, _entry(write), record)
-        except OverloadedError:
-            log.debug("no room for a copy of session %s", id_)
+            with self._committer.meeting_damage():
+                summary = decode_summary(key, stored)
+        except TidegateError as error:
+            return without_traceback(error)
+        phase = self._phase(stored, summary)
+        return summary if phase is Phase.OPEN else ended(key.id, phase)
 
-    def _existing(self, entry: Entry, wanted: Record) -> Summary | None:
-        """Return the open session that is stored where ``wanted`` should be, None where it has ended.
+    def _readable(self, key: SessionKey, stored: Stored) -> Summary | None:
+        """Return the summary; None of one that is damaged, which is logged and holds up nobody else."""
+        with contextlib.suppress(InternalError, FailedPreconditionError), self._committer.meeting_damage():
+            return decode_summary(key, stored)
+        return None
+
+    def _missing(self, id_: str) -> NotFoundError | SessionEndedError:
+        """Return the error for a session that is not stored: one that was ephemeral may have ended here."""
+        phase = self._find_ending(id_, self._clock.monotonic())
+        if phase is not None:
+            return ended(id_, phase)
+        return NotFoundError(f"unknown session {id_}", reason="UNKNOWN_SESSION")
+
+    def _find_existing(self, entry: Entry, wanted: Record) -> Summary | None:
+        """Return the session that runs where ``wanted`` should be, None where it has ended.
 
         Raises:
             AlreadyExistsError: It was opened with another request.
@@ -471,151 +329,52 @@ class DurableDesk:
             raise AlreadyExistsError(f"session {key.id} was opened with another request", reason="SESSION_EXISTS")
         return summary
 
-    async def _open_record(self, id_: str) -> tuple[Entry, Record]:
-        """Return the record of a session that runs; one whose time is over is ended now."""
-        key = key_of(id_)
-        entry = await self._running(key, lambda: self._committer.read(key))
-        with self._committer.meeting_damage():
-            return entry, decode_record(key, entry)
-
-    async def _open_summary(self, id_: str) -> tuple[Stored, Summary]:
-        """As `_open_record`, without the body."""
-        key = key_of(id_)
-        stored = await self._running(key, lambda: self._committer.read_summary(key))
-        return stored, decode_summary(key, stored)
-
-    async def _running(self, key: SessionKey, read: Callable[[], Awaitable[Kept | None]]) -> Kept:
-        """Return what is stored of a session that runs; one whose time is over is ended now.
-
-        Raises:
-            NotFoundError, SessionEndedError: It does not run.
-        """
-        for _ in range(_TRIES):
-            stored = await read()
-            if stored is None:
-                self._ephemeral.check_not_ended(key.id)
-                raise NotFoundError(f"unknown session {key.id}", reason="UNKNOWN_SESSION")
-            with self._committer.meeting_damage():
-                summary = decode_summary(key, stored)
-            now = self._store_clock.now()
-            phase = self._phase(stored, summary)
-            if phase is Phase.OPEN:
-                return stored
-            since = self._seconds_since(summary)
-            if summary.ended or (since is not None and since < REMEMBERED_SECONDS):
-                raise ended(key.id, phase)
-            if await self._committer.write_one(expiring(summary, stored.revision, phase, now)):
-                self._has_ended(summary, phase)
-                raise ended(key.id, phase)
-        raise _contended(key.id)
-
-    async def _change(self, id_: str, change: Callable[[Record], Awaitable[Attachments]]) -> Record:
-        """Change an open session's record, as often as it takes for nobody to come between; return what it is then."""
-        for _ in range(_TRIES):
-            entry, record = await self._open_record(id_)
-            attachments, due = await change(record), None
-            if record.summary.ended:  # by a clock that was wrong
-                record.summary.ClearField("ended")
-                record.summary.ClearField("ended_at")
-                due = Due(end_of(record.summary))
-            revision = new_revision()
-            summary, body = encode_record(record, revision)
-            write = Write(key_of(id_), entry.revision, revision, summary, body, due, attachments=attachments)
-            if await self._committer.write_one(write):
-                self._follow(write, record)
-                return record
-        raise _contended(id_)
-
-    def _follow(self, write: Write, record: Record) -> None:
-        """Bring the copy here, if any, in step with a record that was just changed."""
-        session = self._cache.find(write.key.id)
-        if session is None:
-            return
-        if session.is_busy or session.is_reading:
-            session.is_fresh = False
-        elif is_of(record, session):
-            copy_in(session, _entry(write), record)
-        else:
-            self._drop(session)
-
-    def _has_ended(self, summary: Summary, phase: Phase) -> None:
-        """The session was ended here: so is the copy, if any."""
-        self._endings.note(summary, self._clock.monotonic())
-        self._end_copy(summary.id, phase)
-
-    def _end_copy(self, id_: str, phase: Phase) -> None:
-        session = self._cache.find(id_)
-        if session is not None:
-            session.phase = phase
-            self._drop(session)
-
     def _phase(self, stored: Stored | Entry, summary: Summary) -> Phase:
         """Return how the session ended, or should have by now; OPEN where it runs."""
-        now = self._store_clock.now()
-        return ended_phase(summary, now) or self._overdue(stored, summary, now) or Phase.OPEN
+        now = self.now()
+        phase = ended_phase(summary, now)
+        if phase is None and self._copies.seconds_left(stored, summary) is None:
+            phase = overdue(summary, now)
+        return phase or Phase.OPEN
 
-    def _overdue(self, stored: Stored | Entry, summary: Summary, now: float) -> Phase | None:
-        """As `expiry.overdue`; but what was used here in time is used, whatever a clock says that was set meanwhile."""
-        return None if self._used_until(stored, summary) is not None else overdue(summary, now)
-
-    def _used_until(self, stored: Stored | Entry, summary: Summary) -> float | None:
-        """Return the seconds that a session has left which was used here in time, by this process's own seconds; None
-        of one that was not, or that has no end.
-        """
-        now, session = self._clock.monotonic(), self._copy_of(stored, summary)
-        if session is None or session.overdue(now) is not None or (end := session.expires_at) is None:
+    async def _look_at(self, key: SessionKey, stored: Stored, summary: Summary, now: float) -> Phase | None:
+        """Return how a session ends now, if it does; put back what came up early, forget what ended long ago."""
+        if (left := self._copies.seconds_left(stored, summary)) is not None:
+            await self._postpone(key, now + max(left, 1.0))
             return None
-        return end - now
+        look = look_at(summary, now, self._seconds_since(summary))
+        match look.verdict:
+            case Verdict.EXPIRE:
+                return overdue(summary, now)
+            case Verdict.FORGET:
+                await self._committer.ask(lambda store: store.delete(key, stored.revision))
+                return None
+            case Verdict.WATCH:
+                self._note_ending(summary)
+        await self._postpone(key, look.again)
+        return None
+
+    async def _postpone(self, key: SessionKey, at: float | None) -> None:
+        await self._committer.ask(lambda store: store.postpone(key, at))
+
+    def _on_expired(self, summary: Summary, phase: Phase) -> None:
+        self._note_ending(summary)
+        self._copies.end(summary.id, phase)
+
+    def _note_ending(self, summary: Summary) -> None:
+        self._seen_endings.put(_identity(summary), None, self._clock.monotonic())
 
     def _seconds_since(self, summary: Summary) -> float | None:
         """Return how long ago this process saw the session end, if it did."""
-        return self._endings.seconds_since(summary, self._clock.monotonic())
-
-    def _copy_of(self, stored: Stored | Entry, summary: Summary) -> DurableSession | None:
-        """Return the copy here of just that record, if any."""
-        session = self._cache.find(summary.id)
-        return session if session is not None and session.revision == stored.revision else None
-
-    def _readable(self, key: SessionKey, stored: Stored) -> Summary | None:
-        """Return the summary; None of one that is damaged, which is logged and holds up nobody else."""
-        with suppress(InternalError, FailedPreconditionError), self._committer.meeting_damage():
-            return decode_summary(key, stored)
-        return None
-
-    def _model_of(self, summary: Summary) -> LoadedModel:
-        model = self._models.find_loaded(summary.model, summary.version)
-        if model is None or model.bundle.sha256 != summary.model_sha256:
-            raise FailedPreconditionError(
-                f"session {summary.id} runs on {summary.model}/{summary.version}, which is not here with that content; "
-                "the session is kept",
-                reason="MODEL_GONE",
-            )
-        return model
-
-    def _info(self, summary: Summary) -> SessionInfo:
-        model = self._models.find_loaded(summary.model, summary.version)
-        state_bytes = summary.state_bytes if model is None else model.manifest.state_bytes
-        return info_of(summary, state_bytes, end_of(summary))
-
-    async def _read_clock(self) -> None:
-        self._store_clock.set(await self._committer.ask(lambda store: store.time()))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        return self._seen_endings.seconds_since(_identity(summary), self._clock.monotonic())
 
 
-def _place(record: Record, model: LoadedModel) -> None:
-    """Put the record's session on a model."""
-    summary = record.summary
-    summary.model, summary.version = model.manifest.name, model.manifest.version
-    summary.model_sha256, summary.state_bytes = model.bundle.sha256, model.manifest.state_bytes
-    summary.ClearField("chart")
-    record.body.layout = model.layout
+def _identity(summary: Summary) -> tuple[SessionKey, float]:
+    """A session that is opened again under the same key began at another time."""
+    return SessionKey(summary.tenant, summary.id), summary.created_at
 
 
-def _first(before: Entry | None, record: Record) -> Write:
+def _first_write(before: Entry | None, record: Record) -> Write:
     """Return the write of a new session, in the place of one that has ended, if any."""
     key, expected, gone = key_of(record.summary.id), None, {}
     if before is not None:
@@ -630,23 +389,12 @@ def _entry(write: Write) -> Entry:
     return Entry(write.revision, write.summary, write.body)
 
 
-def _keep(record: Record, name: str) -> Attachments:
-    """Retain where the session is under ``name``; return what is stored beside the record for it."""
-    summary = record.summary
-    kept = [(it.name, it.position) for it in summary.checkpoints if it.name != name] + [(name, summary.position)]
-    dropped, kept = kept[:-MAX_CHECKPOINTS], kept[-MAX_CHECKPOINTS:]
-    del summary.checkpoints[:]
-    for each, position in kept:
-        summary.checkpoints.add(name=each, position=position)
-    return {**{each: None for each, _ in dropped}, name: encode_checkpoint(key_of(summary.id), name, record)}
-
-
 def _contended(id_: str) -> UnavailableError:
     return UnavailableError(
         f"session {id_} is being changed by others all the time", reason="CONTENDED", retry_after=0.1
     )
 
 
-def _unless_done(tell: Callable[[Any], None], future: asyncio.Future[DurableSession], what: Any) -> None:
-    if not future.done():
-        tell(what)
+def unknown_checkpoint(id_: str, name: str) -> NotFoundError:
+    """Return the error for a session that has no such checkpoint."""
+    return NotFoundError(f"session {id_} has no checkpoint {shown(name)}", reason="UNKNOWN_CHECKPOINT")

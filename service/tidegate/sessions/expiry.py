@@ -6,14 +6,13 @@ its ending is remembered, and goes on where a replica, by its own view of the cl
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from typing import NamedTuple
 
 from tidegate.engine.lifecycle import Event, Phase
 from tidegate.engine.session import DurableSession, LastReply
-from tidegate.limits import MAX_SEEN_ENDINGS
+from tidegate.sessions.endings import REMEMBERED_SECONDS
 from tidegate.sessions.records import (
     Body,
     Summary,
@@ -24,10 +23,7 @@ from tidegate.sessions.records import (
     make_head,
     new_revision,
 )
-from tidegate.sessions.stores.store import Due, SessionKey, Write
-
-REMEMBERED_SECONDS = 3600.0
-"""How long an ending and its reason are remembered, and how long what expired may come back."""
+from tidegate.sessions.stores.store import Due, Write
 
 _AFTER = {Event.OUTLIVE: Phase.EXPIRED, Event.IDLE: Phase.IDLE}
 
@@ -94,7 +90,7 @@ def look_at(summary: Summary, now: float, since: float | None) -> Look:
     Args:
         summary: The session's.
         now: By the store's clock.
-        since: Seconds since this process saw the session end, where it did (`Endings`).
+        since: Seconds since this process saw the session end, where it did.
     """
     if since is not None and since < REMEMBERED_SECONDS:
         # Still to be remembered; or revived by a replica whose clock disagrees, which is not to be told so at once.
@@ -162,34 +158,3 @@ def _ends(summary: Summary) -> Iterable[tuple[float, Event]]:
         yield summary.created_at + summary.ttl_seconds, Event.OUTLIVE
     if summary.HasField("idle_seconds"):
         yield summary.used_at + summary.idle_seconds, Event.IDLE
-
-
-class Endings:
-    """The sessions that this process saw end, by its own monotonic clock, which no other clock can mislead.
-
-    What it ended itself and finds running again was revived by a replica whose clock disagrees: ending it again at once
-    would take turns with that replica for ever. What it ended, it forgets only after it has itself seen an hour pass.
-    """
-
-    def __init__(self) -> None:
-        self._seen: OrderedDict[tuple[SessionKey, float], float] = OrderedDict()
-
-    def note(self, summary: Summary, now: float) -> None:
-        """The session was seen to end ``now``, in seconds of the monotonic clock."""
-        self._seen[_identity(summary)] = now
-        self._seen.move_to_end(_identity(summary))
-        while self._seen and (len(self._seen) > MAX_SEEN_ENDINGS or self._oldest() + 2 * REMEMBERED_SECONDS < now):
-            self._seen.popitem(last=False)
-
-    def seconds_since(self, summary: Summary, now: float) -> float | None:
-        """Return how long ago the session was seen to end; None where that is not known."""
-        seen = self._seen.get(_identity(summary))
-        return None if seen is None else now - seen
-
-    def _oldest(self) -> float:
-        return next(iter(self._seen.values()))
-
-
-def _identity(summary: Summary) -> tuple[SessionKey, float]:
-    """A session that is opened again under the same key began at another time."""
-    return key_of(summary), summary.created_at

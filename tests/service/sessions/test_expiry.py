@@ -16,7 +16,8 @@ from tidegate.clock import Clock
 from tidegate.config import load_settings
 from tidegate.errors import AlreadyExistsError, NotFoundError, SessionEndedError
 from tidegate.service import Service
-from tidegate.sessions.expiry import REMEMBERED_SECONDS, StoreClock
+from tidegate.sessions.endings import REMEMBERED_SECONDS
+from tidegate.sessions.expiry import StoreClock
 from tidegate.sessions.ids import key_of
 from tidegate.sessions.stores.redis import RedisStore
 from tidegate.sessions.stores.store import DUE_CALLS

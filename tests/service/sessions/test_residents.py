@@ -1,24 +1,34 @@
-"""The table of sessions: recent use, expiry and the memory of endings, with time as an argument."""
+"""The sessions that are held here: recent use, expiry and the memory of endings, with time as an argument."""
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
+from types import SimpleNamespace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.service.engine.house import house
 from tidegate.api import SessionRequest
 from tidegate.engine.lifecycle import TRANSITIONS, WHY, Event, Phase
-from tidegate.engine.session import Session
-from tidegate.errors import NotFoundError, SessionEndedError
-from tidegate.sessions.table import REMEMBERED_SECONDS, SessionTable
+from tidegate.engine.session import DurableSession, Session
+from tidegate.sessions.endings import REMEMBERED_SECONDS
+from tidegate.sessions.residents import Residents
 from tidegate.slices import at_once
+
+
+class Model:
+    """What a session's leaving touches of its model."""
+
+    def __init__(self, release: Callable[[Session], None] = lambda _: None) -> None:
+        self.num_sessions = 0
+        self.engine = SimpleNamespace(release=release)
 
 
 def session(name: str, now: float = 0.0, ttl: float | None = None, idle: float | None = None) -> Session:
     return Session(
         name,
-        None,
+        Model(),
         SessionRequest("m"),
         seed=0,
         created_at=0.0,
@@ -28,14 +38,14 @@ def session(name: str, now: float = 0.0, ttl: float | None = None, idle: float |
     )
 
 
-def table(*sessions: Session) -> SessionTable:
-    full = SessionTable()
+def table(*sessions: Session) -> Residents:
+    full = Residents()
     for one in sessions:
         full.add(one)
     return full
 
 
-def expire(full: SessionTable, now: float) -> list[tuple[str, Event]]:
+def expire(full: Residents, now: float) -> list[tuple[str, Event]]:
     over = full.expired(now, 1000)
     for one, event in over:
         full.end(one, event, now)
@@ -73,14 +83,13 @@ def test_a_session_without_limits_never_expires() -> None:
 async def test_work_in_hand_is_finished_first() -> None:
     async with house() as it:
         one = it.open()
-        one.ttl_at = 5.0
+        one.model, one.ttl_at = Model(it.engine.release), 5.0
         full = table(one)
         reply = it.step(one, "abc")
         assert expire(full, 5.0) == []
         await reply
         assert one.overdue(5.5) is Event.OUTLIVE
         assert expire(full, 6.0) == [("s0", Event.OUTLIVE)]
-        it.engine.release(one)
 
 
 def test_an_id_that_is_opened_anew_expires_once_at_its_new_time() -> None:
@@ -107,19 +116,19 @@ def test_endings_are_remembered_for_an_hour() -> None:
     one, other = session("a"), session("b")
     full = table(one, other)
     full.end(one, Event.EVICT, 0.0)
-    with pytest.raises(SessionEndedError) as caught:
-        full.get("a")
-    assert caught.value.reason == "SESSION_EVICTED"
+    assert full.find_ending("a", REMEMBERED_SECONDS - 1.0) is Phase.EVICTED
+    assert full.find_ending("a", REMEMBERED_SECONDS) is None
     full.end(other, Event.CLOSE, REMEMBERED_SECONDS)
-    with pytest.raises(NotFoundError, match="unknown session a"):
-        full.get("a")
+    assert full.find_ending("a", 1.0) is None
+    assert full.find_ending("b", REMEMBERED_SECONDS + 1.0) is Phase.CLOSED
 
 
 def test_an_id_may_be_used_again_after_its_session_ended() -> None:
     full = table(one := session("a"))
     full.end(one, Event.CLOSE, 0.0)
     full.add(again := session("a"))
-    assert full.get("a") is again
+    assert full.find("a") is again
+    assert full.find_ending("a", 1.0) is None
 
 
 def test_the_least_recently_used_goes_first_and_the_recently_used_not_at_all() -> None:
@@ -136,14 +145,16 @@ def test_sessions_that_step_together_are_the_most_recently_used() -> None:
     one, other, idle = session("one", 0.0), session("other", 0.0), session("idle", 10.0)
     full = table(one, other, idle)
     full.touch_all([one, other], 55.0)
-    assert list(full) == [idle, one, other]
     assert full.find_evictable(60.0, 20.0) is idle
     assert (one.used_at, other.used_at) == (55.0, 55.0)
+    full.end(idle, Event.EVICT, 60.0)
+    assert full.find_evictable(80.0, 20.0) is one
 
 
 async def test_a_session_with_work_in_hand_is_not_evicted() -> None:
     async with house() as it:
         busy, free = it.open(), it.open()
+        busy.model = free.model = Model()
         full = table(busy, free)
         reply = it.step(busy, "abc")
         assert full.find_evictable(100.0, 10.0) is free
@@ -203,3 +214,28 @@ def test_so_many_are_over_at_a_time_and_the_others_after_them() -> None:
             full.end(one, event, 10.0)
         seen.append([one.id for one, _ in over])
     assert seen == [["a", "b"], ["c", "d"], ["e"]]
+
+
+def copy(name: str) -> DurableSession:
+    return DurableSession(name, Model(), SessionRequest("m"), seed=0, created_at=0.0, used_at=0.0)
+
+
+def test_a_copy_leaves_before_any_ephemeral_session_however_lately_it_was_used() -> None:
+    idle, older, newer = session("idle"), copy("older"), copy("newer")
+    full = table(idle, older, newer)
+    full.touch(older, 50.0)
+    assert full.find_evictable(60.0, 20.0) is newer
+    newer.is_reading = True
+    assert full.find_evictable(60.0, 20.0) is older
+    full.drop_copy(older)
+    assert full.find_evictable(60.0, 20.0) is idle
+    assert (len(full), full.num_copies, older.model.num_sessions, newer.model.num_sessions) == (2, 1, 0, 1)
+
+
+def test_a_copy_stands_beside_an_ephemeral_session_of_its_id_and_leaves_alone() -> None:
+    one, other = session("a"), copy("a")
+    full = table(one, other)
+    assert (full.find("a"), full.find_copy("a")) == (one, other)
+    full.remove_copy(other)
+    full.remove_copy(other)
+    assert (full.find("a"), full.find_copy("a"), other.model.num_sessions) == (one, None, 0)
