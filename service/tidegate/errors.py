@@ -1,14 +1,28 @@
-"""One flat tree of errors that the core raises and each transport maps once.
-
-Knows what can go wrong and the stable ``reason`` that clients may branch on. Knows no status codes: those are
-in ``wire/errors.py`` (gRPC) and ``transports/http/errors.py``.
+"""One flat tree of errors. Each class carries its canonical code, each error the stable ``reason`` that clients may
+branch on. Each transport maps them once: ``wire/errors.py`` for gRPC, ``transports/http/errors.py`` for HTTP.
 """
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import ClassVar
 
 from tidegate.limits import MAX_MESSAGE_LENGTH, MAX_NAME_LENGTH
+
+
+class Code(IntEnum):
+    """The canonical codes, numbered as in google.rpc.Code (googleapis, google/rpc/code.proto)."""
+
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
 
 
 def shown(text: str) -> str:
@@ -34,6 +48,7 @@ class TidegateError(Exception):
             ``str(error)``.
     """
 
+    code: ClassVar[Code] = Code.INTERNAL
     default_reason: ClassVar[str] = "INTERNAL"
 
     def __init__(
@@ -72,18 +87,21 @@ def without_traceback(error: TidegateError) -> TidegateError:
 class InvalidInputError(TidegateError):
     """The request is malformed or its input does not fit the model."""
 
+    code = Code.INVALID_ARGUMENT
     default_reason = "INVALID_INPUT"
 
 
 class NotFoundError(TidegateError):
     """No such model, version or session."""
 
+    code = Code.NOT_FOUND
     default_reason = "NOT_FOUND"
 
 
 class AlreadyExistsError(TidegateError):
     """The id is taken by a session that was opened with another request."""
 
+    code = Code.ALREADY_EXISTS
     default_reason = "ALREADY_EXISTS"
 
 
@@ -93,6 +111,7 @@ class PositionConflictError(TidegateError):
     With the reason REPLY_DROPPED the request repeats the last chunk, which was applied; its reply is not kept any more.
     """
 
+    code = Code.ABORTED
     default_reason = "POSITION_CONFLICT"
 
     def __init__(self, message: str, *, position: int, reason: str | None = None) -> None:
@@ -105,58 +124,68 @@ class SessionEndedError(TidegateError):
     SESSION_REPLACED or SEQUENCE_RESTARTED.
     """
 
+    code = Code.NOT_FOUND
     default_reason = "SESSION_CLOSED"
 
 
 class FailedPreconditionError(TidegateError):
     """Not possible here or now, whatever the input: another replica's session, a model that is gone."""
 
+    code = Code.FAILED_PRECONDITION
     default_reason = "FAILED_PRECONDITION"
 
 
 class TooLargeError(TidegateError):
     """The request, or the reply that it asks for, is over the size limit."""
 
+    code = Code.RESOURCE_EXHAUSTED
     default_reason = "TOO_LARGE"
 
 
 class OverloadedError(TidegateError):
     """A queue or the arena is full; nothing was done."""
 
+    code = Code.RESOURCE_EXHAUSTED
     default_reason = "OVERLOADED"
 
 
 class InternalError(TidegateError):
     """A fault of ours."""
 
+    code = Code.INTERNAL
     default_reason = "INTERNAL"
 
 
 class NotSupportedError(TidegateError):
     """The model or this build cannot do that."""
 
+    code = Code.UNIMPLEMENTED
     default_reason = "NOT_SUPPORTED"
 
 
 class UnavailableError(TidegateError):
     """Draining, or the store is away; the outcome of a step is unknown: repeat it with its position."""
 
+    code = Code.UNAVAILABLE
     default_reason = "UNAVAILABLE"
 
 
 class DeadlineExceededError(TidegateError):
     """The request's time ran out before its commit."""
 
+    code = Code.DEADLINE_EXCEEDED
     default_reason = "DEADLINE_EXCEEDED"
 
 
 class BundleError(TidegateError):
     """A bundle is missing, half-written, altered, of another format, or without a passed streaming proof."""
 
+    code = Code.FAILED_PRECONDITION
     default_reason = "BAD_BUNDLE"
 
 
 class ConfigurationError(TidegateError):
     """The server, or a client, is set up in a way that cannot work."""
 
+    code = Code.INTERNAL
     default_reason = "BAD_CONFIGURATION"

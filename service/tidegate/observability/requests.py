@@ -23,7 +23,6 @@ from tidegate.engine.course import COURSES, Course
 from tidegate.errors import ConfigurationError, TidegateError, TooLargeError
 from tidegate.histogram import Histogram, HistogramSnapshot
 from tidegate.observability.logs import REQUEST, TraceSpan, write_lines
-from tidegate.wire.errors import code_name
 
 if TYPE_CHECKING:
     from tidegate.observability.tracing import OtelTracing
@@ -122,7 +121,7 @@ def outcome_of(error: BaseException) -> str:
     """Return the label of an error: its gRPC code in lower case, or `TOO_LARGE`; of one not ours, `INTERNAL`."""
     if isinstance(error, TooLargeError):
         return TOO_LARGE
-    return code_name(error) if isinstance(error, TidegateError) else INTERNAL
+    return error.code.name.lower() if isinstance(error, TidegateError) else INTERNAL
 
 
 REQUEST_ID = "x-request-id"

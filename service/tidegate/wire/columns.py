@@ -31,7 +31,7 @@ from tidegate.errors import InvalidInputError, TidegateError, TooLargeError
 from tidegate.faults import conceal
 from tidegate.slices import Slices, at_once
 from tidegate.v1 import predictor_pb2
-from tidegate.wire.errors import code_of, decode_error, fill_error
+from tidegate.wire.errors import decode_error, fill_error
 from tidegate.wire.inputs import decode_options, decode_values, fill_ask, fill_values
 from tidegate.wire.predictions import decode_drift, decode_tensors, fill_drift, fill_tensors
 
@@ -287,7 +287,7 @@ def fill_lane_errors(
         if len(message.errors) <= _TOLD_WHOLE:
             fill_error(each.error, error)
         else:
-            each.error.code, each.error.reason = code_of(error), error.reason
+            each.error.code, each.error.reason = error.code, error.reason
 
 
 def fit_lane_errors(message: predictor_pb2.Attached | predictor_pb2.ColumnsReply, max_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""The one table from errors to gRPC codes, and back.
+"""Errors ↔ gRPC statuses.
 
 A gRPC error carries `google.rpc.ErrorInfo` (reason, domain ``tidegate``, details as metadata) and, where trying again
 makes sense, `google.rpc.RetryInfo`. Inside a stream the same facts travel as `tidegate.v1.Error`.
@@ -14,8 +14,7 @@ from grpc_status import rpc_status
 
 from tidegate.errors import (
     AlreadyExistsError,
-    BundleError,
-    ConfigurationError,
+    Code,
     DeadlineExceededError,
     FailedPreconditionError,
     InternalError,
@@ -35,34 +34,20 @@ DOMAIN = "tidegate"
 # Trailing metadata is limited to 8 KiB by default, and the message stands in it twice, once percent-encoded.
 MESSAGE_LIMIT = 400
 
-CODES: dict[type[TidegateError], int] = {
-    InvalidInputError: code_pb2.INVALID_ARGUMENT,
-    NotFoundError: code_pb2.NOT_FOUND,
-    SessionEndedError: code_pb2.NOT_FOUND,
-    AlreadyExistsError: code_pb2.ALREADY_EXISTS,
-    PositionConflictError: code_pb2.ABORTED,
-    FailedPreconditionError: code_pb2.FAILED_PRECONDITION,
-    BundleError: code_pb2.FAILED_PRECONDITION,
-    TooLargeError: code_pb2.RESOURCE_EXHAUSTED,
-    OverloadedError: code_pb2.RESOURCE_EXHAUSTED,
-    InternalError: code_pb2.INTERNAL,
-    ConfigurationError: code_pb2.INTERNAL,
-    NotSupportedError: code_pb2.UNIMPLEMENTED,
-    UnavailableError: code_pb2.UNAVAILABLE,
-    DeadlineExceededError: code_pb2.DEADLINE_EXCEEDED,
-}
-
 # The way back, by code. Where a code stands for several classes, the reason decides: see `_class_of`.
 _CLASSES: dict[int, type[TidegateError]] = {
-    code_pb2.INVALID_ARGUMENT: InvalidInputError,
-    code_pb2.NOT_FOUND: NotFoundError,
-    code_pb2.ALREADY_EXISTS: AlreadyExistsError,
-    code_pb2.FAILED_PRECONDITION: FailedPreconditionError,
-    code_pb2.RESOURCE_EXHAUSTED: OverloadedError,
-    code_pb2.INTERNAL: InternalError,
-    code_pb2.UNIMPLEMENTED: NotSupportedError,
-    code_pb2.UNAVAILABLE: UnavailableError,
-    code_pb2.DEADLINE_EXCEEDED: DeadlineExceededError,
+    kind.code: kind
+    for kind in (
+        InvalidInputError,
+        NotFoundError,
+        AlreadyExistsError,
+        FailedPreconditionError,
+        OverloadedError,
+        InternalError,
+        NotSupportedError,
+        UnavailableError,
+        DeadlineExceededError,
+    )
 }
 _ENDED = frozenset(
     {
@@ -76,22 +61,9 @@ _ENDED = frozenset(
 )
 
 
-def code_of(error: TidegateError) -> int:
-    """The `google.rpc.Code` of an error; that of the nearest class in the table, else that of a fault of ours."""
-    code = CODES.get(type(error))
-    if code is None:
-        code = next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), code_pb2.INTERNAL)
-    return code
-
-
-def code_name(error: TidegateError) -> str:
-    """The name of an error's code in lower case, as metrics and logs have it."""
-    return str(code_pb2.Code.Name(code_of(error))).lower()
-
-
 def encode_status(error: TidegateError) -> grpc.Status:
     """Code, message and trailing metadata with which a call ends."""
-    status = status_pb2.Status(code=code_of(error), message=error.message[:MESSAGE_LIMIT])
+    status = status_pb2.Status(code=error.code, message=error.message[:MESSAGE_LIMIT])
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.details)
     status.details.add().Pack(info)
     if error.retry_after is not None:
@@ -126,7 +98,7 @@ def encode_error(error: TidegateError) -> types_pb2.Error:
 
 def fill_error(message: types_pb2.Error, error: TidegateError) -> None:
     """As `encode_error`, in place: a message of a stream may hold one for each of 65,536 lanes."""
-    message.code, message.reason, message.message = code_of(error), error.reason, error.message
+    message.code, message.reason, message.message = error.code, error.reason, error.message
     if error.details:
         message.details.update(error.details)
     if error.retry_after:
@@ -140,7 +112,7 @@ def decode_error(message: types_pb2.Error) -> TidegateError:
 
 
 def _rebuild(code: int, reason: str, message: str, details: dict[str, str], retry_after: float | None) -> TidegateError:
-    if code == code_pb2.ABORTED and details.get("position", "").isdigit():
+    if code == Code.ABORTED and details.get("position", "").isdigit():
         return PositionConflictError(message, position=int(details["position"]), reason=reason or None)
     kind = _class_of(code, reason)
     # A call that was cancelled, say, has no class of ours and no reason: its code's name is the reason.
@@ -149,9 +121,9 @@ def _rebuild(code: int, reason: str, message: str, details: dict[str, str], retr
 
 
 def _class_of(code: int, reason: str) -> type[TidegateError]:
-    if code == code_pb2.NOT_FOUND and reason in _ENDED:
+    if code == Code.NOT_FOUND and reason in _ENDED:
         return SessionEndedError
     # gRPC itself refuses an oversized message by this code and gives no reason.
-    if code == code_pb2.RESOURCE_EXHAUSTED and (not reason or reason.endswith(TooLargeError.default_reason)):
+    if code == Code.RESOURCE_EXHAUSTED and (not reason or reason.endswith(TooLargeError.default_reason)):
         return TooLargeError
     return _CLASSES.get(code, TidegateError)
