@@ -16,7 +16,8 @@ from tidegate.config import Settings, load_settings
 from tidegate.engine.meter import EngineStatsSnapshot, Meter
 from tidegate.engine.quality import QualitySnapshot
 from tidegate.histogram import SECONDS, Histogram
-from tidegate.observability.families import CONTENT_TYPE, Snapshot, render
+from tidegate.observability.exposition import CONTENT_TYPE, render
+from tidegate.observability.families import Snapshot
 from tidegate.observability.metrics import MetricsCollector
 from tidegate.observability.requests import RequestMetrics
 from tidegate.service import EngineStatistics, ServiceStatistics

@@ -17,7 +17,7 @@ from tidegate.loadgen.load import Interface, Load, Mix
 from tidegate.loadgen.measure import Measurement
 from tidegate.loadgen.record import Record
 from tidegate.loadgen.report import as_json, as_text, latency_rows, warnings
-from tidegate.observability.families import render
+from tidegate.observability.exposition import render
 from tidegate.observability.metrics import MetricsCollector
 from tidegate.observability.requests import RequestMetrics
 from tidegate.service import EngineStatistics, ServiceStatistics

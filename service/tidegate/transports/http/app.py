@@ -133,6 +133,6 @@ async def metrics(request: Request) -> Response:
 
 def _rendered(snapshot: Snapshot) -> tuple[bytes, str]:
     """The text and its content type. A server starts without what the first reader of metrics needs."""
-    from tidegate.observability.families import CONTENT_TYPE, render
+    from tidegate.observability.exposition import CONTENT_TYPE, render
 
     return render(snapshot), CONTENT_TYPE
