@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tidegate.bundle import Bundle, Drift, ForecastCodec, Scaling, Standard, TokenCodec
+from tidegate.bundle import Bundle, DriftCalibration, ForecastCodec, Scaling, Standard, TokenCodec
 from tidegate.drift import add_steps
 from tidegate.replay import GraphRunner
 from tidegate_export.held_out import calibration
@@ -35,7 +35,7 @@ class Case:
     """One change: the means of the blocks of each stream, [stream][block]; it comes after ``BEFORE`` blocks."""
 
     change: str
-    drift: Drift
+    drift: DriftCalibration
     streams: list[list[float]]
 
 
@@ -54,7 +54,7 @@ def run(bundle: Bundle, sequences: Values) -> Values:
     return np.concatenate(found, axis=1)
 
 
-def block_means(values: Values, drift: Drift) -> list[list[float]]:
+def block_means(values: Values, drift: DriftCalibration) -> list[list[float]]:
     """The blocks' means of each stream, the first left out as the service does."""
     return [add_steps(0.0, 0, each.tolist(), drift.block)[1][1:] for each in values]
 
@@ -124,7 +124,7 @@ def load_cases(bundle: Bundle) -> list[Case]:
     return cases
 
 
-def drift_of(bundle: Bundle) -> Drift:
+def drift_of(bundle: Bundle) -> DriftCalibration:
     assert bundle.manifest.drift is not None, f"{bundle.path} is not calibrated: tidegate export {bundle.path}"
     return bundle.manifest.drift
 

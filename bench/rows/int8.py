@@ -15,7 +15,7 @@ from pathlib import Path
 from bench.measure import Goal, Plan, Row, against, interleaved
 from bench.raw import bundle_of, raw_steps
 from tidegate_export.errors import ExportError
-from tidegate_export.quantize import Quantized, Request, quantize_bundle
+from tidegate_export.quantize import Quantized, QuantizeRequest, quantize_bundle
 from tidegate_export.quantize_methods import Method
 
 NAME = "int8"
@@ -44,7 +44,7 @@ def int8(plan: Plan) -> Iterator[Row]:
 
 
 def _made(method: Method, folder: Path) -> Quantized:
-    return quantize_bundle(Request(bundle_of(), method, name=method, out=folder, seconds=0))
+    return quantize_bundle(QuantizeRequest(bundle_of(), method, name=method, out=folder, seconds=0))
 
 
 def _facts(made: Quantized) -> dict[str, float | bool]:

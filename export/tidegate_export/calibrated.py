@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tidegate.bundle import CARD, GRAPH, Drift, Manifest, next_version, read_bundle, write_bundle
+from tidegate.bundle import CARD, GRAPH, DriftCalibration, Manifest, next_version, read_bundle, write_bundle
 from tidegate_export.calibration import calibrate
 from tidegate_export.card import with_chart
 from tidegate_export.errors import ExportError
@@ -20,7 +20,7 @@ class Calibrated:
     """A bundle as written, and its chart."""
 
     path: Path
-    drift: Drift
+    drift: DriftCalibration
 
 
 def calibrate_bundle(folder: Path, root: Path, *, name: str | None, version: int | None) -> Calibrated:
@@ -46,7 +46,7 @@ def calibrate_bundle(folder: Path, root: Path, *, name: str | None, version: int
     return Calibrated(write_bundle(root, manifest, files), drift)
 
 
-def chart(graph: bytes, manifest: Manifest, files: dict[str, bytes]) -> Drift | str:
+def chart(graph: bytes, manifest: Manifest, files: dict[str, bytes]) -> DriftCalibration | str:
     """Return the chart of a graph with these codec files, or the reason why it has none."""
     data = calibration(manifest, files)
     return data if isinstance(data, str) else calibrate(graph, manifest, data)

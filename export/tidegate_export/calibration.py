@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tidegate.bundle import Drift, ForecastCodec, Limit, Manifest, TokenCodec
+from tidegate.bundle import DriftCalibration, ForecastCodec, Limit, Manifest, TokenCodec
 from tidegate.drift import add_steps
 from tidegate.replay import GraphRunner
 from tidegate_export.held_out import Calibration
@@ -53,7 +53,7 @@ class Learned:
         return np.concatenate(self.sequences)
 
 
-def calibrate(graph: bytes, manifest: Manifest, data: Calibration) -> Drift | str:
+def calibrate(graph: bytes, manifest: Manifest, data: Calibration) -> DriftCalibration | str:
     """Return the chart of the model on the held-out ``data``, or the reason why there can be none."""
     learned = learn(surprises(graph, manifest, data.sequences), data.block)
     if isinstance(learned, str):
@@ -80,10 +80,10 @@ def learn(values: Sequence[Array], block: int) -> Learned | str:
     return f"{sum(map(len, values)):,} held-out steps are too few"
 
 
-def chart_of(learned: Learned, told: str) -> Drift:
+def chart_of(learned: Learned, told: str) -> DriftCalibration:
     """Return the chart whose false alarms on what was learned are as rare as `RUN_LENGTHS` wants them."""
     means = learned.means
-    drift = Drift(
+    drift = DriftCalibration(
         block=learned.block,
         factor=FACTOR,
         mean=float(means.mean()),
@@ -105,7 +105,7 @@ class Passages:
     and then a jump to anywhere, so that what depends on each other stays together.
     """
 
-    def __init__(self, drift: Drift, learned: Learned, length: int, seed: int) -> None:
+    def __init__(self, drift: DriftCalibration, learned: Learned, length: int, seed: int) -> None:
         """Follow `_STREAMS` streams of ``length`` blocks of the in-control mean and spread of ``drift``."""
         random = np.random.default_rng(seed)
         means, following = learned.means, _following(learned.sequences)
@@ -137,7 +137,7 @@ def _following(sequences: Sequence[Means]) -> NDArray[np.intp]:
     return np.concatenate([np.roll(np.arange(start, end), -1) for start, end in pairwise(starts)])
 
 
-def _limit(drift: Drift, learned: Learned, wanted: int) -> Limit:
+def _limit(drift: DriftCalibration, learned: Learned, wanted: int) -> Limit:
     """Return the narrowest limit that is passed every ``wanted`` blocks or less often.
 
     It is found on some streams and told as measured on others.

@@ -25,7 +25,7 @@ from tidegate_export.parity import Parity, check_parity
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class ExportCandidate:
     """A module ready to be written: `forward(x, *states) -> (*outputs, *states)` in the manifest's order."""
 
     module: nn.Module
@@ -48,7 +48,7 @@ class Exported:
     """Why it has no control chart; empty where it has one."""
 
 
-def export_candidate(candidate: Candidate, root: Path) -> Exported:
+def export_candidate(candidate: ExportCandidate, root: Path) -> Exported:
     """Write `candidate` as a bundle under `root`.
 
     Raises:

@@ -15,7 +15,7 @@ import typer
 
 from tidegate.bundle import Json
 from tidegate.errors import BundleError
-from tidegate.sandbox import MEMORY_MB, Limits, run_limited
+from tidegate.sandbox import MEMORY_MB, ResourceLimits, run_limited
 
 LONG_SECONDS = 3600.0
 """For what trains nothing, but may run a graph over years of held-out data."""
@@ -61,7 +61,7 @@ def export(  # noqa: PLR0913, PLR0917 - the command line's options
         "out": str(out),
     }
     # What the module's own code prints is for the user.
-    run_verb("tidegate_export.command:run", said, Limits(memory_limit, time_limit), is_quiet=False)
+    run_verb("tidegate_export.command:run", said, ResourceLimits(memory_limit, time_limit), is_quiet=False)
 
 
 def quantize(  # noqa: PLR0913, PLR0917 - the command line's options
@@ -92,7 +92,7 @@ def quantize(  # noqa: PLR0913, PLR0917 - the command line's options
         "out": str(out),
         "seconds": seconds,
     }
-    run_verb("tidegate_export.quantize:run", said, Limits(memory_limit, time_limit))
+    run_verb("tidegate_export.quantize:run", said, ResourceLimits(memory_limit, time_limit))
 
 
 def require(extra: str, *packages: str) -> None:
@@ -103,7 +103,7 @@ def require(extra: str, *packages: str) -> None:
             raise typer.Exit(2)
 
 
-def run_verb(function: str, said: Json, limits: Limits, *, is_quiet: bool = True) -> None:
+def run_verb(function: str, said: Json, limits: ResourceLimits, *, is_quiet: bool = True) -> None:
     """Let ``function`` (``module:name``), which returns what to tell and whether there is a bundle, do what was said.
 
     Raises:

@@ -19,10 +19,10 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from tidegate.bundle import MANIFEST, Drift, next_version
+from tidegate.bundle import MANIFEST, DriftCalibration, next_version
 from tidegate.errors import BundleError
 from tidegate_export.calibrated import calibrate_bundle
-from tidegate_export.candidate import Candidate, Exported, export_candidate
+from tidegate_export.candidate import ExportCandidate, Exported, export_candidate
 from tidegate_export.errors import ExportError
 from tidegate_export.modules import Description, InputShape, module_candidate
 from tidegate_export.trained import trained_candidate, trained_name
@@ -30,7 +30,7 @@ from tidegate_models.errors import TrainingInputError
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ExportRequest:
     """The command line."""
 
     source: str
@@ -44,7 +44,7 @@ class Request:
     out: Path = Path("bundles")
 
     @classmethod
-    def of(cls, said: dict[str, Any]) -> Request:
+    def of(cls, said: dict[str, Any]) -> ExportRequest:
         """Return what came from another process, paths as text."""
         paths = {name: None if said[name] is None else Path(said[name]) for name in ("weights", "vocabulary", "out")}
         return cls(**{**said, **paths})
@@ -52,7 +52,7 @@ class Request:
 
 def run(said: dict[str, Any]) -> tuple[str, bool]:
     """Export; return what to tell, and whether there is a bundle."""
-    request = Request.of(said)
+    request = ExportRequest.of(said)
     try:
         if (Path(request.source) / MANIFEST).exists():
             return _calibrated(request), True
@@ -64,14 +64,14 @@ def run(said: dict[str, Any]) -> tuple[str, bool]:
         return " ".join(str(error).split()), False
 
 
-def _calibrated(request: Request) -> str:
+def _calibrated(request: ExportRequest) -> str:
     """Give a bundle its control chart, anew if it has one; return what to tell."""
     _refuse_options(request)
     found = calibrate_bundle(Path(request.source), request.out, name=request.name, version=request.version)
     return f"{found.path}\n{_chart(found.drift)}"
 
 
-def _candidate(request: Request) -> Candidate:
+def _candidate(request: ExportRequest) -> ExportCandidate:
     folder = Path(request.source)
     if folder.is_dir():
         _refuse_options(request)
@@ -97,7 +97,7 @@ def _candidate(request: Request) -> Candidate:
     return module_candidate(module, description)
 
 
-def _refuse_options(request: Request) -> None:
+def _refuse_options(request: ExportRequest) -> None:
     """A run says for itself what its network is: an option that would be ignored is an error."""
     given = {
         "--weights": request.weights,
@@ -111,7 +111,7 @@ def _refuse_options(request: Request) -> None:
             raise ExportError(f"{option} goes with a module of your own; {request.source} says for itself")
 
 
-def _input_shape(request: Request) -> InputShape:
+def _input_shape(request: ExportRequest) -> InputShape:
     if request.shape is not None:
         return InputShape.parse(request.shape)
     if request.task == "next_token":
@@ -121,7 +121,7 @@ def _input_shape(request: Request) -> InputShape:
     raise ExportError("a module of your own needs --example-shape 1,8,16 (batch, time, features) or --input tokens")
 
 
-def _version(request: Request, name: str) -> str:
+def _version(request: ExportRequest, name: str) -> str:
     return str(request.version) if request.version is not None else next_version(request.out, name)
 
 
@@ -201,7 +201,7 @@ def _told(exported: Exported) -> str:
     return "\n".join(lines)
 
 
-def _chart(drift: Drift) -> str:
+def _chart(drift: DriftCalibration) -> str:
     return (
         f"surprise where all is well: {drift.mean:.3f} ± {drift.spread:.3f} over blocks of {drift.block} steps; "
         f"limits at {drift.warning.width:g} and {drift.drift.width:g}, false alarms every "

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tidegate.bundle import BATCH, TIME, Axis, Manifest, StateSpec, TaskName, TensorCodec, TensorSpec, TokenCodec
-from tidegate_export.candidate import Candidate
+from tidegate_export.candidate import ExportCandidate
 from tidegate_export.errors import ExportError
 from tidegate_export.networks import VOCABULARY, as_json
 from tidegate_export.stateful import Exposed, StatefulModule, expose, flatten
@@ -72,7 +72,7 @@ class Description:
     provenance: Mapping[str, Any] | None = None
 
 
-def module_candidate(module: nn.Module, description: Description) -> Candidate:
+def module_candidate(module: nn.Module, description: Description) -> ExportCandidate:
     """Return the candidate of a user's module.
 
     Raises:
@@ -90,7 +90,7 @@ def module_candidate(module: nn.Module, description: Description) -> Candidate:
         )
     outputs = _outputs(stateful, description.input, initial, num_states=len(states))
     manifest = _manifest(exposed, description, arguments[0], outputs, states)
-    return Candidate(stateful, manifest, _files(description), {}, _example(description))
+    return ExportCandidate(stateful, manifest, _files(description), {}, _example(description))
 
 
 InitialStates = Callable[[int], Sequence[Any]]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tidegate.bundle import ForecastCodec, Json, Manifest, StateSpec, TensorSpec, TokenCodec
-from tidegate_export.candidate import Candidate
+from tidegate_export.candidate import ExportCandidate
 from tidegate_export.stateful import expose
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def token_candidate(
     version: str,
     provenance: Mapping[str, Any],
     report: Mapping[str, Any],
-) -> Candidate:
+) -> ExportCandidate:
     """Return the candidate of a language model; `vocabulary` is `{"tokens": […], "unknown": id or None}`."""
     manifest = Manifest(
         name=name,
@@ -98,7 +98,7 @@ def token_candidate(
         codec=TokenCodec(vocabulary=VOCABULARY),
         provenance=dict(provenance),
     )
-    return Candidate(
+    return ExportCandidate(
         ScoredTokens(network), manifest, {VOCABULARY: as_json(vocabulary)}, report, _example(vocabulary["tokens"])
     )
 
@@ -112,7 +112,7 @@ def forecast_candidate(
     version: str,
     provenance: Mapping[str, Any],
     report: Mapping[str, Any],
-) -> Candidate:
+) -> ExportCandidate:
     """Return the candidate of a forecast; `transforms` are the features' in order, as the scaling file has them."""
     widths = [_width(transform) for transform in transforms.values()]
     target = list(transforms).index(codec.target)
@@ -139,7 +139,7 @@ def forecast_candidate(
     )
     files = {SCALING: as_json({"features": list(transforms.values())})}
     step = [round(transform.get("mean", 1)) for transform in transforms.values()]  # an ordinary value of each feature
-    return Candidate(module, manifest, files, report, {"values": [step]})
+    return ExportCandidate(module, manifest, files, report, {"values": [step]})
 
 
 def _states(network: RecurrentNetwork) -> tuple[StateSpec, ...]:

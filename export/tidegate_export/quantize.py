@@ -42,7 +42,7 @@ _SEEDS = range(4)
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class QuantizeRequest:
     """The command line."""
 
     source: Path
@@ -63,7 +63,7 @@ class Quantized:
     figures: Figures
 
 
-def quantize_bundle(request: Request) -> Quantized:
+def quantize_bundle(request: QuantizeRequest) -> Quantized:
     """Write the bundle that `request` asks for.
 
     Raises:
@@ -83,7 +83,7 @@ def quantize_bundle(request: Request) -> Quantized:
     return Quantized(write_bundle(request.out, manifest, files), manifest, figures)
 
 
-def _named(manifest: Manifest, request: Request) -> Manifest:
+def _named(manifest: Manifest, request: QuantizeRequest) -> Manifest:
     suffix = "fp16" if request.method == "fp16" else "int8"
     name = request.name or f"{manifest.name}-{suffix}"
     number = next_version(request.out, name) if request.version is None else str(request.version)
@@ -129,7 +129,7 @@ def _round_up(value: float) -> float:
     return float(f"{step * power:.0e}")
 
 
-def _figures(source: Bundle, graph: bytes, pair: Pair, request: Request) -> Figures:
+def _figures(source: Bundle, graph: bytes, pair: Pair, request: QuantizeRequest) -> Figures:
     error = relative_error(pair)
     if not error <= _MOST_ERROR:  # NaN too
         raise ExportError(
@@ -146,7 +146,7 @@ def _figures(source: Bundle, graph: bytes, pair: Pair, request: Request) -> Figu
     return Figures(*sizes, error, speeds(pair, request.seconds), scored, reason)
 
 
-def _provenance(source: Bundle, graph: bytes, request: Request, figures: Figures) -> dict[str, Json]:
+def _provenance(source: Bundle, graph: bytes, request: QuantizeRequest, figures: Figures) -> dict[str, Json]:
     manifest = source.manifest
     return {
         "quantization": {
@@ -171,7 +171,7 @@ def _codec_files(source: Bundle) -> dict[str, bytes]:
 
 def run(said: dict[str, Any]) -> tuple[str, bool]:
     """Quantize; return what to tell, and whether there is a bundle."""
-    request = Request(
+    request = QuantizeRequest(
         Path(said["bundle"]), said["method"], said["name"], said["version"], Path(said["out"]), said["seconds"]
     )
     try:

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from tidegate.bundle import ForecastCodec
-from tidegate_export.candidate import Candidate
+from tidegate_export.candidate import ExportCandidate
 from tidegate_export.networks import forecast_candidate, token_candidate
 from tidegate_models.runs import RunFolder, TrainedRun, load_run
 
 Facts = dict[str, Any]
 
 
-def trained_candidate(folder: Path, *, name: str | None, version: str) -> Candidate:
+def trained_candidate(folder: Path, *, name: str | None, version: str) -> ExportCandidate:
     """Return the candidate of the run in `folder`, named as the run where `name` is None.
 
     Raises:

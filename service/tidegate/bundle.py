@@ -239,7 +239,7 @@ class Limit(Part):
     run_length: float = Field(gt=0, description="blocks between two false alarms, the average on held-out data")
 
 
-class Drift(Part):
+class DriftCalibration(Part):
     """How surprised the model is where all is well, and the control chart that tells when it is not
     (`tidegate.drift`).
 
@@ -281,7 +281,7 @@ class Manifest(Part):
         default_factory=dict, max_length=MAX_BUNDLE_FILES, description="sha256 of every file but the manifest"
     )
     proof: Proof | None = None
-    drift: Drift | None = None
+    drift: DriftCalibration | None = None
     provenance: dict[str, Json] = Field(default_factory=dict)
 
     @model_validator(mode="after")

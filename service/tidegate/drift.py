@@ -11,9 +11,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from tidegate.api import Drift as Told
-from tidegate.api import DriftReport
-from tidegate.bundle import Drift
+from tidegate.api import Drift, DriftReport
+from tidegate.bundle import DriftCalibration
 
 State = Literal["normal", "warning", "drift"]
 STATES: tuple[State, ...] = ("normal", "warning", "drift")
@@ -29,19 +28,19 @@ NOT_WHOLE = math.nan
 that has seen nothing yet is surprised by anything."""
 
 
-class Charted(NamedTuple):
+class ChartState(NamedTuple):
     """Where a chart is after ``blocks`` blocks: the moving average, in units of surprise, and what it means."""
 
     ewma: float
     blocks: int = 0
     state: State = "normal"
 
-    def told(self) -> Told:
+    def to_drift(self) -> Drift:
         """Return it as callers are told of a session's own chart."""
-        return Told(self.state, self.ewma, self.blocks)
+        return Drift(self.state, self.ewma, self.blocks)
 
 
-class Limits(NamedTuple):
+class ControlLimits(NamedTuple):
     """Between which averages all is well; beyond them it is not."""
 
     low: float
@@ -49,7 +48,7 @@ class Limits(NamedTuple):
 
 
 class Chart:
-    """The rules of a chart; where one is, is a `Charted`.
+    """The rules of a chart; where one is, is a `ChartState`.
 
     z_i = λ·x_i + (1 - λ)·z_(i-1) from z_0 = μ, with limits at μ ± L·σ·√(λ/(2 - λ)·(1 - (1 - λ)^2i)), where x_i is a
     block's mean, pulled in to μ ± ``clip``·σ: one day unlike any other is no drift. Both sides count: a sensor that is
@@ -58,7 +57,7 @@ class Chart:
     half of that.
     """
 
-    def __init__(self, drift: Drift) -> None:
+    def __init__(self, drift: DriftCalibration) -> None:
         self._drift = drift
         self._reach = drift.clip * drift.spread
         # (1 - (1 - λ)^2i) is 1 in double precision long before the list ends.
@@ -76,29 +75,29 @@ class Chart:
         """Steps of a block."""
         return self._drift.block
 
-    def start(self) -> Charted:
-        return Charted(self._drift.mean)
+    def start(self) -> ChartState:
+        return ChartState(self._drift.mean)
 
-    def advance(self, charted: Charted, mean: float) -> Charted:
+    def advance(self, charted: ChartState, mean: float) -> ChartState:
         """Return the chart after one more block, whose mean surprise is a finite number."""
         drift = self._drift
         clipped = min(max(mean, drift.mean - self._reach), drift.mean + self._reach)
         ewma = charted.ewma + drift.factor * (clipped - charted.ewma)
         blocks = charted.blocks + 1
-        return Charted(ewma, blocks, self._judge(ewma, blocks, charted.state))
+        return ChartState(ewma, blocks, self._judge(ewma, blocks, charted.state))
 
-    def advance_all(self, charted: Charted, means: Sequence[float]) -> Charted:
+    def advance_all(self, charted: ChartState, means: Sequence[float]) -> ChartState:
         for mean in means:
             charted = self.advance(charted, mean)
         return charted
 
-    def limits(self, blocks: int, kind: Literal["warning", "drift"]) -> Limits:
+    def limits(self, blocks: int, kind: Literal["warning", "drift"]) -> ControlLimits:
         """Return the limits after so many blocks."""
         limit = self._drift.warning if kind == "warning" else self._drift.drift
         reach = limit.width * self._sigma(blocks)
-        return Limits(self._drift.mean - reach, self._drift.mean + reach)
+        return ControlLimits(self._drift.mean - reach, self._drift.mean + reach)
 
-    def report(self, charted: Charted) -> DriftReport:
+    def report(self, charted: ChartState) -> DriftReport:
         """Return where a chart is, for whoever asks what it means."""
         drift = self._drift
         return DriftReport(

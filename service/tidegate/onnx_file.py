@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tidegate.errors import BundleError
 from tidegate.limits import MAX_GRAPH_DEPTH, MAX_GRAPH_FIELDS
-from tidegate.protobuf import Entry, entries
+from tidegate.protobuf import Field, entries
 
 _MODEL, _GRAPH, _NODE, _ATTRIBUTE, _TENSOR, _SPARSE, _TRAINING = range(7)
 
@@ -87,6 +87,6 @@ def _walk(model: bytes, name: str) -> bool:
     return has_graph
 
 
-def _is_elsewhere(entry: Entry) -> bool:
+def _is_elsewhere(entry: Field) -> bool:
     """Whether a field of a tensor says that its data is not in the file, or may say so to another reader."""
     return entry.number == _EXTERNAL_DATA or (entry.number == _DATA_LOCATION and entry.encoding != _IN_THE_FILE)

@@ -16,7 +16,7 @@ _MOST_KEY = (1 << 32) - 1
 _NOTHING = memoryview(b"")
 
 
-class Entry(NamedTuple):
+class Field(NamedTuple):
     """One field of a message: its number, its whole encoding, and its content where it has a length, else nothing.
 
     Both are views of the message: weights are not copied.
@@ -27,7 +27,7 @@ class Entry(NamedTuple):
     content: memoryview
 
 
-def entries(message: bytes | memoryview) -> Iterator[Entry]:
+def entries(message: bytes | memoryview) -> Iterator[Field]:
     """Yield the fields of a message in their order.
 
     Raises:
@@ -54,7 +54,7 @@ def entries(message: bytes | memoryview) -> Iterator[Entry]:
                 raise ValueError(f"wire type {kind} at byte {start}")
         if stop > len(message):
             raise ValueError(f"the field at byte {start} ends beyond the message")
-        yield Entry(key >> 3, message[start:stop], message[content:stop] if key & 7 == _BYTES else _NOTHING)
+        yield Field(key >> 3, message[start:stop], message[content:stop] if key & 7 == _BYTES else _NOTHING)
         start = stop
 
 

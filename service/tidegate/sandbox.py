@@ -32,14 +32,14 @@ MEMORY_MB = 8192
 SECONDS = 600.0
 
 
-class Limits(NamedTuple):
+class ResourceLimits(NamedTuple):
     """What the process may take: MiB of memory, and seconds."""
 
     memory_mb: int = MEMORY_MB
     seconds: float = SECONDS
 
 
-def run_limited(function: str, argument: Json, limits: Limits, *, is_quiet: bool = True) -> Json:
+def run_limited(function: str, argument: Json, limits: ResourceLimits, *, is_quiet: bool = True) -> Json:
     """Return what ``function``, as ``module:name``, makes of ``argument`` in a process of its own.
 
     Args:
@@ -71,7 +71,7 @@ def run_limited(function: str, argument: Json, limits: Limits, *, is_quiet: bool
         return _result(process.returncode, reply, printed, limits)
 
 
-def _result(code: int, reply: IO[bytes], printed: IO[bytes], limits: Limits) -> Json:
+def _result(code: int, reply: IO[bytes], printed: IO[bytes], limits: ResourceLimits) -> Json:
     if code == -signal.SIGXCPU:
         raise _too_late(limits)
     if code == -signal.SIGKILL:
@@ -97,7 +97,7 @@ def _result(code: int, reply: IO[bytes], printed: IO[bytes], limits: Limits) -> 
     raise BundleError(message, reason=reason)
 
 
-def _too_late(limits: Limits) -> BundleError:
+def _too_late(limits: ResourceLimits) -> BundleError:
     return BundleError(
         f"the graph does not come to an end within {limits.seconds:g} seconds (--time-limit)", reason=TIME_LIMIT
     )

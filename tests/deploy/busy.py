@@ -14,7 +14,7 @@ import httpx
 
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle
 from tests.servers import RunningServer
-from tidegate.bundle import MANIFEST, Drift, Limit
+from tidegate.bundle import MANIFEST, DriftCalibration, Limit
 from tidegate.client import Client
 
 TEXT = "Hello World, how are you"
@@ -24,7 +24,7 @@ EXTRAORDINARY = 900.0
 BLOCK = 4
 NIGHT = 0.3
 """Seconds between two days, in which others get the processor."""
-CHART = Drift(
+CHART = DriftCalibration(
     block=BLOCK,
     factor=0.3,
     mean=1.2,

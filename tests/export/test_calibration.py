@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tests.bundles import VOCABULARY, write_tiny_bundle, write_tiny_forecast_bundle, write_tiny_stream_bundle
 from tests.service.serving import change_bundle
-from tidegate.bundle import Bundle, Drift, Limit, read_bundle
+from tidegate.bundle import Bundle, DriftCalibration, Limit, read_bundle
 from tidegate.drift import Chart
 from tidegate_export.calibration import RUN_LENGTHS, Learned, Passages, calibrate, chart_of, learn, surprises
 from tidegate_export.cli import export
@@ -88,7 +88,7 @@ def test_a_chart_is_learned_from_all_that_was_held_out(tmp_path: Path) -> None:
     assert isinstance(data, Calibration)
     assert [len(each) for each in data.sequences] == [5000, 5000]
     drift = calibrate(bundle.graph, bundle.manifest, data)
-    assert isinstance(drift, Drift)
+    assert isinstance(drift, DriftCalibration)
     values = surprises(bundle.graph, bundle.manifest, data.sequences)
     means = np.concatenate([each[64 : len(each) // 64 * 64].reshape(-1, 64).mean(axis=1) for each in values])
     assert (drift.block, drift.blocks) == (64, len(means))

@@ -19,7 +19,7 @@ from tidegate.bundle import read_bundle
 from tidegate.proof import check_bundle
 from tidegate_export import command as export_command
 from tidegate_export.cli import export
-from tidegate_export.command import Request
+from tidegate_export.command import ExportRequest
 from tidegate_models.networks import quantile_network, token_network
 from tidegate_models.runs import RunFolder
 
@@ -48,7 +48,7 @@ TRAINING = {
 def run_here(*arguments: str) -> tuple[str, bool]:
     """Do in this process what the command does in another."""
     said = typer.main.get_command(app).make_context("export", list(arguments)).params
-    names = {field.name for field in fields(Request)}
+    names = {field.name for field in fields(ExportRequest)}
     return export_command.run(
         {name: str(it) if isinstance(it, Path) else it for name, it in said.items() if name in names}
     )

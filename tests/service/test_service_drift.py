@@ -12,15 +12,23 @@ from numpy.typing import NDArray
 from tests.bundles import LOAD_MEAN, LOAD_SCALE, write_tiny_bundle, write_tiny_forecast_bundle
 from tests.service.serving import change_bundle, collect, serving
 from tests.service.sessions.replicas import MODEL, replicas, step
-from tidegate.api import Drift as Told
-from tidegate.api import DriftReport, Input, RestoreRequest, Sampling, SessionRequest, StepOptions, SurpriseReport
-from tidegate.bundle import Drift, Limit, read_bundle, write_bundle
+from tidegate.api import (
+    Drift,
+    DriftReport,
+    Input,
+    RestoreRequest,
+    Sampling,
+    SessionRequest,
+    StepOptions,
+    SurpriseReport,
+)
+from tidegate.bundle import DriftCalibration, Limit, read_bundle, write_bundle
 from tidegate.drift import Chart, add_steps
 from tidegate.errors import FailedPreconditionError, InvalidInputError
 from tidegate.service import Service
 
 BLOCK = 8
-DRIFT = Drift(
+DRIFT = DriftCalibration(
     block=BLOCK,
     factor=0.5,
     mean=6.0,
@@ -57,7 +65,7 @@ async def surprise_of(service: Service, text: str, version: str = "2") -> NDArra
     return np.array(result.predictions[0].surprise.steps, np.float32)
 
 
-def assert_chart(told: Told | DriftReport | None, values: NDArray[np.float32]) -> None:
+def assert_chart(told: Drift | DriftReport | None, values: NDArray[np.float32]) -> None:
     """It is where the chart of one sequence is after steps of this surprise."""
     _, means = add_steps(float("nan"), 0, values.tolist(), BLOCK)
     chart = Chart(DRIFT)

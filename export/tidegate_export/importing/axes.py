@@ -18,7 +18,7 @@ from tidegate_export.importing.evidence import batch_likelihood, time_likelihood
 from tidegate_export.importing.flow import Flow, Link
 from tidegate_export.importing.foreign import Declared
 from tidegate_export.importing.plan import Axes
-from tidegate_export.importing.request import ANY, Request
+from tidegate_export.importing.request import ANY, ImportRequest
 
 MOST_GUESSES = 24
 _MOST_FREE = 8
@@ -30,7 +30,7 @@ _ONE = 1
 """A free batch axis that other inputs do not have: rows one by one."""
 
 
-def told(inputs: Sequence[Declared], request: Request) -> list[Declared]:
+def told(inputs: Sequence[Declared], request: ImportRequest) -> list[Declared]:
     """Return the inputs with the axes that the caller named: `batch` and `time` stand among the dims then.
 
     Raises:
@@ -49,7 +49,7 @@ def told(inputs: Sequence[Declared], request: Request) -> list[Declared]:
     return [_told(item, request) for item in inputs]
 
 
-def _told(item: Declared, request: Request) -> Declared:
+def _told(item: Declared, request: ImportRequest) -> Declared:
     dims = _unsaid(item.dims)
     if item.name in request.shapes:
         dims = _with_context(item.name, request)
@@ -75,7 +75,7 @@ def _unsaid(dims: tuple[int | str, ...] | None) -> tuple[Axis, ...] | None:
     return None if dims is None else tuple(f"the_{dim}" if dim in {BATCH, TIME} else dim for dim in dims)
 
 
-def _with_context(name: str, request: Request) -> Axes:
+def _with_context(name: str, request: ImportRequest) -> Axes:
     axes = list(request.shapes[name])
     context = request.contexts.get(name)
     if context is not None and not context.is_time and axes[-1] != TIME:
@@ -93,7 +93,7 @@ def _agree(axes: Axes, dims: Sequence[int | str]) -> bool:
 
 
 def guesses(
-    inputs: Sequence[Declared], likely_states: Mapping[str, float], widths: Mapping[str, int], request: Request
+    inputs: Sequence[Declared], likely_states: Mapping[str, float], widths: Mapping[str, int], request: ImportRequest
 ) -> list[Guess]:
     """Return what the free axes may be, likeliest first, at most `MOST_GUESSES`.
 
@@ -118,7 +118,7 @@ def guesses(
     return allowed[:MOST_GUESSES]
 
 
-def _general(item: Declared, likely_states: Mapping[str, float], request: Request) -> Declared:
+def _general(item: Declared, likely_states: Mapping[str, float], request: ImportRequest) -> Declared:
     dims = item.dims or ()
     for word, axes in ((BATCH, request.batch_axes), (TIME, request.time_axes)):
         axis = axes.get(ANY)
@@ -148,7 +148,7 @@ def _guess(inputs: Sequence[Declared], meaning: Mapping[str, Axis]) -> Guess | N
     return guess
 
 
-def _is_allowed(guess: Guess, request: Request) -> bool:
+def _is_allowed(guess: Guess, request: ImportRequest) -> bool:
     """Whether a guess respects `none`."""
     return all(
         word not in axes or axis is not None

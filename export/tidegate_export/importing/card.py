@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tidegate.bundle import BATCH, TIME, Manifest, StateSpec, TensorSpec
-from tidegate_export.importing.parity import Parity
+from tidegate_export.importing.parity import ImportParity
 from tidegate_export.importing.plan import Found
 
 
@@ -57,7 +57,7 @@ class Imported:
     manifest: Manifest
     as_it_is: Found
     found: Found
-    parity: Parity
+    parity: ImportParity
 
 
 def findings(imported: Imported) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from tidegate.sandbox import MEMORY_MB, SECONDS, Limits
+from tidegate.sandbox import MEMORY_MB, SECONDS, ResourceLimits
 from tidegate_export.cli import MemoryLimit, require, run_verb
 
 Many = list[str]
@@ -75,5 +75,5 @@ def import_(  # noqa: PLR0913, PLR0917 - the command line's options
             "is_within_frame": within_frame,
             "tolerance": tolerance,
         },
-        Limits(memory_limit, time_limit),
+        ResourceLimits(memory_limit, time_limit),
     )

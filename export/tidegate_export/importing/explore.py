@@ -24,7 +24,7 @@ from tidegate_export.importing.foreign import Array, Arrays, Declared, Foreign, 
 from tidegate_export.importing.pairing import STEPS, NotStreamableError, Search, likeliest_pairs
 from tidegate_export.importing.plan import Axes, Found, is_along_time, sized
 from tidegate_export.importing.refusals import RejectedError, grows, unsaid_setting, why_not_streamable, without_state
-from tidegate_export.importing.request import Request
+from tidegate_export.importing.request import ImportRequest
 
 _MOST_ELEMENTS = 1 << 26
 """Of one input in a try: declared sizes may be anything."""
@@ -42,7 +42,7 @@ class Explorer:
     inputs: Sequence[Declared]
     evidence: Evidence
     flow: Flow
-    request: Request
+    request: ImportRequest
     initial: Mapping[str, Array]
     slack: float
     tolerance: float

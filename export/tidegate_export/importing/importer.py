@@ -41,13 +41,13 @@ from tidegate_export.importing.evidence import Evidence
 from tidegate_export.importing.explore import Explorer
 from tidegate_export.importing.flow import Flow, trace
 from tidegate_export.importing.foreign import Array, Declared, Foreign, declared
-from tidegate_export.importing.parity import Parity, check_parity
+from tidegate_export.importing.parity import ImportParity, check_parity
 from tidegate_export.importing.plan import Found
 from tidegate_export.importing.refusals import begins_anew
 from tidegate_export.importing.relax import free_batch, free_time
 from tidegate_export.importing.request import (
     ANY,
-    Request,
+    ImportRequest,
     parse_axes,
     parse_constant,
     parse_contexts,
@@ -56,7 +56,7 @@ from tidegate_export.importing.request import (
     parse_states,
     read_initial,
 )
-from tidegate_export.importing.source import Source, nodes, read_source
+from tidegate_export.importing.source import ImportSource, nodes, read_source
 from tidegate_export.importing.wrap import Wrapped, wrap
 
 _SEEDS = range(3)
@@ -89,7 +89,7 @@ class Rounding:
         return cls(is_by_run=False, slack=0.05 if is_half else 0.0)
 
 
-def import_model(request: Request) -> Imported:
+def import_model(request: ImportRequest) -> Imported:
     """Write the bundle that `request` asks for.
 
     Raises:
@@ -117,7 +117,7 @@ def import_model(request: Request) -> Imported:
     return imported
 
 
-def _explored(source: Source, rounding: Rounding, request: Request) -> Found:
+def _explored(source: ImportSource, rounding: Rounding, request: ImportRequest) -> Found:
     inputs = {item.name: item for item in declared(source.model.graph.input)}
     declared(source.model.graph.output)
     _refuse_unknown(inputs, source, request)
@@ -155,7 +155,7 @@ def _explored(source: Source, rounding: Rounding, request: Request) -> Found:
     return found
 
 
-def _relaxed(found: Found, rounding: Rounding, request: Request) -> Found:
+def _relaxed(found: Found, rounding: Rounding, request: ImportRequest) -> Found:
     """Free the batch and the time where the file fixes them at 1, unless the caller said that there are none."""
     axis = request.batch_axes.get(ANY)
     better = found
@@ -166,7 +166,7 @@ def _relaxed(found: Found, rounding: Rounding, request: Request) -> Found:
     return better
 
 
-def _refuse_unknown(inputs: Mapping[str, Declared], source: Source, request: Request) -> None:
+def _refuse_unknown(inputs: Mapping[str, Declared], source: ImportSource, request: ImportRequest) -> None:
     outputs = {item.name for item in source.model.graph.output}
     for option, names, known in (
         ("--constant", request.constants, inputs),
@@ -183,7 +183,7 @@ def _constant(name: str, text: str, inputs: Mapping[str, Declared]) -> Array:
     return parse_constant(name, text, item.dtype, item.dims or ())
 
 
-def _initial(request: Request, inputs: Mapping[str, Declared]) -> dict[str, Array]:
+def _initial(request: ImportRequest, inputs: Mapping[str, Declared]) -> dict[str, Array]:
     arrays = read_initial(request.initial)
     for name, array in arrays.items():
         item = inputs.get(name)
@@ -208,7 +208,7 @@ def _refuse_forgetful(found: Found, flow: Flow) -> None:
         raise ExportError(begins_anew(layers))
 
 
-def _manifest(wrapped: Wrapped, found: Found, request: Request) -> Manifest:
+def _manifest(wrapped: Wrapped, found: Found, request: ImportRequest) -> Manifest:
     number = next_version(request.out, request.name) if request.version is None else str(request.version)
     contexts = {name: context.size for name, context in found.contexts.items()}
     return Manifest(
@@ -224,7 +224,7 @@ def _manifest(wrapped: Wrapped, found: Found, request: Request) -> Manifest:
     )
 
 
-def _proof(graph: bytes, manifest: Manifest, rounding: Rounding, request: Request) -> Proof:
+def _proof(graph: bytes, manifest: Manifest, rounding: Rounding, request: ImportRequest) -> Proof:
     """Prove within 1e-5, or what the caller said; where the graph rounds, within what several proofs saw."""
     if not rounding.slack:
         return prove(graph, manifest, tolerance=request.tolerance or ABSOLUTE)
@@ -235,7 +235,7 @@ def _proof(graph: bytes, manifest: Manifest, rounding: Rounding, request: Reques
     return prove(graph, manifest, tolerance=min(power, MOST_TOLERANCE))
 
 
-def _provenance(source: Source, found: Found, request: Request, parity: Parity) -> dict[str, Json]:
+def _provenance(source: ImportSource, found: Found, request: ImportRequest, parity: ImportParity) -> dict[str, Json]:
     return {
         "import": {
             "file": source.file,
@@ -281,8 +281,8 @@ def run(said: Said) -> tuple[str, bool]:
         return "out of memory: the graph asks for more than --memory-limit", False
 
 
-def _request(said: Said) -> Request:
-    return Request(
+def _request(said: Said) -> ImportRequest:
+    return ImportRequest(
         file=Path(said["file"]),
         name=said["name"] or _plain(Path(said["file"]).stem),
         version=said["version"],

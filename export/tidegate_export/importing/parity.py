@@ -21,7 +21,7 @@ _SEEDS = range(3)
 
 
 @dataclass(frozen=True, slots=True)
-class Parity:
+class ImportParity:
     """Sequences compared, and over their outputs and last states: the largest |Δ|, and the largest |Δ| - 1e-4·|x|."""
 
     cases: int
@@ -37,7 +37,7 @@ class Parity:
         }
 
 
-def check_parity(found: Found, graph: bytes, manifest: Manifest, tolerance: float) -> Parity:
+def check_parity(found: Found, graph: bytes, manifest: Manifest, tolerance: float) -> ImportParity:
     """Compare, in one chunk and step by step.
 
     Args:
@@ -65,7 +65,7 @@ def check_parity(found: Found, graph: bytes, manifest: Manifest, tolerance: floa
             cases += 1
     if worst > tolerance:
         raise ExportError(f"the bundle differs from the file, run step by step, by {worst:.2g}: it cannot be imported")
-    return Parity(cases, largest, worst)
+    return ImportParity(cases, largest, worst)
 
 
 class _ByHand:

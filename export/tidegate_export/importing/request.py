@@ -36,7 +36,7 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ImportRequest:
     """Everything that was said; what was not is found out."""
 
     file: Path

@@ -41,7 +41,7 @@ Graphs: TypeAlias = Iterator[GraphProto]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ImportSource:
     """A model with all its weights inside, local functions inlined, and where it came from."""
 
     model: onnx.ModelProto
@@ -53,7 +53,7 @@ class Source:
         return next((item.version for item in self.model.opset_import if item.domain in {"", "ai.onnx"}), 0)
 
 
-def read_source(path: Path) -> Source:
+def read_source(path: Path) -> ImportSource:
     """Read the file and refuse what can be refused by looking.
 
     Raises:
@@ -70,7 +70,7 @@ def read_source(path: Path) -> Source:
     model = _in_order(model)
     for node in nodes(model.graph):
         _check_operator(node, model)
-    return Source(model, path.name, hashlib.sha256(data).hexdigest())
+    return ImportSource(model, path.name, hashlib.sha256(data).hexdigest())
 
 
 def nodes(graph: GraphProto) -> Iterator[NodeProto]:

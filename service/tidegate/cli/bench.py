@@ -19,10 +19,10 @@ from tidegate.cli.connection import DEFAULT_SERVER, Server, connected, reaches_g
 from tidegate.cli.output import AsJson, print_json, print_table
 from tidegate.errors import ConfigurationError
 from tidegate.loadgen.http1 import HttpServer
-from tidegate.loadgen.inputs import Source, source_for
+from tidegate.loadgen.inputs import InputSource, source_for
 from tidegate.loadgen.load import Arrivals, Interface, Load, Mix
 from tidegate.loadgen.measure import Measurement, Progress, Target, measure
-from tidegate.loadgen.record import Record
+from tidegate.loadgen.record import LoadRecord
 from tidegate.loadgen.report import LATENCY_COLUMNS, as_json, as_text, draw_latency, latency_rows, require_matplotlib
 
 HTTP_PORT = 8080
@@ -137,14 +137,14 @@ def _http(given: str | None, server: Server) -> HttpServer:
     return HttpServer(plan.endpoint, None if plan.tls is None else plan.tls.context(), fields)
 
 
-def _run(load: Load, target: Target, source: Source, *, is_quiet: bool) -> tuple[Measurement, bool]:
+def _run(load: Load, target: Target, source: InputSource, *, is_quiet: bool) -> tuple[Measurement, bool]:
     """Measure; returns also whether the user broke it off."""
     with asyncio.Runner(loop_factory=_loop_factory(load)) as runner:
         return runner.run(_measure_until_told(load, target, source, is_quiet=is_quiet))
 
 
 async def _measure_until_told(
-    load: Load, target: Target, source: Source, *, is_quiet: bool
+    load: Load, target: Target, source: InputSource, *, is_quiet: bool
 ) -> tuple[Measurement, bool]:
     stop = asyncio.Event()
     with _interruptible(stop), _progress(load, is_quiet=is_quiet) as progress:
@@ -194,7 +194,7 @@ def _progress(load: Load, *, is_quiet: bool) -> Iterator[Progress | None]:
     with Bar(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as bar:
         task = bar.add_task("warm-up", total=load.warmup + load.seconds)
 
-        def tell(passed: float, record: Record) -> None:
+        def tell(passed: float, record: LoadRecord) -> None:
             words = (
                 f"{record.num_requests} requests, {record.errors.total()} errors" if record.num_requests else "warm-up"
             )

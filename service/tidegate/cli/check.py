@@ -11,7 +11,7 @@ import typer
 from tidegate.bundle import MANIFEST, Proof, find_bundles
 from tidegate.cli.output import AsJson, print_json, print_table
 from tidegate.errors import BundleError, ConfigurationError
-from tidegate.sandbox import MEMORY_MB, SECONDS, Limits, run_limited
+from tidegate.sandbox import MEMORY_MB, SECONDS, ResourceLimits, run_limited
 
 
 class Finding(NamedTuple):
@@ -50,7 +50,7 @@ def check(
 
     Each is looked at in a process of its own. Exits with 1 if one does not pass.
     """
-    limits = Limits(memory_limit, time_limit)
+    limits = ResourceLimits(memory_limit, time_limit)
     findings = [_look_at(bundle, limits) for path in paths for bundle in _bundles(path)]
     if as_json:
         print_json([finding.as_json() for finding in findings])
@@ -72,7 +72,7 @@ def _bundles(path: Path) -> list[Path]:
     return found
 
 
-def _look_at(path: Path, limits: Limits) -> Finding:
+def _look_at(path: Path, limits: ResourceLimits) -> Finding:
     try:
         proof = run_limited("tidegate.proof:check_path", str(path), limits)
         return Finding(path, Proof.model_validate(proof), None)

@@ -21,7 +21,7 @@ ARGUMENT_ERRORS = (TypeError, ValueError, OverflowError)
 """What protobuf and numpy raise; text that UTF-8 cannot carry is a ValueError."""
 
 
-class Kind(NamedTuple):
+class ArgumentKind(NamedTuple):
     """What an argument may be: in words, and whether a value is that."""
 
     words: str
@@ -97,12 +97,14 @@ def _are(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return are
 
 
-def _whole(most: int, least: int = 0) -> Kind:
-    return Kind(f"a whole number from {least} to {most}", lambda value: _is_whole(value, least, most))
+def _whole(most: int, least: int = 0) -> ArgumentKind:
+    return ArgumentKind(f"a whole number from {least} to {most}", lambda value: _is_whole(value, least, most))
 
 
-def _wholes(most: int, least: int = 0) -> Kind:
-    return Kind(f"a list of whole numbers from {least} to {most}", _are(lambda value: _is_whole(value, least, most)))
+def _wholes(most: int, least: int = 0) -> ArgumentKind:
+    return ArgumentKind(
+        f"a list of whole numbers from {least} to {most}", _are(lambda value: _is_whole(value, least, most))
+    )
 
 
 def _is_table(value: Any) -> bool:
@@ -113,24 +115,24 @@ def _is_table(value: Any) -> bool:
 
 
 _UINT32, _UINT64 = 2**32 - 1, 2**64 - 1
-_TEXT = Kind("a text that UTF-8 can carry", _is_text)
-_TEXTS = Kind("a text, or a list of texts", lambda value: _is_text(value) or _are(_is_text)(value))
-_NUMBER = Kind("a number", is_number)
-_FLAG = Kind("True or False", lambda value: isinstance(value, bool | np.bool_))
+_TEXT = ArgumentKind("a text that UTF-8 can carry", _is_text)
+_TEXTS = ArgumentKind("a text, or a list of texts", lambda value: _is_text(value) or _are(_is_text)(value))
+_NUMBER = ArgumentKind("a number", is_number)
+_FLAG = ArgumentKind("True or False", lambda value: isinstance(value, bool | np.bool_))
 
-_KINDS: dict[str, Kind] = {
-    "tls": Kind("True, False or a Tls", lambda _: False),
-    "credentials": Kind("a token, a function that returns one, or grpc.CallCredentials", lambda _: False),
-    "keepalive": Kind("a number of seconds above 0, or None", lambda _: False),
+_KINDS: dict[str, ArgumentKind] = {
+    "tls": ArgumentKind("True, False or a Tls", lambda _: False),
+    "credentials": ArgumentKind("a token, a function that returns one, or grpc.CallCredentials", lambda _: False),
+    "keepalive": ArgumentKind("a number of seconds above 0, or None", lambda _: False),
     "model": _TEXT,
-    "version": Kind('a text, like "2"', _is_text),
+    "version": ArgumentKind('a text, like "2"', _is_text),
     "id": _TEXT,
-    "session": Kind("a session's id, of A-Z a-z 0-9 . _ ~ -", is_id),
+    "session": ArgumentKind("a session's id, of A-Z a-z 0-9 . _ ~ -", is_id),
     "name": _TEXT,
     "checkpoint": _TEXT,
     "text": _TEXT,
     "tokens": _wholes(2**63 - 1, -(2**63)),
-    "values": Kind("rows of numbers, [step, feature]", _is_table),
+    "values": ArgumentKind("rows of numbers, [step, feature]", _is_table),
     "position": _whole(LAST_POSITION),
     "top": _whole(_UINT32),
     "every_step": _FLAG,
@@ -147,9 +149,9 @@ _KINDS: dict[str, Kind] = {
     "timeout": _NUMBER,
     "ids": _TEXTS,
     "count": _whole(_UINT32, 1),
-    "snapshot": Kind("the bytes of a snapshot", lambda value: isinstance(value, bytes)),
-    "sequences": Kind("a sequence, or a list of them: texts, tokens or values", lambda _: False),
-    "sessions": Kind("sessions or their ids", lambda _: False),
+    "snapshot": ArgumentKind("the bytes of a snapshot", lambda value: isinstance(value, bytes)),
+    "sequences": ArgumentKind("a sequence, or a list of them: texts, tokens or values", lambda _: False),
+    "sessions": ArgumentKind("sessions or their ids", lambda _: False),
     "first_lane": _whole(_UINT32),
     "lanes": _wholes(_UINT32),
     "lengths": _wholes(_UINT32),

@@ -29,7 +29,7 @@ if "grpc" not in sys.modules:
 _IS_SUPPORTED = os.environ.get(_VARIABLE, "").lower() in {"1", "true", "yes"}
 
 
-class Forks:
+class ForkGuard:
     """What a fork has to wait for, and what it leaves behind."""
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class Forks:
         self._changed = threading.Condition()  # another thread may have held it
 
 
-FORKS = Forks()
+FORKS = ForkGuard()
 
 
 class Origin:

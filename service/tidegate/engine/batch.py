@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tidegate.api import Prediction, Tensor
-from tidegate.drift import Charted
+from tidegate.drift import ChartState
 from tidegate.engine.cohort import Cohort, Told
 from tidegate.engine.session import DurableSession, LastReply
 from tidegate.engine.work import Work
@@ -52,7 +52,7 @@ class Scored(NamedTuple):
     """
 
     block_sum: float
-    chart: Charted | None
+    chart: ChartState | None
     means: Sequence[float] = ()
     surprises: Surprises = Surprises()
     band: tuple[float, float] | None = None

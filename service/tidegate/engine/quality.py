@@ -17,7 +17,7 @@ import numpy as np
 
 from tidegate.api import Drift, DriftReport, FloatArray, SurpriseReport
 from tidegate.codecs.scores import BAND, Scores
-from tidegate.drift import NOT_WHOLE, STATES, Chart, Charted, State, add_steps
+from tidegate.drift import NOT_WHOLE, STATES, Chart, ChartState, State, add_steps
 from tidegate.engine.batch import Batch, Outputs, Scored, Surprises
 from tidegate.engine.cohort import Cohort
 from tidegate.engine.session import Session
@@ -85,7 +85,7 @@ class Quality:
         self._scores = scores
         self._chart = chart
         self._label = label
-        self._charted = Charted(math.nan) if chart is None else chart.start()
+        self._charted = ChartState(math.nan) if chart is None else chart.start()
         self._block = _NEVER if chart is None else chart.block
         self._sees_inputs = any(it is not None for it in (scores.band, scores.unknown, scores.ranges))
         self._most = MOST_SURPRISE if chart is None else chart.most
@@ -279,7 +279,7 @@ class Quality:
         if session is not None:
             session.block_sum, session.band, session.chart = scored.block_sum, scored.band, scored.chart
 
-    def _advanced(self, session: Session, means: Sequence[float]) -> Charted:
+    def _advanced(self, session: Session, means: Sequence[float]) -> ChartState:
         """Return a session's own chart after more blocks."""
         assert self._chart is not None
         return self._chart.advance_all(session.chart or self._chart.start(), means)
@@ -334,7 +334,7 @@ def _is_single(work: Work) -> bool:
     return work.length == 1 and work.kind in _COUNTED
 
 
-def _told(charted: Charted) -> Drift:
+def _told(charted: ChartState) -> Drift:
     return Drift(charted.state, charted.ewma, charted.blocks)
 
 

@@ -43,7 +43,7 @@ class LargeReply:
         self._shared = None
 
 
-class _Counted(weakref.ref[LargeReply]):
+class _CountedReply(weakref.ref[LargeReply]):
     """A large reply, and what it takes; it does not keep it."""
 
     __slots__ = ("num_bytes",)
@@ -64,13 +64,13 @@ class Replies:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._counted: dict[int, _Counted] = {}
+        self._counted: dict[int, _CountedReply] = {}
         self.num_bytes = 0
         self.num_dropped = 0
 
     def hold(self, reply: LargeReply, num_bytes: int) -> None:
         """Count a reply of so many bytes; the oldest are dropped for it, if need be."""
-        counted = _Counted(reply, self._leave)
+        counted = _CountedReply(reply, self._leave)
         counted.num_bytes = num_bytes
         self._counted[id(counted)] = counted
         self.num_bytes += num_bytes
@@ -82,6 +82,6 @@ class Replies:
             self._leave(oldest)
 
     def _leave(self, counted: weakref.ref[LargeReply]) -> None:
-        assert isinstance(counted, _Counted)
+        assert isinstance(counted, _CountedReply)
         if self._counted.pop(id(counted), None) is not None:
             self.num_bytes -= counted.num_bytes

@@ -11,7 +11,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from tidegate.api import LAST_POSITION, SessionRequest
-from tidegate.drift import NOT_WHOLE, Charted
+from tidegate.drift import NOT_WHOLE, ChartState
 from tidegate.engine.lifecycle import TRANSITIONS, WHY, Event, Phase
 from tidegate.engine.replies import Dropped
 from tidegate.errors import FailedPreconditionError, InvalidInputError, PositionConflictError, SessionEndedError
@@ -77,7 +77,7 @@ class Session:
     queue: list[Work | Cohort] = field(default_factory=list)  # a deque would take 600 bytes of every idle session
     block_sum: float = NOT_WHOLE
     band: tuple[float, float] | None = None
-    chart: Charted | None = None
+    chart: ChartState | None = None
 
     @property
     def expires_at(self) -> float | None:

@@ -19,7 +19,7 @@ from tidegate.loadgen.http1 import HttpConnection
 OK = 200
 
 
-class Counts(NamedTuple):
+class ServerCounts(NamedTuple):
     """Since the server started: runs of the model, rows and steps in them; seconds of the process's CPU time."""
 
     runs: float = 0
@@ -27,8 +27,8 @@ class Counts(NamedTuple):
     steps: float = 0
     cpu_seconds: float = 0
 
-    def since(self, before: Counts) -> Counts:
-        return Counts(*(now - then for now, then in zip(self, before, strict=True)))
+    def since(self, before: ServerCounts) -> ServerCounts:
+        return ServerCounts(*(now - then for now, then in zip(self, before, strict=True)))
 
     @property
     def rows_per_run(self) -> float | None:
@@ -43,7 +43,7 @@ _FIELDS = {
 }
 
 
-async def read_counts(connection: HttpConnection, model: ModelInfo) -> Counts | None:
+async def read_counts(connection: HttpConnection, model: ModelInfo) -> ServerCounts | None:
     """The counts of that version of the model; None where no metrics can be had."""
     try:
         answer = await connection.request("GET", "/metrics")
@@ -52,7 +52,7 @@ async def read_counts(connection: HttpConnection, model: ModelInfo) -> Counts | 
     return parse_counts(answer.body.decode(), model) if answer.status == OK else None
 
 
-def parse_counts(text: str, model: ModelInfo) -> Counts:
+def parse_counts(text: str, model: ModelInfo) -> ServerCounts:
     """Read the counts out of Prometheus' text format."""
     wanted = {"model": model.name, "version": model.version}
     found: dict[str, float] = {}
@@ -61,7 +61,7 @@ def parse_counts(text: str, model: ModelInfo) -> Counts:
             if sample.name in _FIELDS and (not sample.labels or wanted.items() <= sample.labels.items()):
                 name = _FIELDS[sample.name]
                 found[name] = found.get(name, 0.0) + sample.value
-    return Counts(**found)
+    return ServerCounts(**found)
 
 
 SCHEDSTAT = Path("/proc/self/schedstat")

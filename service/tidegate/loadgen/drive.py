@@ -1,6 +1,6 @@
 """Drives senders: a task each, in a closed loop or by due times, until time, requests or the user's patience end.
 
-Knows nothing of transports. Time comes from a `Clock`, so that tests turn it by hand.
+Knows nothing of transports. Time comes from a `SendClock`, so that tests turn it by hand.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any, NamedTuple, Protocol
 
 from tidegate.errors import DeadlineExceededError, TidegateError
 from tidegate.loadgen.load import Size
-from tidegate.loadgen.record import Record
+from tidegate.loadgen.record import LoadRecord
 
 PAUSE = 0.1
 """Seconds that a sender of a closed loop waits after an error: a dead server is not asked as fast as it refuses."""
 
 
-class Clock(Protocol):
+class SendClock(Protocol):
     """Seconds that rise."""
 
     def time(self) -> float: ...
@@ -29,7 +29,7 @@ class Clock(Protocol):
         """Return at that moment; at once where it has passed."""
 
 
-class RealClock:
+class RealSendClock:
     """The finest clock there is: that of a uvloop knows milliseconds only."""
 
     def time(self) -> float:
@@ -40,7 +40,7 @@ class RealClock:
             await asyncio.sleep(delay)
 
 
-class Reply(NamedTuple):
+class LoadReply(NamedTuple):
     """What one request achieved: its steps, the reasons of what failed in it, when a generation's first token came."""
 
     steps: int
@@ -51,14 +51,14 @@ class Reply(NamedTuple):
 class Sender(Protocol):
     """One client of the server, with one request in flight at most."""
 
-    async def request(self, length: int) -> Reply:
+    async def request(self, length: int) -> LoadReply:
         """Send ``length`` steps and wait for the answer; raises TidegateError."""
 
     async def reset(self) -> None:
         """Forget what a failed request has left, so that the next one starts afresh. Does no I/O that can fail."""
 
 
-class Lane(NamedTuple):
+class SendLane(NamedTuple):
     """A sender, the sizes of its requests, and when they are due; None: whenever the last one is answered."""
 
     sender: Sender
@@ -77,7 +77,9 @@ class Drive:
         stop: Set by whoever has seen enough.
     """
 
-    def __init__(self, record: Record, clock: Clock, *, timeout: float, max_requests: int, stop: asyncio.Event) -> None:
+    def __init__(
+        self, record: LoadRecord, clock: SendClock, *, timeout: float, max_requests: int, stop: asyncio.Event
+    ) -> None:
         self._record = record
         self._clock = clock
         self._timeout = timeout
@@ -86,7 +88,7 @@ class Drive:
         self._resting: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
-    async def running(self, lanes: Sequence[Lane]) -> AsyncIterator[None]:
+    async def running(self, lanes: Sequence[SendLane]) -> AsyncIterator[None]:
         """Drive during the block; after it the record ends, and what is in flight may finish within the timeout."""
         tasks = [asyncio.create_task(self._send_all(lane)) for lane in lanes]
         self._over = {
@@ -114,7 +116,7 @@ class Drive:
     async def _wait(self, seconds: float) -> None:
         await asyncio.wait(self._over, timeout=max(0, seconds), return_when=asyncio.FIRST_COMPLETED)
 
-    async def _send_all(self, lane: Lane) -> None:
+    async def _send_all(self, lane: SendLane) -> None:
         if lane.due is not None:
             await self._send_when_due(lane, lane.due)
             return
@@ -122,7 +124,7 @@ class Drive:
             if not await self._send(lane, due):
                 await self._rest(self._clock.time() + PAUSE)
 
-    async def _send_when_due(self, lane: Lane, dues: Iterator[float]) -> None:
+    async def _send_when_due(self, lane: SendLane, dues: Iterator[float]) -> None:
         left = dues
         try:
             for due in dues:
@@ -156,7 +158,7 @@ class Drive:
         self._num_left -= 1
         return True
 
-    async def _send(self, lane: Lane, due: float) -> bool:
+    async def _send(self, lane: SendLane, due: float) -> bool:
         """One request; returns whether it was answered."""
         label, length = next(lane.sizes)
         try:
@@ -172,7 +174,7 @@ class Drive:
         self._record.failed(due, reply.failed)
         return True
 
-    async def _answer(self, sender: Sender, length: int) -> Reply:
+    async def _answer(self, sender: Sender, length: int) -> LoadReply:
         try:
             async with asyncio.timeout(self._timeout):
                 return await sender.request(length)

@@ -11,7 +11,7 @@ POOL = 4096
 """Steps that are drawn once and sent again and again from changing places: drawing must cost less than sending."""
 
 
-class Source:
+class InputSource:
     """Draws inputs.
 
     Args:
@@ -32,7 +32,7 @@ class Source:
         return Input(tokens=steps.tolist()) if steps.ndim == 1 else Input(values=np.asarray(steps, np.float32))
 
 
-def source_for(info: ModelInfo, longest: int, seed: int, vocabulary: int | None = None) -> Source:
+def source_for(info: ModelInfo, longest: int, seed: int, vocabulary: int | None = None) -> InputSource:
     """A source of inputs for the model; ``vocabulary`` is needed where the server cannot tell it.
 
     Raises:
@@ -41,10 +41,10 @@ def source_for(info: ModelInfo, longest: int, seed: int, vocabulary: int | None 
     rng = np.random.default_rng(seed)
     num_steps = POOL + longest
     if np.dtype(info.inputs[0].dtype).kind == "f":
-        return Source(rng.standard_normal((num_steps, _width(info)), np.float32), longest)
+        return InputSource(rng.standard_normal((num_steps, _width(info)), np.float32), longest)
     if vocabulary is None:
         vocabulary = _vocabulary(info)
-    return Source(rng.integers(vocabulary, size=num_steps), longest)
+    return InputSource(rng.integers(vocabulary, size=num_steps), longest)
 
 
 def _width(info: ModelInfo) -> int:

@@ -23,7 +23,7 @@ from tidegate.errors import ConfigurationError
 _PART = re.compile(r"(\d+)(?:-(\d+))?(?::(\d+(?:\.\d+)?))?")
 
 
-class Kind(NamedTuple):
+class RequestKind(NamedTuple):
     """Requests of ``least`` to ``most`` steps, drawn evenly; latencies are told by kind."""
 
     least: int
@@ -46,11 +46,11 @@ class Size(NamedTuple):
 class Mix:
     """Kinds of requests by weight."""
 
-    kinds: tuple[Kind, ...]
+    kinds: tuple[RequestKind, ...]
 
     @classmethod
     def of(cls, length: int) -> Self:
-        return cls((Kind(length, length),))
+        return cls((RequestKind(length, length),))
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -79,14 +79,14 @@ class Mix:
         return ",".join(f"{kind.label}:{kind.weight:g}" for kind in self.kinds)
 
 
-def _parse_kind(part: str) -> Kind:
+def _parse_kind(part: str) -> RequestKind:
     found = _PART.fullmatch(part.strip())
     if found is None:
         raise ConfigurationError(f"--chunk: {part!r} is not LENGTH, LENGTH-LENGTH or either with :WEIGHT")
     least, most = int(found[1]), int(found[2] or found[1])
     if not 1 <= least <= most:
         raise ConfigurationError(f"--chunk: {part!r} is not a range of lengths of 1 or more")
-    return Kind(least, most, float(found[3] or 1))
+    return RequestKind(least, most, float(found[3] or 1))
 
 
 SINGLE_STEPS = Mix.of(1)

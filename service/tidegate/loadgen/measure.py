@@ -13,12 +13,12 @@ from tidegate.api import ModelInfo
 from tidegate.client import AsyncClient, AsyncSession, Retry
 from tidegate.client.channel import ConnectionOptions
 from tidegate.errors import TidegateError
-from tidegate.loadgen.counts import Counts, Usage, read_counts, read_usage
-from tidegate.loadgen.drive import Clock, Drive, Lane, RealClock, Sender
+from tidegate.loadgen.counts import ServerCounts, Usage, read_counts, read_usage
+from tidegate.loadgen.drive import Drive, RealSendClock, SendClock, Sender, SendLane
 from tidegate.loadgen.http1 import HttpConnection, HttpServer
-from tidegate.loadgen.inputs import Source
+from tidegate.loadgen.inputs import InputSource
 from tidegate.loadgen.load import Load, Mix, due_times
-from tidegate.loadgen.record import Record
+from tidegate.loadgen.record import LoadRecord
 from tidegate.loadgen.senders import Site, make_sender
 
 AT_ONCE = 64
@@ -41,24 +41,24 @@ class Target(NamedTuple):
 class Measurement(NamedTuple):
     """What was seen: the record, this process's use of the cores, the server's own counts where they could be had."""
 
-    record: Record
+    record: LoadRecord
     client: Usage
-    server: Counts | None
+    server: ServerCounts | None
 
 
-Progress = Callable[[float, Record], None]
+Progress = Callable[[float, LoadRecord], None]
 """Told now and then: seconds that have passed of warm-up and measurement, and the record so far."""
 
 
 async def measure(
-    load: Load, target: Target, source: Source, stop: asyncio.Event, progress: Progress | None = None
+    load: Load, target: Target, source: InputSource, stop: asyncio.Event, progress: Progress | None = None
 ) -> Measurement:
     """Put the load on the target until its end, or until ``stop`` is set.
 
     Raises:
         TidegateError: Sessions could not be opened, or a first request of its kind was refused; nothing was measured.
     """
-    clock = RealClock()
+    clock = RealSendClock()
     async with contextlib.AsyncExitStack() as stack:
         client = AsyncClient(target.grpc, timeout=load.timeout, retry=Retry(attempts=1), **target.how)
         await stack.enter_async_context(client)
@@ -81,7 +81,7 @@ async def _try_once(load: Load, senders: Sequence[Sender]) -> None:
 class _Watch(NamedTuple):
     """Who looks on: a clock, the user's wish to stop, and who is told of the progress."""
 
-    clock: Clock
+    clock: SendClock
     stop: asyncio.Event
     progress: Progress | None
 
@@ -89,7 +89,7 @@ class _Watch(NamedTuple):
 async def _measure(load: Load, target: Target, watch: _Watch, senders: Sequence[Sender]) -> Measurement:
     clock = watch.clock
     start = clock.time() + (START if load.rate else 0)
-    record = Record(start + load.warmup, start + load.warmup + load.seconds)
+    record = LoadRecord(start + load.warmup, start + load.warmup + load.seconds)
     drive = Drive(record, clock, timeout=load.timeout, max_requests=load.max_requests, stop=watch.stop)
     metrics = HttpConnection(target.http)
     with contextlib.closing(metrics):
@@ -105,15 +105,15 @@ async def _measure(load: Load, target: Target, watch: _Watch, senders: Sequence[
     return Measurement(record, client if record.seconds else Usage(0, 0), server)
 
 
-def _lanes(load: Load, senders: Sequence[Sender], start: float) -> list[Lane]:
+def _lanes(load: Load, senders: Sequence[Sender], start: float) -> list[SendLane]:
     rngs = [random.Random(f"{load.seed} {index}") for index in range(len(senders))]
     steppers = [
-        Lane(sender, load.mix.draws(rng), _due(load, start, index, rng))
+        SendLane(sender, load.mix.draws(rng), _due(load, start, index, rng))
         for index, (sender, rng) in enumerate(zip(senders[: load.num_senders], rngs, strict=False))
     ]
     prompts = Mix.of(load.prompt_length)
     pushers = zip(senders[load.num_senders :], rngs, strict=False)
-    return steppers + [Lane(sender, prompts.draws(rng)) for sender, rng in pushers]
+    return steppers + [SendLane(sender, prompts.draws(rng)) for sender, rng in pushers]
 
 
 def _due(load: Load, start: float, index: int, rng: random.Random) -> Iterator[float] | None:
@@ -163,7 +163,7 @@ async def _each(actions: Iterable[Callable[[], Awaitable[None]]]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _telling(watch: _Watch, record: Record, start: float) -> AsyncIterator[None]:
+async def _telling(watch: _Watch, record: LoadRecord, start: float) -> AsyncIterator[None]:
     """Tell the progress twice a second."""
     if watch.progress is None:
         yield
@@ -175,7 +175,7 @@ async def _telling(watch: _Watch, record: Record, start: float) -> AsyncIterator
         task.cancel()
 
 
-async def _tell(progress: Progress, clock: Clock, record: Record, start: float) -> None:
+async def _tell(progress: Progress, clock: SendClock, record: LoadRecord, start: float) -> None:
     while True:
         progress(clock.time() - start, record)
         await clock.until(clock.time() + 0.5)

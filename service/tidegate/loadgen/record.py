@@ -68,7 +68,7 @@ def percentile(ordered: NDArray[np.float64], share: float) -> float:
     return float(ordered[max(rank, 1) - 1])
 
 
-class Record:
+class LoadRecord:
     """What happened from ``begin`` to ``end``; both are moments of one clock.
 
     A latency belongs to it if its request was due inside, work if its reply came inside. So a rate counts what the

@@ -12,10 +12,10 @@ import numpy as np
 
 from tidegate.api import ModelInfo
 from tidegate.errors import ConfigurationError
-from tidegate.loadgen.counts import Counts
+from tidegate.loadgen.counts import ServerCounts
 from tidegate.loadgen.load import Load
 from tidegate.loadgen.measure import Measurement
-from tidegate.loadgen.record import Latency, Record, Samples, percentile
+from tidegate.loadgen.record import Latency, LoadRecord, Samples, percentile
 
 Json = Any
 
@@ -127,7 +127,7 @@ def _rate(count: float, seconds: float) -> float:
     return count / seconds if seconds else 0.0
 
 
-def _rows_text(server: Counts | None) -> str:
+def _rows_text(server: ServerCounts | None) -> str:
     if server is None:
         return "not known (no /metrics at --http, or the server was started anew)"
     if server.rows_per_run is None:
@@ -147,7 +147,7 @@ def _latency_json(latency: Latency | None) -> Json:
     return {"count": size, **{name: 1000 * value for name, value in zip(Latency._fields[1:], seconds, strict=True)}}
 
 
-def _server_json(server: Counts | None, seconds: float) -> Json:
+def _server_json(server: ServerCounts | None, seconds: float) -> Json:
     if server is None:
         return None
     return {
@@ -173,7 +173,7 @@ def require_matplotlib() -> None:
         raise ConfigurationError("--plot needs matplotlib: pip install matplotlib, or the extra tidegate[train]")
 
 
-def draw_latency(path: Path, record: Record, title: str) -> None:
+def draw_latency(path: Path, record: LoadRecord, title: str) -> None:
     """Write the picture as PNG.
 
     Raises:
@@ -206,7 +206,7 @@ def _draw_shares(axes: Any, label: str, samples: Samples) -> None:
     axes.step(1 / above, 1000 * ordered, where="post", label=label)
 
 
-def _draw_course(axes: Any, label: str, samples: Samples, record: Record) -> None:
+def _draw_course(axes: Any, label: str, samples: Samples, record: LoadRecord) -> None:
     """Median and p99 of each slice of time."""
     bins = ((samples.due - record.begin) / record.seconds * NUM_BINS).astype(int)
     latencies = samples.latencies

@@ -20,9 +20,9 @@ from websockets.exceptions import WebSocketException
 from tidegate.api import GeneratedToken, Input
 from tidegate.client import AsyncClient, AsyncColumnStream, AsyncSession, AsyncSessionStream
 from tidegate.errors import TidegateError, UnavailableError
-from tidegate.loadgen.drive import Clock, Reply, Sender
+from tidegate.loadgen.drive import LoadReply, SendClock, Sender
 from tidegate.loadgen.http1 import HttpConnection, HttpServer, unreachable
-from tidegate.loadgen.inputs import Source
+from tidegate.loadgen.inputs import InputSource
 from tidegate.loadgen.load import Interface, Load
 
 OK = 200
@@ -35,8 +35,8 @@ class Site:
     load: Load
     client: AsyncClient
     http: HttpServer
-    source: Source
-    clock: Clock
+    source: InputSource
+    clock: SendClock
 
 
 def make_sender(site: Site, sessions: Sequence[AsyncSession]) -> Sender:
@@ -52,12 +52,12 @@ class StreamSender:
         (self._session,) = sessions
         self._stream: AsyncSessionStream | None = None
 
-    async def request(self, length: int) -> Reply:
+    async def request(self, length: int) -> LoadReply:
         if self._stream is None:
             self._stream = self._session.stream()
         given = self._site.source.draw(length)
         await self._stream.step(tokens=given.tokens, values=given.values, top=self._site.load.top)
-        return Reply(length)
+        return LoadReply(length)
 
     async def reset(self) -> None:
         self._session.position = None
@@ -73,10 +73,10 @@ class UnarySender:
         self._site = site
         (self._session,) = sessions
 
-    async def request(self, length: int) -> Reply:
+    async def request(self, length: int) -> LoadReply:
         given = self._site.source.draw(length)
         await self._session.step(tokens=given.tokens, values=given.values, top=self._site.load.top)
-        return Reply(length)
+        return LoadReply(length)
 
     async def reset(self) -> None:
         self._session.position = None
@@ -91,7 +91,7 @@ class ColumnarSender:
         self._lanes = range(len(sessions))
         self._stream: AsyncColumnStream | None = None
 
-    async def request(self, length: int) -> Reply:
+    async def request(self, length: int) -> LoadReply:
         if self._stream is None:
             self._stream = await self._attached()
         given = [self._site.source.draw(length) for _ in self._lanes]
@@ -105,7 +105,7 @@ class ColumnarSender:
         errors = list(result.errors.values())
         if len(errors) == len(given):
             raise errors[0]
-        return Reply(length * len(result.lanes), tuple(error.reason for error in errors))
+        return LoadReply(length * len(result.lanes), tuple(error.reason for error in errors))
 
     async def reset(self) -> None:
         if self._stream is not None:
@@ -133,14 +133,14 @@ class HttpSender:
         self._path = f"/v1/sessions/{self._session.id}:step"
         self._headers = f"tidegate-session: {self._session.id}\r\ntidegate-timeout: {site.load.timeout:g}\r\n".encode()
 
-    async def request(self, length: int) -> Reply:
+    async def request(self, length: int) -> LoadReply:
         body = _step_json(self._site, self._session, length)
         answer = await self._connection.request("POST", self._path, body.encode(), self._headers)
         document = json.loads(answer.body)
         if answer.status != OK:
             raise problem(document)
         self._session.position = document["position"]
-        return Reply(length)
+        return LoadReply(length)
 
     async def reset(self) -> None:
         self._session.position = None
@@ -155,7 +155,7 @@ class WebSocketSender:
         (self._session,) = sessions
         self._socket: ClientConnection | None = None
 
-    async def request(self, length: int) -> Reply:
+    async def request(self, length: int) -> LoadReply:
         body = _step_json(self._site, self._session, length)
         try:
             if self._socket is None:
@@ -169,7 +169,7 @@ class WebSocketSender:
         if "status" in document:
             raise problem(document)
         self._session.position = document["position"]
-        return Reply(length)
+        return LoadReply(length)
 
     async def reset(self) -> None:
         self._session.position = None
@@ -205,11 +205,11 @@ class PredictSender:
     def __init__(self, site: Site, sessions: Sequence[AsyncSession]) -> None:
         self._site = site
 
-    async def request(self, length: int) -> Reply:
+    async def request(self, length: int) -> LoadReply:
         load = self._site.load
         sequences = [self._site.source.draw(length) for _ in range(load.batch)]
         await self._site.client.predict(load.model, sequences, version=load.version, top=load.top)
-        return Reply(length * load.batch)
+        return LoadReply(length * load.batch)
 
     async def reset(self) -> None:
         """A call leaves nothing."""
@@ -221,7 +221,7 @@ class GenerateSender:
     def __init__(self, site: Site, sessions: Sequence[AsyncSession]) -> None:
         self._site = site
 
-    async def request(self, length: int) -> Reply:
+    async def request(self, length: int) -> LoadReply:
         load, first_token, num_tokens = self._site.load, None, 0
         events = self._site.client.generate(
             load.model, self._site.source.draw(length), version=load.version, max_tokens=load.max_tokens
@@ -231,7 +231,7 @@ class GenerateSender:
             async for event in events:
                 first_token = first_token or self._site.clock.time()
                 num_tokens += isinstance(event, GeneratedToken)
-        return Reply(length + num_tokens, first_token=first_token)
+        return LoadReply(length + num_tokens, first_token=first_token)
 
     async def reset(self) -> None:
         """A call leaves nothing."""

@@ -423,7 +423,7 @@ class SessionManager:
             state_bytes=manifest.state_bytes,
             checkpoints=tuple(self._checkpoints.get(session.id, ())),
             origin=session.request.origin,
-            drift=None if session.chart is None else session.chart.told(),
+            drift=None if session.chart is None else session.chart.to_drift(),
         )
 
     def _info_of(self, summary: Summary) -> SessionInfo:

@@ -27,7 +27,7 @@ from google.protobuf.message import DecodeError
 
 from tidegate.api import LAST_POSITION, LATEST, SessionInfo, SessionRequest, StepResult
 from tidegate.config import LONGEST_LIFE
-from tidegate.drift import Charted, state_of
+from tidegate.drift import ChartState, state_of
 from tidegate.engine.lifecycle import Phase
 from tidegate.engine.session import Head, LastReply
 from tidegate.engine.work import Transcript
@@ -87,7 +87,7 @@ class KeptChart(NamedTuple):
     """What a durable session that has a chart of its own keeps of it: the unfinished block's sum, and the chart."""
 
     block_sum: float
-    chart: Charted | None
+    chart: ChartState | None
 
 
 def new_revision() -> bytes:
@@ -304,7 +304,7 @@ def kept_chart(summary: Summary) -> KeptChart | None:
     if not summary.HasField("chart"):
         return None
     message = summary.chart
-    chart = Charted(message.ewma, message.blocks, state_of(message.state)) if message.blocks else None
+    chart = ChartState(message.ewma, message.blocks, state_of(message.state)) if message.blocks else None
     return KeptChart(message.block_sum, chart)
 
 
@@ -337,7 +337,7 @@ def info_of(summary: Summary, state_bytes: int, expires_at: float | None) -> Ses
         state_bytes=state_bytes,
         checkpoints=tuple(kept.name for kept in summary.checkpoints),
         origin=summary.origin,
-        drift=None if kept is None or kept.chart is None else kept.chart.told(),
+        drift=None if kept is None or kept.chart is None else kept.chart.to_drift(),
     )
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from tests.export.importing.graphs import Net, lstm
 from tests.export.importing.importing import axes, imported, pairs, refusal, said
 from tidegate.errors import BundleError
-from tidegate.sandbox import Limits, run_limited
+from tidegate.sandbox import ResourceLimits, run_limited
 from tidegate_export.importing.cli import import_
 
 app = Typer()
@@ -178,7 +178,7 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
 def imported_apart(file: Path, root: Path, seconds: float = 60) -> str:
     """Import in a process of its own; return what is told."""
     try:
-        told, _ = run_limited("tidegate_export.importing.importer:run", said(file, root), Limits(4096, seconds))
+        told, _ = run_limited("tidegate_export.importing.importer:run", said(file, root), ResourceLimits(4096, seconds))
     except BundleError as error:
         return error.message
     return str(told)

@@ -14,18 +14,17 @@ from hypothesis import strategies as st
 
 from tests.service.engine.house import VOCABULARY, House, house, whole
 from tests.service.engine.test_durable import Records
-from tidegate.api import Drift as Told
-from tidegate.api import FloatArray, Prediction, Sampling, StepOptions, Tensor
-from tidegate.bundle import Drift, Limit
+from tidegate.api import Drift, FloatArray, Prediction, Sampling, StepOptions, Tensor
+from tidegate.bundle import DriftCalibration, Limit
 from tidegate.codecs.scores import Band, Ranges, Scores
-from tidegate.drift import Chart, Charted
+from tidegate.drift import Chart, ChartState
 from tidegate.engine.batch import Batch
 from tidegate.engine.quality import Quality
 from tidegate.engine.session import LastReply, Session
 from tidegate.engine.work import Work
 
 BLOCK = 4
-DRIFT = Drift(
+DRIFT = DriftCalibration(
     block=BLOCK,
     factor=0.5,
     mean=48.0,
@@ -47,7 +46,7 @@ class Recorder(Chart):
         super().__init__(DRIFT)
         self.means: list[float] = []
 
-    def advance(self, charted: Charted, mean: float) -> Charted:
+    def advance(self, charted: ChartState, mean: float) -> ChartState:
         self.means.append(mean)
         return super().advance(charted, mean)
 
@@ -182,7 +181,7 @@ async def test_a_session_that_is_moved_begins_its_chart_anew() -> None:
         assert told.blocks == 1
 
 
-async def charts(it: House, session: Session, text: str, size: int) -> list[Told]:
+async def charts(it: House, session: Session, text: str, size: int) -> list[Drift]:
     """What the session's replies tell of its chart, in chunks of ``size`` steps."""
     chunks = [text[start : start + size] for start in range(0, len(text), size)]
     results = [await it.step(session, chunk) for chunk in chunks]
@@ -201,7 +200,7 @@ async def test_a_sessions_own_chart_is_told_with_each_block(size: int, durable: 
     chart, charted, expected = Chart(DRIFT), Chart(DRIFT).start(), []
     for mean in means_of(TEXT):
         charted = chart.advance(charted, mean)
-        expected.append(Told(charted.state, charted.ewma, charted.blocks))
+        expected.append(Drift(charted.state, charted.ewma, charted.blocks))
     assert told[-1] == expected[-1]
     assert all(each in expected for each in told)
     if size <= BLOCK:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 
 from tidegate.errors import TidegateError
-from tidegate.loadgen.drive import Drive, Lane, Reply
+from tidegate.loadgen.drive import Drive, LoadReply, SendLane
 from tidegate.loadgen.load import Size
-from tidegate.loadgen.record import Record
+from tidegate.loadgen.record import LoadRecord
 
 
 class ManualClock:
@@ -29,21 +29,21 @@ class ManualClock:
 class Scripted:
     """A sender whose requests take these seconds one after the other; an error is raised after no time."""
 
-    def __init__(self, clock: ManualClock, answers: Iterable[float | TidegateError | Reply]) -> None:
+    def __init__(self, clock: ManualClock, answers: Iterable[float | TidegateError | LoadReply]) -> None:
         self._clock = clock
         self._answers = iter(answers)
         self.lengths: list[int] = []
         self.num_resets = 0
 
-    async def request(self, length: int) -> Reply:
+    async def request(self, length: int) -> LoadReply:
         self.lengths.append(length)
         answer = next(self._answers)
         if isinstance(answer, TidegateError):
             raise answer
-        if isinstance(answer, Reply):
+        if isinstance(answer, LoadReply):
             return answer
         self._clock.now += answer
-        return Reply(length)
+        return LoadReply(length)
 
     async def reset(self) -> None:
         self.num_resets += 1
@@ -56,7 +56,7 @@ class Hanging:
         self.sent = asyncio.Event()
         self.num_resets = 0
 
-    async def request(self, length: int) -> Reply:
+    async def request(self, length: int) -> LoadReply:
         self.sent.set()
         await asyncio.Event().wait()
         raise AssertionError("nobody sets it")
@@ -70,9 +70,9 @@ def singles(label: str = "1") -> Iterator[Size]:
 
 
 async def drive(
-    record: Record,
+    record: LoadRecord,
     clock: ManualClock,
-    lanes: Sequence[Lane],
+    lanes: Sequence[SendLane],
     *,
     timeout: float = 60,  # noqa: ASYNC109 - it is the drive's own
     max_requests: int = 1000,

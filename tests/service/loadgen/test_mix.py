@@ -9,19 +9,19 @@ from itertools import islice
 import pytest
 
 from tidegate.errors import ConfigurationError
-from tidegate.loadgen.load import Kind, Mix
+from tidegate.loadgen.load import Mix, RequestKind
 
 
 @pytest.mark.parametrize(
     ("text", "kinds"),
     [
-        ("1", [Kind(1, 1)]),
-        ("16-512", [Kind(16, 512)]),
-        ("1:99,1024:1", [Kind(1, 1, 99), Kind(1024, 1024, 1)]),
-        ("1:0.5, 2-3:1.5", [Kind(1, 1, 0.5), Kind(2, 3, 1.5)]),
+        ("1", [RequestKind(1, 1)]),
+        ("16-512", [RequestKind(16, 512)]),
+        ("1:99,1024:1", [RequestKind(1, 1, 99), RequestKind(1024, 1024, 1)]),
+        ("1:0.5, 2-3:1.5", [RequestKind(1, 1, 0.5), RequestKind(2, 3, 1.5)]),
     ],
 )
-def test_a_mix_is_read(text: str, kinds: list[Kind]) -> None:
+def test_a_mix_is_read(text: str, kinds: list[RequestKind]) -> None:
     mix = Mix.parse(text)
     assert list(mix.kinds) == kinds
     assert Mix.parse(str(mix)) == mix

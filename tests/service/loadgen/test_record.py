@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.loadgen.record import TO_FIRST, Latency, Record, Samples, percentile
+from tidegate.loadgen.record import TO_FIRST, Latency, LoadRecord, Samples, percentile
 
 seconds = st.floats(0, 1e3, allow_nan=False)
 
@@ -38,7 +38,7 @@ def test_one_value_is_every_percentile_and_none_has_none() -> None:
 
 
 def test_latencies_belong_by_due_time_and_work_by_reply() -> None:
-    record = Record(begin=10, end=20)
+    record = LoadRecord(begin=10, end=20)
     record.answered("1", due=9.9, now=10.1, steps=1)
     record.answered("1", due=19.9, now=25, steps=2)
     record.answered("8", due=12, now=13, steps=8)
@@ -50,7 +50,7 @@ def test_latencies_belong_by_due_time_and_work_by_reply() -> None:
 
 
 def test_a_generation_is_told_twice_the_whole_and_its_first_token() -> None:
-    record = Record(0, 10)
+    record = LoadRecord(0, 10)
     record.answered("4", due=1, now=3, steps=68, first_token=1.5)
     assert record.samples["4"].latencies.tolist() == [2]
     assert record.samples[TO_FIRST].latencies.tolist() == [0.5]
@@ -58,7 +58,7 @@ def test_a_generation_is_told_twice_the_whole_and_its_first_token() -> None:
 
 
 def test_what_fails_in_the_warm_up_is_not_counted() -> None:
-    record = Record(10, 20)
+    record = LoadRecord(10, 20)
     for due in (5, 15, 25):
         record.failed(due, ["OVERLOADED"])
         record.unfinished(due)
@@ -69,7 +69,7 @@ def test_what_fails_in_the_warm_up_is_not_counted() -> None:
 
 
 def test_closing_shortens_and_never_lengthens() -> None:
-    record = Record(10, 20)
+    record = LoadRecord(10, 20)
     record.close(30)
     assert record.seconds == 10
     record.close(12)

@@ -12,10 +12,10 @@ from tidegate.codecs.scores import Scores
 from tidegate.config import load_settings
 from tidegate.engine.meter import Meter
 from tidegate.engine.quality import Quality
-from tidegate.loadgen.counts import Counts, Usage, parse_counts, read_usage
+from tidegate.loadgen.counts import ServerCounts, Usage, parse_counts, read_usage
 from tidegate.loadgen.load import Interface, Load, Mix
 from tidegate.loadgen.measure import Measurement
-from tidegate.loadgen.record import Record
+from tidegate.loadgen.record import LoadRecord
 from tidegate.loadgen.report import as_json, as_text, latency_rows, warnings
 from tidegate.observability.exposition import render
 from tidegate.observability.metrics import MetricsCollector
@@ -23,11 +23,11 @@ from tidegate.observability.requests import RequestMetrics
 from tidegate.service import EngineStatistics, ServiceStatistics
 
 IDLE = Usage(0.3, 0.05)
-SERVER = Counts(runs=10, rows=250, steps=300, cpu_seconds=1.5)
+SERVER = ServerCounts(runs=10, rows=250, steps=300, cpu_seconds=1.5)
 
 
-def measured(client: Usage = IDLE, server: Counts | None = SERVER) -> Measurement:
-    record = Record(100, 102)
+def measured(client: Usage = IDLE, server: ServerCounts | None = SERVER) -> Measurement:
+    record = LoadRecord(100, 102)
     for each in range(1000):
         record.answered("1", due=100 + each / 1000, now=100 + each / 1000 + (each + 1) / 1e5, steps=1)
     record.answered("16-512", due=100, now=101, steps=200)
@@ -87,7 +87,7 @@ def test_errors_are_told_by_reason_most_frequent_first() -> None:
 
 
 def test_a_run_that_ended_in_its_warm_up_measured_nothing() -> None:
-    record = Record(100, 102)
+    record = LoadRecord(100, 102)
     record.close(99)
     seen = Measurement(record, Usage(0, 0), None)
     assert warnings(Load("tiny", rate=10), seen) == ["note: it ended before the warm-up did: nothing was measured"]
@@ -98,7 +98,7 @@ def test_a_run_that_ended_in_its_warm_up_measured_nothing() -> None:
 def test_rows_per_run_are_told_only_where_they_are_known() -> None:
     assert "not known (no /metrics" in as_text(Load("tiny"), model(), measured(server=None))
     assert as_json(Load("tiny"), model(), measured(server=None))["server"] is None
-    elsewhere = measured(server=Counts())
+    elsewhere = measured(server=ServerCounts())
     assert "another server?" in as_text(Load("tiny"), model(), elsewhere)
     assert as_json(Load("tiny"), model(), elsewhere)["server"]["rows_per_run"] is None
 
@@ -145,8 +145,8 @@ def test_counts_are_those_of_the_model_and_version() -> None:
     counts = parse_counts(render([*figures.own(), *figures.of_process()]).decode(), model())
     assert (counts.runs, counts.rows, counts.steps, counts.rows_per_run) == (10, 30, 45, 3)
     assert counts.cpu_seconds > 0
-    assert counts.since(counts) == Counts()
-    assert Counts().rows_per_run is None
+    assert counts.since(counts) == ServerCounts()
+    assert ServerCounts().rows_per_run is None
 
 
 def test_usage_is_a_share_of_the_time() -> None:

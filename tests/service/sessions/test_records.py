@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tidegate.api import LAST_POSITION, LATEST, Candidate, Prediction, SessionRequest, StepResult, Surprise
 from tidegate.config import LONGEST_LIFE
-from tidegate.drift import Charted
+from tidegate.drift import ChartState
 from tidegate.engine.lifecycle import Phase
 from tidegate.engine.session import LastReply
 from tidegate.engine.work import Transcript
@@ -86,7 +86,7 @@ def test_a_record_is_read_as_it_was_written() -> None:
     st.floats(0, 1e10),
     st.binary(max_size=300),
     st.sampled_from([LastReply(6, b"g" * 32, USUAL), LastReply(6, b"g" * 32, Transcript())]),
-    st.sampled_from([None, KeptChart(math.nan, None), KeptChart(2.5, Charted(5.0, 4, "drift"))]),
+    st.sampled_from([None, KeptChart(math.nan, None), KeptChart(2.5, ChartState(5.0, 4, "drift"))]),
     st.sampled_from([None, Phase.CLOSED]),
 )
 def test_a_step_changes_what_it_says_and_nothing_else(

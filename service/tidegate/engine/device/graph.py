@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from tidegate.bundle import StateSpec
-from tidegate.protobuf import Entry, block, entries, integer, integers, text
+from tidegate.protobuf import Field, block, entries, integer, integers, text
 
 SOURCES = "tidegate.sources"
 TARGETS = "tidegate.targets"
@@ -72,7 +72,7 @@ def _wrapped(graph: memoryview, states: Sequence[StateSpec], hidden: set[tuple[i
     return b"".join((*before, *body, *after, *rows))
 
 
-def _name(entry: Entry) -> str:
+def _name(entry: Field) -> str:
     """Return the name of an input or output of a graph; others have none that matters here."""
     if entry.number not in {_INPUT, _OUTPUT}:
         return ""
