@@ -51,7 +51,8 @@ def _model(manifest: Manifest, report: Mapping[str, Json]) -> Iterator[str]:
         yield f"- Features, in order and in data units: {', '.join(manifest.features)}"
     if isinstance(manifest.codec, ForecastCodec):
         codec = manifest.codec
-        yield f"- Forecast: {codec.target}, {codec.horizon} steps ahead, quantiles {_listed(codec)}"
+        quantiles = ", ".join(f"{quantile:g}" for quantile in codec.quantiles)
+        yield f"- Forecast: {codec.target}, {codec.horizon} steps ahead, quantiles {quantiles}"
 
 
 def _training(report: Mapping[str, Json]) -> Iterator[str]:
@@ -135,10 +136,6 @@ def _call(manifest: Manifest, example: Json) -> Iterator[str]:
     url = f"localhost:8080/v1/models/{manifest.name}:predict"
     yield f"curl -s {url} -H 'content-type: application/json' -d '{body}'"
     yield "```"
-
-
-def _listed(codec: ForecastCodec) -> str:
-    return ", ".join(f"{quantile:g}" for quantile in codec.quantiles)
 
 
 def _number(value: float) -> str:

@@ -79,7 +79,7 @@ def quantize(  # noqa: PLR0913, PLR0917 - the command line's options
     time_limit: TimeLimit = LONG_SECONDS,
 ) -> None:
     """Make a smaller bundle of a bundle, prove that it streams, and measure what it costs and gains."""
-    require("cpu,quantize", "onnx", "onnxruntime")
+    require("cpu,quantize", "onnx", "onnx_ir", "onnxruntime")
     if fp16 and method is not None:
         typer.echo("--fp16 is a method of its own: leave --method out", err=True)
         raise typer.Exit(2)

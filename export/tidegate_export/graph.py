@@ -58,14 +58,11 @@ def write_graph(module: nn.Module, manifest: Manifest) -> bytes:
 def example(manifest: Manifest, *, rows: int, steps: int) -> tuple[Tensor, list[Tensor]]:
     """Return an input and initial states of the manifest's shapes."""
     inputs = random_inputs(manifest, rows, steps, np.random.default_rng(0))
-    states = [
-        torch.full(_sizes(state, rows), state.initial, dtype=getattr(torch, state.dtype)) for state in manifest.states
-    ]
+    states = []
+    for state in manifest.states:
+        shape = tuple(axis if isinstance(axis, int) else rows for axis in state.axes)
+        states.append(torch.full(shape, state.initial, dtype=getattr(torch, state.dtype)))
     return torch.from_numpy(inputs[manifest.inputs[0].name]), states
-
-
-def _sizes(state: StateSpec, rows: int) -> tuple[int, ...]:
-    return tuple(axis if isinstance(axis, int) else rows for axis in state.axes)
 
 
 def _dynamic(spec: TensorSpec | StateSpec) -> dict[int, Any]:

@@ -5,13 +5,15 @@ Knows ONNX's data structures and symmetric int8 rounding. Which operators become
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 Array = NDArray[Any]
 
@@ -49,39 +51,19 @@ class Rewriting:
     def finish(self) -> onnx.ModelProto:
         """Return the rebuilt model, without nodes and constants that nothing uses."""
         graph = self.model.graph
-        nodes = _needed(self.nodes, {item.name for item in graph.output})
-        used = {name for node in nodes for name in node.input} | {item.name for item in graph.output}
         del graph.node[:], graph.initializer[:], graph.value_info[:]
-        graph.node.extend(nodes)
-        graph.initializer.extend(
-            numpy_helper.from_array(value, name) for name, value in self.constants.items() if name in used
-        )
-        known = {item.domain for item in self.model.opset_import}
-        if any(node.domain == MICROSOFT for node in nodes) and MICROSOFT not in known:
-            self.model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
-        return self.model
+        graph.node.extend(self.nodes)
+        graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in self.constants.items())
+        model = ir.from_proto(self.model)
+        RemoveUnusedNodesPass()(model)
+        if any(node.domain == MICROSOFT for node in model.graph):
+            model.opset_imports.setdefault(MICROSOFT, 1)
+        return ir.to_proto(model)
 
     def _free(self, hint: str) -> str:
         name = f"{hint}_q{len(self._names)}"
         self._names.add(name)
         return name
-
-
-def _needed(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
-    needed = []
-    for node in reversed(nodes):
-        if wanted.intersection(node.output):
-            needed.append(node)
-            wanted.update(_reads(node))
-    return needed[::-1]
-
-
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield what `node` reads, inside its nested graphs too."""
-    yield from node.input
-    for item in node.attribute:
-        for inner in item.g.node:
-            yield from _reads(inner)
 
 
 def rounded(weights: Array, axis: int) -> tuple[Array, Array]:

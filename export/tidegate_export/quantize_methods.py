@@ -13,14 +13,14 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import onnx
 
-from tidegate.bundle import Manifest, StateSpec
+from tidegate.bundle import Manifest
 from tidegate_export.errors import ExportError
 from tidegate_export.quantize_graph import Rewriting, rounded
 from tidegate_export.quantize_static import quantize_static
@@ -39,7 +39,11 @@ def rewrite(graph: bytes, manifest: Manifest, method: Method) -> tuple[bytes, Ma
     """
     model = onnx.load_from_string(graph)
     if method == "fp16":
-        manifest = _with_half_states(manifest)
+        states = [
+            state.model_copy(update={"dtype": "float16"}) if state.dtype == "float32" else state
+            for state in manifest.states
+        ]
+        manifest = manifest.model_copy(update={"states": tuple(states)})
         return _serialized(_half(model, manifest)), manifest
     if method == "weight-only":
         return _serialized(quantize_weights(model)), manifest
@@ -95,23 +99,11 @@ def _half(model: onnx.ModelProto, manifest: Manifest) -> onnx.ModelProto:
     return half_model
 
 
-def _with_half_states(manifest: Manifest) -> Manifest:
-    return manifest.model_copy(update={"states": tuple(_half_state(state) for state in manifest.states)})
-
-
-def _half_state(state: StateSpec) -> StateSpec:
-    return state.model_copy(update={"dtype": "float16"}) if state.dtype == "float32" else state
-
-
 def _serialized(model: onnx.ModelProto) -> bytes:
-    for item in _described(model):
-        item.ClearField("doc_string")
+    model.ClearField("doc_string")
+    model.graph.ClearField("doc_string")
     del model.metadata_props[:]
     return bytes(model.SerializeToString(deterministic=True))
-
-
-def _described(model: onnx.ModelProto) -> Sequence[onnx.ModelProto | onnx.GraphProto]:
-    return model, model.graph
 
 
 @contextmanager

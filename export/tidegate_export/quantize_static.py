@@ -253,14 +253,18 @@ def find_bounds(
 
     A state has those of what the graph gives for it, provided that it begins inside them.
     """
-    fixed = {name: _range(value) for name, value in constants.items() if value.dtype.kind == "f" and value.size}
+    fixed = {
+        name: Bounds(float(np.min(value)), float(np.max(value)))
+        for name, value in constants.items()
+        if value.dtype.kind == "f" and value.size
+    }
     after = _follow(graph, fixed)
-    kept = {state.input: after[state.output] for state in states if _begins_inside(state, after.get(state.output))}
+    kept = {
+        state.input: bounds
+        for state in states
+        if (bounds := after.get(state.output)) is not None and bounds.low <= state.initial <= bounds.high
+    }
     return _follow(graph, fixed | kept)
-
-
-def _begins_inside(state: StateSpec, bounds: Bounds | None) -> bool:
-    return bounds is not None and bounds.low <= state.initial <= bounds.high
 
 
 def _follow(graph: onnx.GraphProto, known: dict[str, Bounds]) -> dict[str, Bounds]:
@@ -294,7 +298,3 @@ def is_plain(node: onnx.NodeProto) -> bool:
     return not attribute(node, "input_forget", 0) and all(
         attribute(node, name) is None for name in ("activations", "clip")
     )
-
-
-def _range(value: Array) -> Bounds:
-    return Bounds(float(np.min(value)), float(np.max(value)))

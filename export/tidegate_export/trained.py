@@ -25,17 +25,19 @@ def trained_candidate(folder: Path, *, name: str | None, version: str) -> Export
     """
     run = load_run(folder)
     report = run.report or {}
+    recipe = tomllib.loads(RunFolder(folder).recipe.read_text("utf-8"))
     facts: Facts = {
         "name": name or run.name,
         "version": version,
-        "provenance": {"recipe": _recipe(folder), **{key: report[key] for key in _KEPT if key in report}},
+        "provenance": {"recipe": recipe, **{key: report[key] for key in _KEPT if key in report}},
         "report": report,
     }
     if run.task == "next_token":
         vocabulary = {"tokens": run.codec["characters"], "unknown": run.codec["unknown"]}
         return token_candidate(run.network, vocabulary, **facts)
     facts["provenance"]["series"] = {key: run.codec[key] for key in ("season", "step_seconds")}
-    return forecast_candidate(run.network, _forecast_codec(run), _transforms(run), **facts)
+    transforms = {feature["name"]: _transform(feature) for feature in run.codec["features"]}
+    return forecast_candidate(run.network, _forecast_codec(run), transforms, **facts)
 
 
 def trained_name(folder: Path) -> str:
@@ -56,15 +58,7 @@ def _forecast_codec(run: TrainedRun) -> ForecastCodec:
     )
 
 
-def _transforms(run: TrainedRun) -> dict[str, Facts]:
-    return {feature["name"]: _transform(feature) for feature in run.codec["features"]}
-
-
 def _transform(feature: Facts) -> Facts:
     if feature["transform"] == "cyclic":
         return {"kind": "cyclic", "period": feature["period"]}
     return {"kind": "standard", "mean": feature["mean"], "scale": feature["scale"]}
-
-
-def _recipe(folder: Path) -> Facts:
-    return tomllib.loads(RunFolder(folder).recipe.read_text("utf-8"))

@@ -50,13 +50,15 @@ def told(inputs: Sequence[Declared], request: ImportRequest) -> list[Declared]:
 
 
 def _told(item: Declared, request: ImportRequest) -> Declared:
-    dims = _unsaid(item.dims)
+    # The file's own `batch` and `time` are free axes like others: they are hints only.
+    dims: tuple[Axis, ...] | None = (
+        None if item.dims is None else tuple(f"the_{dim}" if dim in {BATCH, TIME} else dim for dim in item.dims)
+    )
     if item.name in request.shapes:
         dims = _with_context(item.name, request)
         if item.dims is not None and not _agree(dims, item.dims):
-            raise ExportError(
-                f"--shape {item.name}={_shown(dims)} (with context) contradicts the file's {list(item.dims)}"
-            )
+            told = ",".join(map(str, dims))
+            raise ExportError(f"--shape {item.name}={told} (with context) contradicts the file's {list(item.dims)}")
     if dims is None:
         raise ExportError(f"{item.name!r} declares no shape: say it, as in --shape {item.name}=batch,time,80")
     for word, axes in ((BATCH, request.batch_axes), (TIME, request.time_axes)):
@@ -68,11 +70,6 @@ def _told(item: Declared, request: ImportRequest) -> Declared:
         if not isinstance(dims[axis], int):
             dims = (*dims[:axis], word, *dims[axis + 1 :])
     return Declared(item.name, item.dtype, dims)
-
-
-def _unsaid(dims: tuple[int | str, ...] | None) -> tuple[Axis, ...] | None:
-    """Return the dims with the file's own `batch` and `time` as free axes like others: they are hints only."""
-    return None if dims is None else tuple(f"the_{dim}" if dim in {BATCH, TIME} else dim for dim in dims)
 
 
 def _with_context(name: str, request: ImportRequest) -> Axes:
@@ -181,10 +178,6 @@ def _places(name: str, inputs: Sequence[Declared]) -> Iterator[tuple[Declared, i
         for place, dim in enumerate(item.dims or ()):
             if dim == name:
                 yield item, place
-
-
-def _shown(axes: Axes) -> str:
-    return ",".join(map(str, axes))
 
 
 _LAYERS = ("LSTM", "GRU", "RNN")

@@ -58,7 +58,8 @@ class Explorer:
         self._refuse_settings()
         rejections: list[RejectedError] = []
         does_not_stream = False
-        for guess in guesses(self.inputs, self.likely_states(), self._widths(), self.request):
+        known_widths = widths(self.flow, [item.name for item in self.inputs])
+        for guess in guesses(self.inputs, self.likely_states(), known_widths, self.request):
             attempt = _Try(self, guess)
             if does_not_stream and not attempt.has_time:
                 continue  # what fails as a stream is not made one by taking it step by step
@@ -71,9 +72,6 @@ class Explorer:
         if not rejections:
             raise ExportError("--batch-axis, --time-axis or --shape leave no way to read the graph's axes")
         raise ExportError(str(max(rejections, key=lambda error: error.depth)))
-
-    def _widths(self) -> dict[str, int]:
-        return widths(self.flow, [item.name for item in self.inputs])
 
     def _refuse_settings(self) -> None:
         """A single number that no output can be is a setting: nothing runs without its value."""
@@ -92,7 +90,10 @@ class Explorer:
         What a cache is filled with flows into it as the cache itself does: the input with fewer free axes, then the
         later one, is the cache.
         """
-        ranks = {item.name: (-_num_free(item), place) for place, item in enumerate(self.inputs)}
+        ranks = {
+            item.name: (-sum(isinstance(dim, str) for dim in item.dims or ()), place)
+            for place, item in enumerate(self.inputs)
+        }
         outputs = declared(self.model.graph.output)
         pairs = [(item.name, output.name) for item in self.inputs for output in outputs if _may_be_one(item, output)]
         said = self.request.states
@@ -226,22 +227,19 @@ class _Try:
 
     def _candidates(self, name: str) -> list[str]:
         """Return the outputs of an input's shape and dtype, likeliest first; what the caller said is all there is."""
-        fits = [output for output in self.explorer.foreign.outputs if self._fits(name, output)]
+        kind = self.dtypes[name], self.axes[name]
+        outputs = self.explorer.foreign.outputs
+        fits = [each for each in outputs if TIME not in kind[1] and (self.dtypes[each], self.axes[each]) == kind]
         said = self.explorer.request.states
         if name in said:
-            if said[name] not in fits:
-                raise RejectedError(4, self._misfit(name, said[name]))
-            return [said[name]]
+            output = said[name]
+            if output not in fits:
+                left, right = (f"{self.dtypes[item]} {list(self.axes[item])}" for item in (name, output))
+                told = f"{name} is {left}, {output} is {right}: one cannot be fed to the other"
+                raise RejectedError(4, f"--state {name}:{output}: {told}")
+            return [output]
         free = [output for output in fits if output not in said.values()]
         return sorted(free, key=lambda output: -self.explorer.evidence.score((name, output)))
-
-    def _fits(self, name: str, output: str) -> bool:
-        axes = self.axes[name]
-        return TIME not in axes and self.axes[output] == axes and self.dtypes[output] == self.dtypes[name]
-
-    def _misfit(self, name: str, output: str) -> str:
-        left, right = (f"{self.dtypes[item]} {list(self.axes[item])}" for item in (name, output))
-        return f"--state {name}:{output}: {name} is {left}, {output} is {right}: one cannot be fed to the other"
 
     def _with_time(self, candidates: Mapping[str, Sequence[str]]) -> Found:
         others = [item.name for item in self.explorer.inputs if TIME not in self.axes[item.name]]
@@ -362,7 +360,3 @@ class _Try:
 def _may_be_one(left: Declared, right: Declared) -> bool:
     """Whether two tensors are of one kind, as far as the file says; of sizes it often says what is wrong."""
     return left.dtype == right.dtype and (left.dims is None or right.dims is None or len(left.dims) == len(right.dims))
-
-
-def _num_free(item: Declared) -> int:
-    return sum(isinstance(dim, str) for dim in item.dims or ())

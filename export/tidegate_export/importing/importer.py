@@ -121,7 +121,10 @@ def _explored(source: ImportSource, rounding: Rounding, request: ImportRequest) 
     inputs = {item.name: item for item in declared(source.model.graph.input)}
     declared(source.model.graph.output)
     _refuse_unknown(inputs, source, request)
-    constants = {name: _constant(name, text, inputs) for name, text in request.constants.items()}
+    constants = {
+        name: parse_constant(name, text, inputs[name].dtype, inputs[name].dims or ())
+        for name, text in request.constants.items()
+    }
     constants |= {name: empty(item) for name, item in inputs.items() if is_empty(item)}
     model = with_constants(without_empty_outputs(source.model), constants, inputs)
     rest = told([item for name, item in inputs.items() if name not in constants], request)
@@ -176,11 +179,6 @@ def _refuse_unknown(inputs: Mapping[str, Declared], source: ImportSource, reques
         for name in names:
             if name not in known:
                 raise ExportError(f"{option}: the graph has no {name!r}; it has {', '.join(sorted(known))}")
-
-
-def _constant(name: str, text: str, inputs: Mapping[str, Declared]) -> Array:
-    item = inputs[name]
-    return parse_constant(name, text, item.dtype, item.dims or ())
 
 
 def _initial(request: ImportRequest, inputs: Mapping[str, Declared]) -> dict[str, Array]:

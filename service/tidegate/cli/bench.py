@@ -139,16 +139,14 @@ def _http(given: str | None, server: Server) -> HttpServer:
 
 def _run(load: Load, target: Target, source: InputSource, *, is_quiet: bool) -> tuple[Measurement, bool]:
     """Measure; returns also whether the user broke it off."""
+
+    async def measure_until_stopped() -> tuple[Measurement, bool]:
+        stop = asyncio.Event()
+        with _interruptible(stop), _progress(load, is_quiet=is_quiet) as progress:
+            return await measure(load, target, source, stop, progress), stop.is_set()
+
     with asyncio.Runner(loop_factory=_loop_factory(load)) as runner:
-        return runner.run(_measure_until_told(load, target, source, is_quiet=is_quiet))
-
-
-async def _measure_until_told(
-    load: Load, target: Target, source: InputSource, *, is_quiet: bool
-) -> tuple[Measurement, bool]:
-    stop = asyncio.Event()
-    with _interruptible(stop), _progress(load, is_quiet=is_quiet) as progress:
-        return await measure(load, target, source, stop, progress), stop.is_set()
+        return runner.run(measure_until_stopped())
 
 
 @contextlib.contextmanager

@@ -63,7 +63,7 @@ async def measure(
         client = AsyncClient(target.grpc, timeout=load.timeout, retry=Retry(attempts=1), **target.how)
         await stack.enter_async_context(client)
         site = Site(load, client, target.http, source, clock)
-        sessions = await stack.enter_async_context(_opened(client, load, _num_sessions(load)))
+        sessions = await stack.enter_async_context(_opened(client, load))
         senders = [make_sender(site, group) for group in _grouped(load, sessions)]
         stack.push_async_callback(_each, [sender.reset for sender in senders])
         await _try_once(load, senders)
@@ -122,10 +122,6 @@ def _due(load: Load, start: float, index: int, rng: random.Random) -> Iterator[f
     return due_times(load.arrivals, load.rate, start, index, load.num_senders, rng)
 
 
-def _num_sessions(load: Load) -> int:
-    return load.sessions + load.prompt_sessions if load.interface.has_sessions else 0
-
-
 def _grouped(load: Load, sessions: Sequence[AsyncSession]) -> Iterator[Sequence[AsyncSession]]:
     """The sessions of each sender: steppers first, ``batch`` to a sender; then those that push prompts, one each."""
     if not load.interface.has_sessions:
@@ -138,7 +134,8 @@ def _grouped(load: Load, sessions: Sequence[AsyncSession]) -> Iterator[Sequence[
 
 
 @contextlib.asynccontextmanager
-async def _opened(client: AsyncClient, load: Load, number: int) -> AsyncIterator[list[AsyncSession]]:
+async def _opened(client: AsyncClient, load: Load) -> AsyncIterator[list[AsyncSession]]:
+    number = load.sessions + load.prompt_sessions if load.interface.has_sessions else 0
     idle = max(ABANDONED, 2 * load.num_senders / load.rate if load.rate else 0)
     sessions: list[AsyncSession] = []
 
@@ -168,14 +165,14 @@ async def _telling(watch: _Watch, record: LoadRecord, start: float) -> AsyncIter
     if watch.progress is None:
         yield
         return
-    task = asyncio.create_task(_tell(watch.progress, watch.clock, record, start))
+
+    async def tell(progress: Progress) -> None:
+        while True:
+            progress(watch.clock.time() - start, record)
+            await watch.clock.until(watch.clock.time() + 0.5)
+
+    task = asyncio.create_task(tell(watch.progress))
     try:
         yield
     finally:
         task.cancel()
-
-
-async def _tell(progress: Progress, clock: SendClock, record: LoadRecord, start: float) -> None:
-    while True:
-        progress(clock.time() - start, record)
-        await clock.until(clock.time() + 0.5)

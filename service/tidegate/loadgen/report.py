@@ -60,8 +60,9 @@ def as_json(load: Load, model: ModelInfo, seen: Measurement) -> dict[str, Json]:
 def as_text(load: Load, model: ModelInfo, seen: Measurement) -> str:
     """The report without its table of latencies: what was done, what came of it, and what to make of it."""
     record, server = seen.record, seen.server
+    loop = "closed loop" if load.rate is None else f"{load.rate:g} requests/s due ({load.arrivals})"
     lines = [
-        f"{model.name}/{model.version} over {load.interface}, {_who(load)}, {_loop(load)}, {record.seconds:.1f} s",
+        f"{model.name}/{model.version} over {load.interface}, {_who(load)}, {loop}, {record.seconds:.1f} s",
         (
             f"{_rate(record.num_requests, record.seconds):,.1f} requests/s, "
             f"{_rate(record.num_steps, record.seconds):,.1f} steps/s"
@@ -117,10 +118,6 @@ def _who(load: Load) -> str:
     batch = f", {load.batch} in a message" if load.interface.has_batches else ""
     prompts = f", {load.prompt_sessions} more push {load.prompt_length} steps" if load.prompt_sessions else ""
     return f"{load.sessions} {noun}{batch}{prompts}"
-
-
-def _loop(load: Load) -> str:
-    return "closed loop" if load.rate is None else f"{load.rate:g} requests/s due ({load.arrivals})"
 
 
 def _rate(count: float, seconds: float) -> float:

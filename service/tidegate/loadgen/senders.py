@@ -93,7 +93,9 @@ class ColumnarSender:
 
     async def request(self, length: int) -> LoadReply:
         if self._stream is None:
-            self._stream = await self._attached()
+            stream = self._site.client.stream()
+            await stream.attach(self._sessions)
+            self._stream = stream
         given = [self._site.source.draw(length) for _ in self._lanes]
         result = await self._stream.step(
             self._lanes,
@@ -111,11 +113,6 @@ class ColumnarSender:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
-
-    async def _attached(self) -> AsyncColumnStream:
-        stream = self._site.client.stream()
-        await stream.attach(self._sessions)
-        return stream
 
 
 def _stacked(inputs: Sequence[Input]) -> np.ndarray[tuple[int, ...], np.dtype[np.floating]] | None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
@@ -43,7 +43,7 @@ class AsyncColumnStream:
         self._window.require_none_in_flight()
         ids = session_ids(sessions)
         request = attach_request(first_lane, ids)
-        reply = await self._repeat_exchange(lambda: self._exchange(request))
+        reply = await self._receive_reply(request)
         if reply.HasField("error"):
             raise decode_error(reply.error)
         result = decode_attached(reply.attached)
@@ -112,7 +112,7 @@ class AsyncColumnStream:
         """The answer to the oldest columns that have none, or their error; the stream is usable afterwards."""
         self._window.require_in_flight()
         try:
-            reply = await self._repeat_exchange(self._next_reply)
+            reply = await self._receive_reply()
         finally:
             self._window.pop()
         if reply.HasField("error"):
@@ -137,15 +137,21 @@ class AsyncColumnStream:
     ) -> None:
         self.close()
 
-    async def _repeat_exchange(
-        self, exchange: Callable[[], Awaitable[predictor_pb2.StreamReply]]
-    ) -> predictor_pb2.StreamReply:
-        """Return the reply of an exchange, over as many streams as it takes. Lanes that stay away are errors in it."""
+    async def _receive_reply(self, attach: predictor_pb2.StreamRequest | None = None) -> predictor_pb2.StreamReply:
+        """Return the reply to the oldest columns, or to ``attach``, over as many streams as it takes.
+
+        Lanes that stay away are errors in it.
+        """
         tries: Tries | None = None
         while True:
             reply = None
             try:
-                reply = await exchange()
+                stream = await self._open_stream()
+                if attach is None:
+                    await self._push(stream)
+                else:
+                    await stream.send(attach)
+                reply = await stream.receive()
                 transient = transient_error(reply)
                 if transient is None:
                     return reply
@@ -161,16 +167,6 @@ class AsyncColumnStream:
                 # Whoever interrupted us left a reply behind, which the next call must not take for its own.
                 self._drop()
                 raise
-
-    async def _exchange(self, request: predictor_pb2.StreamRequest) -> predictor_pb2.StreamReply:
-        stream = await self._open_stream()
-        await stream.send(request)
-        return await stream.receive()
-
-    async def _next_reply(self) -> predictor_pb2.StreamReply:
-        stream = await self._open_stream()
-        await self._push(stream)
-        return await stream.receive()
 
     async def _open_stream(self) -> AsyncOpenStream:
         """Return the stream; a new one is given the lanes of the old."""

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
@@ -42,7 +42,7 @@ class ColumnStream:
         self._window.require_none_in_flight()
         ids = session_ids(sessions)
         request = attach_request(first_lane, ids)
-        reply = self._repeat_exchange(lambda: self._exchange(request))
+        reply = self._receive_reply(request)
         if reply.HasField("error"):
             raise decode_error(reply.error)
         result = decode_attached(reply.attached)
@@ -111,7 +111,7 @@ class ColumnStream:
         """The answer to the oldest columns that have none, or their error; the stream is usable afterwards."""
         self._window.require_in_flight()
         try:
-            reply = self._repeat_exchange(self._next_reply)
+            reply = self._receive_reply()
         finally:
             self._window.pop()
         if reply.HasField("error"):
@@ -136,13 +136,21 @@ class ColumnStream:
     ) -> None:
         self.close()
 
-    def _repeat_exchange(self, exchange: Callable[[], predictor_pb2.StreamReply]) -> predictor_pb2.StreamReply:
-        """Return the reply of an exchange, over as many streams as it takes. Lanes that stay away are errors in it."""
+    def _receive_reply(self, attach: predictor_pb2.StreamRequest | None = None) -> predictor_pb2.StreamReply:
+        """Return the reply to the oldest columns, or to ``attach``, over as many streams as it takes.
+
+        Lanes that stay away are errors in it.
+        """
         tries: Tries | None = None
         while True:
             reply = None
             try:
-                reply = exchange()
+                stream = self._open_stream()
+                if attach is None:
+                    self._push(stream)
+                else:
+                    stream.send(attach)
+                reply = stream.receive()
                 transient = transient_error(reply)
                 if transient is None:
                     return reply
@@ -158,16 +166,6 @@ class ColumnStream:
                 # Whoever interrupted us left a reply behind, which the next call must not take for its own.
                 self._drop()
                 raise
-
-    def _exchange(self, request: predictor_pb2.StreamRequest) -> predictor_pb2.StreamReply:
-        stream = self._open_stream()
-        stream.send(request)
-        return stream.receive()
-
-    def _next_reply(self) -> predictor_pb2.StreamReply:
-        stream = self._open_stream()
-        self._push(stream)
-        return stream.receive()
 
     def _open_stream(self) -> OpenStream:
         """Return the stream; a new one is given the lanes of the old."""
