@@ -120,7 +120,7 @@ async def test_what_is_not_in_its_encoding_is_told(client: httpx.AsyncClient, co
     assert (reply.status_code, reply.json()["reason"]) == (400, "BAD_COMPRESSION")
 
 
-@pytest.mark.parametrize("path", [*ROUTES, "/v1/sessions:restore"])
+@pytest.mark.parametrize("path", [STEP, "/v1/sessions", "/v1/sessions:restore"])
 async def test_the_limit_counts_what_is_unpacked(client: httpx.AsyncClient, path: str) -> None:
     bomb = gzip.compress(bytes(64 << 20))
     reply = await posted(client, path, bomb, content_encoding="gzip")
@@ -130,8 +130,9 @@ async def test_the_limit_counts_what_is_unpacked(client: httpx.AsyncClient, path
 # ---- byte-order marks and other encodings of characters
 
 
-@pytest.mark.parametrize("is_large", [False, True])
-@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize(
+    ("path", "is_large"), [*((path, False) for path in ROUTES), (STEP, True), ("/v1/sessions", True)]
+)
 async def test_a_byte_order_mark_is_skipped(
     client: httpx.AsyncClient, service: FakeService, path: str, is_large: bool
 ) -> None:

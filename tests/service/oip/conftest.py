@@ -84,6 +84,12 @@ def way(
 
 
 @pytest.fixture
+def raw(stub: service_pb2_grpc.GRPCInferenceServiceAsyncStub) -> Way:
+    """One way in, for rules that are the same by all."""
+    return GrpcWay(stub, "raw")
+
+
+@pytest.fixture
 def core() -> FakeCore:
     """A core whose sessions are counters."""
     return FakeCore()

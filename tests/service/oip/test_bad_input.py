@@ -1,4 +1,4 @@
-"""What is wrong with a request is said, by every way in, and changes nothing."""
+"""Each rule about what a request may hold, by one way in; and that each way in tells a refusal of each layer."""
 
 from __future__ import annotations
 
@@ -54,7 +54,17 @@ INPUTS = {
 
 
 @pytest.mark.parametrize("case", INPUTS)
-async def test_a_wrong_input_is_named(way: Way, case: str) -> None:
+async def test_a_wrong_input_is_named(raw: Way, case: str) -> None:
+    inputs, wanted, reason = INPUTS[case]
+    with pytest.raises(Refusal, match=wanted) as caught:
+        await raw.infer("tiny-stream", inputs, id="x")
+    assert caught.value.reason == reason
+
+
+# One that the transport's own reader finds, and one that the model's signature does; values that are not finite have no
+# form in JSON, and are told as that.
+@pytest.mark.parametrize("case", ["shape and values differ", "shared memory", "unknown name", "not finite"])
+async def test_every_way_in_names_a_wrong_input(way: Way, case: str) -> None:
     inputs, wanted, reason = INPUTS[case]
     with pytest.raises(Refusal, match=wanted) as caught:
         await way.infer("tiny-stream", inputs, id="x")
@@ -81,7 +91,15 @@ PARAMETERS: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("case", PARAMETERS)
-async def test_a_wrong_parameter_is_named(way: Way, case: str) -> None:
+async def test_a_wrong_parameter_is_named(raw: Way, case: str) -> None:
+    parameters, wanted, reason = PARAMETERS[case]
+    with pytest.raises(Refusal, match=wanted) as caught:
+        await raw.infer("tiny-stream", [values()], **parameters)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("case", ["flag as text", "id as flag", "id as fraction", "negative position"])
+async def test_every_way_in_keeps_the_type_of_a_parameter(way: Way, case: str) -> None:
     parameters, wanted, reason = PARAMETERS[case]
     with pytest.raises(Refusal, match=wanted) as caught:
         await way.infer("tiny-stream", [values()], **parameters)
@@ -89,28 +107,34 @@ async def test_a_wrong_parameter_is_named(way: Way, case: str) -> None:
 
 
 @pytest.mark.parametrize("token", [-1, 65, 2**62])
-async def test_a_token_outside_the_vocabulary_is_refused_before_it_runs(way: Way, token: int) -> None:
+async def test_a_token_outside_the_vocabulary_is_refused_before_it_runs(raw: Way, token: int) -> None:
     with pytest.raises(Refusal, match="token ids go from 0 to 64"):
-        await way.infer("tiny", [Tensor("tokens", TOKENS + token)])
+        await raw.infer("tiny", [Tensor("tokens", TOKENS + token)])
 
 
 @pytest.mark.parametrize(
     ("outputs", "wanted"),
     [(["nothing"], "unknown output 'nothing'"), (["h_out"], "unknown output"), (["score"] * 2, "twice")],
 )
-async def test_a_wrong_output_is_named(way: Way, outputs: list[str], wanted: str) -> None:
+async def test_a_wrong_output_is_named(raw: Way, outputs: list[str], wanted: str) -> None:
     with pytest.raises(Refusal, match=wanted):
-        await way.infer("tiny-stream", [values()], outputs=outputs)
+        await raw.infer("tiny-stream", [values()], outputs=outputs)
 
 
 @pytest.mark.parametrize(
     ("model", "version", "reason"),
     [("nobody", "", "UNKNOWN_MODEL"), ("tiny", "9", "UNKNOWN_VERSION"), ("tiny", "x", "UNKNOWN_VERSION")],
 )
-async def test_an_unknown_model_or_version_is_not_found(way: Way, model: str, version: str, reason: str) -> None:
+async def test_an_unknown_model_or_version_is_not_found(raw: Way, model: str, version: str, reason: str) -> None:
     with pytest.raises(Refusal) as caught:
-        await way.infer(model, [values()], version=version)
+        await raw.infer(model, [values()], version=version)
     assert caught.value.reason == reason
+
+
+async def test_every_way_in_has_a_code_for_an_unknown_version(way: Way) -> None:
+    with pytest.raises(Refusal) as caught:
+        await way.infer("tiny", [values()], version="9")
+    assert caught.value.reason == "UNKNOWN_VERSION"
     assert caught.value.code in {"404", "NOT_FOUND", "STREAM"}
 
 
