@@ -1,19 +1,28 @@
-"""The few types that everything speaks, whatever the transport: what is asked, what is answered, who is running.
+"""The types that everything speaks, whatever the transport, and `Core`, the interface that every transport asks.
 
-Knows shapes and units. Knows nothing of JSON, protobuf, onnxruntime or asyncio.
+Knows shapes and units. Knows nothing of JSON, protobuf or onnxruntime.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from asyncio import Future
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tidegate.errors import InvalidInputError, TooLargeError
+from tidegate.errors import InvalidInputError, TidegateError, TooLargeError
+from tidegate.histogram import HistogramSnapshot
 from tidegate.limits import LARGE_REPLY_BYTES, MAX_SEQUENCES, MAX_STEPS
+
+if TYPE_CHECKING:
+    from tidegate.bundle import Manifest
+    from tidegate.clock import Clock
+    from tidegate.config import Settings
+    from tidegate.engine.cohort import CohortReply
+    from tidegate.sessions.party import Party
 
 FloatArray = NDArray[np.floating]
 Tensor = NDArray[np.generic]
@@ -405,3 +414,359 @@ class ReloadReport:
     loaded: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
+
+
+class EngineStatsSnapshot(NamedTuple):
+    """Counters since the start.
+
+    Attributes:
+        steps: Steps that were run, by kind.
+        num_repeats: Chunks answered from the last reply.
+        num_conflicts: Chunks refused for their position.
+        num_generated: Sampled tokens that were consumed.
+        queue: Seconds from arrival in the engine to the first run.
+        ticks: Seconds from a plan to its replies; a commit to the store is not among them.
+    """
+
+    steps: dict[str, int]
+    num_repeats: int
+    num_conflicts: int
+    num_generated: int
+    queue: HistogramSnapshot
+    ticks: HistogramSnapshot
+
+
+class QualitySnapshot(NamedTuple):
+    """Counters since the start.
+
+    Attributes:
+        unit: Of surprise; empty where the model has none.
+        num_steps: Steps whose surprise is a number, and no outlier.
+        surprise: The sum over them.
+        num_nan: Steps whose surprise is no number.
+        num_outliers: Steps whose surprise is beyond what a mean is made of.
+        blocks: Means of blocks, by size.
+        drift: Where the model's chart is; None where it has none.
+        changes: How often the chart's state became each.
+        num_unknown: Tokens that the vocabulary lacks, and requests refused for one.
+        num_out_of_range: Values beyond those of the training.
+        num_missing: Requests refused for a value that is not finite.
+        num_inside: Inputs that the 80 % interval of the step before held.
+        num_outside: Inputs that it did not hold.
+    """
+
+    unit: str
+    num_steps: int
+    surprise: float
+    num_nan: int
+    num_outliers: int
+    blocks: HistogramSnapshot
+    drift: DriftReport | None
+    changes: dict[str, int]
+    num_unknown: int
+    num_out_of_range: int
+    num_missing: int
+    num_inside: int
+    num_outside: int
+
+
+class EngineStatistics(NamedTuple):
+    """What one loaded model has done, and holds."""
+
+    model: str
+    version: str
+    provider: str
+    task: str
+    cell: str
+    num_runs: int
+    num_rows: int
+    num_steps: int
+    num_failed_runs: int
+    rows_per_run: dict[int, int]
+    run_seconds: float
+    queued: int
+    arena_slots_used: int
+    arena_bytes: int
+    num_padding_steps: int
+    meter: EngineStatsSnapshot
+    quality: QualitySnapshot
+
+
+class StoreStatistics(NamedTuple):
+    """Counters since the start; ``seconds`` that each group of writes took; ``is_available`` as of now.
+
+    ``num_damaged`` counts how often a damaged record was met.
+    """
+
+    num_groups: int
+    num_writes: int
+    num_conflicts: int
+    num_failures: int
+    seconds: HistogramSnapshot
+    is_available: bool
+    num_damaged: int = 0
+
+
+class ServiceStatistics(NamedTuple):
+    """What the whole service has done, and holds; ``ended`` counts sessions by reason.
+
+    ``num_sessions`` are those held here, ``num_durable`` of them copies of durable ones; ``num_evicted`` counts such
+    copies that left for want of room. ``store`` is None where there is none. ``done`` counts what was done to sessions
+    (`fork` and the like) and bundles that were ``loaded`` or ``refused``.
+    """
+
+    models: list[EngineStatistics]
+    num_sessions: int
+    ended: dict[str, int]
+    num_durable: int = 0
+    num_evicted: int = 0
+    store: StoreStatistics | None = None
+    done: Mapping[str, int] = {}
+
+
+class ServedModel(NamedTuple):
+    """One version of a model that is offered, and all versions of that name, rising."""
+
+    manifest: Manifest
+    sha256: str
+    versions: list[str]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.manifest.name, self.manifest.version
+
+
+class EngineCounts(NamedTuple):
+    """What a model's engine has done for everybody: runs, and seconds in them."""
+
+    num_runs: int
+    run_seconds: float
+
+
+class KnownSession(NamedTuple):
+    """A sequence's session that is known: the version that it runs on, or ran on.
+
+    ``recall`` is there where it ended with a step: it returns the stored reply if a request, its inputs and position,
+    repeats that step.
+    """
+
+    version: str
+    recall: Callable[[tuple[Tensor, ...], int], StepResult | None] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self.recall is None
+
+
+Events = AsyncGenerator[GeneratedToken | GenerationDone]
+"""What a generation yields. Closing it ends the generation: nothing is committed afterwards."""
+
+
+class SequenceCore(Protocol):
+    """Sessions of the Open Inference Protocol's sequences, which take and give tensors."""
+
+    async def open_sequence(self, model: str, version: str, session: str) -> str:
+        """Open the session, in the place of one of that id, and return the version that it runs on.
+
+        Args:
+            model: Whose settings say whether the session is durable.
+            version: Empty: the highest.
+            session: Its id.
+        """
+
+    async def find_sequence(self, model: str, session: str) -> KnownSession | None:
+        """Return what is known of a session, even if another process opened it or it has ended."""
+
+    async def close_sequence(self, session: str, *, is_restart: bool) -> None:
+        """End the session; one that has ended already is no error. ``is_restart``: another takes its place."""
+
+    def is_open(self, session: str) -> bool:
+        """Return whether the session has not ended, as far as is known here."""
+
+    def step_sequence(
+        self, session: str, inputs: tuple[Tensor, ...], position: int | None, deadline: float | None, *, ends: bool
+    ) -> Future[StepResult]:
+        """Queue steps, each input [steps, …], behind the session's other work, and return at once.
+
+        With ``ends`` the session is over when they are answered; a repeat, at the same position with the same inputs,
+        gets the stored reply. The result holds the graph's outputs of every step, unread by the codec.
+
+        Raises:
+            SessionEndedError, NotFoundError: The session is over; raised here or by the future.
+        """
+
+
+class Core(SequenceCore, Protocol):
+    """What a transport may ask: of the service, of the router between workers, or of the fake in tests.
+
+    All methods belong to one event loop. They raise errors of `tidegate.errors` only. Deadlines are seconds of
+    ``clock.monotonic``. Cancelling an awaiting task or a future abandons the work: nothing of it is committed
+    afterwards.
+    """
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def clock(self) -> Clock: ...
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new requests are welcome; not while the store of durable sessions is away."""
+
+    @property
+    def is_draining(self) -> bool: ...
+
+    @property
+    def is_store_away(self) -> bool:
+        """Whether there is a store of durable sessions that does not answer."""
+
+    def statistics(self) -> ServiceStatistics:
+        """Return counters and gauges of this process."""
+
+    # ---- models
+
+    def models(self, limit: int = 0, page_token: str = "") -> ModelPage:
+        """Return a page of the offered models, by name, then version."""
+
+    def model(self, name: str, version: str | None = None) -> ModelInfo:
+        """Return one version, or the highest; NotFoundError."""
+
+    def get_served(self, name: str, version: str = "") -> ServedModel:
+        """Return one version with its manifest, or the highest; NotFoundError where it is not offered."""
+
+    def list_served(self) -> list[ServedModel]:
+        """Return what is offered with its manifests, by name, then rising version."""
+
+    def count_runs(self, name: str, version: str) -> EngineCounts:
+        """Return what a loaded model's engine has done; zeros of one that is not loaded."""
+
+    async def reload(self) -> ReloadReport:
+        """Read the bundle directory again, on every worker. Running sessions stay on their version."""
+
+    # ---- whole sequences, from the initial state
+
+    async def predict(
+        self,
+        model: str,
+        version: str | None,
+        sequences: Sequence[Input],
+        options: StepOptions,
+        deadline: float | None = None,
+    ) -> PredictResult:
+        """Run whole sequences of any lengths.
+
+        Raises:
+            InvalidInputError: Naming the sequence by its index; nothing was run.
+        """
+
+    def predict_tensors(
+        self, model: str, version: str, rows: Sequence[tuple[Tensor, ...]], deadline: float | None
+    ) -> list[Future[Prediction]]:
+        """Run each row, the graph's own inputs, each [steps, …]; the results hold its outputs of every step."""
+
+    def generate(
+        self,
+        model: str,
+        version: str | None,
+        prompt: Input | None,
+        sampling: Sampling,
+        deadline: float | None = None,
+        *,
+        is_streamed: bool = True,
+    ) -> Events:
+        """Sample after a prompt; the last event is the end, the only one if not streamed."""
+
+    # ---- sessions
+
+    async def open_session(self, request: SessionRequest) -> SessionInfo:
+        """Open a session, or return the one that an equal request with the same id opened.
+
+        Raises:
+            AlreadyExistsError: The id is taken by another request.
+            OverloadedError: The arena is full and nothing in it may be evicted.
+            FailedPreconditionError: It is to be durable, and there is no store.
+        """
+
+    async def get_session(self, session: str) -> SessionInfo:
+        """Return the session; NotFoundError, SessionEndedError."""
+
+    async def get_sessions(self, sessions: Sequence[str]) -> list[SessionInfo | TidegateError]:
+        """Return each session, or why it cannot be had. The caller bounds their number."""
+
+    async def list_sessions(self, limit: int = 0, page_token: str = "") -> SessionPage:
+        """Return a page of the sessions by rising id."""
+
+    async def close_session(self, session: str) -> None:
+        """End the session; closing twice succeeds."""
+
+    async def fork_session(
+        self, session: str, ids: Sequence[str] | None = None, count: int | None = None
+    ) -> list[SessionInfo]:
+        """Open sessions that go on from where this one is: with ``ids``, or ``count`` of them, one where neither is
+        given. An equal repeat with ids returns what exists.
+
+        Raises:
+            AlreadyExistsError: An id is taken by another session.
+        """
+
+    async def checkpoint_session(self, session: str, name: str | None = None) -> CheckpointInfo:
+        """Keep where the session is under a name; the oldest of more than eight is dropped."""
+
+    async def rewind_session(self, session: str, checkpoint: str) -> SessionInfo:
+        """Take the session back to a checkpoint, which stays; NotFoundError where there is none of that name."""
+
+    async def upgrade_session(self, session: str, version: str | None = None) -> SessionInfo:
+        """Move the session to a version of its model, the highest where None.
+
+        Raises:
+            FailedPreconditionError: Its states have other names, dtypes or shapes.
+        """
+
+    async def snapshot_session(self, session: str) -> bytes:
+        """Return the session as portable bytes."""
+
+    async def restore_session(self, snapshot: bytes, request: RestoreRequest) -> SessionInfo:
+        """Open a session from a snapshot; an equal repeat with an id returns what exists.
+
+        Raises:
+            InvalidInputError: The bytes are not a snapshot, or were altered.
+            FailedPreconditionError: Its model is not here in that version, with that content, or has no chart.
+        """
+
+    def step(
+        self,
+        session: str,
+        source: Input,
+        options: StepOptions = ...,
+        position: int | None = None,
+        deadline: float | None = None,
+    ) -> Future[StepResult]:
+        """Queue a chunk behind the session's other work, and return at once."""
+
+    def step_together(
+        self, party: Party, source: Input, options: StepOptions, positions: Sequence[int], deadline: float | None
+    ) -> Future[CohortReply] | None:
+        """Queue one step of each session of a party as one piece of work, and return at once.
+
+        Return None, with no side effects, if they cannot go together: then each is to be stepped by itself.
+
+        Args:
+            party: At least two sessions.
+            source: A step of each, one after the other.
+            options: What each reply shall hold.
+            positions: Of each session, where they are given; else empty.
+            deadline: As of `step`.
+        """
+
+    def generate_on_session(
+        self,
+        session: str,
+        prompt: Input | None,
+        sampling: Sampling,
+        position: int | None = None,
+        deadline: float | None = None,
+        *,
+        is_streamed: bool = True,
+    ) -> Events:
+        """Sample on a session, after a prompt or from its last step; every token told is consumed and committed."""

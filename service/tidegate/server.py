@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import gc
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 
 from tidegate import open_files
+from tidegate.api import Core
 from tidegate.cluster.seat import Seat
 from tidegate.config import UNIX, Settings, parse_address
 from tidegate.engine.runner import check_provider
@@ -32,7 +33,6 @@ from tidegate.transports.grpc.services import GrpcServices
 from tidegate.transports.http.app import create_app
 from tidegate.transports.http.stream import Streams
 from tidegate.transports.listeners import listening, url_of
-from tidegate.transports.oip.adapter import ServiceCore
 from tidegate.transports.oip.http import routes
 from tidegate.transports.oip.inference import Inference
 from tidegate.transports.oip.routing import RoutedInference
@@ -40,6 +40,7 @@ from tidegate.transports.servers import Servers
 
 if TYPE_CHECKING:
     from tidegate.cluster.figures import WorkerFigures
+    from tidegate.cluster.routing import Router
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -98,16 +99,17 @@ async def serve(
     with signals.handled(), _listening(settings, seat) as listeners:
         servers = Servers(settings, len(listeners))
         local = Service(settings)
-        service = local if seat is None else _routed(local, seat)
-        own = Inference(ServiceCore(local, service.reload))
-        inference = own if seat is None else RoutedInference(ServiceCore(local, service.reload), own, seat)
+        router = None if seat is None else _router(local, seat)
+        core: Core = router or local
+        own = Inference(local)
+        inference = own if seat is None else RoutedInference(core, own, seat)
         tracing = make_tracing(settings, local.clock)
         requests = make_requests(settings, tracing, local.clock)
         figures = MetricsCollector(local, requests)
         shared = None if seat is None else _shared(seat, figures)
-        grpc = [GrpcServices(service, inference, requests)]
+        grpc = [GrpcServices(core, inference, requests)]
         adapters = [grpc[0].over_asgi()]
-        app = create_app(service, requests, shared or figures)
+        app = create_app(core, requests, shared or figures)
         app.router.routes.extend(routes(inference))
         application = one_application(adapters[0], app.state.steps.answer, app, settings)
         end_streams = app.state.streams.open.end
@@ -122,11 +124,13 @@ async def serve(
         await local.start()
         _settle_memory()
         try:
-            parts = Parts(local, app.state.streams, grpc, adapters, service.abort)
+            parts = Parts(local, core, app.state.streams, grpc, adapters, router)
             has_ended = await _serve_until_told(parts, servers, listeners, signals, announce)
         finally:
             await inference.stop()
-            await service.stop()
+            if router is not None:
+                await router.disconnect()
+            await local.stop()
             if shared is not None:
                 await shared.stop()
             if tracing is not None:
@@ -157,11 +161,11 @@ def _check_directory(bundles: Path) -> None:
         raise ConfigurationError(f"--bundles: {bundles} is not a directory")
 
 
-def _routed(local: Service, seat: Seat) -> Service:
+def _router(local: Core, seat: Seat) -> Router:
     # A server of one process starts without the client by which workers ask each other.
-    from tidegate.cluster.routing import RoutedService
+    from tidegate.cluster.routing import Router
 
-    return RoutedService(local, seat).as_service()
+    return Router(local, seat)
 
 
 def _shared(seat: Seat, figures: MetricsCollector) -> WorkerFigures:
@@ -184,15 +188,22 @@ def _settle_memory() -> None:
 class Parts(NamedTuple):
     """What drains."""
 
-    core: Service
+    service: Service
+    core: Core
     streams: Streams
     grpc: Sequence[GrpcServices]
     adapters: Sequence[GrpcAdapter]
-    abort: Callable[[], Awaitable[None]]
+    router: Router | None
+
+    async def abort(self) -> None:
+        """Answer everything with UNAVAILABLE, now: what was passed on, too."""
+        if self.router is not None:
+            await self.router.disconnect()
+        await self.service.abort()
 
     async def drain(self) -> None:
         """Let all finish what runs. New work is the core's to refuse, and /readyz tells that it should go elsewhere."""
-        await asyncio.gather(self.core.drain(), self.streams.drain(), *(services.drain() for services in self.grpc))
+        await asyncio.gather(self.service.drain(), self.streams.drain(), *(services.drain() for services in self.grpc))
         await asyncio.gather(*(adapter.wait_idle() for adapter in self.adapters))
 
 
@@ -204,14 +215,14 @@ async def _serve_until_told(
     announce: Callable[[Facts], None],
 ) -> bool:
     """Serve until a signal comes, then drain; return whether all servers have ended."""
-    service = parts.core
+    service = parts.service
     seconds = service.settings.drain_timeout
     async with asyncio.TaskGroup() as tasks:
         for services in parts.grpc:
             await services.tell_health()
         await servers.start()
         background = [
-            tasks.create_task(_reload_when_told(service, servers, signals.reload), name="tidegate-reload"),
+            tasks.create_task(_reload_when_told(parts.core, servers, signals.reload), name="tidegate-reload"),
             tasks.create_task(_tell_readiness(service, parts.grpc), name="tidegate-readiness"),
             tasks.create_task(servers.renew_when_changed(), name="tidegate-certificates"),
             tasks.create_task(open_files.watch(), name="tidegate-open-files"),
@@ -252,13 +263,13 @@ async def _is_done(work: Coroutine[None, None, None], seconds: float, hurry: asy
     return working in done
 
 
-async def _reload_when_told(service: Service, servers: Servers, told: asyncio.Event) -> None:
+async def _reload_when_told(core: Core, servers: Servers, told: asyncio.Event) -> None:
     while True:
         await told.wait()
         told.clear()
         await servers.renew()
         try:
-            report = await service.reload()
+            report = await core.reload()
         except TidegateError as error:
             log.error("reload failed", error=error.message)  # noqa: TRY400 - an error of theirs, told without a stack
         except Exception:

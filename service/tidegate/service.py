@@ -1,8 +1,6 @@
-"""The core's face: everything that a transport may ask for, whatever its protocol.
+"""`Core` over one process's registry, sessions and engines.
 
-Finds the model or session, lets the codec encode, hands work to the model's loop. Raises errors of
-``tidegate.errors`` only. Cancelling the awaiting task or future, or closing a generator, abandons the work: nothing
-of it is committed afterwards.
+Finds the model or session, lets the codec encode, hands work to the model's loop.
 """
 
 from __future__ import annotations
@@ -12,17 +10,21 @@ import logging
 import re
 import secrets
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, suppress
+from functools import cache, partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from tidegate.api import (
     RAW,
     CheckpointInfo,
+    EngineCounts,
+    EngineStatistics,
     GeneratedToken,
     GenerationDone,
     Input,
+    KnownSession,
     ModelInfo,
     ModelPage,
     Prediction,
@@ -30,6 +32,8 @@ from tidegate.api import (
     ReloadReport,
     RestoreRequest,
     Sampling,
+    ServedModel,
+    ServiceStatistics,
     SessionInfo,
     SessionPage,
     SessionRequest,
@@ -43,17 +47,18 @@ from tidegate.clock import Clock
 from tidegate.codecs.tokens import Tokens
 from tidegate.config import Settings
 from tidegate.engine.cohort import Cohort, CohortReply
-from tidegate.engine.lifecycle import Event
-from tidegate.engine.meter import EngineStatsSnapshot
+from tidegate.engine.lifecycle import Event, Phase
 from tidegate.engine.model import LoadedModel
-from tidegate.engine.quality import QualitySnapshot
-from tidegate.engine.session import Session
+from tidegate.engine.session import LastReply, Session, ended
 from tidegate.engine.share import Share
-from tidegate.engine.work import Generation, Work
+from tidegate.engine.work import Generation, Work, repeats
 from tidegate.errors import (
+    AlreadyExistsError,
     FailedPreconditionError,
     InvalidInputError,
+    NotFoundError,
     NotSupportedError,
+    SessionEndedError,
     TidegateError,
     TooLargeError,
     UnavailableError,
@@ -69,8 +74,6 @@ from tidegate.limits import (
     MAX_TOKENS,
 )
 from tidegate.registry import Registry
-from tidegate.sessions.committer import StoreStatistics
-from tidegate.sessions.endings import Remembered
 from tidegate.sessions.ids import SEQUENCE
 from tidegate.sessions.manager import SessionManager
 from tidegate.sessions.party import Party
@@ -81,52 +84,12 @@ from tidegate.slices import Slices, in_slices
 log = logging.getLogger(__name__)
 
 _EXPIRY_SECONDS = 1.0
-
-
-class EngineStatistics(NamedTuple):
-    """What one loaded model has done, and holds."""
-
-    model: str
-    version: str
-    provider: str
-    task: str
-    cell: str
-    num_runs: int
-    num_rows: int
-    num_steps: int
-    num_failed_runs: int
-    rows_per_run: dict[int, int]
-    run_seconds: float
-    queued: int
-    arena_slots_used: int
-    arena_bytes: int
-    num_padding_steps: int
-    meter: EngineStatsSnapshot
-    quality: QualitySnapshot
-
-
-class ServiceStatistics(NamedTuple):
-    """What the whole service has done, and holds; ``ended`` counts sessions by reason.
-
-    ``num_sessions`` are those held here, ``num_durable`` of them copies of durable ones; ``num_evicted`` counts such
-    copies that left for want of room. ``store`` is None where there is none. ``done`` counts what was done to sessions
-    (`fork` and the like) and bundles that were ``loaded`` or ``refused``.
-    """
-
-    models: list[EngineStatistics]
-    num_sessions: int
-    ended: dict[str, int]
-    num_durable: int = 0
-    num_evicted: int = 0
-    store: StoreStatistics | None = None
-    done: Mapping[str, int] = {}
+OIP = "oip"
+"""The origin of sessions that are sequences of the Open Inference Protocol."""
 
 
 class Service:
-    """Models and sessions behind any number of transports. All methods belong to one event loop.
-
-    Deadlines are seconds of ``clock.monotonic``.
-    """
+    """Models and sessions behind any number of transports."""
 
     def __init__(self, settings: Settings, clock: Clock | None = None, store: Store | None = None) -> None:
         self.settings = settings
@@ -135,6 +98,11 @@ class Service:
         store = store or make_store(settings, self.clock)
         self._sessions = SessionManager(settings, self._registry, self.clock, store)
         self._registry.sessions = self._sessions
+        # Ephemeral sessions of sequences, which are nowhere else; a durable one comes and goes, and is looked up.
+        self._sequences: dict[str, Session] = {}
+        # Durable ones of which a step was told that they are over, until they are opened or closed.
+        self._ended_sequences: set[str] = set()
+        self._settings_of = cache(settings.of)
         self._done: Counter[str] = Counter()
         self._is_started = False
         self._is_draining = False
@@ -210,11 +178,6 @@ class Service:
 
     # ---- models
 
-    @property
-    def registry(self) -> Registry:
-        """The models that are loaded, for who submits tensors to them."""
-        return self._registry
-
     def models(self, limit: int = 0, page_token: str = "") -> ModelPage:
         """Return a page of the offered models, by name, then version."""
         size = _page_size(limit)
@@ -224,8 +187,24 @@ class Service:
         return ModelPage([self._registry.info(model) for model in some[:size]], token)
 
     def model(self, name: str, version: str | None = None) -> ModelInfo:
-        """Return one version, or the highest; NotFoundError."""
         return self._registry.info(self._registry.get(name, version))
+
+    def get_served(self, name: str, version: str = "") -> ServedModel:
+        return self._serve(self._registry.get(name, version))
+
+    def list_served(self) -> list[ServedModel]:
+        return [self._serve(model) for model in self._registry]
+
+    def _serve(self, model: LoadedModel) -> ServedModel:
+        return ServedModel(
+            model.manifest, model.bundle.sha256, list(map(str, self._registry.versions(model.manifest.name)))
+        )
+
+    def count_runs(self, name: str, version: str) -> EngineCounts:
+        model = self._registry.find_loaded(name, version)
+        if model is None:
+            return EngineCounts(0, 0.0)
+        return EngineCounts(model.engine.statistics().num_runs, model.loop.run_seconds)
 
     async def reload(self) -> ReloadReport:
         """Read the bundle directory again. Running sessions stay on their version."""
@@ -244,11 +223,6 @@ class Service:
         options: StepOptions,
         deadline: float | None = None,
     ) -> PredictResult:
-        """Run whole sequences, of any lengths, each from the initial state.
-
-        Raises:
-            InvalidInputError: Naming the sequence by its index; nothing was run.
-        """
         self._check_open()
         loaded = self._registry.get(model, version)
         _check_sequences(sequences)
@@ -271,6 +245,22 @@ class Service:
                 future.cancel()
         return PredictResult(loaded.manifest.name, loaded.manifest.version, predictions)
 
+    def predict_tensors(
+        self, model: str, version: str, rows: Sequence[tuple[Tensor, ...]], deadline: float | None
+    ) -> list[asyncio.Future[Prediction]]:
+        loaded = self._registry.get(model, version)
+        futures: list[asyncio.Future[Prediction]] = []
+        try:
+            for inputs in rows:
+                future = self._create_future()
+                self._submit_tensors(loaded, None, inputs, None, deadline, future)
+                futures.append(future)
+        except TidegateError:
+            for future in futures:
+                future.cancel()
+            raise
+        return futures
+
     def generate(
         self,
         model: str,
@@ -281,33 +271,21 @@ class Service:
         *,
         is_streamed: bool = True,
     ) -> AsyncGenerator[GeneratedToken | GenerationDone]:
-        """Sample after a prompt, from the initial state; the last event is the end, the only one if not streamed."""
         loaded = self._registry.get(model, version)
         return self._generate(loaded, None, prompt, sampling, None, deadline, is_streamed=is_streamed)
 
     # ---- sessions
 
     async def open_session(self, request: SessionRequest) -> SessionInfo:
-        """Open a session, or return the one that an equal request with the same id opened.
-
-        Raises:
-            AlreadyExistsError: The id is taken by another request.
-            OverloadedError: The arena is full and nothing in it may be evicted.
-            FailedPreconditionError: It is to be durable, and there is no store.
-        """
         self._check_open()
         return await self._sessions.open(request)
 
-    async def get_session(self, id: str) -> SessionInfo:  # noqa: A002
+    async def get_session(self, session: str) -> SessionInfo:
         """Return the session; NotFoundError, SessionEndedError."""
-        return await self._sessions.get_info(id)
+        return await self._sessions.get_info(session)
 
-    async def get_sessions(self, ids: Sequence[str]) -> list[SessionInfo | TidegateError]:
-        """Return each session, or why it cannot be had; those that are not here are one question for the store.
-
-        The caller bounds their number.
-        """
-        return await self._sessions.get_infos(ids)
+    async def get_sessions(self, sessions: Sequence[str]) -> list[SessionInfo | TidegateError]:
+        return await self._sessions.get_infos(sessions)
 
     async def list_sessions(self, limit: int = 0, page_token: str = "") -> SessionPage:
         """Return a page of the sessions by rising id: the ephemeral ones here and all durable ones."""
@@ -315,65 +293,44 @@ class Service:
         _check_page_token(page_token)
         return await self._sessions.get_page(size, page_token)
 
-    async def close_session(self, id: str, event: Event = Event.CLOSE) -> None:  # noqa: A002
-        """End the session; closing twice succeeds."""
-        await self._sessions.close(id, event)
+    async def close_session(self, session: str) -> None:
+        await self._sessions.close(session)
 
     async def fork_session(
         self,
-        id: str,  # noqa: A002
+        session: str,
         ids: Sequence[str] | None = None,
         count: int | None = None,
     ) -> list[SessionInfo]:
-        """Open sessions that go on from where this one is: with ``ids``, or ``count`` of them, one where neither is
-        given. An equal repeat with ids returns what exists.
-
-        Raises:
-            AlreadyExistsError: An id is taken by another session.
-        """
         self._check_open()
-        children = await self._sessions.fork(id, ids, count)
+        children = await self._sessions.fork(session, ids, count)
         self._done["fork"] += len(children)
         return children
 
-    async def checkpoint_session(self, id: str, name: str | None = None) -> CheckpointInfo:  # noqa: A002
-        """Keep where the session is under a name; the oldest of more than eight is dropped."""
+    async def checkpoint_session(self, session: str, name: str | None = None) -> CheckpointInfo:
         self._check_open()
-        made = await self._sessions.checkpoint(id, name)
+        made = await self._sessions.checkpoint(session, name)
         self._done["checkpoint"] += 1
         return made
 
-    async def rewind_session(self, id: str, checkpoint: str) -> SessionInfo:  # noqa: A002
-        """Take the session back to a checkpoint, which stays; NotFoundError where there is none of that name."""
+    async def rewind_session(self, session: str, checkpoint: str) -> SessionInfo:
         self._check_open()
-        _check_writable(id)
-        info = await self._sessions.rewind(id, checkpoint)
+        _check_writable(session)
+        info = await self._sessions.rewind(session, checkpoint)
         self._done["rewind"] += 1
         return info
 
-    async def upgrade_session(self, id: str, version: str | None = None) -> SessionInfo:  # noqa: A002
-        """Move the session to a version of its model, the highest where None.
-
-        Raises:
-            FailedPreconditionError: Its states have other names, dtypes or shapes.
-        """
+    async def upgrade_session(self, session: str, version: str | None = None) -> SessionInfo:
         self._check_open()
-        _check_writable(id)
-        info = await self._sessions.upgrade(id, version)
+        _check_writable(session)
+        info = await self._sessions.upgrade(session, version)
         self._done["upgrade"] += 1
         return info
 
-    async def snapshot_session(self, id: str) -> bytes:  # noqa: A002
-        """Return the session as portable bytes."""
-        return await self._sessions.snapshot(id)
+    async def snapshot_session(self, session: str) -> bytes:
+        return await self._sessions.snapshot(session)
 
     async def restore_session(self, snapshot: bytes, request: RestoreRequest) -> SessionInfo:
-        """Open a session from a snapshot; an equal repeat with an id returns what exists.
-
-        Raises:
-            InvalidInputError: The bytes are not a snapshot, or were altered.
-            FailedPreconditionError: Its model is not here in that version, with that content, or has no chart.
-        """
         self._check_open()
         info = await self._sessions.restore(snapshot, request)
         self._done["restore"] += 1
@@ -387,7 +344,6 @@ class Service:
         position: int | None = None,
         deadline: float | None = None,
     ) -> asyncio.Future[StepResult]:
-        """Let a chunk wait behind the session's other work, and return at once."""
         self._check_open()
         _check_writable(session)
         future: asyncio.Future[StepResult] = self._create_future()
@@ -437,16 +393,6 @@ class Service:
     def step_together(
         self, party: Party, source: Input, options: StepOptions, positions: Sequence[int], deadline: float | None
     ) -> asyncio.Future[CohortReply] | None:
-        """Let one step of each session of a party wait as one piece of work, and return at once; None where that cannot
-        be, and each is to be stepped by itself: then nothing was done.
-
-        Args:
-            party: At least two sessions.
-            source: A step of each, one after the other.
-            options: What each reply shall hold.
-            positions: Of each session, where they are given; else empty.
-            deadline: As of `step`.
-        """
         if (
             self._is_draining
             or options.every_step
@@ -469,42 +415,6 @@ class Service:
         self._sessions.touch_together(party)
         return future
 
-    def submit_tensors(
-        self,
-        model: LoadedModel,
-        session: Session | None,
-        inputs: tuple[Tensor, ...],
-        position: int | None = None,
-        deadline: float | None = None,
-        *,
-        ends: bool = False,
-    ) -> asyncio.Future[Any]:
-        """Let the graph's own inputs, each [steps, …], wait for a run, of a session or of none, and return at once.
-
-        The result, a ``StepResult`` or a ``Prediction``, holds the graph's outputs of every step, unread by the codec.
-        With ``ends`` a durable session ends with the steps, in the same commit.
-        """
-        self._check_open()
-        future: asyncio.Future[Any] = self._create_future()
-        work = Work(session, inputs, RAW, position, deadline, future)
-        work.ends = ends
-        model.loop.submit(work)
-        if session is not None:
-            self._sessions.touch(session)
-        return future
-
-    def recall_ephemeral(self, id: str) -> Remembered | None:  # noqa: A002
-        """Return what is remembered of a sequence that its client ended here, for a repeat of its last request."""
-        return self._sessions.recall_ephemeral(id)
-
-    async def recall_durable(self, id: str) -> Remembered | None:  # noqa: A002
-        """Return what is stored of a session that runs, or that its client ended with a step; None of any other."""
-        return await self._sessions.recall_durable(id)
-
-    async def live_session(self, id: str) -> Session:  # noqa: A002
-        """Return the session; its copy may leave again as soon as the caller waits for anything else."""
-        return await self._sessions.load(id)
-
     def generate_on_session(
         self,
         session: str,
@@ -515,7 +425,6 @@ class Service:
         *,
         is_streamed: bool = True,
     ) -> AsyncGenerator[GeneratedToken | GenerationDone]:
-        """Sample on a session, after a prompt or from its last step; every token told is consumed and committed."""
         _check_writable(session)
         live = self._sessions.find(session)
         # A copy that is here now may have left when the caller asks for the first event.
@@ -535,14 +444,133 @@ class Service:
     ) -> AsyncGenerator[GeneratedToken | GenerationDone]:
         """Generate on a session that may have to be brought here first."""
         self._check_open()
-        live = await self.live_session(session)
+        live = await self._sessions.load(session)
         events = self._generate(live.model, live, prompt, sampling, position, deadline, is_streamed=is_streamed)
         async with aclosing(events):
             async for event in events:
                 yield event
 
+    # ---- sequences of the Open Inference Protocol
+
+    async def open_sequence(self, model: str, version: str, session: str) -> str:
+        durable = self._settings_of(model).durable
+        request = SessionRequest(model, version or None, durable=durable, id=session, origin=OIP)
+        info: SessionInfo | None = None
+        with suppress(AlreadyExistsError):
+            info = await self.open_session(request)
+        if info is None or info.position:  # a server left it behind that was killed, or that had other settings
+            await self._sessions.close(session, Event.RESTART)
+            info = await self.open_session(request)
+        self._ended_sequences.discard(session)
+        if not durable:
+            self._sequences[session] = await self._sessions.load(session)
+        return info.version
+
+    async def find_sequence(self, model: str, session: str) -> KnownSession | None:
+        if self._settings_of(model).durable:
+            known = await self._sessions.recall_durable(session)
+        else:
+            known = self._sessions.recall_ephemeral(session)
+        if known is None:
+            return None
+        return KnownSession(known.version, None if known.last is None else partial(_recall, known.last))
+
+    async def close_sequence(self, session: str, *, is_restart: bool) -> None:
+        self._sequences.pop(session, None)
+        self._ended_sequences.discard(session)
+        with suppress(NotFoundError):
+            await self._sessions.close(session, Event.RESTART if is_restart else Event.CLOSE)
+
+    def is_open(self, session: str) -> bool:
+        live = self._sequences.get(session)
+        return session not in self._ended_sequences if live is None else live.phase is Phase.OPEN
+
+    def step_sequence(
+        self, session: str, inputs: tuple[Tensor, ...], position: int | None, deadline: float | None, *, ends: bool
+    ) -> asyncio.Future[StepResult]:
+        live = self._sequences.get(session)
+        if live is None:
+            return asyncio.ensure_future(self._step_stored(session, inputs, position, deadline, ends=ends))
+        if live.phase is not Phase.OPEN:
+            del self._sequences[session]
+            live.check_open()
+        future: asyncio.Future[StepResult] = self._create_future()
+        self._submit_tensors(live.model, live, inputs, position, deadline, future)
+        return asyncio.ensure_future(self._end_after(future, live)) if ends else future
+
+    async def _step_stored(
+        self, session: str, inputs: tuple[Tensor, ...], position: int | None, deadline: float | None, *, ends: bool
+    ) -> StepResult:
+        """Step a session that may have to be loaded, or may be over."""
+        known = self._sessions.recall_ephemeral(session)
+        try:
+            if known is None:
+                return await self._step_loaded(session, inputs, position, deadline, ends=ends)
+        except (NotFoundError, SessionEndedError):
+            known = await self._sessions.recall_durable(session)
+            if known is None or known.last is None:
+                self._ended_sequences.add(session)
+                raise
+        if position is not None and known.last is not None:
+            again = _recall(known.last, inputs, position)
+            if again is not None:
+                return again
+        self._ended_sequences.add(session)
+        raise ended(session, Phase.CLOSED)
+
+    async def _step_loaded(
+        self, session: str, inputs: tuple[Tensor, ...], position: int | None, deadline: float | None, *, ends: bool
+    ) -> StepResult:
+        future: asyncio.Future[StepResult] = self._create_future()
+        live = self._sessions.find(session)
+
+        def submit(loaded: Session) -> None:
+            nonlocal live
+            live = loaded
+            if not future.done():
+                self._submit_tensors(live.model, live, inputs, position, deadline, future, ends=ends)
+
+        def fail(error: TidegateError) -> None:
+            if not future.done():
+                future.set_exception(error)
+
+        if live is None:
+            # Steps that wait for the same session are submitted in the order in which they came.
+            self._sessions.when_loaded(session, submit, fail)
+        else:
+            submit(live)
+        result = await future
+        return await self._end_after(future, live) if ends and live is not None else result
+
+    async def _end_after(self, last: asyncio.Future[StepResult], live: Session) -> StepResult:
+        """Wait for the last step. A durable session ended with it, unless it was a repeat of one that ended nothing."""
+        result = await last
+        if live.phase is Phase.OPEN:
+            await self.close_sequence(live.id, is_restart=False)
+        return result
+
+    def _submit_tensors(
+        self,
+        model: LoadedModel,
+        session: Session | None,
+        inputs: tuple[Tensor, ...],
+        position: int | None,
+        deadline: float | None,
+        future: asyncio.Future[Any],
+        *,
+        ends: bool = False,
+    ) -> None:
+        """Queue the graph's own inputs, each [steps, …]. With ``ends`` a durable session ends with the steps, in the
+        same commit.
+        """
+        self._check_open()
+        work = Work(session, inputs, RAW, position, deadline, future)
+        work.ends = ends
+        model.loop.submit(work)
+        if session is not None:
+            self._sessions.touch(session)
+
     def statistics(self) -> ServiceStatistics:
-        """Return counters and gauges for metrics."""
         models = [_statistics(model) for model in self._registry.loaded()]
         return ServiceStatistics(
             models,
@@ -631,6 +659,13 @@ def _check_writable(id_: str) -> None:
         raise FailedPreconditionError(
             f"{id_} is a sequence of the Open Inference Protocol: step it there", reason="OIP_SEQUENCE"
         )
+
+
+def _recall(last: LastReply, inputs: tuple[Tensor, ...], position: int) -> StepResult | None:
+    if not repeats(last, inputs, RAW, position):
+        return None
+    result: StepResult = last.result
+    return result
 
 
 def _not_started() -> asyncio.Future[Any]:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from grpc import GenericRpcHandler
 
+from tidegate.api import Core
 from tidegate.observability.requests import RequestMetrics
 from tidegate.transports.grpc.services import GrpcServices
 from tidegate.transports.h2corn_server import H2cornServer, Limits
 from tidegate.transports.listeners import listen
 
 if TYPE_CHECKING:
-    from tidegate.service import Service
     from tidegate.transports.oip.inference import Inference
 
 
@@ -22,7 +22,7 @@ class GrpcServer:
 
     def __init__(
         self,
-        service: Service,
+        service: Core,
         address: str = "127.0.0.1:0",
         inference: Inference | None = None,
         requests: RequestMetrics | None = None,

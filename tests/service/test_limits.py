@@ -22,7 +22,6 @@ from tidegate.config import FLAGS, flag
 from tidegate.oip import service_pb2, service_pb2_grpc
 from tidegate.service import Service
 from tidegate.transports.http.app import create_app
-from tidegate.transports.oip.adapter import ServiceCore
 from tidegate.transports.oip.http import routes
 from tidegate.transports.oip.inference import Inference
 from tidegate.v1 import predictor_pb2, predictor_pb2_grpc, sessions_pb2, sessions_pb2_grpc, types_pb2
@@ -68,7 +67,7 @@ async def front(root: Path) -> AsyncIterator[Front]:
 @asynccontextmanager
 async def fronting(root: Path, **settings: Any) -> AsyncIterator[Front]:
     async with serving(root, **settings) as service:
-        inference = Inference(ServiceCore(service))
+        inference = Inference(service)
         server = GrpcServer(service, "127.0.0.1:0", inference)
         await server.start()
         app = create_app(service)
@@ -291,7 +290,8 @@ async def test_the_longest_idle_leave_when_there_are_too_many_sessions(root: Pat
 
 async def test_checkpoints_take_their_part_of_the_arenas_budget(root: Path) -> None:
     async with fronting(root, arena_mb=1) as front:
-        before, opened, status = front.service.registry.budget.used, list[str](), 200
+        budget = front.service._registry.budget  # noqa: SLF001
+        before, opened, status = budget.used, list[str](), 200
         while status == 200:
             opened.append(await front.open())
             await front.post(f"/v1/sessions/{opened[-1]}:step", {"text": "a"})
@@ -301,7 +301,7 @@ async def test_checkpoints_take_their_part_of_the_arenas_budget(root: Path) -> N
         assert len(opened) * limits.MAX_CHECKPOINTS * limits.CHECKPOINT_BYTES < 1 << 20
         for each in opened:
             await front.sessions.Close(sessions_pb2.CloseRequest(session=each))
-        assert front.service.registry.budget.used == before
+        assert budget.used == before
 
 
 # ---- what is told

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from tests.service.fake_core import FakeCore
 from tidegate import __version__
-from tidegate.api import DriftReport
+from tidegate.api import (
+    DriftReport,
+    EngineStatistics,
+    EngineStatsSnapshot,
+    QualitySnapshot,
+    ServiceStatistics,
+    StoreStatistics,
+)
 from tidegate.clock import Clock
-from tidegate.config import Settings, load_settings
-from tidegate.engine.meter import EngineStatsSnapshot, Meter
-from tidegate.engine.quality import QualitySnapshot
+from tidegate.config import load_settings
+from tidegate.engine.meter import Meter
 from tidegate.histogram import SECONDS, Histogram
 from tidegate.observability.exposition import CONTENT_TYPE, render
 from tidegate.observability.families import Snapshot
 from tidegate.observability.metrics import MetricsCollector
 from tidegate.observability.requests import RequestMetrics
-from tidegate.service import EngineStatistics, ServiceStatistics
-from tidegate.sessions.committer import StoreStatistics
 
 
 def read(*values: float) -> Histogram:
@@ -80,22 +84,17 @@ STORE = StoreStatistics(4, 20, 2, 1, read(0.001, 0.002, 0.003, 0.004).snapshot()
 DONE = {"fork": 3, "checkpoint": 4, "rewind": 1, "restore": 2, "upgrade": 5, "loaded": 6, "refused": 1}
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A service that has been measured already."""
-
-    models: tuple[EngineStatistics, ...] = (ENGINE,)
-    is_ready: bool = True
-    store: StoreStatistics | None = STORE
-    settings: Settings = SETTINGS
-
-    def statistics(self) -> ServiceStatistics:
-        ended = {"SESSION_CLOSED": 4, "SESSION_EVICTED": 1}
-        return ServiceStatistics(list(self.models), 12, ended, 5, 8, self.store, DONE)
+def measured(
+    models: tuple[EngineStatistics, ...] = (ENGINE,), *, is_ready: bool = True, store: StoreStatistics | None = STORE
+) -> FakeCore:
+    """A core that has been measured already."""
+    ended = {"SESSION_CLOSED": 4, "SESSION_EVICTED": 1}
+    counted = ServiceStatistics(list(models), 12, ended, 5, 8, store, DONE)
+    return FakeCore(settings=SETTINGS, is_ready=is_ready, counted=counted)
 
 
-def samples(measured: Measured, requests: RequestMetrics | None = None) -> list[Sample]:
-    figures = MetricsCollector(measured, requests or RequestMetrics(Clock()))
+def samples(core: FakeCore, requests: RequestMetrics | None = None) -> list[Sample]:
+    figures = MetricsCollector(core, requests or RequestMetrics(Clock()))
     text = render([*figures.own(), *figures.of_process()]).decode()
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
@@ -134,7 +133,7 @@ def value(told: list[Sample], name: str, **labels: str) -> float:
     ],
 )
 def test_every_figure_of_a_model_is_told(name: str, expected: float) -> None:
-    assert value(samples(Measured()), name, model="shakespeare-lstm", version="2") == expected
+    assert value(samples(measured()), name, model="shakespeare-lstm", version="2") == expected
 
 
 @pytest.mark.parametrize(
@@ -178,11 +177,11 @@ def test_every_figure_of_a_model_is_told(name: str, expected: float) -> None:
     ],
 )
 def test_every_figure_of_the_service_is_told(name: str, labels: dict[str, str], expected: float) -> None:
-    assert value(samples(Measured()), name, **labels) == expected
+    assert value(samples(measured()), name, **labels) == expected
 
 
 def test_a_forecast_is_told_by_its_coverage() -> None:
-    told = samples(Measured((ENGINE._replace(task="forecast", quality=FORECAST),)))
+    told = samples(measured((ENGINE._replace(task="forecast", quality=FORECAST),)))
     assert value(told, "tidegate_forecast_coverage_total", inside="true") == 8
     assert value(told, "tidegate_forecast_coverage_total", inside="false") == 2
     assert not [sample for sample in told if sample.name.startswith(("tidegate_surprise", "tidegate_drift"))]
@@ -194,7 +193,7 @@ def test_requests_are_told_by_interface_method_and_outcome() -> None:
     step.count(0.0004, "ok")
     step.count(0.02, "ok")
     step.count(0.2, "aborted")
-    told = samples(Measured(), requests)
+    told = samples(measured(), requests)
     assert value(told, "tidegate_requests_total", interface="grpc", method="Step", outcome="ok") == 2
     assert value(told, "tidegate_requests_total", interface="grpc", method="Step", outcome="aborted") == 1
     assert value(told, "tidegate_request_seconds_bucket", interface="grpc", method="Step", le="0.025") == 2
@@ -203,13 +202,13 @@ def test_requests_are_told_by_interface_method_and_outcome() -> None:
 
 def test_histograms_of_durations_have_every_bucket() -> None:
     bounds = [
-        float(sample.labels["le"]) for sample in samples(Measured()) if sample.name == "tidegate_queue_seconds_bucket"
+        float(sample.labels["le"]) for sample in samples(measured()) if sample.name == "tidegate_queue_seconds_bucket"
     ]
     assert bounds == [*SECONDS, float("inf")]
 
 
 def test_rows_per_run_are_a_histogram() -> None:
-    told = samples(Measured())
+    told = samples(measured())
 
     def bucket(bound: str) -> float:
         return value(told, "tidegate_run_rows_bucket", le=bound)
@@ -220,32 +219,32 @@ def test_rows_per_run_are_a_histogram() -> None:
 
 
 def test_more_rows_than_the_largest_bucket_are_not_lost() -> None:
-    told = samples(Measured((ENGINE._replace(rows_per_run={2**14: 5}),)))
+    told = samples(measured((ENGINE._replace(rows_per_run={2**14: 5}),)))
     assert value(told, "tidegate_run_rows_bucket", le="4096.0") == 0
     assert value(told, "tidegate_run_rows_bucket", le="+Inf") == 5
 
 
 def test_without_a_store_nothing_is_told_of_one() -> None:
-    assert not [sample for sample in samples(Measured(store=None)) if sample.name.startswith("tidegate_store")]
+    assert not [sample for sample in samples(measured(store=None)) if sample.name.startswith("tidegate_store")]
 
 
 def test_a_store_that_is_away_is_down() -> None:
-    assert value(samples(Measured(store=STORE._replace(is_available=False))), "tidegate_store_up") == 0
+    assert value(samples(measured(store=STORE._replace(is_available=False))), "tidegate_store_up") == 0
 
 
 @pytest.mark.parametrize("is_ready", [True, False])
 def test_readiness(is_ready: bool) -> None:
-    assert value(samples(Measured(is_ready=is_ready)), "tidegate_ready") == is_ready
+    assert value(samples(measured(is_ready=is_ready)), "tidegate_ready") == is_ready
 
 
 def test_a_server_without_models_has_metrics_of_its_process() -> None:
-    told = samples(Measured(models=()))
+    told = samples(measured(models=()))
     assert value(told, "process_resident_memory_bytes") > 0
     assert value(told, "tidegate_models_loaded") == 0
 
 
 def test_an_idle_meter_tells_zeros() -> None:
-    told = samples(Measured((ENGINE._replace(meter=Meter().snapshot()),)))
+    told = samples(measured((ENGINE._replace(meter=Meter().snapshot()),)))
     assert value(told, "tidegate_steps_total", kind="generated") == 0
     assert value(told, "tidegate_queue_seconds_count") == 0
 
@@ -260,6 +259,6 @@ async def test_what_the_system_says_is_read_beside_the_event_loop() -> None:
             self.thread = threading.get_ident()
             return super().of_process()
 
-    figures = Watched(Measured(), RequestMetrics(Clock()))
+    figures = Watched(measured(), RequestMetrics(Clock()))
     assert {"tidegate_ready", "process_open_fds"} <= {family.name for family in await figures.all()}
     assert figures.thread != threading.get_ident()

@@ -6,13 +6,13 @@ Knows connections, and who serves a session. What is asked, and how it is done h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from grpc import aio
 
-from tidegate.api import GeneratedToken, GenerationDone
+from tidegate.api import Events, GenerationDone
 from tidegate.client._async.connection import AsyncConnection
 from tidegate.client.channel import ChannelPlan
 from tidegate.client.retry import STREAM_BROKEN, Retry
@@ -25,7 +25,6 @@ from tidegate.observability.logs import REQUEST
 from tidegate.sessions.ids import DURABLE, EPHEMERAL
 from tidegate.v1 import sessions_pb2
 
-Events = AsyncGenerator[GeneratedToken | GenerationDone]
 Answer = TypeVar("Answer")
 
 AWAY = "WORKER_AWAY"

@@ -1,8 +1,7 @@
-"""The core's face for a worker: a session that lives on a fellow is served by passing the request on.
+"""`Core` over the sessions of all workers: a request of a session that another worker holds is passed on to it.
 
-Whatever the interface, a call, a stream or a WebSocket comes to the core's face, so passing on is done here, once. The
-owner does the work; the outcome, an error too, is the same as if it had been asked itself. Calls that no session's id
-decides are served where they arrive.
+Every transport asks a `Core`, so passing on is done here, once. The outcome, an error too, is the same as if the owner
+had been asked itself. Calls that no session's id decides are served where they arrive.
 """
 
 from __future__ import annotations
@@ -12,26 +11,41 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from typing import Any
 
 from tidegate.api import (
     CheckpointInfo,
+    Core,
+    EngineCounts,
+    Events,
     Input,
+    KnownSession,
+    ModelInfo,
+    ModelPage,
+    Prediction,
+    PredictResult,
     ReloadReport,
     RestoreRequest,
     Sampling,
+    ServedModel,
+    ServiceStatistics,
     SessionInfo,
     SessionPage,
     SessionRequest,
     StepOptions,
     StepResult,
+    Tensor,
 )
 from tidegate.client.requests import session_generate_request, step_request
-from tidegate.cluster.fellows import Events, Fellow, Fellows
+from tidegate.clock import Clock
+from tidegate.cluster.fellows import Fellow, Fellows
 from tidegate.cluster.seat import Seat
+from tidegate.config import Settings
+from tidegate.engine.cohort import CohortReply
 from tidegate.errors import TidegateError, UnavailableError, without_traceback
 from tidegate.limits import DEFAULT_PAGE
 from tidegate.sessions.ids import DURABLE, EPHEMERAL
+from tidegate.sessions.party import Party
 from tidegate.sessions.snapshot import fork_snapshot
 from tidegate.v1 import models_pb2, sessions_pb2
 from tidegate.wire.predictions import decode_step
@@ -45,43 +59,59 @@ from tidegate.wire.sessions import (
     encode_session_request,
 )
 
-if TYPE_CHECKING:
-    from tidegate.service import Service
 
-P = ParamSpec("P")
-Message = TypeVar("Message")
+class Router:
+    """`Core` for all sessions; ``local`` is the core of this worker's own."""
 
-
-class RoutedService:
-    """`tidegate.service.Service` over the sessions of all workers; what is not defined here is the local core's."""
-
-    def __init__(self, local: Service, seat: Seat) -> None:
-        self.settings = local.settings
-        self.clock = local.clock
+    def __init__(self, local: Core, seat: Seat) -> None:
         self._local = local
         self._fellows = Fellows(seat, local.settings, local.clock)
         # The last step under way of each fellow's session. Calls may overtake each other, steps of a session may not.
         self._last: dict[str, asyncio.Future[StepResult]] = {}
 
-    def as_service(self) -> Service:
-        return cast("Service", self)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._local, name)
-
-    async def abort(self) -> None:
-        """Answer everything with UNAVAILABLE, now: what was passed on, too."""
-        await self.disconnect()
-        await self._local.abort()
-
-    async def stop(self) -> None:
-        """Stop at once; what was passed on ends with the connections."""
-        await self.disconnect()
-        await self._local.stop()
-
     async def disconnect(self) -> None:
-        """Close the connections to the fellows."""
+        """Close the connections to the fellows: what was passed on ends with UNAVAILABLE."""
         await self._fellows.close()
+
+    # ---- what no session decides
+
+    @property
+    def settings(self) -> Settings:
+        return self._local.settings
+
+    @property
+    def clock(self) -> Clock:
+        return self._local.clock
+
+    @property
+    def is_ready(self) -> bool:
+        return self._local.is_ready
+
+    @property
+    def is_draining(self) -> bool:
+        return self._local.is_draining
+
+    @property
+    def is_store_away(self) -> bool:
+        return self._local.is_store_away
+
+    def statistics(self) -> ServiceStatistics:
+        return self._local.statistics()
+
+    def models(self, limit: int = 0, page_token: str = "") -> ModelPage:
+        return self._local.models(limit, page_token)
+
+    def model(self, name: str, version: str | None = None) -> ModelInfo:
+        return self._local.model(name, version)
+
+    def get_served(self, name: str, version: str = "") -> ServedModel:
+        return self._local.get_served(name, version)
+
+    def list_served(self) -> list[ServedModel]:
+        return self._local.list_served()
+
+    def count_runs(self, name: str, version: str) -> EngineCounts:
+        return self._local.count_runs(name, version)
 
     async def reload(self) -> ReloadReport:
         """Read the bundle directory again, on every worker; all find the same there, so this one's report tells."""
@@ -90,7 +120,40 @@ class RoutedService:
         await asyncio.gather(*asked)
         return report
 
+    async def predict(
+        self,
+        model: str,
+        version: str | None,
+        sequences: Sequence[Input],
+        options: StepOptions,
+        deadline: float | None = None,
+    ) -> PredictResult:
+        return await self._local.predict(model, version, sequences, options, deadline)
+
+    def predict_tensors(
+        self, model: str, version: str, rows: Sequence[tuple[Tensor, ...]], deadline: float | None
+    ) -> list[asyncio.Future[Prediction]]:
+        return self._local.predict_tensors(model, version, rows, deadline)
+
+    def generate(
+        self,
+        model: str,
+        version: str | None,
+        prompt: Input | None,
+        sampling: Sampling,
+        deadline: float | None = None,
+        *,
+        is_streamed: bool = True,
+    ) -> Events:
+        return self._local.generate(model, version, prompt, sampling, deadline, is_streamed=is_streamed)
+
     # ---- steps
+
+    def step_together(
+        self, party: Party, source: Input, options: StepOptions, positions: Sequence[int], deadline: float | None
+    ) -> asyncio.Future[CohortReply] | None:
+        """As of `Core`: they go together where all are this worker's."""
+        return self._local.step_together(party, source, options, positions, deadline)
 
     def step(
         self,
@@ -174,7 +237,7 @@ class RoutedService:
     # ---- from opening to end
 
     async def open_session(self, request: SessionRequest) -> SessionInfo:
-        """Open a session here, or, where the client has chosen its id, with the worker that the id belongs to."""
+        """Open a session here, or, where the client chose its id, with the worker that the id belongs to."""
         here = partial(self._local.open_session, request)
         # A lifetime of 0 is refused, and a message cannot carry it.
         if request.id is None or 0 in {request.ttl_seconds, request.idle_seconds}:
@@ -185,17 +248,19 @@ class RoutedService:
             request.id, "Open", message, decode_session, here, is_repeatable=request.durable
         )
 
-    async def get_session(self, id: str) -> SessionInfo:  # noqa: A002
-        request = sessions_pb2.GetSessionRequest(session=id)
-        return await self._fellows.routed(id, "Get", request, decode_session, partial(self._local.get_session, id))
+    async def get_session(self, session: str) -> SessionInfo:
+        request = sessions_pb2.GetSessionRequest(session=session)
+        return await self._fellows.routed(
+            session, "Get", request, decode_session, partial(self._local.get_session, session)
+        )
 
-    async def get_sessions(self, ids: Sequence[str]) -> list[SessionInfo | TidegateError]:
+    async def get_sessions(self, sessions: Sequence[str]) -> list[SessionInfo | TidegateError]:
         """Return each session, or why it cannot be had; fellows are asked for each of theirs."""
-        here = [id_ for id_ in ids if self._fellows.serving(id_) is None]
-        there = [id_ for id_ in ids if self._fellows.serving(id_) is not None]
+        here = [id_ for id_ in sessions if self._fellows.serving(id_) is None]
+        there = [id_ for id_ in sessions if self._fellows.serving(id_) is not None]
         found = dict(zip(here, await self._local.get_sessions(here), strict=True))
         found |= zip(there, await asyncio.gather(*map(self._get_or_error, there)), strict=True)
-        return [found[id_] for id_ in ids]
+        return [found[id_] for id_ in sessions]
 
     async def _get_or_error(self, id_: str) -> SessionInfo | TidegateError:
         try:
@@ -203,9 +268,9 @@ class RoutedService:
         except TidegateError as error:
             return without_traceback(error)
 
-    async def close_session(self, id: str) -> None:  # noqa: A002
-        request = sessions_pb2.CloseRequest(session=id)
-        await self._fellows.routed(id, "Close", request, _nothing, partial(self._local.close_session, id))
+    async def close_session(self, session: str) -> None:
+        request = sessions_pb2.CloseRequest(session=session)
+        await self._fellows.routed(session, "Close", request, _nothing, partial(self._local.close_session, session))
 
     async def list_sessions(self, limit: int = 0, page_token: str = "") -> SessionPage:
         """Return a page of the live sessions of all workers by rising id; a token is the last id before it."""
@@ -224,72 +289,81 @@ class RoutedService:
 
     async def fork_session(
         self,
-        id: str,  # noqa: A002
+        session: str,
         ids: Sequence[str] | None = None,
         count: int | None = None,
     ) -> list[SessionInfo]:
         """Fork a session where it is; under chosen ids, with the workers that the ids belong to.
 
-        Each of these forks from the last committed state that it finds; where one id is refused, forks under others
-        stay. An ephemeral session reaches another worker as a snapshot.
+        Each of these forks from the last committed state that it finds; where one id is refused, forks under
+        others stay. An ephemeral session reaches another worker as a snapshot.
         """
-        owner = self._fellows.owner(id)
+        owner = self._fellows.owner(session)
         homes: defaultdict[int, list[str]] = defaultdict(list)
         for chosen in ids or ():
             homes[self._fellows.owner(chosen)].append(chosen)
         if count or homes.keys() <= {owner}:
-            return await self._fork(owner, id, ids, count)
-        is_durable = await self._is_durable(id)
+            return await self._fork(owner, session, ids, count)
+        is_durable = await self._is_durable(session)
         forks: list[SessionInfo] = []
         for home, names in homes.items():
-            forks += await (self._fork(home, id, names) if is_durable or home == owner else self._transplant(id, names))
+            forks += await (
+                self._fork(home, session, names) if is_durable or home == owner else self._transplant(session, names)
+            )
         by_id = {fork.id: fork for fork in forks}
         return [by_id[chosen] for chosen in ids or ()]
 
     async def _fork(
         self,
         home: int,
-        id: str,  # noqa: A002
+        session: str,
         ids: Sequence[str] | None,
         count: int | None = None,
     ) -> list[SessionInfo]:
-        here = partial(self._local.fork_session, id, ids, count)
-        request = encode_fork_request(id, ids, count)
-        return await self._fellows.routed(id, "Fork", request, decode_forks, here, home=home, is_repeatable=bool(ids))
+        here = partial(self._local.fork_session, session, ids, count)
+        request = encode_fork_request(session, ids, count)
+        return await self._fellows.routed(
+            session, "Fork", request, decode_forks, here, home=home, is_repeatable=bool(ids)
+        )
 
     async def _is_durable(self, session: str) -> bool:
         if session.startswith((DURABLE, EPHEMERAL)):
             return session.startswith(DURABLE)
         return (await self.get_session(session)).durable
 
-    async def _transplant(self, id: str, ids: Sequence[str]) -> list[SessionInfo]:  # noqa: A002
+    async def _transplant(self, session: str, ids: Sequence[str]) -> list[SessionInfo]:
         """Fork by way of a snapshot."""
-        snapshot = await self.snapshot_session(id)
+        snapshot = await self.snapshot_session(session)
         return [
-            await self.restore_session(fork_snapshot(snapshot, id, chosen), RestoreRequest(chosen)) for chosen in ids
+            await self.restore_session(fork_snapshot(snapshot, session, chosen), RestoreRequest(chosen))
+            for chosen in ids
         ]
 
-    async def checkpoint_session(self, id: str, name: str | None = None) -> CheckpointInfo:  # noqa: A002
-        here = partial(self._local.checkpoint_session, id, name)
-        request = sessions_pb2.CheckpointRequest(session=id, name=name or "")
-        return await self._fellows.routed(id, "Checkpoint", request, decode_checkpoint, here, is_repeatable=bool(name))
+    async def checkpoint_session(self, session: str, name: str | None = None) -> CheckpointInfo:
+        here = partial(self._local.checkpoint_session, session, name)
+        request = sessions_pb2.CheckpointRequest(session=session, name=name or "")
+        return await self._fellows.routed(
+            session, "Checkpoint", request, decode_checkpoint, here, is_repeatable=bool(name)
+        )
 
-    async def rewind_session(self, id: str, checkpoint: str) -> SessionInfo:  # noqa: A002
-        here = partial(self._local.rewind_session, id, checkpoint)
-        request = sessions_pb2.RewindRequest(session=id, checkpoint=checkpoint)
-        return await self._fellows.routed(id, "Rewind", request, decode_session, here)
+    async def rewind_session(self, session: str, checkpoint: str) -> SessionInfo:
+        here = partial(self._local.rewind_session, session, checkpoint)
+        request = sessions_pb2.RewindRequest(session=session, checkpoint=checkpoint)
+        return await self._fellows.routed(session, "Rewind", request, decode_session, here)
 
-    async def upgrade_session(self, id: str, version: str | None = None) -> SessionInfo:  # noqa: A002
-        here = partial(self._local.upgrade_session, id, version)
-        request = sessions_pb2.UpgradeRequest(session=id, version=version or "")
-        return await self._fellows.routed(id, "Upgrade", request, decode_session, here)
+    async def upgrade_session(self, session: str, version: str | None = None) -> SessionInfo:
+        here = partial(self._local.upgrade_session, session, version)
+        request = sessions_pb2.UpgradeRequest(session=session, version=version or "")
+        return await self._fellows.routed(session, "Upgrade", request, decode_session, here)
 
-    async def snapshot_session(self, id: str) -> bytes:  # noqa: A002
-        here = partial(self._local.snapshot_session, id)
-        return await self._fellows.routed(id, "Snapshot", sessions_pb2.SnapshotRequest(session=id), _snapshot, here)
+    async def snapshot_session(self, session: str) -> bytes:
+        here = partial(self._local.snapshot_session, session)
+        return await self._fellows.routed(
+            session, "Snapshot", sessions_pb2.SnapshotRequest(session=session), _snapshot, here
+        )
 
     async def restore_session(self, snapshot: bytes, request: RestoreRequest) -> SessionInfo:
-        """Restore a session here, or, where the client has chosen its id, with the worker that the id belongs to."""
+        """Restore a session here, or, where the client chose its id, with the worker that the id belongs to."""
         here = partial(self._local.restore_session, snapshot, request)
         # As in `open_session`.
         if request.id is None or 0 in {request.ttl_seconds, request.idle_seconds}:
@@ -298,6 +372,25 @@ class RoutedService:
         return await self._fellows.routed(
             request.id, "Restore", message, decode_session, here, is_repeatable=request.durable
         )
+
+    # ---- sequences, which `transports.oip.routing` passes on: those of this worker come here
+
+    async def open_sequence(self, model: str, version: str, session: str) -> str:
+        return await self._local.open_sequence(model, version, session)
+
+    async def find_sequence(self, model: str, session: str) -> KnownSession | None:
+        return await self._local.find_sequence(model, session)
+
+    async def close_sequence(self, session: str, *, is_restart: bool) -> None:
+        await self._local.close_sequence(session, is_restart=is_restart)
+
+    def is_open(self, session: str) -> bool:
+        return self._local.is_open(session)
+
+    def step_sequence(
+        self, session: str, inputs: tuple[Tensor, ...], position: int | None, deadline: float | None, *, ends: bool
+    ) -> asyncio.Future[StepResult]:
+        return self._local.step_sequence(session, inputs, position, deadline, ends=ends)
 
 
 def _nothing(_: Any) -> None:

@@ -3,31 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
+from tidegate.api import EngineStatsSnapshot
 from tidegate.engine.cohort import Cohort
 from tidegate.engine.work import KINDS, Work
-from tidegate.histogram import Histogram, HistogramSnapshot
-
-
-class EngineStatsSnapshot(NamedTuple):
-    """Counters since the start.
-
-    Attributes:
-        steps: Steps that were run, by kind.
-        num_repeats: Chunks answered from the last reply.
-        num_conflicts: Chunks refused for their position.
-        num_generated: Sampled tokens that were consumed.
-        queue: Seconds from arrival in the engine to the first run.
-        ticks: Seconds from a plan to its replies; a commit to the store is not among them.
-    """
-
-    steps: dict[str, int]
-    num_repeats: int
-    num_conflicts: int
-    num_generated: int
-    queue: HistogramSnapshot
-    ticks: HistogramSnapshot
+from tidegate.histogram import Histogram
 
 
 class Meter:

@@ -11,18 +11,18 @@ import logging
 import math
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from tidegate.api import Drift, DriftReport, FloatArray, SurpriseReport
+from tidegate.api import Drift, DriftReport, FloatArray, QualitySnapshot, SurpriseReport
 from tidegate.codecs.scores import BAND, Scores
 from tidegate.drift import NOT_WHOLE, STATES, Chart, ChartState, State, add_steps
 from tidegate.engine.batch import Batch, Outputs, Scored, Surprises
 from tidegate.engine.cohort import Cohort
 from tidegate.engine.session import Session
 from tidegate.engine.work import PREDICT, STEP, Work
-from tidegate.histogram import Histogram, HistogramSnapshot
+from tidegate.histogram import Histogram
 
 log = logging.getLogger(__name__)
 
@@ -36,40 +36,6 @@ _NEVER = 1 << 62
 """The block of a model without a chart: no position comes that far."""
 
 _COUNTED = (STEP, PREDICT)
-
-
-class QualitySnapshot(NamedTuple):
-    """Counters since the start.
-
-    Attributes:
-        unit: Of surprise; empty where the model has none.
-        num_steps: Steps whose surprise is a number, and no outlier.
-        surprise: The sum over them.
-        num_nan: Steps whose surprise is no number.
-        num_outliers: Steps whose surprise is beyond what a mean is made of.
-        blocks: Means of blocks, by size.
-        drift: Where the model's chart is; None where it has none.
-        changes: How often the chart's state became each.
-        num_unknown: Tokens that the vocabulary lacks, and requests refused for one.
-        num_out_of_range: Values beyond those of the training.
-        num_missing: Requests refused for a value that is not finite.
-        num_inside: Inputs that the 80 % interval of the step before held.
-        num_outside: Inputs that it did not hold.
-    """
-
-    unit: str
-    num_steps: int
-    surprise: float
-    num_nan: int
-    num_outliers: int
-    blocks: HistogramSnapshot
-    drift: DriftReport | None
-    changes: dict[str, int]
-    num_unknown: int
-    num_out_of_range: int
-    num_missing: int
-    num_inside: int
-    num_outside: int
 
 
 class Quality:

@@ -9,17 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from tidegate import __version__
-from tidegate.api import DriftReport
-from tidegate.engine.quality import QualitySnapshot
+from tidegate.api import Core, DriftReport, EngineStatistics, QualitySnapshot, ServiceStatistics, StoreStatistics
 from tidegate.histogram import HistogramSnapshot
 from tidegate.observability.families import Family, Labels, Snapshot, Value
 from tidegate.observability.logs import num_dropped_lines
 from tidegate.observability.requests import MethodSnapshot, RequestMetrics
-from tidegate.service import EngineStatistics, ServiceStatistics
-from tidegate.sessions.committer import StoreStatistics
 
 if TYPE_CHECKING:
     from prometheus_client import Metric, ProcessCollector
@@ -87,30 +84,10 @@ _DONE = (
 )
 
 
-class SettingsLike(Protocol):
-    """What the figures need of the settings."""
-
-    @property
-    def store(self) -> str: ...
-    @property
-    def arena_mb(self) -> int: ...
-
-
-class Measured(Protocol):
-    """What can be asked: the service."""
-
-    @property
-    def settings(self) -> SettingsLike: ...
-    @property
-    def is_ready(self) -> bool: ...
-
-    def statistics(self) -> ServiceStatistics: ...
-
-
 class MetricsCollector:
     """All figures of this process."""
 
-    def __init__(self, service: Measured, requests: RequestMetrics) -> None:
+    def __init__(self, service: Core, requests: RequestMetrics) -> None:
         self._service = service
         self._requests = requests
 

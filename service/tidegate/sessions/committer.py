@@ -20,10 +20,11 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
+from tidegate.api import StoreStatistics
 from tidegate.errors import ConfigurationError, InternalError, TidegateError, UnavailableError
-from tidegate.histogram import Histogram, HistogramSnapshot
+from tidegate.histogram import Histogram
 from tidegate.limits import (
     MAX_STORE_ENTRIES,
     MAX_STORE_QUESTIONS,
@@ -40,27 +41,11 @@ _RETRY_AFTER = 1.0
 _DAMAGE_SECONDS = 10.0
 """Between two lines about damaged records."""
 
-
 Written = bool | TidegateError
 """What became of a write: made; refused, for another revision is there; or nobody knows, and why."""
 
 Result = TypeVar("Result")
 Found = TypeVar("Found")
-
-
-class StoreStatistics(NamedTuple):
-    """Counters since the start; ``seconds`` that each group of writes took; ``is_available`` as of now.
-
-    ``num_damaged`` counts how often a damaged record was met.
-    """
-
-    num_groups: int
-    num_writes: int
-    num_conflicts: int
-    num_failures: int
-    seconds: HistogramSnapshot
-    is_available: bool
-    num_damaged: int = 0
 
 
 class GroupCommitter:

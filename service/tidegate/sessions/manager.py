@@ -17,7 +17,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from tidegate.api import CheckpointInfo, RestoreRequest, SessionInfo, SessionPage, SessionRequest
+from tidegate.api import CheckpointInfo, RestoreRequest, SessionInfo, SessionPage, SessionRequest, StoreStatistics
 from tidegate.clock import Clock
 from tidegate.config import LONGEST_LIFE, Settings
 from tidegate.engine.batch import Outcome, Step
@@ -46,7 +46,7 @@ from tidegate.limits import (
     MAX_LAST_REPLY_BYTES,
     MAX_NAME_LENGTH,
 )
-from tidegate.sessions.committer import GroupCommitter, StoreStatistics
+from tidegate.sessions.committer import GroupCommitter
 from tidegate.sessions.copies import DurableCopies
 from tidegate.sessions.durable import Attachments, DurableRecords, unknown_checkpoint
 from tidegate.sessions.endings import Endings, Remembered

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tests.service.grpc.fake import FakeService, GenerateCall, StepCall, length, predict
+from tests.service.fake_core import FakeCore, GenerateCall, StepCall, length, predict
 from tests.service.grpc_server import GrpcServer
 from tidegate.api import GeneratedToken, GenerationDone, Input, Sampling, StepOptions, StepResult
 from tidegate.errors import NotFoundError, PositionConflictError
@@ -22,7 +22,7 @@ class Last(NamedTuple):
 
 
 @dataclass
-class RememberingService(FakeService):
+class RememberingService(FakeCore):
     """Applies a chunk at the session's position, answers the last one again, and refuses others.
 
     With ``is_deaf`` steps are neither applied nor answered. A generation stops after ``hold_after`` tokens in all; with
@@ -102,7 +102,7 @@ class RememberingService(FakeService):
 class Site:
     """A port, and the servers that listen on it one after the other."""
 
-    def __init__(self, service: FakeService) -> None:
+    def __init__(self, service: FakeCore) -> None:
         self.service = service
         self._server: GrpcServer | None = None
         self._port = 0
@@ -116,7 +116,7 @@ class Site:
         return self._server is not None
 
     async def start(self) -> None:
-        self._server = GrpcServer(self.service.as_service(), self.address)
+        self._server = GrpcServer(self.service, self.address)
         self._port = self._server.port
         await self._server.start()
 

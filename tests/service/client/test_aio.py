@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.service.grpc.fake import FakeService
+from tests.service.fake_core import FakeCore
 from tests.service.grpc_server import GrpcServer
 from tidegate import errors
 from tidegate.api import GeneratedToken, GenerationDone, SessionRequest
@@ -28,7 +28,7 @@ async def test_models(client: AsyncClient) -> None:
     assert (await client.reload()).loaded == ["echo/3"]
 
 
-async def test_predict(client: AsyncClient, service: FakeService) -> None:
+async def test_predict(client: AsyncClient, service: FakeCore) -> None:
     result = await client.predict("echo", ["ab", [5, 6]], version="1", every_step=True)
     assert (result.version, [each.length for each in result.predictions]) == ("1", [2, 2])
     service.failures["echo"] = [errors.InvalidInputError("sequence 0: no", details={"sequence": "0"})]
@@ -42,7 +42,7 @@ async def test_generate(client: AsyncClient) -> None:
     assert events == [GeneratedToken(0, "a", 3), GenerationDone("a", [0], "length", 3)]
 
 
-async def test_leaving_a_generation_cancels_it(client: AsyncClient, service: FakeService) -> None:
+async def test_leaving_a_generation_cancels_it(client: AsyncClient, service: FakeCore) -> None:
     service.is_holding = True
     events: Any = client.generate("echo", "xy")
     async with aclosing(events):
@@ -50,7 +50,7 @@ async def test_leaving_a_generation_cancels_it(client: AsyncClient, service: Fak
     assert await service.cancelled.get() == "echo"
 
 
-async def test_a_session_steps_with_its_position_and_closes(client: AsyncClient, service: FakeService) -> None:
+async def test_a_session_steps_with_its_position_and_closes(client: AsyncClient, service: FakeCore) -> None:
     async with client.open("echo", id="mine", durable=True) as session:
         assert (await session.step("ab")).position == 2
         assert (await session.step(tokens=[7])).position == 3
@@ -62,7 +62,7 @@ async def test_a_session_steps_with_its_position_and_closes(client: AsyncClient,
     assert service.sessions == {}
 
 
-async def test_an_opening_can_be_awaited(client: AsyncClient, service: FakeService) -> None:
+async def test_an_opening_can_be_awaited(client: AsyncClient, service: FakeCore) -> None:
     session = await client.open("echo", id="mine")
     assert list(service.sessions) == ["mine"]
     await session.close()
@@ -70,7 +70,7 @@ async def test_an_opening_can_be_awaited(client: AsyncClient, service: FakeServi
     assert service.sessions == {}
 
 
-async def test_an_error_in_the_block_is_not_hidden_by_one_of_closing(client: AsyncClient, service: FakeService) -> None:
+async def test_an_error_in_the_block_is_not_hidden_by_one_of_closing(client: AsyncClient, service: FakeCore) -> None:
     async def fail() -> None:
         async with client.open("echo", id="mine"):
             service.failures["mine"] = [errors.InternalError("closing failed")]
@@ -80,14 +80,14 @@ async def test_an_error_in_the_block_is_not_hidden_by_one_of_closing(client: Asy
         await fail()
 
 
-async def test_generating_moves_the_session(client: AsyncClient, service: FakeService) -> None:
+async def test_generating_moves_the_session(client: AsyncClient, service: FakeCore) -> None:
     service.add_sessions("a")
     session = await client.session("a")
     assert [event.position async for event in session.generate("xy", max_tokens=2)] == [3, 4, 4]
     assert session.position == 4
 
 
-async def test_a_session_stream_steps_and_overlaps(client: AsyncClient, service: FakeService) -> None:
+async def test_a_session_stream_steps_and_overlaps(client: AsyncClient, service: FakeCore) -> None:
     service.add_sessions("a")
     session = await client.session("a")
     async with session.stream() as stream:
@@ -104,7 +104,7 @@ async def test_a_session_stream_steps_and_overlaps(client: AsyncClient, service:
     assert session.position == 5
 
 
-async def test_a_column_stream_steps_many_sessions(client: AsyncClient, service: FakeService) -> None:
+async def test_a_column_stream_steps_many_sessions(client: AsyncClient, service: FakeCore) -> None:
     service.add_sessions("a", "b")
     async with client.stream() as stream:
         attached = await stream.attach([await client.session("a"), "b"], first_lane=4)
@@ -115,9 +115,9 @@ async def test_a_column_stream_steps_many_sessions(client: AsyncClient, service:
         assert result.ids.tolist() == [[5], [6], [7]]
 
 
-async def test_a_drained_stream_says_so_where_nothing_is_tried_again(service: FakeService) -> None:
+async def test_a_drained_stream_says_so_where_nothing_is_tried_again(service: FakeCore) -> None:
     service.add_sessions("a")
-    server = GrpcServer(service.as_service(), "127.0.0.1:0")
+    server = GrpcServer(service, "127.0.0.1:0")
     await server.start()
     async with AsyncClient(f"127.0.0.1:{server.port}", retry=Retry(attempts=1)) as client:
         session = await client.session("a")

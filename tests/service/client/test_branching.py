@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from tests.service.client.threaded import threaded
-from tests.service.grpc.fake import FakeService
+from tests.service.fake_core import FakeCore
 from tidegate import errors
 from tidegate.api import RestoreRequest
 from tidegate.client import AsyncClient, Client
@@ -21,7 +21,7 @@ async def no_wait(seconds: float) -> None:
 
 
 @pytest.fixture(params=["asyncio", "threads"])
-async def client(address: str, service: FakeService, request: pytest.FixtureRequest) -> AsyncIterator[AsyncClient]:
+async def client(address: str, service: FakeCore, request: pytest.FixtureRequest) -> AsyncIterator[AsyncClient]:
     service.add_sessions("a")
     if request.param == "asyncio":
         async with AsyncClient(address, timeout=60, sleep=no_wait) as client:
@@ -31,7 +31,7 @@ async def client(address: str, service: FakeService, request: pytest.FixtureRequ
             yield client
 
 
-async def test_forks_go_on_by_themselves(client: AsyncClient, service: FakeService) -> None:
+async def test_forks_go_on_by_themselves(client: AsyncClient, service: FakeCore) -> None:
     session = await client.session("a")
     await session.step("xy")
     left, right = await session.fork(ids=["l", "r"])
@@ -43,7 +43,7 @@ async def test_forks_go_on_by_themselves(client: AsyncClient, service: FakeServi
     assert service.branched == [("fork", "a", ["l", "r"], None), ("fork", "a", None, 3), ("fork", "a", None, None)]
 
 
-async def test_a_session_goes_back_to_a_checkpoint(client: AsyncClient, service: FakeService) -> None:
+async def test_a_session_goes_back_to_a_checkpoint(client: AsyncClient, service: FakeCore) -> None:
     session = await client.session("a")
     await session.step("xy")
     named, unnamed = await session.checkpoint("here"), await session.checkpoint()
@@ -58,13 +58,13 @@ async def test_a_session_goes_back_to_a_checkpoint(client: AsyncClient, service:
     assert (caught.value.reason, session.position) == ("UNKNOWN_CHECKPOINT", 3)
 
 
-async def test_a_session_moves_to_another_version(client: AsyncClient, service: FakeService) -> None:
+async def test_a_session_moves_to_another_version(client: AsyncClient, service: FakeCore) -> None:
     session = await client.session("a")
     assert (await session.upgrade("1")).version == session.info.version == "1"
     assert (await session.upgrade()).version == "2"
 
 
-async def test_a_snapshot_is_restored(client: AsyncClient, service: FakeService) -> None:
+async def test_a_snapshot_is_restored(client: AsyncClient, service: FakeCore) -> None:
     session = await client.session("a")
     await session.step("xy")
     snapshot = await session.snapshot()
@@ -78,7 +78,7 @@ async def test_a_snapshot_is_restored(client: AsyncClient, service: FakeService)
     ]
 
 
-async def test_questions_are_asked_again_and_changes_are_not(client: AsyncClient, service: FakeService) -> None:
+async def test_questions_are_asked_again_and_changes_are_not(client: AsyncClient, service: FakeCore) -> None:
     session = await client.session("a")
     service.failures["a"] = [AWAY] * 4
     assert await session.snapshot()
@@ -95,7 +95,7 @@ async def test_questions_are_asked_again_and_changes_are_not(client: AsyncClient
     assert "a" not in service.sessions
 
 
-async def test_an_opening_can_be_a_restoring_too(address: str, service: FakeService) -> None:
+async def test_an_opening_can_be_a_restoring_too(address: str, service: FakeCore) -> None:
     service.add_sessions("a")
     async with AsyncClient(address) as client:
         snapshot = await (await client.session("a")).snapshot()

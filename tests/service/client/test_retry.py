@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.service.grpc.fake import FakeService
+from tests.service.fake_core import FakeCore
 from tidegate import errors
 from tidegate.client import AsyncClient, Client, Retry
 
@@ -73,7 +73,7 @@ def pauses() -> Pauses:
     return Pauses()
 
 
-async def test_a_step_with_a_position_is_repeated(address: str, service: FakeService, pauses: Pauses) -> None:
+async def test_a_step_with_a_position_is_repeated(address: str, service: FakeCore, pauses: Pauses) -> None:
     service.add_sessions("a")
     async with AsyncClient(address, sleep=pauses.wait) as client:
         session = await client.session("a")
@@ -83,7 +83,7 @@ async def test_a_step_with_a_position_is_repeated(address: str, service: FakeSer
     assert pauses[1:] == [1.0]
 
 
-async def test_a_blocking_step_is_repeated_too(address: str, service: FakeService, pauses: Pauses) -> None:
+async def test_a_blocking_step_is_repeated_too(address: str, service: FakeCore, pauses: Pauses) -> None:
     service.add_sessions("a")
 
     def body() -> None:
@@ -96,7 +96,7 @@ async def test_a_blocking_step_is_repeated_too(address: str, service: FakeServic
     assert len(pauses) == 1
 
 
-async def test_repeats_are_bounded(address: str, service: FakeService, pauses: Pauses) -> None:
+async def test_repeats_are_bounded(address: str, service: FakeCore, pauses: Pauses) -> None:
     service.add_sessions("a")
     async with AsyncClient(address, sleep=pauses.wait, retry=Retry(attempts=3)) as client:
         session = await client.session("a")
@@ -106,7 +106,7 @@ async def test_repeats_are_bounded(address: str, service: FakeService, pauses: P
     assert (len(service.steps), len(pauses)) == (3, 2)
 
 
-async def test_a_step_without_a_position_is_not_repeated(address: str, service: FakeService, pauses: Pauses) -> None:
+async def test_a_step_without_a_position_is_not_repeated(address: str, service: FakeCore, pauses: Pauses) -> None:
     service.add_sessions("a")
     async with AsyncClient(address, sleep=pauses.wait) as client:
         session = await client.session("a")
@@ -119,7 +119,7 @@ async def test_a_step_without_a_position_is_not_repeated(address: str, service: 
 
 @pytest.mark.parametrize("error", [errors.OverloadedError("full"), errors.DeadlineExceededError("late")])
 async def test_other_errors_are_not_repeated(
-    address: str, service: FakeService, pauses: Pauses, error: errors.TidegateError
+    address: str, service: FakeCore, pauses: Pauses, error: errors.TidegateError
 ) -> None:
     service.add_sessions("a")
     async with AsyncClient(address, sleep=pauses.wait) as client:

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from tests.service.grpc.fake import FakeService
+from tests.service.fake_core import FakeCore
 from tidegate import errors
 from tidegate.api import RestoreRequest
 from tidegate.cli import app
 
 
 @pytest.fixture(autouse=True)
-def session(service: FakeService) -> str:
+def session(service: FakeCore) -> str:
     """At position 3, durable."""
     service.add_sessions("a")
     service.sessions["a"] = service.sessions["a"]._replace(position=3, durable=True, checkpoints=("one", "two"))
@@ -55,7 +55,7 @@ async def test_sessions_are_shown_with_what_they_retain(address: str) -> None:
     assert " yes " in await printed(address, "list")
 
 
-async def test_a_session_is_exported_and_imported(address: str, service: FakeService, tmp_path: Path) -> None:
+async def test_a_session_is_exported_and_imported(address: str, service: FakeCore, tmp_path: Path) -> None:
     file = tmp_path / "a.tidegate"
     file.write_bytes(b"what was there")
     told = json.loads(await printed(address, "export", "a", str(file), "--json"))
@@ -68,7 +68,7 @@ async def test_a_session_is_exported_and_imported(address: str, service: FakeSer
     assert service.restored == [(snapshot, RestoreRequest("b", durable=True, ttl_seconds=60, idle_seconds=5))]
 
 
-async def test_exports_travel_through_pipes(address: str, service: FakeService) -> None:
+async def test_exports_travel_through_pipes(address: str, service: FakeCore) -> None:
     result = await run(address, "export", "a", "-")
     assert result.exit_code == 0
     assert "position" in await printed(address, "import", "-", "--id", "b", stdin=result.stdout_bytes)
@@ -79,7 +79,7 @@ async def test_an_export_says_nothing_unless_asked(address: str, tmp_path: Path)
     assert await printed(address, "export", "a", str(tmp_path / "a")) == ""
 
 
-async def test_what_cannot_be_is_one_line(address: str, service: FakeService, tmp_path: Path) -> None:
+async def test_what_cannot_be_is_one_line(address: str, service: FakeCore, tmp_path: Path) -> None:
     assert "missing" in await failure(address, "export", "missing", str(tmp_path / "a"))
     assert names(tmp_path) == []
     nowhere = tmp_path / "no" / "a"

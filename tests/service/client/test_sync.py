@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import numpy as np
 import pytest
 
-from tests.service.grpc.fake import FakeService
+from tests.service.fake_core import FakeCore
 from tidegate import errors
 from tidegate.api import GeneratedToken, GenerationDone, Input, Sampling, SessionRequest, StepOptions
 from tidegate.client import Client
@@ -38,7 +38,7 @@ async def test_models(in_thread: In) -> None:
     await in_thread(body)
 
 
-async def test_predict_takes_texts_tokens_and_values(in_thread: In, service: FakeService) -> None:
+async def test_predict_takes_texts_tokens_and_values(in_thread: In, service: FakeCore) -> None:
     def body(client: Client) -> None:
         values = np.arange(6, dtype=np.float64).reshape(3, 2)
         result = client.predict("echo", ["ab", [5, 6], np.array([1, 2, 3]), values, [[0.5, 1.0]]], top=2)
@@ -56,7 +56,7 @@ async def test_predict_takes_texts_tokens_and_values(in_thread: In, service: Fak
     assert sequences[3].values.tolist() == [[0, 1], [2, 3], [4, 5]]
 
 
-async def test_errors_are_the_core_s(in_thread: In, service: FakeService) -> None:
+async def test_errors_are_the_core_s(in_thread: In, service: FakeCore) -> None:
     service.failures["echo"] = [errors.OverloadedError("full", reason="QUEUE_FULL", retry_after=2.0)]
 
     def body(client: Client) -> None:
@@ -67,7 +67,7 @@ async def test_errors_are_the_core_s(in_thread: In, service: FakeService) -> Non
     await in_thread(body)
 
 
-async def test_generate(in_thread: In, service: FakeService) -> None:
+async def test_generate(in_thread: In, service: FakeCore) -> None:
     def body(client: Client) -> None:
         events = list(client.generate("echo", "xy", max_tokens=2, temperature=0, seed=3, stop=("q",)))
         assert events == [
@@ -82,7 +82,7 @@ async def test_generate(in_thread: In, service: FakeService) -> None:
     assert asked.prompt == Input(text="xy")
 
 
-async def test_leaving_a_generation_cancels_it(in_thread: In, service: FakeService) -> None:
+async def test_leaving_a_generation_cancels_it(in_thread: In, service: FakeCore) -> None:
     service.is_holding = True
 
     def body(client: Client) -> None:
@@ -94,7 +94,7 @@ async def test_leaving_a_generation_cancels_it(in_thread: In, service: FakeServi
     assert await service.cancelled.get() == "echo"
 
 
-async def test_a_session_steps_with_its_position_and_closes(in_thread: In, service: FakeService) -> None:
+async def test_a_session_steps_with_its_position_and_closes(in_thread: In, service: FakeCore) -> None:
     def body(client: Client) -> None:
         with client.open("echo", id="mine", seed=4) as session:
             assert (session.id, session.position, session.info.state_bytes) == ("mine", 0, 128)
@@ -112,7 +112,7 @@ async def test_a_session_steps_with_its_position_and_closes(in_thread: In, servi
     assert service.sessions == {}
 
 
-async def test_an_error_in_the_block_is_not_hidden_by_one_of_closing(in_thread: In, service: FakeService) -> None:
+async def test_an_error_in_the_block_is_not_hidden_by_one_of_closing(in_thread: In, service: FakeCore) -> None:
     def body(client: Client) -> None:
         with client.open("echo", id="mine"):
             service.failures["mine"] = [errors.InternalError("closing failed")]
@@ -122,7 +122,7 @@ async def test_an_error_in_the_block_is_not_hidden_by_one_of_closing(in_thread: 
         await in_thread(body)
 
 
-async def test_an_error_of_closing_is_told(in_thread: In, service: FakeService) -> None:
+async def test_an_error_of_closing_is_told(in_thread: In, service: FakeCore) -> None:
     def body(client: Client) -> None:
         session = client.open("echo", id="mine")
         service.failures["mine"] = [errors.InternalError("closing failed")]
@@ -132,7 +132,7 @@ async def test_an_error_of_closing_is_told(in_thread: In, service: FakeService) 
     await in_thread(body)
 
 
-async def test_a_known_session_is_found_with_its_position(in_thread: In, service: FakeService) -> None:
+async def test_a_known_session_is_found_with_its_position(in_thread: In, service: FakeCore) -> None:
     service.add_sessions("a", "b", "c")
     service.sessions["b"] = service.sessions["b"]._replace(position=9)
 
@@ -146,7 +146,7 @@ async def test_a_known_session_is_found_with_its_position(in_thread: In, service
     await in_thread(body)
 
 
-async def test_generating_moves_the_session(in_thread: In, service: FakeService) -> None:
+async def test_generating_moves_the_session(in_thread: In, service: FakeCore) -> None:
     service.add_sessions("a")
 
     def body(client: Client) -> None:
@@ -160,7 +160,7 @@ async def test_generating_moves_the_session(in_thread: In, service: FakeService)
     assert service.steps[0].position == 4
 
 
-async def test_a_generation_broken_off_leaves_the_position_unknown(in_thread: In, service: FakeService) -> None:
+async def test_a_generation_broken_off_leaves_the_position_unknown(in_thread: In, service: FakeCore) -> None:
     service.add_sessions("a")
 
     def body(client: Client) -> None:
@@ -177,7 +177,7 @@ async def test_a_generation_broken_off_leaves_the_position_unknown(in_thread: In
     assert service.steps[1].position == service.sessions["a"].position - 1
 
 
-async def test_a_conflict_tells_the_position(in_thread: In, service: FakeService) -> None:
+async def test_a_conflict_tells_the_position(in_thread: In, service: FakeCore) -> None:
     service.add_sessions("a")
 
     def body(client: Client) -> None:
@@ -192,7 +192,7 @@ async def test_a_conflict_tells_the_position(in_thread: In, service: FakeService
     await in_thread(body)
 
 
-async def test_a_session_stream_steps_and_overlaps(in_thread: In, service: FakeService) -> None:
+async def test_a_session_stream_steps_and_overlaps(in_thread: In, service: FakeCore) -> None:
     service.add_sessions("a")
 
     def body(client: Client) -> None:
@@ -214,7 +214,7 @@ async def test_a_session_stream_steps_and_overlaps(in_thread: In, service: FakeS
     assert [call.position for call in service.steps] == [0, 2, 3, 4, 4]
 
 
-async def test_a_column_stream_steps_many_sessions(in_thread: In, service: FakeService) -> None:
+async def test_a_column_stream_steps_many_sessions(in_thread: In, service: FakeCore) -> None:
     service.add_sessions("a", "b", "c")
 
     def body(client: Client) -> None:
@@ -238,7 +238,7 @@ async def test_a_column_stream_steps_many_sessions(in_thread: In, service: FakeS
     await in_thread(body)
 
 
-async def test_leaving_a_stream_cancels_what_is_in_flight(in_thread: In, service: FakeService) -> None:
+async def test_leaving_a_stream_cancels_what_is_in_flight(in_thread: In, service: FakeCore) -> None:
     service.add_sessions("a")
     service.is_holding = True
 
@@ -252,7 +252,7 @@ async def test_leaving_a_stream_cancels_what_is_in_flight(in_thread: In, service
     assert await service.cancelled.get() == "a"
 
 
-async def test_a_text_by_itself_is_one_sequence_one_id_and_one_stop_string(in_thread: In, service: FakeService) -> None:
+async def test_a_text_by_itself_is_one_sequence_one_id_and_one_stop_string(in_thread: In, service: FakeCore) -> None:
     def body(client: Client) -> None:
         assert [each.length for each in client.predict("echo", "ROMEO:").predictions] == [6]
         with client.open("echo") as session, client.stream() as stream:

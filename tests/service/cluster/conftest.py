@@ -6,25 +6,23 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
-from tests.service.grpc.fake import FakeService
+from tests.service.fake_core import FakeCore
 from tests.service.grpc_server import GrpcServer
-from tidegate.cluster.routing import RoutedService
+from tidegate.api import Core
+from tidegate.cluster.routing import Router
 from tidegate.cluster.seat import Seat
-
-if TYPE_CHECKING:
-    from tidegate.service import Service
 
 
 class Pair(NamedTuple):
     """``near`` is asked; ``far`` holds what is not near's. ``face`` is near's core for all sessions."""
 
-    face: Service
-    near: FakeService
-    far: FakeService
+    face: Core
+    near: FakeCore
+    far: FakeCore
     seat: Seat
 
     def id_of(self, number: int) -> str:
@@ -34,15 +32,15 @@ class Pair(NamedTuple):
 
 @pytest.fixture
 async def pair() -> AsyncIterator[Pair]:
-    near, far = FakeService(), FakeService()
+    near, far = FakeCore(), FakeCore()
     async with AsyncExitStack() as stack:
         # Not pytest's folder: a Unix socket's path has at most 107 bytes.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         seats = [Seat("test", number, 2, folder) for number in range(2)]
         for seat, service in zip(seats, (near, far), strict=True):
-            server = GrpcServer(service.as_service(), seat.address(seat.number))
+            server = GrpcServer(service, seat.address(seat.number))
             await server.start()
             stack.push_async_callback(server.stop)
-        routed = RoutedService(near.as_service(), seats[0])
+        routed = Router(near, seats[0])
         stack.push_async_callback(routed.disconnect)
-        yield Pair(routed.as_service(), near, far, seats[0])
+        yield Pair(routed, near, far, seats[0])

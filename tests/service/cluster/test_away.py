@@ -6,22 +6,19 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 import pytest
 from grpc import aio
 
-from tests.service.grpc.fake import FakeService
-from tidegate.api import GenerationDone, Input, RestoreRequest, Sampling, SessionRequest, StepOptions
-from tidegate.cluster.routing import RoutedService
+from tests.service.fake_core import FakeCore
+from tidegate.api import Core, GenerationDone, Input, RestoreRequest, Sampling, SessionRequest, StepOptions
+from tidegate.cluster.routing import Router
 from tidegate.cluster.seat import Seat
 from tidegate.config import load_settings
 from tidegate.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from tidegate.sessions.snapshot import Body, encode_snapshot
-
-if TYPE_CHECKING:
-    from tidegate.service import Service
 
 SNAPSHOT = encode_snapshot(Body(model="echo", version="2", position=5))
 SEAT = Seat("test", 0, 2, Path("/nowhere"))
@@ -33,22 +30,22 @@ OTHER = next(name for i in count() if SEAT.owner(name := f"other-{i}") == 1)
 class Alone(NamedTuple):
     """``face`` is the first worker's; nobody is at the second's place."""
 
-    face: Service
-    core: FakeService
+    face: Core
+    core: FakeCore
 
 
 @pytest.fixture(params=["sqlite"])
 async def alone(request: pytest.FixtureRequest) -> AsyncIterator[Alone]:
-    core = FakeService(load_settings({}).model_copy(update={"store": request.param}))
-    routed = RoutedService(core.as_service(), SEAT)
-    yield Alone(routed.as_service(), core)
+    core = FakeCore(settings=load_settings({}).model_copy(update={"store": request.param}))
+    routed = Router(core, SEAT)
+    yield Alone(routed, core)
     await routed.disconnect()
 
 
-Call = Callable[["Service", str], Awaitable[Any]]
+Call = Callable[["Core", str], Awaitable[Any]]
 
 
-async def last_event(service: Service, session: str, position: int | None, *, is_streamed: bool = True) -> Any:
+async def last_event(service: Core, session: str, position: int | None, *, is_streamed: bool = True) -> Any:
     sampling = Sampling(max_tokens=2)
     events = service.generate_on_session(session, None, sampling, position, is_streamed=is_streamed)
     return [event async for event in events][-1]
@@ -78,7 +75,7 @@ OPENING: dict[str, Call] = {
 }
 
 
-def store(core: FakeService, *sessions: str) -> None:
+def store(core: FakeCore, *sessions: str) -> None:
     core.add_sessions(*sessions)
     for session in sessions:
         core.sessions[session] = core.sessions[session]._replace(durable=True)
@@ -94,9 +91,9 @@ async def away(call: Awaitable[Any]) -> None:
 @pytest.mark.parametrize("name", REPEATABLE)
 async def test_what_is_stored_is_served_here(alone: Alone, name: str) -> None:
     store(alone.core, SESSION)
-    twin = FakeService()
+    twin = FakeCore()
     store(twin, SESSION)
-    assert await REPEATABLE[name](alone.face, SESSION) == await REPEATABLE[name](twin.as_service(), SESSION)
+    assert await REPEATABLE[name](alone.face, SESSION) == await REPEATABLE[name](twin, SESSION)
 
 
 async def test_a_durable_fork_is_made_here(alone: Alone) -> None:
@@ -188,8 +185,8 @@ async def test_a_fellow_that_went_in_the_middle_of_a_call_is_away(tmp_path: Path
     server.add_generic_rpc_handlers((Breaking(),))
     server.add_insecure_port(seat.address(1))
     await server.start()
-    core = FakeService(load_settings({}).model_copy(update={"store": "sqlite"}))
-    routed = RoutedService(core.as_service(), seat)
+    core = FakeCore(settings=load_settings({}).model_copy(update={"store": "sqlite"}))
+    routed = Router(core, seat)
     try:
         await core.open_session(SessionRequest("echo", id=SESSION, durable=True))
         assert (await routed.step(SESSION, Input(text="x"), StepOptions(), 0)).session == SESSION

@@ -7,7 +7,7 @@ from itertools import count, islice
 import pytest
 
 from tests.service.cluster.conftest import Pair
-from tests.service.grpc.fake import FakeService
+from tests.service.fake_core import FakeCore
 from tidegate.api import CheckpointInfo, Input, RestoreRequest
 from tidegate.errors import FailedPreconditionError, InvalidInputError, NotFoundError
 from tidegate.sessions.snapshot import Body, encode_snapshot, fork_snapshot
@@ -21,7 +21,7 @@ def chosen_ids(pair: Pair, number: int, num_ids: int = 1) -> list[str]:
     return list(islice((name for name in names if pair.seat.owner(name) == number), num_ids))
 
 
-def add(service: FakeService, session: str, *, durable: bool = False, position: int = 0) -> None:
+def add(service: FakeCore, session: str, *, durable: bool = False, position: int = 0) -> None:
     service.add_sessions(session)
     service.sessions[session] = service.sessions[session]._replace(durable=durable, position=position)
 

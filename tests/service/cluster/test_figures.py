@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.grpc.fake import FakeService
+from tests.service.fake_core import FakeCore
 from tests.service.grpc_server import GrpcServer
 from tidegate.cluster.figures import WorkerFigures
 from tidegate.cluster.seat import Seat
@@ -59,7 +59,7 @@ async def living(folder: Path | None, number: int) -> AsyncIterator[Life]:
 
     seat = Seat("test", number, 2, folder)
     figures = WorkerFigures(seat, own)
-    server = GrpcServer(FakeService().as_service(), seat.address(number), more=[figures.handler()])
+    server = GrpcServer(FakeCore(), seat.address(number), more=[figures.handler()])
     await server.start()
     try:
         yield Life(figures, server, counted)

@@ -10,9 +10,9 @@ import pytest
 
 from tests.clock import START
 from tests.service.cluster.conftest import Pair
-from tests.service.grpc.fake import FakeService
+from tests.service.fake_core import FakeCore
 from tidegate.api import GeneratedToken, GenerationDone, Input, Sampling, SessionRequest, StepOptions
-from tidegate.cluster.routing import RoutedService
+from tidegate.cluster.routing import Router
 from tidegate.cluster.seat import Seat
 from tidegate.errors import (
     DeadlineExceededError,
@@ -165,6 +165,11 @@ async def test_what_no_session_decides_is_answered_here(pair: Pair) -> None:
     assert not pair.far.predicted
 
 
+async def test_a_sequence_that_is_restarted_is_told_so(pair: Pair) -> None:
+    await pair.face.close_sequence("q~i~echo~5", is_restart=True)
+    assert pair.near.closed == [("q~i~echo~5", True)]
+
+
 async def test_a_reload_reaches_every_worker(pair: Pair) -> None:
     assert (await pair.face.reload()).loaded == ["echo/3"]
     assert (pair.near.num_reloads, pair.far.num_reloads) == (1, 1)
@@ -172,7 +177,7 @@ async def test_a_reload_reaches_every_worker(pair: Pair) -> None:
 
 async def test_a_worker_that_is_away_is_told_without_its_address(pair: Pair) -> None:
     seat = Seat("test", 0, 3, pair.seat.folder)  # of three, so that nobody is at the third
-    face = RoutedService(FakeService().as_service(), seat)
+    face = Router(FakeCore(), seat)
     calls = [face.get_session("e~test-2~x"), face.step("e~test-2~x", Input(text="x"))]
     for call in calls:
         await away(call)

@@ -7,20 +7,17 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
 from tests.bundles import write_tiny_bundle
 from tests.service.grpc_server import GrpcServer
 from tests.service.serving import serving
-from tidegate.api import Input, RestoreRequest, SessionRequest, StepOptions
-from tidegate.cluster.routing import RoutedService
+from tidegate.api import Core, Input, RestoreRequest, SessionRequest, StepOptions
+from tidegate.cluster.routing import Router
 from tidegate.cluster.seat import Seat
 from tidegate.errors import AlreadyExistsError, PositionConflictError, UnavailableError
-
-if TYPE_CHECKING:
-    from tidegate.service import Service
 
 TEXT = "ROMEO: what light"
 EVERY = StepOptions(1, every_step=True)
@@ -29,7 +26,7 @@ EVERY = StepOptions(1, every_step=True)
 class Workers(NamedTuple):
     """The faces of two workers, and the sockets at which each answers the other."""
 
-    faces: list[Service]
+    faces: list[Core]
     sockets: list[GrpcServer]
     seats: list[Seat]
 
@@ -52,15 +49,15 @@ async def workers(tmp_path: Path) -> AsyncIterator[Workers]:
             socket = GrpcServer(local, seat.address(number))
             await socket.start()
             stack.push_async_callback(socket.stop)
-            routed = RoutedService(local, seat)
+            routed = Router(local, seat)
             stack.push_async_callback(routed.disconnect)
-            found.faces.append(routed.as_service())
+            found.faces.append(routed)
             found.sockets.append(socket)
             found.seats.append(seat)
         yield found
 
 
-async def whole(service: Service, text: str = TEXT) -> list[float]:
+async def whole(service: Core, text: str = TEXT) -> list[float]:
     """What the model says of the uncut sequence, step by step."""
     result = await service.predict("tiny", None, [Input(text=text)], EVERY)
     return steps_of(result.predictions[0].surprise)
@@ -72,7 +69,7 @@ def steps_of(surprise: object) -> list[float]:
     return list(steps)
 
 
-async def say(face: Service, session: str, text: str, position: int | None = None) -> list[float]:
+async def say(face: Core, session: str, text: str, position: int | None = None) -> list[float]:
     return steps_of((await face.step(session, Input(text=text), EVERY, position)).prediction.surprise)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from grpc import aio
 
-from tests.service.grpc.fake import FakeService
+from tests.service.fake_core import FakeCore
 from tests.service.grpc_server import GrpcServer
 from tidegate.cluster.seat import Seat
 from tidegate.cluster.socket_folder import socket_place
@@ -99,7 +99,7 @@ async def test_workers_find_each_other_by_abstract_sockets() -> None:
 
 
 async def _reach(seat: Seat) -> None:
-    server = GrpcServer(FakeService().as_service(), seat.address(0))
+    server = GrpcServer(FakeCore(), seat.address(0))
     await server.start()
     async with aio.insecure_channel(seat.target(0)) as channel:
         reply = await channel.unary_unary("/grpc.health.v1.Health/Check", bytes, bytes)(b"", timeout=60)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 from grpc import aio
 
-from tests.service.grpc.fake import FakeService
+from tests.service.fake_core import FakeCore
 from tests.service.grpc_server import GrpcServer
 from tidegate.v1 import models_pb2_grpc, predictor_pb2_grpc, sessions_pb2_grpc
 
@@ -25,13 +25,13 @@ class Stubs(NamedTuple):
 
 
 @pytest.fixture
-async def service() -> FakeService:
-    return FakeService()
+async def service() -> FakeCore:
+    return FakeCore()
 
 
 @pytest.fixture
-async def server(service: FakeService) -> AsyncIterator[GrpcServer]:
-    server = GrpcServer(service.as_service())
+async def server(service: FakeCore) -> AsyncIterator[GrpcServer]:
+    server = GrpcServer(service)
     await server.start()
     yield server
     await server.stop()

@@ -8,8 +8,8 @@ import grpc
 import pytest
 from grpc import aio
 
+from tests.service.fake_core import FakeCore
 from tests.service.grpc.conftest import Stubs
-from tests.service.grpc.fake import FakeService
 from tidegate import errors
 from tidegate.api import RestoreRequest
 from tidegate.v1 import sessions_pb2
@@ -23,7 +23,7 @@ async def ended(call: aio.UnaryUnaryCall[Any, Any]) -> errors.TidegateError:
     return decode_status(caught.value)
 
 
-async def test_a_fork_under_ids(stubs: Stubs, service: FakeService) -> None:
+async def test_a_fork_under_ids(stubs: Stubs, service: FakeCore) -> None:
     service.add_sessions("a")
     reply = await stubs.sessions.Fork(sessions_pb2.ForkRequest(session="a", ids=["b", "c"]))
     assert [(fork.id, fork.model, fork.origin) for fork in reply.sessions] == [("b", "echo", "v1"), ("c", "echo", "v1")]
@@ -31,14 +31,14 @@ async def test_a_fork_under_ids(stubs: Stubs, service: FakeService) -> None:
 
 
 @pytest.mark.parametrize(("count", "asked"), [(3, 3), (0, None)])
-async def test_a_fork_by_number(stubs: Stubs, service: FakeService, count: int, asked: int | None) -> None:
+async def test_a_fork_by_number(stubs: Stubs, service: FakeCore, count: int, asked: int | None) -> None:
     service.add_sessions("a")
     reply = await stubs.sessions.Fork(sessions_pb2.ForkRequest(session="a", count=count))
     assert len({fork.id for fork in reply.sessions}) == (count or 1)
     assert service.branched == [("fork", "a", None, asked)]
 
 
-async def test_there_and_back(stubs: Stubs, service: FakeService) -> None:
+async def test_there_and_back(stubs: Stubs, service: FakeCore) -> None:
     service.add_sessions("a")
     await stubs.sessions.Step(sessions_pb2.StepRequest(session="a", tokens=[1, 2]))
     kept = await stubs.sessions.Checkpoint(sessions_pb2.CheckpointRequest(session="a", name="here"))
@@ -51,14 +51,14 @@ async def test_there_and_back(stubs: Stubs, service: FakeService) -> None:
     assert list(session.checkpoints) == ["here", again.checkpoint]
 
 
-async def test_an_upgrade(stubs: Stubs, service: FakeService) -> None:
+async def test_an_upgrade(stubs: Stubs, service: FakeCore) -> None:
     service.add_sessions("a")
     assert (await stubs.sessions.Upgrade(sessions_pb2.UpgradeRequest(session="a", version="1"))).version == "1"
     assert (await stubs.sessions.Upgrade(sessions_pb2.UpgradeRequest(session="a"))).version == "2"
     assert service.branched == [("upgrade", "a", "1"), ("upgrade", "a", None)]
 
 
-async def test_a_snapshot_is_restored(stubs: Stubs, service: FakeService) -> None:
+async def test_a_snapshot_is_restored(stubs: Stubs, service: FakeCore) -> None:
     service.add_sessions("a")
     await stubs.sessions.Step(sessions_pb2.StepRequest(session="a", tokens=[1, 2]))
     snapshot = (await stubs.sessions.Snapshot(sessions_pb2.SnapshotRequest(session="a"))).snapshot
@@ -74,7 +74,7 @@ async def test_a_snapshot_is_restored(stubs: Stubs, service: FakeService) -> Non
     ]
 
 
-async def test_an_oversized_snapshot_is_refused_unread(stubs: Stubs, service: FakeService) -> None:
+async def test_an_oversized_snapshot_is_refused_unread(stubs: Stubs, service: FakeCore) -> None:
     snapshot = b"x" * (5 * 1024 * 1024)
     error = await ended(stubs.sessions.Restore(sessions_pb2.RestoreRequest(snapshot=snapshot)))
     assert isinstance(error, errors.TooLargeError)
@@ -92,7 +92,7 @@ REQUESTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", [name for name in REQUESTS if name != "Restore"])
-async def test_the_session_may_stand_in_the_metadata(stubs: Stubs, service: FakeService, name: str) -> None:
+async def test_the_session_may_stand_in_the_metadata(stubs: Stubs, service: FakeCore, name: str) -> None:
     service.add_sessions("routed")
     service.checkpoints["routed", "c"] = 0
     request = type(REQUESTS[name])()
@@ -104,7 +104,7 @@ async def test_the_session_may_stand_in_the_metadata(stubs: Stubs, service: Fake
 
 # What each class of errors becomes is test_errors.py's business.
 @pytest.mark.parametrize("name", REQUESTS)
-async def test_each_method_tells_the_error_of_the_core(stubs: Stubs, service: FakeService, name: str) -> None:
+async def test_each_method_tells_the_error_of_the_core(stubs: Stubs, service: FakeCore, name: str) -> None:
     error = errors.UnavailableError("m", reason="STORE_AWAY", retry_after=2.5)
     service.failures["a"] = service.failures["restore"] = [error]
     call = getattr(stubs.sessions, name)(REQUESTS[name])

@@ -11,8 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.clock import START
+from tests.service.fake_core import OPENED, FakeCore, GenerateCall
 from tests.service.grpc.conftest import Stubs
-from tests.service.grpc.fake import OPENED, FakeService, GenerateCall
 from tests.service.transports.asgi import Exchange, body_of, http_scope
 from tidegate.api import Input, Sampling, SessionRequest, StepOptions
 from tidegate.errors import InvalidInputError
@@ -61,7 +61,7 @@ async def test_reload_tells_what_it_did(stubs: Stubs) -> None:
     assert [(each.bundle, each.reason) for each in reply.refused] == [("broken/1", "CHECKSUM_MISMATCH")]
 
 
-async def test_predict(stubs: Stubs, service: FakeService) -> None:
+async def test_predict(stubs: Stubs, service: FakeCore) -> None:
     sequences = [types_pb2.Input(text="ab"), types_pb2.Input(tokens=[5, 6, 7])]
     request = predictor_pb2.PredictRequest(model="echo", sequences=sequences, top=2, every_step=True)
     reply = await stubs.predictor.Predict(request)
@@ -82,7 +82,7 @@ async def test_a_bad_sequence_is_named_by_its_index(stubs: Stubs) -> None:
     assert (error.reason, error.details) == ("EMPTY_SEQUENCE", {"sequence": "1"})
 
 
-async def test_generate_streams_tokens_then_the_end(stubs: Stubs, service: FakeService) -> None:
+async def test_generate_streams_tokens_then_the_end(stubs: Stubs, service: FakeCore) -> None:
     request = predictor_pb2.GenerateRequest(model="echo", text="xy", max_tokens=2, seed=7, stop=["z"])
     events = [event async for event in stubs.predictor.Generate(request)]
     assert [(event.token.id, event.token.text, event.token.position) for event in events[:2]] == [
@@ -96,7 +96,7 @@ async def test_generate_streams_tokens_then_the_end(stubs: Stubs, service: FakeS
     assert (asked.prompt, asked.sampling) == (Input(text="xy"), Sampling(max_tokens=2, seed=7, stop=("z",)))
 
 
-async def test_a_session_s_life(stubs: Stubs, service: FakeService) -> None:
+async def test_a_session_s_life(stubs: Stubs, service: FakeCore) -> None:
     opening = sessions_pb2.OpenRequest(model="echo", id="mine", ttl_seconds=60, seed=0)
     opened = await stubs.sessions.Open(opening)
     assert service.opened == [SessionRequest("echo", ttl_seconds=60, id="mine", seed=0)]
@@ -112,7 +112,7 @@ async def test_a_session_s_life(stubs: Stubs, service: FakeService) -> None:
     assert (await stubs.sessions.List(sessions_pb2.ListSessionsRequest())).sessions == []
 
 
-async def test_sessions_are_listed_page_by_page(stubs: Stubs, service: FakeService) -> None:
+async def test_sessions_are_listed_page_by_page(stubs: Stubs, service: FakeCore) -> None:
     service.add_sessions("a", "b", "c")
     first = await stubs.sessions.List(sessions_pb2.ListSessionsRequest(limit=2))
     second = await stubs.sessions.List(sessions_pb2.ListSessionsRequest(limit=2, page_token=first.next_page_token))
@@ -120,7 +120,7 @@ async def test_sessions_are_listed_page_by_page(stubs: Stubs, service: FakeServi
     assert not first.sessions[0].HasField("expires_at")
 
 
-async def test_generate_on_a_session(stubs: Stubs, service: FakeService) -> None:
+async def test_generate_on_a_session(stubs: Stubs, service: FakeCore) -> None:
     service.add_sessions("a")
     request = sessions_pb2.SessionGenerateRequest(session="a", tokens=[1, 2], position=0, max_tokens=1, temperature=0)
     events = [event async for event in stubs.sessions.Generate(request)]
@@ -130,14 +130,14 @@ async def test_generate_on_a_session(stubs: Stubs, service: FakeService) -> None
     assert asked[:3] == GenerateCall(Input(tokens=[1, 2]), Sampling(max_tokens=1, temperature=0), 0, None)[:3]
 
 
-async def test_a_generation_needs_no_prompt(stubs: Stubs, service: FakeService) -> None:
+async def test_a_generation_needs_no_prompt(stubs: Stubs, service: FakeCore) -> None:
     service.add_sessions("a")
     assert [event async for event in stubs.sessions.Generate(sessions_pb2.SessionGenerateRequest(session="a"))]
     assert (service.generations[0].prompt, service.generations[0].position) == (None, None)
     assert service.generations[0].sampling == Sampling()
 
 
-async def test_the_session_may_stand_in_the_metadata(stubs: Stubs, service: FakeService) -> None:
+async def test_the_session_may_stand_in_the_metadata(stubs: Stubs, service: FakeCore) -> None:
     service.add_sessions("routed")
     reply = await stubs.sessions.Step(
         sessions_pb2.StepRequest(text="x"), metadata=aio.Metadata((SESSION_KEY, "routed"))
@@ -152,18 +152,18 @@ async def test_a_step_without_a_session_is_refused(stubs: Stubs) -> None:
 
 @pytest.mark.parametrize("value", [b"caf\xe9", "caf\u00e9".encode(), b"\xff\xfe", b"\xed\xa0\xbd"])
 @pytest.mark.parametrize("method", ["Sessions/Get", "Sessions/Step", "Sessions/Close", "Predictor/Stream"])
-async def test_metadata_may_be_any_bytes(service: FakeService, method: str, value: bytes) -> None:
+async def test_metadata_may_be_any_bytes(service: FakeCore, method: str, value: bytes) -> None:
     """Stock clients do not send such: whoever writes HTTP/2 by hand does."""
     adapter, calls = GrpcAdapter(), RequestMetrics(service.clock)
-    add_service(sessions_pb2_grpc.add_SessionsServicer_to_server, Sessions(service.as_service(), calls), adapter)
-    add_service(predictor_pb2_grpc.add_PredictorServicer_to_server, Predictor(service.as_service(), calls), adapter)
+    add_service(sessions_pb2_grpc.add_SessionsServicer_to_server, Sessions(service, calls), adapter)
+    add_service(predictor_pb2_grpc.add_PredictorServicer_to_server, Predictor(service, calls), adapter)
     fields = [(b"content-type", b"application/grpc"), (b"te", b"trailers"), (SESSION_KEY.encode(), value)]
     exchange = Exchange(http_scope(f"/tidegate.v1.{method}", fields), body_of([pack(b"")]))
     await exchange.run(adapter)
     assert exchange.trailers[b"grpc-status"] == b"%d" % grpc.StatusCode.INVALID_ARGUMENT.value[0]
 
 
-async def test_the_client_s_deadline_reaches_the_core(stubs: Stubs, service: FakeService) -> None:
+async def test_the_client_s_deadline_reaches_the_core(stubs: Stubs, service: FakeCore) -> None:
     service.add_sessions("a")
     await stubs.sessions.Step(sessions_pb2.StepRequest(session="a", text="x"), timeout=1000)
     service.time.now += 50
@@ -175,7 +175,7 @@ async def test_the_client_s_deadline_reaches_the_core(stubs: Stubs, service: Fak
     assert without == START + 50 + service.settings.request_timeout
 
 
-async def test_a_call_that_its_client_cancels_is_cancelled_in_the_core(stubs: Stubs, service: FakeService) -> None:
+async def test_a_call_that_its_client_cancels_is_cancelled_in_the_core(stubs: Stubs, service: FakeCore) -> None:
     service.add_sessions("a")
     service.is_holding = True
     calls: list[Any] = [
@@ -188,7 +188,7 @@ async def test_a_call_that_its_client_cancels_is_cancelled_in_the_core(stubs: St
     assert {await service.cancelled.get() for _ in calls} == {"a", "echo"}
 
 
-async def test_a_generation_that_its_client_leaves_is_cancelled_in_the_core(stubs: Stubs, service: FakeService) -> None:
+async def test_a_generation_that_its_client_leaves_is_cancelled_in_the_core(stubs: Stubs, service: FakeCore) -> None:
     service.add_sessions("a")
     service.is_holding = True
     generations: list[Any] = [
@@ -202,7 +202,7 @@ async def test_a_generation_that_its_client_leaves_is_cancelled_in_the_core(stub
     assert {await service.cancelled.get() for _ in generations} == {"a", "echo"}
 
 
-async def test_a_vanished_connection_cancels_the_call(service: FakeService, channel: aio.Channel, stubs: Stubs) -> None:
+async def test_a_vanished_connection_cancels_the_call(service: FakeCore, channel: aio.Channel, stubs: Stubs) -> None:
     service.add_sessions("a")
     service.is_holding = True
     call = stubs.sessions.Step(sessions_pb2.StepRequest(session="a", text="x"))
@@ -212,7 +212,7 @@ async def test_a_vanished_connection_cancels_the_call(service: FakeService, chan
     assert call.done()
 
 
-async def test_an_oversized_message_is_refused(stubs: Stubs, service: FakeService) -> None:
+async def test_an_oversized_message_is_refused(stubs: Stubs, service: FakeCore) -> None:
     service.add_sessions("a")
     text = "x" * (5 * 1024 * 1024)
     error = await ended(stubs.sessions.Step(sessions_pb2.StepRequest(session="a", text=text)))

@@ -13,8 +13,8 @@ from grpc_status import rpc_status
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.service.fake_core import FakeCore
 from tests.service.grpc.conftest import Stubs
-from tests.service.grpc.fake import FakeService
 from tidegate import errors
 from tidegate.errors import TidegateError
 from tidegate.v1 import models_pb2
@@ -39,7 +39,7 @@ EXPECTED = [
 ]
 
 
-async def call_error(stubs: Stubs, service: FakeService, error: Exception) -> aio.AioRpcError:
+async def call_error(stubs: Stubs, service: FakeCore, error: Exception) -> aio.AioRpcError:
     """How a call ends in which the core raises ``error``."""
     service.failures["echo"] = [error]
     with pytest.raises(aio.AioRpcError) as caught:
@@ -59,7 +59,7 @@ def test_every_error_class_has_a_code_of_google_rpc() -> None:
 
 @pytest.mark.parametrize(("error", "code"), EXPECTED, ids=lambda value: type(value).__name__)
 async def test_an_error_carries_its_facts(
-    stubs: Stubs, service: FakeService, error: TidegateError, code: grpc.StatusCode
+    stubs: Stubs, service: FakeCore, error: TidegateError, code: grpc.StatusCode
 ) -> None:
     ended = await call_error(stubs, service, error)
     assert ended.code() == code
@@ -75,7 +75,7 @@ async def test_an_error_carries_its_facts(
 
 @pytest.mark.parametrize(("error", "code"), EXPECTED, ids=lambda value: type(value).__name__)
 async def test_a_client_gets_the_error_that_the_core_raised(
-    stubs: Stubs, service: FakeService, error: TidegateError, code: grpc.StatusCode
+    stubs: Stubs, service: FakeCore, error: TidegateError, code: grpc.StatusCode
 ) -> None:
     assert error.code == code.value[0]
     assert facts(decode_status(await call_error(stubs, service, error))) == facts(error)
@@ -83,7 +83,7 @@ async def test_a_client_gets_the_error_that_the_core_raised(
 
 
 async def test_an_unexpected_error_is_logged_and_not_shown(
-    stubs: Stubs, service: FakeService, caplog: pytest.LogCaptureFixture
+    stubs: Stubs, service: FakeCore, caplog: pytest.LogCaptureFixture
 ) -> None:
     ended = await call_error(stubs, service, ZeroDivisionError("/home/secret"))
     assert ended.code() == Code.INTERNAL
@@ -92,7 +92,7 @@ async def test_an_unexpected_error_is_logged_and_not_shown(
     assert "ZeroDivisionError: /home/secret" in caplog.text
 
 
-async def test_a_long_message_is_cut_to_what_trailers_hold(stubs: Stubs, service: FakeService) -> None:
+async def test_a_long_message_is_cut_to_what_trailers_hold(stubs: Stubs, service: FakeCore) -> None:
     ended = await call_error(stubs, service, errors.InvalidInputError("é" * 5000))
     assert ended.details() == "é" * MESSAGE_LIMIT
     assert isinstance(decode_status(ended), errors.InvalidInputError)

@@ -8,8 +8,8 @@ import pytest
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.service.fake_core import FakeCore
 from tests.service.grpc.conftest import Stubs
-from tests.service.grpc.fake import FakeService
 from tests.service.grpc_server import GrpcServer
 from tidegate.errors import ConfigurationError
 from tidegate.v1 import sessions_pb2
@@ -23,13 +23,13 @@ async def health(channel: aio.Channel, name: str = "") -> int:
     return int(reply.status)
 
 
-async def test_a_port_in_use_is_a_clear_error(server: GrpcServer, service: FakeService) -> None:
+async def test_a_port_in_use_is_a_clear_error(server: GrpcServer, service: FakeCore) -> None:
     address = f"127.0.0.1:{server.port}"
     with pytest.raises(ConfigurationError, match=f"--grpc: {address}: address already in use"):
-        GrpcServer(service.as_service(), address)
+        GrpcServer(service, address)
 
 
-async def test_health_follows_readiness(server: GrpcServer, service: FakeService, channel: aio.Channel) -> None:
+async def test_health_follows_readiness(server: GrpcServer, service: FakeCore, channel: aio.Channel) -> None:
     assert await health(channel) == SERVING
     service.is_ready = False
     await server.tell_health()
@@ -37,7 +37,7 @@ async def test_health_follows_readiness(server: GrpcServer, service: FakeService
 
 
 async def test_draining_says_not_serving_at_once_and_returns_when_the_last_call_is_answered(
-    server: GrpcServer, service: FakeService, channel: aio.Channel, stubs: Stubs
+    server: GrpcServer, service: FakeCore, channel: aio.Channel, stubs: Stubs
 ) -> None:
     service.add_sessions("a")
     service.is_holding = True
@@ -61,7 +61,7 @@ async def test_a_watcher_of_health_hears_of_the_drain_and_does_not_delay_it(
     assert (await anext(told)).status == NOT_SERVING
 
 
-async def test_stopping_ends_calls_that_run(server: GrpcServer, service: FakeService, stubs: Stubs) -> None:
+async def test_stopping_ends_calls_that_run(server: GrpcServer, service: FakeCore, stubs: Stubs) -> None:
     service.add_sessions("a")
     service.is_holding = True
     call = stubs.sessions.Step(sessions_pb2.StepRequest(session="a", text="x"))

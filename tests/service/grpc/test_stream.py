@@ -12,8 +12,8 @@ from grpc.aio import EOF  # type: ignore[attr-defined]
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.clock import START
+from tests.service.fake_core import FakeCore
 from tests.service.grpc.conftest import Stubs
-from tests.service.grpc.fake import FakeService
 from tests.service.grpc_server import GrpcServer
 from tidegate import errors
 from tidegate.api import Input, StepOptions
@@ -70,7 +70,7 @@ async def end_of(stream: Stream) -> errors.TidegateError:
     return decode_status(caught.value)
 
 
-async def test_steps_are_answered(open_stream: OpenStream, service: FakeService) -> None:
+async def test_steps_are_answered(open_stream: OpenStream, service: FakeCore) -> None:
     service.add_sessions("a", "b")
     stream = open_stream()
     first = await ask(stream, step("a", 4, 7, position=0, top=2, every_step=True))
@@ -81,7 +81,7 @@ async def test_steps_are_answered(open_stream: OpenStream, service: FakeService)
     assert [call.options for call in service.steps] == [StepOptions(2, every_step=True), StepOptions()]
 
 
-async def test_an_empty_session_is_the_one_before(open_stream: OpenStream, service: FakeService) -> None:
+async def test_an_empty_session_is_the_one_before(open_stream: OpenStream, service: FakeCore) -> None:
     service.add_sessions("a", "b")
     stream = open_stream(tidegate_session="b")
     sessions = [(await ask(stream, step(name, 1))).step.session for name in ("", "a", "")]
@@ -90,7 +90,7 @@ async def test_an_empty_session_is_the_one_before(open_stream: OpenStream, servi
 
 
 async def test_a_stream_that_never_names_a_session_is_refused_and_goes_on(
-    open_stream: OpenStream, service: FakeService
+    open_stream: OpenStream, service: FakeCore
 ) -> None:
     service.add_sessions("a")
     stream = open_stream()
@@ -99,7 +99,7 @@ async def test_a_stream_that_never_names_a_session_is_refused_and_goes_on(
     assert (await ask(stream, step("a", 1))).step.position == 1
 
 
-async def test_pipelined_steps_overlap_and_are_answered_in_order(open_stream: OpenStream, service: FakeService) -> None:
+async def test_pipelined_steps_overlap_and_are_answered_in_order(open_stream: OpenStream, service: FakeCore) -> None:
     service.add_sessions("a", "b")
     service.is_holding = True
     stream = open_stream()
@@ -114,7 +114,7 @@ async def test_pipelined_steps_overlap_and_are_answered_in_order(open_stream: Op
     assert [(reply.session, reply.position) for reply in replies] == [("a", 1), ("b", 1), ("a", 2), ("a", 3), ("b", 2)]
 
 
-async def test_steps_in_flight_are_bounded(open_stream: OpenStream, service: FakeService) -> None:
+async def test_steps_in_flight_are_bounded(open_stream: OpenStream, service: FakeCore) -> None:
     service.add_sessions("a")
     service.is_holding = True
     stream = open_stream()
@@ -131,7 +131,7 @@ async def test_steps_in_flight_are_bounded(open_stream: OpenStream, service: Fak
 
 @pytest.mark.parametrize("when", ["failures", "late_failures"])
 async def test_an_error_stands_in_its_place_and_the_stream_goes_on(
-    open_stream: OpenStream, service: FakeService, when: str
+    open_stream: OpenStream, service: FakeCore, when: str
 ) -> None:
     service.add_sessions("a")
     getattr(service, when)["a"] = [errors.OverloadedError("full", reason="QUEUE_FULL", retry_after=1.0)]
@@ -144,7 +144,7 @@ async def test_an_error_stands_in_its_place_and_the_stream_goes_on(
     assert (await stream.read()).step.position == 1
 
 
-async def test_a_position_conflict_tells_the_position(open_stream: OpenStream, service: FakeService) -> None:
+async def test_a_position_conflict_tells_the_position(open_stream: OpenStream, service: FakeCore) -> None:
     service.add_sessions("a")
     error = decode_error((await ask(open_stream(), step("a", 1, position=9))).error)
     assert isinstance(error, errors.PositionConflictError)
@@ -153,7 +153,7 @@ async def test_a_position_conflict_tells_the_position(open_stream: OpenStream, s
 
 @pytest.mark.parametrize("when", ["failures", "late_failures"])
 async def test_an_unexpected_error_is_not_shown_and_the_stream_goes_on(
-    open_stream: OpenStream, service: FakeService, when: str
+    open_stream: OpenStream, service: FakeCore, when: str
 ) -> None:
     service.add_sessions("a")
     getattr(service, when)["a"] = [ZeroDivisionError("secret")]
@@ -168,17 +168,13 @@ EMPTY = {"nothing": StreamRequest(), "no steps": step("a"), "no lanes": StreamRe
 
 
 @pytest.mark.parametrize("request_", EMPTY.values(), ids=EMPTY.keys())
-async def test_an_empty_message_is_refused(
-    open_stream: OpenStream, service: FakeService, request_: StreamRequest
-) -> None:
+async def test_an_empty_message_is_refused(open_stream: OpenStream, service: FakeCore, request_: StreamRequest) -> None:
     service.add_sessions("a")
     reply = await ask(open_stream(), request_)
     assert isinstance(decode_error(reply.error), errors.InvalidInputError)
 
 
-async def test_half_closing_answers_what_is_in_flight_and_ends_well(
-    open_stream: OpenStream, service: FakeService
-) -> None:
+async def test_half_closing_answers_what_is_in_flight_and_ends_well(open_stream: OpenStream, service: FakeCore) -> None:
     service.add_sessions("a")
     service.is_holding = True
     stream = open_stream()
@@ -192,9 +188,7 @@ async def test_half_closing_answers_what_is_in_flight_and_ends_well(
     assert await stream.read() is EOF
 
 
-async def test_a_client_that_cancels_cancels_its_steps_and_no_other(
-    open_stream: OpenStream, service: FakeService
-) -> None:
+async def test_a_client_that_cancels_cancels_its_steps_and_no_other(open_stream: OpenStream, service: FakeCore) -> None:
     service.add_sessions("gone", "lane", "stays")
     leaving, staying = open_stream(), open_stream()
     await attach(leaving, "lane")
@@ -212,7 +206,7 @@ async def test_a_client_that_cancels_cancels_its_steps_and_no_other(
     assert service.cancelled.empty()
 
 
-async def test_deadlines_of_a_stream(stubs: Stubs, service: FakeService) -> None:
+async def test_deadlines_of_a_stream(stubs: Stubs, service: FakeCore) -> None:
     """The client's for the whole stream, or the server's for each message."""
     service.add_sessions("a")
     start: Any = stubs.predictor.Stream
@@ -229,7 +223,7 @@ async def test_deadlines_of_a_stream(stubs: Stubs, service: FakeService) -> None
 
 
 async def test_drain_answers_what_is_in_flight_then_ends_unavailable(
-    open_stream: OpenStream, service: FakeService, server: GrpcServer, channel: aio.Channel
+    open_stream: OpenStream, service: FakeCore, server: GrpcServer, channel: aio.Channel
 ) -> None:
     service.add_sessions("a")
     service.is_holding = True
@@ -251,7 +245,7 @@ async def test_drain_answers_what_is_in_flight_then_ends_unavailable(
     assert len(service.steps) == 2
 
 
-async def test_drain_ends_an_idle_stream(open_stream: OpenStream, service: FakeService, server: GrpcServer) -> None:
+async def test_drain_ends_an_idle_stream(open_stream: OpenStream, service: FakeCore, server: GrpcServer) -> None:
     service.add_sessions("a")
     stream = open_stream()
     await ask(stream, step("a", 1))
@@ -259,7 +253,7 @@ async def test_drain_ends_an_idle_stream(open_stream: OpenStream, service: FakeS
     assert (await end_of(stream)).reason == "DRAINING"
 
 
-async def test_lanes_are_attached_with_their_positions(open_stream: OpenStream, service: FakeService) -> None:
+async def test_lanes_are_attached_with_their_positions(open_stream: OpenStream, service: FakeCore) -> None:
     service.add_sessions("a", "b")
     service.sessions["b"] = service.sessions["b"]._replace(position=5)
     attached = await attach(open_stream(), "a", "missing", "b", first=10)
@@ -269,7 +263,7 @@ async def test_lanes_are_attached_with_their_positions(open_stream: OpenStream, 
     assert isinstance(decode_error(attached.errors[0].error), errors.NotFoundError)
 
 
-async def test_columns_step_every_lane(open_stream: OpenStream, service: FakeService) -> None:
+async def test_columns_step_every_lane(open_stream: OpenStream, service: FakeCore) -> None:
     service.add_sessions("a", "b", "c")
     stream = open_stream()
     await attach(stream, "a", "b", "c")
@@ -285,7 +279,7 @@ async def test_columns_step_every_lane(open_stream: OpenStream, service: FakeSer
     assert [call[:2] for call in service.steps] == [("c", Input(tokens=[30])), ("a", Input(tokens=[10]))]
 
 
-async def test_columns_of_several_steps_with_positions(open_stream: OpenStream, service: FakeService) -> None:
+async def test_columns_of_several_steps_with_positions(open_stream: OpenStream, service: FakeCore) -> None:
     service.add_sessions("a", "b")
     stream = open_stream()
     await attach(stream, "a", "b")
@@ -299,7 +293,7 @@ async def test_columns_of_several_steps_with_positions(open_stream: OpenStream, 
     assert [call.position for call in service.steps] == [0, 0]
 
 
-async def test_columns_of_values(open_stream: OpenStream, service: FakeService) -> None:
+async def test_columns_of_values(open_stream: OpenStream, service: FakeCore) -> None:
     service.add_sessions("a", "b")
     stream = open_stream()
     await attach(stream, "a", "b")
@@ -309,7 +303,7 @@ async def test_columns_of_values(open_stream: OpenStream, service: FakeService) 
     assert [rows.tolist() for rows in found if rows is not None] == [[[1, 2], [3, 4]], [[5, 6]]]
 
 
-async def test_a_lane_that_fails_fails_alone(open_stream: OpenStream, service: FakeService) -> None:
+async def test_a_lane_that_fails_fails_alone(open_stream: OpenStream, service: FakeCore) -> None:
     service.add_sessions("good", "early", "late", "conflict")
     stream = open_stream()
     await attach(stream, "good", "early", "late", "conflict", "missing")
@@ -339,7 +333,7 @@ BAD_LANES = {
 
 @pytest.mark.parametrize("fields", BAD_LANES.values(), ids=BAD_LANES.keys())
 async def test_invalid_lanes_fail_the_message_before_anything_is_stepped(
-    open_stream: OpenStream, service: FakeService, fields: dict[str, Any]
+    open_stream: OpenStream, service: FakeCore, fields: dict[str, Any]
 ) -> None:
     service.add_sessions("a", "b")
     service.add_sessions("other", model="other")
@@ -351,7 +345,7 @@ async def test_invalid_lanes_fail_the_message_before_anything_is_stepped(
     assert decode_columns_reply((await columns(stream, 0, 1, tokens=[1, 1])).columns).lanes == [0, 1]
 
 
-async def test_many_lanes_are_attached_by_few_questions(open_stream: OpenStream, service: FakeService) -> None:
+async def test_many_lanes_are_attached_by_few_questions(open_stream: OpenStream, service: FakeCore) -> None:
     service.add_sessions("a", "b")
     names = ["a", *(f"z{number}" for number in range(598)), "b"]
     stream = open_stream()
@@ -363,7 +357,7 @@ async def test_many_lanes_are_attached_by_few_questions(open_stream: OpenStream,
 
 
 async def test_an_attachment_whose_errors_are_too_long_tells_them_in_short(
-    open_stream: OpenStream, service: FakeService
+    open_stream: OpenStream, service: FakeCore
 ) -> None:
     service.add_sessions("a")
     service.settings = service.settings.model_copy(update={"max_message_mb": 0.01})
@@ -377,7 +371,7 @@ async def test_an_attachment_whose_errors_are_too_long_tells_them_in_short(
     assert (await attach(stream, "a")).positions == [0]
 
 
-async def test_a_lane_can_be_attached_anew(open_stream: OpenStream, service: FakeService) -> None:
+async def test_a_lane_can_be_attached_anew(open_stream: OpenStream, service: FakeCore) -> None:
     service.add_sessions("a", "b")
     stream = open_stream()
     await attach(stream, "a")
@@ -386,7 +380,7 @@ async def test_a_lane_can_be_attached_anew(open_stream: OpenStream, service: Fak
     assert [call.session for call in service.steps] == ["b"]
 
 
-async def test_lanes_are_bounded(open_stream: OpenStream, service: FakeService) -> None:
+async def test_lanes_are_bounded(open_stream: OpenStream, service: FakeCore) -> None:
     service.add_sessions("a", "b")
     stream = open_stream()
     too_many = Attach(first_lane=MAX_LANES - 1, sessions=["a", "b"])
@@ -395,7 +389,7 @@ async def test_lanes_are_bounded(open_stream: OpenStream, service: FakeService) 
     assert (await attach(stream, "a", first=MAX_LANES - 1)).errors == []
 
 
-async def test_pipelined_attach_and_columns_keep_their_order(open_stream: OpenStream, service: FakeService) -> None:
+async def test_pipelined_attach_and_columns_keep_their_order(open_stream: OpenStream, service: FakeCore) -> None:
     service.add_sessions("a")
     stream = open_stream()
     await stream.write(StreamRequest(attach=Attach(sessions=["a"])))

@@ -10,7 +10,7 @@ import pytest
 from grpc import aio
 from grpc.aio import EOF  # type: ignore[attr-defined]
 
-from tests.service.grpc.fake import FakeService
+from tests.service.fake_core import FakeCore
 from tests.service.grpc_server import GrpcServer
 from tidegate.clock import Clock
 from tidegate.errors import OverloadedError
@@ -31,8 +31,8 @@ def requests() -> RequestMetrics:
 
 
 @pytest.fixture
-async def channel(service: FakeService, requests: RequestMetrics) -> AsyncIterator[aio.Channel]:
-    server = GrpcServer(service.as_service(), requests=requests)
+async def channel(service: FakeCore, requests: RequestMetrics) -> AsyncIterator[aio.Channel]:
+    server = GrpcServer(service, requests=requests)
     await server.start()
     async with aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         yield channel
@@ -48,7 +48,7 @@ def counted(requests: RequestMetrics) -> dict[tuple[str, str], dict[str, int]]:
 
 
 async def test_calls_are_counted_by_method_and_outcome(
-    channel: aio.Channel, service: FakeService, requests: RequestMetrics
+    channel: aio.Channel, service: FakeCore, requests: RequestMetrics
 ) -> None:
     service.add_sessions("s")
     sessions, models = sessions_pb2_grpc.SessionsStub(channel), models_pb2_grpc.ModelsStub(channel)
@@ -71,7 +71,7 @@ async def test_calls_are_counted_by_method_and_outcome(
 
 
 async def test_a_call_whose_client_leaves_is_cancelled(
-    channel: aio.Channel, service: FakeService, requests: RequestMetrics
+    channel: aio.Channel, service: FakeCore, requests: RequestMetrics
 ) -> None:
     service.add_sessions("s")
     service.is_holding = True
@@ -85,7 +85,7 @@ async def test_a_call_whose_client_leaves_is_cancelled(
 
 
 async def test_each_message_of_a_stream_is_a_request_and_the_stream_is_none(
-    channel: aio.Channel, service: FakeService, requests: RequestMetrics
+    channel: aio.Channel, service: FakeCore, requests: RequestMetrics
 ) -> None:
     service.add_sessions("s", "t")
     service.late_failures["t"] = [OverloadedError("full")]
@@ -111,7 +111,7 @@ async def test_each_message_of_a_stream_is_a_request_and_the_stream_is_none(
 
 
 async def test_a_message_of_lanes_fails_with_all_of_them_and_each_that_fails_is_counted(
-    channel: aio.Channel, service: FakeService, requests: RequestMetrics
+    channel: aio.Channel, service: FakeCore, requests: RequestMetrics
 ) -> None:
     service.add_sessions("s", "t")
     service.late_failures["s"] = [OverloadedError("full")]
@@ -129,7 +129,7 @@ async def test_a_message_of_lanes_fails_with_all_of_them_and_each_that_fails_is_
 
 
 async def test_messages_in_flight_are_cancelled_with_their_stream(
-    channel: aio.Channel, service: FakeService, requests: RequestMetrics
+    channel: aio.Channel, service: FakeCore, requests: RequestMetrics
 ) -> None:
     service.add_sessions("s")
     service.is_holding = True

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tests.service.grpc.fake import MODEL
+from tests.service.fake_core import MODEL
 from tidegate.api import (
     Candidate,
     CheckpointInfo,

@@ -8,18 +8,18 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from tests.service.http.fake import FakeService
+from tests.service.http.scripted import ScriptedCore
 from tidegate.transports.http.app import create_app
 
 
 @pytest.fixture
-async def service() -> FakeService:
-    return FakeService()
+async def service() -> ScriptedCore:
+    return ScriptedCore()
 
 
 @pytest.fixture
-def app(service: FakeService) -> FastAPI:
-    return create_app(service.face)
+def app(service: ScriptedCore) -> FastAPI:
+    return create_app(service)
 
 
 @pytest.fixture

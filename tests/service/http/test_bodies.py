@@ -13,7 +13,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from tests.service.http.fake import SNAPSHOT, FakeService, Socket, http_scope
+from tests.service.http.scripted import SNAPSHOT, ScriptedCore, Socket, http_scope
 from tests.service.transports.serving import front
 from tidegate.api import Input, StepOptions
 from tidegate.config import load_settings
@@ -73,14 +73,14 @@ async def test_a_length_over_the_limit_is_refused_before_the_body_is_read(client
 
 
 @pytest.mark.parametrize("encoding", PACK)
-async def test_bodies_are_unpacked(client: httpx.AsyncClient, service: FakeService, encoding: str) -> None:
+async def test_bodies_are_unpacked(client: httpx.AsyncClient, service: ScriptedCore, encoding: str) -> None:
     reply = await posted(client, STEP, PACK[encoding](b'{"text": "R"}'), content_encoding=encoding)
     assert reply.status_code == 200
     assert service.calls == [("step", "s-1", Input(text="R"), StepOptions(), None)]
 
 
 @pytest.mark.parametrize("path", ROUTES)
-async def test_every_route_takes_compressed_bodies(client: httpx.AsyncClient, service: FakeService, path: str) -> None:
+async def test_every_route_takes_compressed_bodies(client: httpx.AsyncClient, service: ScriptedCore, path: str) -> None:
     body = json.dumps(ROUTES[path]).encode()
     plain = await posted(client, path, body)
     packed = await posted(client, path, gzip.compress(body), content_encoding="gzip")
@@ -88,7 +88,7 @@ async def test_every_route_takes_compressed_bodies(client: httpx.AsyncClient, se
     assert service.calls[0] == service.calls[1]
 
 
-async def test_a_snapshot_may_be_compressed(client: httpx.AsyncClient, service: FakeService) -> None:
+async def test_a_snapshot_may_be_compressed(client: httpx.AsyncClient, service: ScriptedCore) -> None:
     reply = await posted(client, "/v1/sessions:restore", gzip.compress(SNAPSHOT), content_encoding="gzip")
     assert reply.status_code == 201
     assert service.calls[0][1] == SNAPSHOT
@@ -134,7 +134,7 @@ async def test_the_limit_counts_what_is_unpacked(client: httpx.AsyncClient, path
     ("path", "is_large"), [*((path, False) for path in ROUTES), (STEP, True), ("/v1/sessions", True)]
 )
 async def test_a_byte_order_mark_is_skipped(
-    client: httpx.AsyncClient, service: FakeService, path: str, is_large: bool
+    client: httpx.AsyncClient, service: ScriptedCore, path: str, is_large: bool
 ) -> None:
     body = large(ROUTES[path]) if is_large else json.dumps(ROUTES[path]).encode()
     for each in (body, b"\xef\xbb\xbf" + body):
@@ -192,7 +192,7 @@ async def test_half_a_character_is_no_json(client: httpx.AsyncClient, text: byte
 # ---- time
 
 
-async def test_a_body_that_comes_byte_by_byte_is_not_waited_for(app: FastAPI, service: FakeService) -> None:
+async def test_a_body_that_comes_byte_by_byte_is_not_waited_for(app: FastAPI, service: ScriptedCore) -> None:
     sent, num_read = list[Any](), 0
 
     async def receive() -> dict[str, Any]:
@@ -212,7 +212,7 @@ async def test_a_body_that_comes_byte_by_byte_is_not_waited_for(app: FastAPI, se
 
 
 async def test_a_body_that_never_comes_is_not_waited_for() -> None:
-    app = create_app(FakeService(load_settings({"body_timeout": "0.001"})).face)
+    app = create_app(ScriptedCore(load_settings({"body_timeout": "0.001"})))
     sent = list[Any]()
     is_cancelled = False
 
@@ -248,7 +248,7 @@ async def test_a_body_that_comes_in_time_is_read_whole(app: FastAPI) -> None:
 
 
 async def test_the_server_hangs_up_on_a_body_that_does_not_come() -> None:
-    app = create_app(FakeService(load_settings({"body_timeout": "0.01"})).face)
+    app = create_app(ScriptedCore(load_settings({"body_timeout": "0.01"})))
     async with front(app) as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
         writer.write(f"POST {STEP} HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\n{{".encode())

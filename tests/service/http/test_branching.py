@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service.http.fake import SESSION_JSON, SNAPSHOT, FakeService
+from tests.service.http.scripted import SESSION_JSON, SNAPSHOT, ScriptedCore
 from tidegate import errors
 from tidegate.api import RestoreRequest
 from tidegate.config import load_settings
@@ -30,7 +30,7 @@ LIMIT = 2**20
     ],
 )
 async def test_a_fork(
-    client: httpx.AsyncClient, service: FakeService, body: Json, ids: Json, count: Json, num_forks: int
+    client: httpx.AsyncClient, service: ScriptedCore, body: Json, ids: Json, count: Json, num_forks: int
 ) -> None:
     reply = await client.post(f"{AT}:fork", json=body)
     assert (reply.status_code, reply.json()) == (200, {"sessions": [SESSION_JSON] * num_forks})
@@ -39,21 +39,21 @@ async def test_a_fork(
 
 @pytest.mark.parametrize(("body", "name", "told"), [({"name": "x.1"}, "x.1", "x.1"), ({}, None, "c-3")])
 async def test_a_checkpoint(
-    client: httpx.AsyncClient, service: FakeService, body: Json, name: str | None, told: str
+    client: httpx.AsyncClient, service: ScriptedCore, body: Json, name: str | None, told: str
 ) -> None:
     reply = await client.post(f"{AT}:checkpoint", json=body)
     assert (reply.status_code, reply.json()) == (200, {"checkpoint": told, "position": 3})
     assert service.calls == [("checkpoint", "s-1", name)]
 
 
-async def test_a_rewind(client: httpx.AsyncClient, service: FakeService) -> None:
+async def test_a_rewind(client: httpx.AsyncClient, service: ScriptedCore) -> None:
     reply = await client.post(f"{AT}:rewind", json={"checkpoint": "c-1"})
     assert (reply.status_code, reply.json()) == (200, SESSION_JSON)
     assert service.calls == [("rewind", "s-1", "c-1")]
 
 
 @pytest.mark.parametrize(("body", "version"), [({"version": "3"}, "3"), ({}, None)])
-async def test_an_upgrade(client: httpx.AsyncClient, service: FakeService, body: Json, version: str | None) -> None:
+async def test_an_upgrade(client: httpx.AsyncClient, service: ScriptedCore, body: Json, version: str | None) -> None:
     reply = await client.post(f"{AT}:upgrade", json=body)
     assert (reply.status_code, reply.json()) == (200, SESSION_JSON)
     assert service.calls == [("upgrade", "s-1", version)]
@@ -76,7 +76,7 @@ async def test_a_snapshot_is_a_file_of_bytes(client: httpx.AsyncClient) -> None:
     ],
 )
 async def test_a_restoration_is_created_at_its_place(
-    client: httpx.AsyncClient, service: FakeService, query: str, wish: RestoreRequest
+    client: httpx.AsyncClient, service: ScriptedCore, query: str, wish: RestoreRequest
 ) -> None:
     reply = await client.post(RESTORE + query, content=SNAPSHOT)
     assert (reply.status_code, reply.json()) == (201, SESSION_JSON)
@@ -96,7 +96,7 @@ async def test_a_restoration_is_created_at_its_place(
     ],
 )
 async def test_a_bad_query_is_named(
-    client: httpx.AsyncClient, service: FakeService, query: str, complaint: str
+    client: httpx.AsyncClient, service: ScriptedCore, query: str, complaint: str
 ) -> None:
     reply = await client.post(f"{RESTORE}?{query}", content=SNAPSHOT)
     assert (reply.status_code, reply.json()["reason"]) == (400, "INVALID_INPUT")
@@ -105,7 +105,9 @@ async def test_a_bad_query_is_named(
 
 
 @pytest.mark.parametrize("verb", ["fork", "checkpoint", "upgrade"])
-async def test_who_wishes_for_nothing_needs_no_body(client: httpx.AsyncClient, service: FakeService, verb: str) -> None:
+async def test_who_wishes_for_nothing_needs_no_body(
+    client: httpx.AsyncClient, service: ScriptedCore, verb: str
+) -> None:
     assert (await client.post(f"{AT}:{verb}")).status_code == 200
     assert set(service.calls[0][2:]) == {None}
 
@@ -127,7 +129,7 @@ BAD_BODIES: list[tuple[str, Json, str]] = [
 
 @pytest.mark.parametrize(("verb", "body", "complaint"), BAD_BODIES)
 async def test_a_bad_body_is_named(
-    client: httpx.AsyncClient, service: FakeService, verb: str, body: Json, complaint: str
+    client: httpx.AsyncClient, service: ScriptedCore, verb: str, body: Json, complaint: str
 ) -> None:
     reply = await client.post(f"{AT}:{verb}", json=body)
     assert (reply.status_code, reply.json()["reason"]) == (400, "INVALID_INPUT")
@@ -146,7 +148,7 @@ REQUESTS = [
 # What each class of errors becomes is test_errors.py's business.
 @pytest.mark.parametrize(("method", "path", "content"), REQUESTS)
 async def test_each_route_tells_the_error_of_the_core(
-    client: httpx.AsyncClient, service: FakeService, method: str, path: str, content: bytes
+    client: httpx.AsyncClient, service: ScriptedCore, method: str, path: str, content: bytes
 ) -> None:
     service.error = errors.UnavailableError("m", reason="STORE_AWAY", retry_after=2.5)
     reply = await client.request(method, path, content=content)
@@ -160,23 +162,23 @@ class TestSizeLimit:
     """A document that may be missing, and a body that is none."""
 
     @pytest.fixture
-    async def service(self) -> FakeService:
-        return FakeService(load_settings({"max_message_mb": 1}))
+    async def service(self) -> ScriptedCore:
+        return ScriptedCore(load_settings({"max_message_mb": 1}))
 
-    async def test_at_the_limit_is_read(self, client: httpx.AsyncClient, service: FakeService, path: str) -> None:
+    async def test_at_the_limit_is_read(self, client: httpx.AsyncClient, service: ScriptedCore, path: str) -> None:
         reply = await client.post(path, content=b"{}".ljust(LIMIT))
         assert reply.status_code in {200, 201}
         assert len(service.calls) == 1
 
     async def test_a_declared_size_is_refused_unread(
-        self, client: httpx.AsyncClient, service: FakeService, path: str
+        self, client: httpx.AsyncClient, service: ScriptedCore, path: str
     ) -> None:
         reply = await client.post(path, content=b" " * (LIMIT + 1))
         assert (reply.status_code, reply.json()["reason"]) == (413, "TOO_LARGE")
         assert service.calls == []
 
     async def test_an_undeclared_size_is_refused_while_reading(
-        self, client: httpx.AsyncClient, service: FakeService, path: str
+        self, client: httpx.AsyncClient, service: ScriptedCore, path: str
     ) -> None:
         num_sent = 0
 

@@ -11,7 +11,7 @@ import httpx
 from fastapi import FastAPI
 from openapi_spec_validator import validate
 
-from tests.service.http.fake import FakeService
+from tests.service.http.scripted import ScriptedCore
 from tidegate.transports.http import convert, schemas
 from tidegate.transports.http.app import create_app
 from tidegate.transports.http.documents import EXAMPLES, DocumentedApi
@@ -41,7 +41,7 @@ ROUTES = {
     ("get", "/metrics"),
 }
 
-DOCUMENT: Json = json.loads(json.dumps(create_app(FakeService().face).openapi()))
+DOCUMENT: Json = json.loads(json.dumps(create_app(ScriptedCore()).openapi()))
 OPERATIONS = {(method, path): entry for path, item in DOCUMENT["paths"].items() for method, entry in item.items()}
 
 

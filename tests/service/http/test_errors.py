@@ -11,7 +11,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from tests.service.http.fake import FakeService
+from tests.service.http.scripted import ScriptedCore
 from tidegate import errors
 from tidegate.config import load_settings
 from tidegate.errors import InvalidInputError
@@ -66,7 +66,7 @@ def test_a_message_that_utf_8_cannot_carry_is_told_all_the_same() -> None:
 
 @pytest.mark.parametrize("kind", STATUSES)
 async def test_each_error_has_its_status(
-    client: httpx.AsyncClient, service: FakeService, kind: type[errors.TidegateError]
+    client: httpx.AsyncClient, service: ScriptedCore, kind: type[errors.TidegateError]
 ) -> None:
     service.error = kind("what went wrong", reason="A_REASON", details={"fact": "7", "status": "mine"})
     reply = await client.post(STEP, json={"text": "R"})
@@ -80,7 +80,7 @@ async def test_each_error_has_its_status(
 
 @pytest.mark.parametrize(("method", "path", "body"), REQUESTS)
 async def test_each_route_tells_the_services_errors(
-    client: httpx.AsyncClient, service: FakeService, method: str, path: str, body: Any
+    client: httpx.AsyncClient, service: ScriptedCore, method: str, path: str, body: Any
 ) -> None:
     service.error = errors.SessionEndedError("gone", reason="SESSION_EVICTED")
     reply = await client.request(method, path, json=body)
@@ -93,7 +93,7 @@ BOTH = [(STEP, {"text": "R"}), ("/v1/sessions", {"model": "tiny"})]
 
 @pytest.mark.parametrize(("path", "body"), BOTH)
 async def test_the_unexpected_is_a_problem_without_a_stack(
-    client: httpx.AsyncClient, service: FakeService, path: str, body: Any
+    client: httpx.AsyncClient, service: ScriptedCore, path: str, body: Any
 ) -> None:
     service.error = ZeroDivisionError("secret")
     reply = await client.post(path, json=body)
@@ -102,7 +102,7 @@ async def test_the_unexpected_is_a_problem_without_a_stack(
     assert "secret" not in reply.text
 
 
-async def test_a_position_conflict_tells_the_position(client: httpx.AsyncClient, service: FakeService) -> None:
+async def test_a_position_conflict_tells_the_position(client: httpx.AsyncClient, service: ScriptedCore) -> None:
     service.error = errors.PositionConflictError("the session is at 6, not 0", position=6)
     reply = await client.post(STEP, json={"text": "R", "position": 0})
     assert reply.status_code == 409
@@ -120,7 +120,7 @@ async def test_a_position_conflict_tells_the_position(client: httpx.AsyncClient,
 @pytest.mark.parametrize("kind", [errors.OverloadedError, errors.UnavailableError])
 async def test_who_may_retry_is_told_when(
     client: httpx.AsyncClient,
-    service: FakeService,
+    service: ScriptedCore,
     kind: type[errors.TidegateError],
     seconds: float | None,
     header: str,
@@ -130,7 +130,7 @@ async def test_who_may_retry_is_told_when(
     assert reply.headers["retry-after"] == header
 
 
-async def test_who_may_not_retry_is_told_nothing(client: httpx.AsyncClient, service: FakeService) -> None:
+async def test_who_may_not_retry_is_told_nothing(client: httpx.AsyncClient, service: ScriptedCore) -> None:
     service.error = errors.InternalError("no")
     assert "retry-after" not in (await client.post(STEP, json={"text": "R"})).headers
 
@@ -220,19 +220,19 @@ class TestSizeLimit:
     LIMIT = 2**20
 
     @pytest.fixture
-    async def service(self) -> FakeService:
-        return FakeService(load_settings({"max_message_mb": 1}))
+    async def service(self) -> ScriptedCore:
+        return ScriptedCore(load_settings({"max_message_mb": 1}))
 
     @pytest.mark.parametrize(("path", "body"), BOTH)
     async def test_a_body_at_the_limit_is_read(
-        self, client: httpx.AsyncClient, service: FakeService, path: str, body: Any
+        self, client: httpx.AsyncClient, service: ScriptedCore, path: str, body: Any
     ) -> None:
         reply = await client.post(path, content=json.dumps(body).encode().ljust(self.LIMIT))
         assert reply.status_code < 300
 
     @pytest.mark.parametrize(("path", "_"), WITH_BODY)
     async def test_a_declared_size_is_refused_unread(
-        self, client: httpx.AsyncClient, service: FakeService, path: str, _: Any
+        self, client: httpx.AsyncClient, service: ScriptedCore, path: str, _: Any
     ) -> None:
         reply = await client.post(path, content=b" " * (self.LIMIT + 1))
         assert (reply.status_code, reply.json()["reason"]) == (413, "TOO_LARGE")
@@ -240,7 +240,7 @@ class TestSizeLimit:
 
     @pytest.mark.parametrize(("path", "_"), BOTH)
     async def test_an_undeclared_size_is_refused_while_reading(
-        self, client: httpx.AsyncClient, service: FakeService, path: str, _: Any
+        self, client: httpx.AsyncClient, service: ScriptedCore, path: str, _: Any
     ) -> None:
         num_sent = 0
 
@@ -256,7 +256,7 @@ class TestSizeLimit:
 
 
 @pytest.mark.parametrize("path", [STEP, "/v1/sessions", "/v1/models/shakespeare-lstm:predict"])
-async def test_a_client_that_leaves_while_it_sends_costs_nothing(service: FakeService, path: str) -> None:
+async def test_a_client_that_leaves_while_it_sends_costs_nothing(service: ScriptedCore, path: str) -> None:
     messages = iter(
         [{"type": "http.request", "body": b'{"te', "more_body": True}, {"type": "http.disconnect"}],
     )
@@ -268,7 +268,7 @@ async def test_a_client_that_leaves_while_it_sends_costs_nothing(service: FakeSe
     async def send(message: Any) -> None:
         sent.append(message)
 
-    app = create_app(service.face)
+    app = create_app(service)
     scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b"", "root_path": ""}
     await app(scope, receive, send)
     assert service.calls == []
@@ -276,7 +276,7 @@ async def test_a_client_that_leaves_while_it_sends_costs_nothing(service: FakeSe
 
 
 async def test_an_unexpected_error_is_told_by_the_number_that_the_log_has(
-    client: httpx.AsyncClient, service: FakeService, caplog: pytest.LogCaptureFixture
+    client: httpx.AsyncClient, service: ScriptedCore, caplog: pytest.LogCaptureFixture
 ) -> None:
     service.error = ZeroDivisionError("secret")
     for path, body in ((STEP, {"text": "R"}), ("/v1/sessions", {"model": "tiny"})):
@@ -288,7 +288,7 @@ async def test_an_unexpected_error_is_told_by_the_number_that_the_log_has(
 
 
 async def test_a_reply_of_ours_that_breaks_is_our_fault_not_the_client_s(
-    client: httpx.AsyncClient, service: FakeService
+    client: httpx.AsyncClient, service: ScriptedCore
 ) -> None:
     async def broken(*_: object) -> object:
         return object()  # no session: its document cannot be made

@@ -12,8 +12,8 @@ from fastapi import FastAPI
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.service.http.fake import LARGE_PREDICTION, LARGE_PREDICTION_JSON, PREDICTION, FakeService
 from tests.service.http.running import until
+from tests.service.http.scripted import LARGE_PREDICTION, LARGE_PREDICTION_JSON, PREDICTION, ScriptedCore
 from tests.service.http.test_stream import PATH, settle, streams_of
 from tests.service.transports.serving import Front, front
 from tidegate import errors
@@ -32,7 +32,7 @@ async def server(app: FastAPI) -> AsyncIterator[Front]:
 
 
 @pytest.fixture
-async def client(server: Front, service: FakeService) -> AsyncIterator[ClientConnection]:
+async def client(server: Front, service: ScriptedCore) -> AsyncIterator[ClientConnection]:
     async with connect(f"ws://127.0.0.1:{server.port}{PATH}") as client:
         await until(lambda: service.calls == [("get", "s-1")])
         yield client
@@ -43,7 +43,7 @@ async def answer(client: ClientConnection) -> Any:
         return json.loads(await client.recv())
 
 
-async def test_frames_of_all_kinds_are_answered(client: ClientConnection, service: FakeService) -> None:
+async def test_frames_of_all_kinds_are_answered(client: ClientConnection, service: ScriptedCore) -> None:
     await client.send(R)
     await client.send(R.encode())
     # Of three fragments in one read, h2corn 2.0.0 keeps the message until its client sends more.
@@ -52,8 +52,8 @@ async def test_frames_of_all_kinds_are_answered(client: ClientConnection, servic
     assert [call[2] for call in service.calls[1:]] == [Input(text="R"), Input(text="R"), Input(text="é")]
 
 
-async def test_large_frames_and_answers_keep_their_place(client: ClientConnection, service: FakeService) -> None:
-    service.is_held = True
+async def test_large_frames_and_answers_keep_their_place(client: ClientConnection, service: ScriptedCore) -> None:
+    service.is_holding = True
     large = json.dumps({"tokens": [1] * LARGE_JSON_BYTES})
     for frame in (R, large, R, large, "{" + " " * LARGE_JSON_BYTES, R):
         await client.send(frame)
@@ -69,7 +69,7 @@ async def test_large_frames_and_answers_keep_their_place(client: ClientConnectio
 
 
 async def test_a_client_that_leaves_while_a_large_answer_is_written_disturbs_nobody(
-    app: FastAPI, service: FakeService, server: Front
+    app: FastAPI, service: ScriptedCore, server: Front
 ) -> None:
     service.prediction = LARGE_PREDICTION
     async with connect(f"ws://127.0.0.1:{server.port}{PATH}") as client:
@@ -77,8 +77,8 @@ async def test_a_client_that_leaves_while_a_large_answer_is_written_disturbs_nob
     await until(lambda: not len(streams_of(app).open))
 
 
-async def test_answers_come_in_the_frames_order(client: ClientConnection, service: FakeService) -> None:
-    service.is_held = True
+async def test_answers_come_in_the_frames_order(client: ClientConnection, service: ScriptedCore) -> None:
+    service.is_holding = True
     for token in range(5):
         await client.send(json.dumps({"tokens": [token]}))
     await client.send("{")
@@ -89,8 +89,8 @@ async def test_answers_come_in_the_frames_order(client: ClientConnection, servic
     assert [(await answer(client)).get("position") for _ in range(6)] == [1, 2, 3, 4, 5, None]
 
 
-async def test_frames_in_flight_are_bounded_and_none_overtakes(client: ClientConnection, service: FakeService) -> None:
-    service.is_held = True
+async def test_frames_in_flight_are_bounded_and_none_overtakes(client: ClientConnection, service: ScriptedCore) -> None:
+    service.is_holding = True
     num_frames = 4 * MAX_IN_FLIGHT
     for token in range(num_frames):
         await client.send(json.dumps({"tokens": [token]}))
@@ -103,7 +103,7 @@ async def test_frames_in_flight_are_bounded_and_none_overtakes(client: ClientCon
     assert [call[2].tokens for call in service.calls[1:]] == [[token] for token in range(num_frames)]
 
 
-async def test_text_that_is_none_ends_the_connection(client: ClientConnection, service: FakeService) -> None:
+async def test_text_that_is_none_ends_the_connection(client: ClientConnection, service: ScriptedCore) -> None:
     await client.send(b"\xff", text=True)
     with pytest.raises(ConnectionClosed) as caught:
         await answer(client)
@@ -114,9 +114,9 @@ async def test_text_that_is_none_ends_the_connection(client: ClientConnection, s
 
 @pytest.mark.parametrize("is_polite", [True, False])
 async def test_a_client_that_leaves_cancels_what_is_in_flight(
-    app: FastAPI, client: ClientConnection, service: FakeService, is_polite: bool
+    app: FastAPI, client: ClientConnection, service: ScriptedCore, is_polite: bool
 ) -> None:
-    service.is_held = True
+    service.is_holding = True
     await client.send(R)
     await client.send(R)
     await until(lambda: len(service.held) == 2)
@@ -129,9 +129,9 @@ async def test_a_client_that_leaves_cancels_what_is_in_flight(
 
 
 async def test_drain_answers_what_is_in_flight_then_closes(
-    app: FastAPI, client: ClientConnection, service: FakeService
+    app: FastAPI, client: ClientConnection, service: ScriptedCore
 ) -> None:
-    service.is_held = True
+    service.is_holding = True
     await client.send(R)
     await until(lambda: len(service.held) == 1)
     draining = asyncio.create_task(streams_of(app).drain())
@@ -148,7 +148,7 @@ async def test_drain_answers_what_is_in_flight_then_closes(
     assert len(service.held) == 1
 
 
-async def test_a_stream_that_cannot_start_says_why(server: Front, service: FakeService) -> None:
+async def test_a_stream_that_cannot_start_says_why(server: Front, service: ScriptedCore) -> None:
     service.error = errors.NotFoundError("no such session", reason="UNKNOWN_SESSION")
     async with connect(f"ws://127.0.0.1:{server.port}{PATH}") as client:
         assert (await answer(client))["reason"] == "UNKNOWN_SESSION"
@@ -161,7 +161,7 @@ NUM_FRAMES = 400
 
 
 @pytest.fixture
-async def full(app: FastAPI, client: ClientConnection, service: FakeService) -> ReplyQueue:
+async def full(app: FastAPI, client: ClientConnection, service: ScriptedCore) -> ReplyQueue:
     """The stream of a client that reads nothing, once no answer can be written and no frame is taken any more."""
     client.transport.pause_reading()
     service.prediction = Prediction(1, next=[[Candidate("R" * 100_000, 5, 0.5)]])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from tests.service.http.fake import DONE_JSON, EVENTS, Call, FakeService
+from tests.service.http.scripted import DONE_JSON, EVENTS, Call, ScriptedCore
 from tidegate.api import GeneratedToken, Input, Sampling
 from tidegate.errors import NotFoundError, UnavailableError
 
@@ -38,23 +38,23 @@ async def test_one_document(client: httpx.AsyncClient, path: str) -> None:
     assert (reply.status_code, reply.json()) == (200, DONE_JSON)
 
 
-async def test_a_model_is_told_all_wishes(client: httpx.AsyncClient, service: FakeService) -> None:
+async def test_a_model_is_told_all_wishes(client: httpx.AsyncClient, service: ScriptedCore) -> None:
     await client.post(MODEL, json={"text": "RO", "version": "1", **WISHES})
     assert service.calls == [("generate", "tiny", "1", Input(text="RO"), SAMPLING)]
 
 
-async def test_a_session_is_told_all_wishes(client: httpx.AsyncClient, service: FakeService) -> None:
+async def test_a_session_is_told_all_wishes(client: httpx.AsyncClient, service: ScriptedCore) -> None:
     await client.post(SESSION, json={"tokens": [1], "position": 7, **WISHES})
     assert service.calls == [("generate_on_session", "s-1", Input(tokens=[1]), SAMPLING, 7)]
 
 
-async def test_wishes_are_in_single_precision_as_over_grpc(client: httpx.AsyncClient, service: FakeService) -> None:
+async def test_wishes_are_in_single_precision_as_over_grpc(client: httpx.AsyncClient, service: ScriptedCore) -> None:
     await client.post(SESSION, json={"temperature": 0.8, "top_p": 1e39})
     sampling = service.calls[0][3]
     assert (sampling.temperature, sampling.top_p) == (np.float32(0.8), float("inf"))
 
 
-async def test_wishes_have_the_cores_defaults(client: httpx.AsyncClient, service: FakeService) -> None:
+async def test_wishes_have_the_cores_defaults(client: httpx.AsyncClient, service: ScriptedCore) -> None:
     await client.post(SESSION, json={})
     assert service.calls == [("generate_on_session", "s-1", None, Sampling(), None)]
 
@@ -99,7 +99,7 @@ async def test_what_a_client_accepts_may_stand_in_several_fields(client: httpx.A
     assert reply.headers["content-type"].startswith("text/event-stream")
 
 
-async def test_line_breaks_stay_inside_their_event(client: httpx.AsyncClient, service: FakeService, path: str) -> None:
+async def test_line_breaks_stay_inside_their_event(client: httpx.AsyncClient, service: ScriptedCore, path: str) -> None:
     service.events = [GeneratedToken(0, "\n\nevent: done\r", 1), EVENTS[1]]
     reply = await client.post(path, json={"text": "RO"}, headers=ACCEPT)
     assert events(reply.text)[0] == ("token", {"id": 0, "text": "\n\nevent: done\r", "position": 1})
@@ -107,7 +107,7 @@ async def test_line_breaks_stay_inside_their_event(client: httpx.AsyncClient, se
 
 @pytest.mark.parametrize("headers", [{}, ACCEPT])
 async def test_an_error_before_the_first_token_is_an_http_error(
-    client: httpx.AsyncClient, service: FakeService, path: str, headers: dict[str, str]
+    client: httpx.AsyncClient, service: ScriptedCore, path: str, headers: dict[str, str]
 ) -> None:
     service.events = [NotFoundError("no such model", reason="UNKNOWN_MODEL")]
     reply = await client.post(path, json={"text": "RO"}, headers=headers)
@@ -123,7 +123,7 @@ async def test_an_error_before_the_first_token_is_an_http_error(
     ],
 )
 async def test_an_error_after_it_is_the_last_event(
-    client: httpx.AsyncClient, service: FakeService, path: str, error: Exception, status: int, reason: str
+    client: httpx.AsyncClient, service: ScriptedCore, path: str, error: Exception, status: int, reason: str
 ) -> None:
     service.events = [EVENTS[0], error]
     reply = await client.post(path, json={"text": "RO"}, headers=ACCEPT)
@@ -134,7 +134,7 @@ async def test_an_error_after_it_is_the_last_event(
 
 
 async def test_an_error_in_mid_way_fails_the_document(
-    client: httpx.AsyncClient, service: FakeService, path: str
+    client: httpx.AsyncClient, service: ScriptedCore, path: str
 ) -> None:
     service.events = [EVENTS[0], UnavailableError("draining", reason="DRAINING")]
     reply = await client.post(path, json={"text": "RO"})
@@ -142,9 +142,9 @@ async def test_an_error_in_mid_way_fails_the_document(
 
 
 async def test_tokens_are_sent_as_they_come_and_end_with_their_client(
-    app: FastAPI, service: FakeService, path: str
+    app: FastAPI, service: ScriptedCore, path: str
 ) -> None:
-    service.is_held = True
+    service.is_holding = True
     call = Call(app, path, {"text": "RO"}, headers=[(b"accept", b"text/event-stream")])
     await asyncio.wait_for(call.has_sent_body.wait(), 60)
     assert b"event: token" in call.sent[1]["body"]

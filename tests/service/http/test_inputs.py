@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.service.http.fake import FakeService
+from tests.service.http.scripted import ScriptedCore
 from tidegate.errors import InvalidInputError
 from tidegate.transports.http import convert
 
@@ -46,7 +46,7 @@ BAD_STEPS: list[tuple[Json, str]] = [
 
 
 @pytest.mark.parametrize(("body", "detail"), BAD_STEPS)
-async def test_a_bad_step_is_refused(client: httpx.AsyncClient, service: FakeService, body: Json, detail: str) -> None:
+async def test_a_bad_step_is_refused(client: httpx.AsyncClient, service: ScriptedCore, body: Json, detail: str) -> None:
     reply = await client.post("/v1/sessions/s-1:step", json=body)
     assert (reply.status_code, reply.json()["reason"]) == (400, "INVALID_INPUT")
     assert reply.json()["detail"] == detail
@@ -65,7 +65,7 @@ async def test_a_bad_step_is_refused(client: httpx.AsyncClient, service: FakeSer
     ],
 )
 async def test_a_bad_sequence_is_named_by_its_index(
-    client: httpx.AsyncClient, service: FakeService, sequence: Json, detail: str
+    client: httpx.AsyncClient, service: ScriptedCore, sequence: Json, detail: str
 ) -> None:
     reply = await client.post("/v1/models/tiny:predict", json={"sequences": [{"text": "R"}, sequence]})
     document = reply.json()
@@ -105,7 +105,7 @@ async def test_a_bad_prediction_is_refused(client: httpx.AsyncClient, body: Json
     ],
 )
 async def test_a_bad_session_is_refused(
-    client: httpx.AsyncClient, service: FakeService, change: Json, where: str
+    client: httpx.AsyncClient, service: ScriptedCore, change: Json, where: str
 ) -> None:
     reply = await client.post("/v1/sessions", json={"model": "tiny", **change})
     assert (reply.status_code, reply.json()["reason"]) == (400, "INVALID_INPUT")
@@ -127,7 +127,7 @@ async def test_a_bad_session_is_refused(
     ],
 )
 async def test_a_bad_generation_is_refused(
-    client: httpx.AsyncClient, service: FakeService, body: Json, where: str
+    client: httpx.AsyncClient, service: ScriptedCore, body: Json, where: str
 ) -> None:
     for path in ("/v1/models/tiny:generate", "/v1/sessions/s-1:generate"):
         reply = await client.post(path, json=body)
@@ -159,7 +159,7 @@ LONG_INPUTS = [
 
 @pytest.mark.parametrize(("body", "detail"), LONG_INPUTS)
 async def test_a_long_input_is_read_and_refused_as_a_short_one_is(
-    client: httpx.AsyncClient, service: FakeService, body: Json, detail: str | None
+    client: httpx.AsyncClient, service: ScriptedCore, body: Json, detail: str | None
 ) -> None:
     reply = await client.post("/v1/sessions/s-1:step", json=body)
     if detail is not None:

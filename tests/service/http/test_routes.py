@@ -11,13 +11,13 @@ import pytest
 from fastapi import FastAPI
 
 from tests.clock import START
-from tests.service.http.fake import (
+from tests.service.http.scripted import (
     MODEL_JSON,
     PREDICTION_JSON,
     SESSION,
     SESSION_JSON,
     Call,
-    FakeService,
+    ScriptedCore,
 )
 from tidegate.api import (
     Candidate,
@@ -38,14 +38,14 @@ Json = Any
 STEP = "/v1/sessions/s-1:step"
 
 
-async def test_models_are_listed_by_page(client: httpx.AsyncClient, service: FakeService) -> None:
+async def test_models_are_listed_by_page(client: httpx.AsyncClient, service: ScriptedCore) -> None:
     reply = await client.get("/v1/models", params={"limit": 7, "page_token": "abc"})
     assert reply.json() == {"models": [MODEL_JSON], "next_page_token": ""}
     assert service.calls == [("models", 7, "abc")]
 
 
 @pytest.mark.parametrize(("query", "version"), [("", None), ("?version=1", "1")])
-async def test_a_model_is_shown(client: httpx.AsyncClient, service: FakeService, query: str, version: str) -> None:
+async def test_a_model_is_shown(client: httpx.AsyncClient, service: ScriptedCore, query: str, version: str) -> None:
     reply = await client.get(f"/v1/models/tiny{query}")
     assert reply.json() == MODEL_JSON
     assert service.calls == [("model", "tiny", version)]
@@ -60,14 +60,14 @@ async def test_a_reload_reports(client: httpx.AsyncClient) -> None:
     }
 
 
-async def test_predict_takes_many_sequences(client: httpx.AsyncClient, service: FakeService) -> None:
+async def test_predict_takes_many_sequences(client: httpx.AsyncClient, service: ScriptedCore) -> None:
     body = {"sequences": [{"text": "RO"}, {"tokens": [1, 2]}], "top": 3, "every_step": True, "version": "1"}
     reply = await client.post("/v1/models/tiny:predict", json=body)
     assert reply.json() == {"model": "tiny", "version": "2", "predictions": [PREDICTION_JSON, PREDICTION_JSON]}
     assert service.calls == [("predict", "tiny", "1", [Input(text="RO"), Input(tokens=[1, 2])], StepOptions(3, True))]
 
 
-async def test_opening_answers_created_with_the_place(client: httpx.AsyncClient, service: FakeService) -> None:
+async def test_opening_answers_created_with_the_place(client: httpx.AsyncClient, service: ScriptedCore) -> None:
     body = {"model": "tiny", "id": "s-1", "ttl_seconds": 60, "idle_seconds": 1.5, "seed": 2**64 - 1, "durable": True}
     reply = await client.post("/v1/sessions", json=body)
     assert (reply.status_code, reply.json()) == (201, SESSION_JSON)
@@ -76,14 +76,14 @@ async def test_opening_answers_created_with_the_place(client: httpx.AsyncClient,
     assert service.calls == [("open", expected)]
 
 
-async def test_sessions_are_listed_by_page(client: httpx.AsyncClient, service: FakeService) -> None:
+async def test_sessions_are_listed_by_page(client: httpx.AsyncClient, service: ScriptedCore) -> None:
     reply = await client.get("/v1/sessions")
     assert reply.json() == {"sessions": [SESSION_JSON], "next_page_token": "s-1"}
     assert service.calls == [("list", 0, "")]
 
 
 async def test_a_session_that_json_does_not_hold_hides_no_other(
-    client: httpx.AsyncClient, service: FakeService
+    client: httpx.AsyncClient, service: ScriptedCore
 ) -> None:
     bad = [SESSION._replace(created_at=1e30), SESSION._replace(expires_at=float("nan"))]
     service.page = SessionPage([bad[0], SESSION, bad[1]], "")
@@ -95,25 +95,25 @@ async def test_a_session_is_shown(client: httpx.AsyncClient) -> None:
     assert (await client.get("/v1/sessions/s-1")).json() == SESSION_JSON
 
 
-async def test_closing_has_nothing_to_say(client: httpx.AsyncClient, service: FakeService) -> None:
+async def test_closing_has_nothing_to_say(client: httpx.AsyncClient, service: ScriptedCore) -> None:
     reply = await client.delete("/v1/sessions/s-1")
     assert (reply.status_code, reply.content) == (204, b"")
     assert service.calls == [("close", "s-1")]
 
 
-async def test_a_step_is_answered(client: httpx.AsyncClient, service: FakeService) -> None:
+async def test_a_step_is_answered(client: httpx.AsyncClient, service: ScriptedCore) -> None:
     reply = await client.post(STEP, json={"text": "R", "position": 3, "top": 2, "every_step": True})
     assert reply.json() == {"session": "s-1", "position": 1, "prediction": PREDICTION_JSON}
     assert reply.headers["content-type"] == "application/json"
     assert service.calls == [("step", "s-1", Input(text="R"), StepOptions(2, True), 3)]
 
 
-async def test_a_step_need_not_say_more_than_its_input(client: httpx.AsyncClient, service: FakeService) -> None:
+async def test_a_step_need_not_say_more_than_its_input(client: httpx.AsyncClient, service: ScriptedCore) -> None:
     await client.post(STEP, json={"tokens": [1], "position": None, "top": None})
     assert service.calls == [("step", "s-1", Input(tokens=[1]), StepOptions(1, False), None)]
 
 
-async def test_values_become_rows(client: httpx.AsyncClient, service: FakeService) -> None:
+async def test_values_become_rows(client: httpx.AsyncClient, service: ScriptedCore) -> None:
     await client.post(STEP, json={"values": [[1, 2.5], [3, -4]]})
     values = service.calls[0][2].values
     assert values.dtype == np.float32
@@ -122,13 +122,13 @@ async def test_values_become_rows(client: httpx.AsyncClient, service: FakeServic
 
 @pytest.mark.parametrize("name", ["a", "~.-_", "A-z.0~9_", "x" * 128])
 @pytest.mark.parametrize("colon", [":", "%3A"])
-async def test_any_id_can_be_stepped(client: httpx.AsyncClient, service: FakeService, name: str, colon: str) -> None:
+async def test_any_id_can_be_stepped(client: httpx.AsyncClient, service: ScriptedCore, name: str, colon: str) -> None:
     reply = await client.post(f"/v1/sessions/{name}{colon}step", json={"text": "R"})
     assert reply.status_code == 200
     assert service.calls[0][1] == name
 
 
-async def test_percent_encoded_ids_are_decoded_once(client: httpx.AsyncClient, service: FakeService) -> None:
+async def test_percent_encoded_ids_are_decoded_once(client: httpx.AsyncClient, service: ScriptedCore) -> None:
     await client.post("/v1/sessions/a%7Eb%2525:step", json={"text": "R"})
     assert service.calls[0][1] == "a~b%25"
 
@@ -139,7 +139,7 @@ async def test_a_websocket_that_is_asked_for_by_plain_http_is_told(client: httpx
     assert (reply.status_code, reply.json()["reason"]) == (400, "WEBSOCKET_ONLY")
 
 
-async def test_a_step_behind_a_mount_is_routed_the_same(app: FastAPI, service: FakeService) -> None:
+async def test_a_step_behind_a_mount_is_routed_the_same(app: FastAPI, service: ScriptedCore) -> None:
     call = Call(app, STEP, {"text": "R"})
     await call.task
     direct = call.sent
@@ -180,7 +180,7 @@ SHAPES: list[tuple[Prediction, Json]] = [
 
 @pytest.mark.parametrize(("prediction", "document"), SHAPES)
 async def test_predictions_have_the_shapes_of_the_contract(
-    client: httpx.AsyncClient, service: FakeService, prediction: Prediction, document: Json
+    client: httpx.AsyncClient, service: ScriptedCore, prediction: Prediction, document: Json
 ) -> None:
     service.prediction = prediction
     step = await client.post(STEP, json={"text": "R"})
@@ -194,14 +194,14 @@ async def test_predictions_have_the_shapes_of_the_contract(
     [(True, False, 200, "ready"), (False, False, 503, "loading"), (False, True, 503, "draining")],
 )
 async def test_readiness(
-    client: httpx.AsyncClient, service: FakeService, is_ready: bool, is_draining: bool, status: int, word: str
+    client: httpx.AsyncClient, service: ScriptedCore, is_ready: bool, is_draining: bool, status: int, word: str
 ) -> None:
     service.is_ready, service.is_draining = is_ready, is_draining
     reply = await client.get("/readyz")
     assert (reply.status_code, reply.json()) == (status, {"status": word})
 
 
-async def test_a_server_that_drains_is_alive(client: httpx.AsyncClient, service: FakeService) -> None:
+async def test_a_server_that_drains_is_alive(client: httpx.AsyncClient, service: ScriptedCore) -> None:
     service.is_ready, service.is_draining = False, True
     reply = await client.get("/livez")
     assert (reply.status_code, reply.json()) == (200, {"status": "alive"})
@@ -223,18 +223,20 @@ async def test_the_front_door_leads_to_the_documents(client: httpx.AsyncClient) 
     ],
 )
 class TestDeadline:
-    async def test_is_the_clients(self, client: httpx.AsyncClient, service: FakeService, path: str, body: Json) -> None:
+    async def test_is_the_clients(
+        self, client: httpx.AsyncClient, service: ScriptedCore, path: str, body: Json
+    ) -> None:
         await client.post(path, json=body, headers={"tidegate-timeout": "1000000.5"})
         assert service.deadlines == [START + 1_000_000.5]
 
     async def test_is_the_settings_without_a_wish(
-        self, client: httpx.AsyncClient, service: FakeService, path: str, body: Json
+        self, client: httpx.AsyncClient, service: ScriptedCore, path: str, body: Json
     ) -> None:
         await client.post(path, json=body)
         assert service.deadlines == [START + service.settings.request_timeout]
 
     async def test_is_refused_where_it_is_none(
-        self, client: httpx.AsyncClient, service: FakeService, path: str, body: Json
+        self, client: httpx.AsyncClient, service: ScriptedCore, path: str, body: Json
     ) -> None:
         reply = await client.post(path, json=body, headers={"tidegate-timeout": "soon"})
         assert reply.status_code == 400
@@ -242,9 +244,9 @@ class TestDeadline:
         assert service.calls == []
 
     async def test_a_client_that_hangs_up_cancels_the_work(
-        self, app: FastAPI, service: FakeService, path: str, body: Json
+        self, app: FastAPI, service: ScriptedCore, path: str, body: Json
     ) -> None:
-        service.is_held = True
+        service.is_holding = True
         call = Call(app, path, body)
         await service.has_asked.wait()
         call.hang_up()
@@ -254,7 +256,9 @@ class TestDeadline:
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", ""])
-async def test_a_deadline_must_be_a_time_to_come(client: httpx.AsyncClient, service: FakeService, seconds: str) -> None:
+async def test_a_deadline_must_be_a_time_to_come(
+    client: httpx.AsyncClient, service: ScriptedCore, seconds: str
+) -> None:
     reply = await client.post(STEP, json={"text": "R"}, headers={"tidegate-timeout": seconds})
     assert reply.status_code == 400
     assert "tidegate-timeout" in reply.json()["detail"]
@@ -272,13 +276,13 @@ async def test_head_is_answered_wherever_get_is_and_without_the_body(app: FastAP
         assert told.headers.get("content-type") == got.headers.get("content-type")
 
 
-async def test_head_tells_that_a_server_is_not_ready(client: httpx.AsyncClient, service: FakeService) -> None:
+async def test_head_tells_that_a_server_is_not_ready(client: httpx.AsyncClient, service: ScriptedCore) -> None:
     service.is_ready = False
     reply = await client.head("/readyz")
     assert (reply.status_code, reply.content) == (503, b"")
 
 
-async def test_head_is_refused_where_there_is_no_get(client: httpx.AsyncClient, service: FakeService) -> None:
+async def test_head_is_refused_where_there_is_no_get(client: httpx.AsyncClient, service: ScriptedCore) -> None:
     assert (await client.head("/v1/sessions/s-1:step")).status_code == 405
     assert service.calls == []
 

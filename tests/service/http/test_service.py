@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle
-from tests.service.http.fake import Socket
+from tests.service.http.scripted import Socket
 from tidegate.config import load_settings
 from tidegate.service import Service
 from tidegate.transports.http.app import create_app

@@ -9,8 +9,8 @@ import pytest
 from fastapi import FastAPI
 
 from tests.clock import START
-from tests.service.http.fake import LARGE_PREDICTION, LARGE_PREDICTION_JSON, PREDICTION_JSON, FakeService
 from tests.service.http.running import Running, Wire, request, running, until
+from tests.service.http.scripted import LARGE_PREDICTION, LARGE_PREDICTION_JSON, PREDICTION_JSON, ScriptedCore
 from tidegate import errors
 from tidegate.api import Input, StepOptions
 from tidegate.config import load_settings
@@ -37,7 +37,7 @@ async def wire(server: Running) -> AsyncIterator[Wire]:
         yield wire
 
 
-async def test_a_step_is_answered(wire: Wire, service: FakeService) -> None:
+async def test_a_step_is_answered(wire: Wire, service: ScriptedCore) -> None:
     for position in (1, 2):  # on one connection
         wire.send(request(STEP, b'{"text": "R", "position": 3, "top": 2, "every_step": true}'))
         reply = await wire.reply()
@@ -46,7 +46,7 @@ async def test_a_step_is_answered(wire: Wire, service: FakeService) -> None:
     assert service.calls == [("step", "s-1", Input(text="R"), StepOptions(2, True), 3)] * 2
 
 
-async def test_a_step_may_come_in_pieces(wire: Wire, service: FakeService) -> None:
+async def test_a_step_may_come_in_pieces(wire: Wire, service: ScriptedCore) -> None:
     for byte in request(STEP, TEXT):
         wire.send(bytes([byte]))
         await asyncio.sleep(0)
@@ -54,7 +54,7 @@ async def test_a_step_may_come_in_pieces(wire: Wire, service: FakeService) -> No
     assert service.calls == [("step", "s-1", Input(text="R"), StepOptions(), None)]
 
 
-async def test_a_large_result_is_told_whole_and_the_connection_goes_on(wire: Wire, service: FakeService) -> None:
+async def test_a_large_result_is_told_whole_and_the_connection_goes_on(wire: Wire, service: ScriptedCore) -> None:
     service.prediction = LARGE_PREDICTION
     for position in (1, 2):
         wire.send(request(STEP, TEXT))
@@ -73,7 +73,7 @@ UNUSUAL = [
 
 
 @pytest.mark.parametrize("data", UNUSUAL)
-async def test_unusual_requests_are_answered_alike(wire: Wire, service: FakeService, data: bytes) -> None:
+async def test_unusual_requests_are_answered_alike(wire: Wire, service: ScriptedCore, data: bytes) -> None:
     wire.send(data)
     assert (await wire.reply()).document["position"] == 1
     assert service.calls == [("step", "s-1", Input(text="R"), StepOptions(), None)]
@@ -103,7 +103,7 @@ ERRORS: list[tuple[Exception | None, bytes, tuple[str, ...], int]] = [
 
 @pytest.mark.parametrize(("error", "body", "fields", "status"), ERRORS)
 async def test_errors_are_problem_documents(
-    wire: Wire, service: FakeService, error: Exception | None, body: bytes, fields: tuple[str, ...], status: int
+    wire: Wire, service: ScriptedCore, error: Exception | None, body: bytes, fields: tuple[str, ...], status: int
 ) -> None:
     service.error = error
     wire.send(request(STEP, body, *fields))
@@ -117,8 +117,8 @@ async def test_errors_are_problem_documents(
 @pytest.mark.parametrize(
     ("error", "status"), [(errors.DeadlineExceededError("too late"), 504), (ZeroDivisionError("secret"), 500)]
 )
-async def test_an_error_may_come_later(wire: Wire, service: FakeService, error: Exception, status: int) -> None:
-    service.is_held = True
+async def test_an_error_may_come_later(wire: Wire, service: ScriptedCore, error: Exception, status: int) -> None:
+    service.is_holding = True
     wire.send(request(STEP, TEXT))
     await until(lambda: len(service.held) == 1)
     service.held[0].set_exception(error)
@@ -126,8 +126,8 @@ async def test_an_error_may_come_later(wire: Wire, service: FakeService, error: 
 
 
 async def test_a_small_limit_is_kept() -> None:
-    service = FakeService(load_settings({"max_message_mb": 0.001}))
-    async with running(create_app(service.face)) as server, Wire(server) as wire:
+    service = ScriptedCore(load_settings({"max_message_mb": 0.001}))
+    async with running(create_app(service)) as server, Wire(server) as wire:
         wire.send(request(STEP, TEXT.ljust(1048)))
         assert (await wire.reply()).status == 200
         wire.send(request(STEP, TEXT.ljust(1049)))
@@ -135,7 +135,7 @@ async def test_a_small_limit_is_kept() -> None:
     assert len(service.calls) == 1
 
 
-async def test_the_clients_timeout_counts(wire: Wire, service: FakeService) -> None:
+async def test_the_clients_timeout_counts(wire: Wire, service: ScriptedCore) -> None:
     wire.send(request(STEP, TEXT, "TIDEGATE-Timeout: 1000000.5"))
     await wire.reply()
     wire.send(request(STEP, TEXT))
@@ -143,8 +143,8 @@ async def test_the_clients_timeout_counts(wire: Wire, service: FakeService) -> N
     assert service.deadlines == [START + 1_000_000.5, START + service.settings.request_timeout]
 
 
-async def test_pipelined_requests_are_answered_in_order(wire: Wire, service: FakeService) -> None:
-    service.is_held = True
+async def test_pipelined_requests_are_answered_in_order(wire: Wire, service: ScriptedCore) -> None:
+    service.is_holding = True
     wire.send(request(STEP, TEXT) + request("/livez", b"", method="GET") + request(STEP, TEXT) + request(STEP, TEXT))
     for position in (1, 2, 3):
         await until(lambda: len(service.held) == position)  # noqa: B023 - asked at once
@@ -154,15 +154,15 @@ async def test_pipelined_requests_are_answered_in_order(wire: Wire, service: Fak
             assert (await wire.reply()).document == {"status": "alive"}
 
 
-async def test_a_client_that_hangs_up_cancels_its_step(wire: Wire, service: FakeService) -> None:
-    service.is_held = True
+async def test_a_client_that_hangs_up_cancels_its_step(wire: Wire, service: ScriptedCore) -> None:
+    service.is_holding = True
     wire.send(request(STEP, TEXT))
     await until(lambda: len(service.held) == 1)
     wire.hang_up()
     await until(service.held[0].cancelled)
 
 
-async def test_a_client_that_hangs_up_in_mid_body_costs_nothing(wire: Wire, service: FakeService) -> None:
+async def test_a_client_that_hangs_up_in_mid_body_costs_nothing(wire: Wire, service: ScriptedCore) -> None:
     wire.send(request(STEP, TEXT)[:-1])
     wire.hang_up()
     await asyncio.sleep(0)
@@ -175,16 +175,16 @@ async def test_a_connection_closes_when_its_client_wishes(wire: Wire) -> None:
     assert await wire.is_closed()
 
 
-async def test_a_step_that_is_given_up_below_is_told(wire: Wire, service: FakeService) -> None:
-    service.is_held = True
+async def test_a_step_that_is_given_up_below_is_told(wire: Wire, service: ScriptedCore) -> None:
+    service.is_holding = True
     wire.send(request(STEP, TEXT))
     await until(lambda: len(service.held) == 1)
     service.held[0].cancel()
     assert (await wire.reply()).status == 503
 
 
-async def test_a_server_that_ends_answers_first(server: Running, wire: Wire, service: FakeService) -> None:
-    service.is_held = True
+async def test_a_server_that_ends_answers_first(server: Running, wire: Wire, service: ScriptedCore) -> None:
+    service.is_holding = True
     wire.send(request(STEP, TEXT))
     await until(lambda: len(service.held) == 1)
     stopping = asyncio.create_task(server.server.stop(grace=60))

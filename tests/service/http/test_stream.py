@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from tests.clock import START
-from tests.service.http.fake import PREDICTION, PREDICTION_JSON, SESSION_JSON, FakeService, Socket
+from tests.service.http.scripted import PREDICTION, PREDICTION_JSON, SESSION_JSON, ScriptedCore, Socket
 from tidegate import errors
 from tidegate.api import Input, SessionRequest, StepOptions
 from tidegate.config import load_settings
@@ -37,7 +37,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_each_frame_is_answered(app: FastAPI, service: FakeService) -> None:
+async def test_each_frame_is_answered(app: FastAPI, service: ScriptedCore) -> None:
     async with Socket(app, PATH) as socket:
         socket.send({"text": "R", "position": 3, "top": 2, "every_step": True})
         assert await socket.answer() == {"session": "s-1", "position": 1, "prediction": PREDICTION_JSON}
@@ -51,7 +51,7 @@ async def test_binary_frames_hold_json_too(app: FastAPI) -> None:
 
 
 async def test_a_binary_frame_is_a_message_of_the_stream_and_so_is_its_answer(
-    app: FastAPI, service: FakeService
+    app: FastAPI, service: ScriptedCore
 ) -> None:
     """Without a session it is about the path's, or the one of the message before."""
     async with Socket(app, PATH) as socket:
@@ -77,16 +77,16 @@ async def test_a_bad_message_is_answered_by_one_and_the_stream_goes_on(app: Fast
 
 
 async def test_a_message_over_the_limit_is_refused_alone() -> None:
-    service = FakeService(load_settings({"max_message_mb": 0.001}))
-    async with Socket(create_app(service.face), PATH) as socket:
+    service = ScriptedCore(load_settings({"max_message_mb": 0.001}))
+    async with Socket(create_app(service), PATH) as socket:
         socket.send_raw(bytes=StreamRequest(step=StepRequest(text="R" * 1100)).SerializeToString())
         socket.send({"text": "R"})
         assert (await socket.message()).error.reason == "TOO_LARGE"
         assert (await socket.answer())["position"] == 1
 
 
-async def test_answers_of_all_kinds_keep_the_order_of_their_frames(app: FastAPI, service: FakeService) -> None:
-    service.is_held = True
+async def test_answers_of_all_kinds_keep_the_order_of_their_frames(app: FastAPI, service: ScriptedCore) -> None:
+    service.is_holding = True
     message = StreamRequest(step=StepRequest(text="R")).SerializeToString()
     async with Socket(app, PATH) as socket:
         socket.send({"text": "R"})
@@ -104,8 +104,8 @@ async def test_answers_of_all_kinds_keep_the_order_of_their_frames(app: FastAPI,
         assert (await socket.answer())["reason"] == "INVALID_JSON"
 
 
-async def test_the_first_text_frame_opens_the_session_of_the_others(app: FastAPI, service: FakeService) -> None:
-    service.is_held = True
+async def test_the_first_text_frame_opens_the_session_of_the_others(app: FastAPI, service: ScriptedCore) -> None:
+    service.is_holding = True
     async with Socket(app, "/v1/stream") as socket:
         socket.send({"model": "tiny", "durable": True, "id": "mine"})
         socket.send({"text": "R"})
@@ -123,7 +123,7 @@ async def test_the_first_text_frame_opens_the_session_of_the_others(app: FastAPI
     ]
 
 
-async def test_messages_of_many_sessions_need_none_to_be_opened(app: FastAPI, service: FakeService) -> None:
+async def test_messages_of_many_sessions_need_none_to_be_opened(app: FastAPI, service: ScriptedCore) -> None:
     async with Socket(app, "/v1/stream") as socket:
         for name in ("", "s-1", "s-2"):
             socket.send_raw(bytes=StreamRequest(step=StepRequest(session=name, text="R")).SerializeToString())
@@ -142,10 +142,10 @@ async def test_messages_of_many_sessions_need_none_to_be_opened(app: FastAPI, se
     ],
 )
 async def test_a_session_that_cannot_be_opened_ends_the_stream(
-    app: FastAPI, service: FakeService, frame: str, error: Exception | None, status: int
+    app: FastAPI, service: ScriptedCore, frame: str, error: Exception | None, status: int
 ) -> None:
     """What came before it is answered."""
-    service.is_held = True
+    service.is_holding = True
     async with Socket(app, "/v1/stream") as socket:
         socket.send_raw(bytes=StreamRequest(step=StepRequest(session="s-2", text="R")).SerializeToString())
         await settle()
@@ -162,7 +162,7 @@ async def test_a_session_that_cannot_be_opened_ends_the_stream(
 
 
 @pytest.mark.parametrize("who", ["service", "streams"])
-async def test_nothing_is_opened_on_a_server_that_drains(app: FastAPI, service: FakeService, who: str) -> None:
+async def test_nothing_is_opened_on_a_server_that_drains(app: FastAPI, service: ScriptedCore, who: str) -> None:
     if who == "service":
         service.is_draining = True
     else:
@@ -198,7 +198,7 @@ async def test_the_first_subprotocol_that_fits_is_spoken(app: FastAPI, offered: 
         assert (await socket.answer())["position"] == 1
 
 
-async def test_a_model_of_tokens_has_no_stream_of_floats(app: FastAPI, service: FakeService) -> None:
+async def test_a_model_of_tokens_has_no_stream_of_floats(app: FastAPI, service: ScriptedCore) -> None:
     async with Socket(app, PATH, subprotocols=["tidegate.f32"]) as socket:
         assert socket.subprotocol == "tidegate.f32"
         assert (await socket.answer())["reason"] == "NOT_OF_FLOATS"
@@ -218,9 +218,9 @@ async def test_numbers_before_a_session_is_open_end_the_stream(app: FastAPI) -> 
 
 
 async def test_pipelined_frames_are_submitted_in_order_before_the_first_answer(
-    app: FastAPI, service: FakeService
+    app: FastAPI, service: ScriptedCore
 ) -> None:
-    service.is_held = True
+    service.is_holding = True
     async with Socket(app, PATH) as socket:
         for token in range(5):
             socket.send({"tokens": [token]})
@@ -231,8 +231,8 @@ async def test_pipelined_frames_are_submitted_in_order_before_the_first_answer(
         assert [(await socket.answer())["position"] for _ in range(5)] == [1, 2, 3, 4, 5]
 
 
-async def test_frames_in_flight_are_bounded(app: FastAPI, service: FakeService) -> None:
-    service.is_held = True
+async def test_frames_in_flight_are_bounded(app: FastAPI, service: ScriptedCore) -> None:
+    service.is_holding = True
     async with Socket(app, PATH) as socket:
         for _ in range(MAX_IN_FLIGHT + 5):
             socket.send({"text": "R"})
@@ -271,10 +271,10 @@ async def test_a_bad_frame_is_answered_and_the_stream_goes_on(
     [(errors.PositionConflictError("at 6", position=6), 409), (ZeroDivisionError("secret"), 500)],
 )
 async def test_an_error_of_a_step_is_its_answer(
-    app: FastAPI, service: FakeService, error: Exception, status: int
+    app: FastAPI, service: ScriptedCore, error: Exception, status: int
 ) -> None:
     """Whether the call raises it or its future brings it."""
-    service.is_held = True
+    service.is_holding = True
     async with Socket(app, PATH) as socket:
         socket.send({"text": "a"})
         await settle()
@@ -294,8 +294,8 @@ async def test_an_error_of_a_step_is_its_answer(
 
 
 async def test_a_frame_over_the_limit_is_refused_alone() -> None:
-    service = FakeService(load_settings({"max_message_mb": 0.001}))
-    async with Socket(create_app(service.face), PATH) as socket:
+    service = ScriptedCore(load_settings({"max_message_mb": 0.001}))
+    async with Socket(create_app(service), PATH) as socket:
         socket.send({"text": "R" * 1100})
         socket.send({"text": "R"})
         assert (await socket.answer())["reason"] == "TOO_LARGE"
@@ -312,7 +312,7 @@ async def test_a_frame_over_the_limit_is_refused_alone() -> None:
     ],
 )
 async def test_a_stream_that_cannot_start_says_why_and_closes(
-    app: FastAPI, service: FakeService, error: Exception, code: int
+    app: FastAPI, service: ScriptedCore, error: Exception, code: int
 ) -> None:
     service.error = error
     async with Socket(app, PATH) as socket:
@@ -321,7 +321,7 @@ async def test_a_stream_that_cannot_start_says_why_and_closes(
         assert await socket.receive() == {"type": "websocket.close", "code": code, "reason": document["reason"]}
 
 
-async def test_the_clients_timeout_is_for_each_frame(app: FastAPI, service: FakeService) -> None:
+async def test_the_clients_timeout_is_for_each_frame(app: FastAPI, service: ScriptedCore) -> None:
     async with Socket(app, PATH, headers=[(b"tidegate-timeout", b"1000000")]) as socket:
         service.time.now += 50
         socket.send({"text": "R"})
@@ -335,8 +335,8 @@ async def test_a_bad_timeout_closes(app: FastAPI) -> None:
         assert (await socket.receive())["code"] == 4400
 
 
-async def test_a_client_that_leaves_cancels_what_is_in_flight(app: FastAPI, service: FakeService) -> None:
-    service.is_held = True
+async def test_a_client_that_leaves_cancels_what_is_in_flight(app: FastAPI, service: ScriptedCore) -> None:
+    service.is_holding = True
     async with Socket(app, PATH) as socket:
         for _ in range(3):
             socket.send({"text": "R"})
@@ -345,8 +345,8 @@ async def test_a_client_that_leaves_cancels_what_is_in_flight(app: FastAPI, serv
     assert len(streams_of(app).open) == 0
 
 
-async def test_drain_answers_what_is_in_flight_then_closes(app: FastAPI, service: FakeService) -> None:
-    service.is_held = True
+async def test_drain_answers_what_is_in_flight_then_closes(app: FastAPI, service: ScriptedCore) -> None:
+    service.is_holding = True
     async with Socket(app, PATH) as socket:
         socket.send({"text": "R"})
         await settle()
@@ -388,7 +388,7 @@ async def test_drain_without_streams_is_done(app: FastAPI) -> None:
 
 
 @pytest.mark.parametrize("who", ["service", "streams"])
-async def test_no_stream_starts_on_a_server_that_drains(app: FastAPI, service: FakeService, who: str) -> None:
+async def test_no_stream_starts_on_a_server_that_drains(app: FastAPI, service: ScriptedCore, who: str) -> None:
     if who == "service":
         service.is_draining = True
     else:
@@ -399,9 +399,9 @@ async def test_no_stream_starts_on_a_server_that_drains(app: FastAPI, service: F
 
 
 @pytest.mark.parametrize("end", ["leaves", "drain", "cannot open"])
-async def test_nothing_keeps_a_stream_that_has_ended(app: FastAPI, service: FakeService, end: str) -> None:
+async def test_nothing_keeps_a_stream_that_has_ended(app: FastAPI, service: ScriptedCore, end: str) -> None:
     """No cycle that would wait for the garbage collector with the frames in it."""
-    service.is_held = True
+    service.is_holding = True
     gc.disable()
     try:
         async with Socket(app, "/v1/stream") as socket:

@@ -10,8 +10,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from tests.service.http.fake import Call, FakeService, Socket, http_scope
 from tests.service.http.running import Wire, request, running
+from tests.service.http.scripted import Call, ScriptedCore, Socket, http_scope
 from tidegate.api import GeneratedToken
 from tidegate.errors import OverloadedError, PositionConflictError, TooLargeError
 from tidegate.observability.requests import RequestMetrics
@@ -89,7 +89,7 @@ async def test_what_is_nowhere_is_unknown_and_makes_no_labels(client: httpx.Asyn
 )
 @pytest.mark.parametrize("path", [STEP, "/v1/models/tiny:predict"])
 async def test_an_error_s_outcome_is_its_code(
-    client: httpx.AsyncClient, app: FastAPI, service: FakeService, path: str, error: Exception, outcome: str
+    client: httpx.AsyncClient, app: FastAPI, service: ScriptedCore, path: str, error: Exception, outcome: str
 ) -> None:
     service.error = error
     await client.post(path, json=TEXT if path == STEP else {"sequences": [TEXT]})
@@ -102,7 +102,7 @@ async def test_malformed_requests_are_counted(client: httpx.AsyncClient, app: Fa
 
 
 async def test_a_stream_of_events_ends_as_its_generation(
-    client: httpx.AsyncClient, app: FastAPI, service: FakeService
+    client: httpx.AsyncClient, app: FastAPI, service: ScriptedCore
 ) -> None:
     body, accept = {**TEXT, "max_tokens": 1}, {"accept": "text/event-stream"}
     await client.post("/v1/models/tiny:generate", json=body, headers=accept)
@@ -115,9 +115,9 @@ async def test_a_stream_of_events_ends_as_its_generation(
 
 @pytest.mark.parametrize("accept", [[], [(b"accept", b"text/event-stream")]])
 async def test_a_client_that_leaves_is_cancelled(
-    app: FastAPI, service: FakeService, accept: list[tuple[bytes, bytes]]
+    app: FastAPI, service: ScriptedCore, accept: list[tuple[bytes, bytes]]
 ) -> None:
-    service.is_held = True
+    service.is_holding = True
     call = Call(app, "/v1/models/tiny:generate", {**TEXT, "max_tokens": 1}, headers=accept)
     await service.has_asked.wait()
     call.hang_up()
@@ -145,7 +145,7 @@ async def test_a_client_that_is_found_gone_by_sending_is_cancelled(
     assert not caplog.records
 
 
-async def test_steps_are_counted(app: FastAPI, service: FakeService) -> None:
+async def test_steps_are_counted(app: FastAPI, service: ScriptedCore) -> None:
     async with running(app) as server, Wire(server) as wire:
         for body in (b'{"text": "R"}', b"{", b'{"text": "R"}'):
             wire.send(request(STEP, body))
@@ -156,12 +156,12 @@ async def test_steps_are_counted(app: FastAPI, service: FakeService) -> None:
     assert counted(app) == {("http", "Step"): {"ok": 2, "invalid_argument": 1, "aborted": 1}}
 
 
-async def test_each_frame_is_a_request(app: FastAPI, service: FakeService) -> None:
+async def test_each_frame_is_a_request(app: FastAPI, service: ScriptedCore) -> None:
     async with Socket(app, "/v1/sessions/s-1/stream") as socket:
         for frame in (json.dumps(TEXT), "{", json.dumps(TEXT)):
             socket.send_raw(text=frame)
             await socket.receive()
-        service.is_held = True
+        service.is_holding = True
         service.has_asked.clear()
         socket.send(TEXT)
         await service.has_asked.wait()

@@ -6,10 +6,11 @@ import json
 
 import pytest
 
+from tests.service.fake_core import FakeCore
 from tests.service.loadgen.models import model
+from tidegate.api import EngineStatistics, ServiceStatistics
 from tidegate.clock import Clock
 from tidegate.codecs.scores import Scores
-from tidegate.config import load_settings
 from tidegate.engine.meter import Meter
 from tidegate.engine.quality import Quality
 from tidegate.loadgen.counts import ServerCounts, Usage, parse_counts, read_usage
@@ -20,7 +21,6 @@ from tidegate.loadgen.report import as_json, as_text, latency_rows, warnings
 from tidegate.observability.exposition import render
 from tidegate.observability.metrics import MetricsCollector
 from tidegate.observability.requests import RequestMetrics
-from tidegate.service import EngineStatistics, ServiceStatistics
 
 IDLE = Usage(0.3, 0.05)
 SERVER = ServerCounts(runs=10, rows=250, steps=300, cpu_seconds=1.5)
@@ -108,40 +108,35 @@ def test_callers_and_messages_are_named() -> None:
     assert "tiny/2 over predict, 64 callers, 16 in a message, 9 requests/s due (even)" in text
 
 
-class Server:
+def server() -> FakeCore:
     """What /metrics is made from."""
-
-    settings = load_settings({})
-    is_ready = True
-
-    def statistics(self) -> ServiceStatistics:
-        engines = [
-            EngineStatistics(
-                model="tiny",
-                version=version,
-                provider="cpu",
-                num_runs=runs,
-                num_rows=30,
-                num_steps=45,
-                num_failed_runs=0,
-                rows_per_run={4: runs},
-                run_seconds=0.5,
-                queued=0,
-                arena_slots_used=0,
-                arena_bytes=0,
-                task="next_token",
-                cell="lstm",
-                num_padding_steps=0,
-                quality=Quality(Scores(), None, "tiny").snapshot(),
-                meter=Meter().snapshot()._replace(steps={"step": 40, "predict": 5}),
-            )
-            for version, runs in (("1", 7), ("2", 10))
-        ]
-        return ServiceStatistics(engines, 0, {})
+    engines = [
+        EngineStatistics(
+            model="tiny",
+            version=version,
+            provider="cpu",
+            num_runs=runs,
+            num_rows=30,
+            num_steps=45,
+            num_failed_runs=0,
+            rows_per_run={4: runs},
+            run_seconds=0.5,
+            queued=0,
+            arena_slots_used=0,
+            arena_bytes=0,
+            task="next_token",
+            cell="lstm",
+            num_padding_steps=0,
+            quality=Quality(Scores(), None, "tiny").snapshot(),
+            meter=Meter().snapshot()._replace(steps={"step": 40, "predict": 5}),
+        )
+        for version, runs in (("1", 7), ("2", 10))
+    ]
+    return FakeCore(counted=ServiceStatistics(engines, 0, {}))
 
 
 def test_counts_are_those_of_the_model_and_version() -> None:
-    figures = MetricsCollector(Server(), RequestMetrics(Clock()))
+    figures = MetricsCollector(server(), RequestMetrics(Clock()))
     counts = parse_counts(render([*figures.own(), *figures.of_process()]).decode(), model())
     assert (counts.runs, counts.rows, counts.steps, counts.rows_per_run) == (10, 30, 45, 3)
     assert counts.cpu_seconds > 0

@@ -13,13 +13,12 @@ from starlette.applications import Starlette
 
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle, write_tiny_stream_bundle
 from tests.clock import ManualClock
+from tests.service.fake_core import FakeCore
 from tests.service.grpc_server import GrpcServer
-from tests.service.oip.fake import FakeCore
 from tests.service.oip.ways import GrpcWay, HttpWay, Way
 from tests.service.serving import serving
 from tidegate.oip import service_pb2_grpc
 from tidegate.service import Service
-from tidegate.transports.oip.adapter import ServiceCore
 from tidegate.transports.oip.http import routes
 from tidegate.transports.oip.inference import Inference
 from tidegate.transports.oip.sequences.table import Sequences
@@ -54,7 +53,7 @@ async def service(bundles: Path, clock: ManualClock) -> AsyncIterator[Service]:
 
 @pytest.fixture
 async def inference(service: Service) -> AsyncIterator[Inference]:
-    inference = Inference(ServiceCore(service))
+    inference = Inference(service)
     yield inference
     await inference.stop()
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.service.oip.fake import FakeCore, row, total
+from tests.service.fake_core import FakeCore
+from tests.service.fake_sequences import row, total
 from tidegate.errors import InvalidInputError, SessionEndedError
 from tidegate.transports.oip.sequences.core import SequenceStep
 from tidegate.transports.oip.sequences.ids import Key
@@ -87,7 +88,7 @@ async def test_a_restart_waits_for_all_earlier_requests_though_the_last_was_aban
     abandoned.cancel()
     for _ in range(3):
         await settle()
-        core.release(NAME)
+        core.release_sequence(NAME)
     assert [total(await earlier), total(await anew)] == [3, 8]
 
 

@@ -24,7 +24,6 @@ from tests.service.serving import serving
 from tidegate.bundle import read_bundle
 from tidegate.engine.runner import Runner
 from tidegate.oip import service_pb2, service_pb2_grpc
-from tidegate.transports.oip.adapter import ServiceCore
 from tidegate.transports.oip.inference import Inference
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ async def served(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     bundle = write_tiny_stream_bundle(tmp_path / "bundles")
     kept = {"store": "sqlite", "data_dir": tmp_path / "data", "durable": request.param == "durable"}
     async with serving(tmp_path / "bundles", **kept) as service:
-        inference = Inference(ServiceCore(service))
+        inference = Inference(service)
         server = GrpcServer(service, "127.0.0.1:0", inference)
         await server.start()
         async with aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:

@@ -11,7 +11,6 @@ import pytest
 from tests.bundles import write_tiny_bundle
 from tests.service.sessions.replicas import MODEL, Replicas, replicas
 from tidegate.errors import SessionEndedError, TidegateError
-from tidegate.transports.oip.adapter import ServiceCore
 from tidegate.transports.oip.inference import Inference
 from tidegate.transports.oip.requests import InferReply, InferRequest, Options
 from tidegate.transports.oip.tensors import NamedTensor
@@ -46,7 +45,7 @@ class Server:
 
 
 def servers(they: Replicas) -> list[Server]:
-    return [Server(Inference(ServiceCore(service))) for service in they]
+    return [Server(Inference(service)) for service in they]
 
 
 def surprise(reply: InferReply) -> Any:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.service.oip.fake import FakeCore, FakeSession, row, total
+from tests.service.fake_core import FakeCore
+from tests.service.fake_sequences import FakeSession, row, total
 from tidegate.errors import (
     DeadlineExceededError,
     InvalidInputError,
@@ -84,7 +85,7 @@ async def test_requests_in_flight_are_applied_in_order_of_arrival_whatever_they_
     results = [sequences.submit(step(1 + index, **each))[0] for index, each in enumerate(flags)]
     for _ in results:
         await settle()
-        core.release(NAME)
+        core.release_sequence(NAME)
     assert [total(await result) for result in results] == [1, 3, 3, 7, 12, 6, 13]
     assert core.closed == [(NAME, True), (NAME, False)]
 
@@ -95,15 +96,15 @@ async def test_a_sequence_waits_for_no_other(sequences: Sequences, core: FakeCor
     await settle()
     (other,) = sequences.submit(step(2, key=Key("m", 6), start=True))
     await settle()
-    core.release("q~i~m~6")
+    core.release_sequence("q~i~m~6")
     assert total(await other) == 2
     assert not held.done()
-    core.release(NAME)
+    core.release_sequence(NAME)
     await held
 
 
 async def test_where_the_start_fails_what_follows_it_is_told_to_start(sequences: Sequences, core: FakeCore) -> None:
-    core.failures[NAME] = [DeadlineExceededError("too late")]
+    core.sequence_failures[NAME] = [DeadlineExceededError("too late")]
     first, second = sequences.submit(step(1, start=True))[0], sequences.submit(step(2))[0]
     with pytest.raises(DeadlineExceededError):
         await first
@@ -114,7 +115,7 @@ async def test_where_the_start_fails_what_follows_it_is_told_to_start(sequences:
 
 async def test_where_the_end_fails_the_sequence_goes_on(sequences: Sequences, core: FakeCore) -> None:
     await run(sequences, 1, start=True)
-    core.failures[NAME] = [OverloadedError("full")]
+    core.sequence_failures[NAME] = [OverloadedError("full")]
     with pytest.raises(OverloadedError):
         await run(sequences, 2, end=True)
     assert await run(sequences, 2, end=True) == 3
@@ -136,7 +137,7 @@ async def test_a_request_that_is_cancelled_before_its_turn_is_not_applied(sequen
     second.cancel()
     for _ in range(3):
         await settle()
-        core.release(NAME)
+        core.release_sequence(NAME)
     assert [total(await first), total(await third)] == [1, 5]
 
 
@@ -206,7 +207,7 @@ async def test_the_batch_of_a_sequence_is_that_of_its_start(sequences: Sequences
 
 async def test_a_sequence_of_which_only_some_rows_took_a_step_has_ended(sequences: Sequences, core: FakeCore) -> None:
     await totals(sequences, batch(1, 10, start=True))
-    core.failures[f"{NAME}~r1"] = [OverloadedError("full")]
+    core.sequence_failures[f"{NAME}~r1"] = [OverloadedError("full")]
     with pytest.raises(OverloadedError):
         await totals(sequences, batch(2, 20))
     with pytest.raises(InvalidInputError, match="START"):
@@ -215,7 +216,7 @@ async def test_a_sequence_of_which_only_some_rows_took_a_step_has_ended(sequence
 
 async def test_with_a_position_a_repeat_brings_the_rows_together_again(sequences: Sequences, core: FakeCore) -> None:
     await totals(sequences, batch(1, 10, start=True, position=0))
-    core.failures[f"{NAME}~r1"] = [OverloadedError("full")]
+    core.sequence_failures[f"{NAME}~r1"] = [OverloadedError("full")]
     with pytest.raises(OverloadedError):
         await totals(sequences, batch(2, 20, position=1))
     assert await totals(sequences, batch(2, 20, position=1)) == [3, 30]
@@ -299,7 +300,7 @@ async def test_an_end_that_reached_some_rows_is_brought_to_the_others_by_its_rep
 ) -> None:
     sequences = Sequences(core)
     await totals(sequences, batch(1, 10, start=True, position=0))
-    core.failures[[NAME, f"{NAME}~r1"][row]] = [OverloadedError("full")]
+    core.sequence_failures[[NAME, f"{NAME}~r1"][row]] = [OverloadedError("full")]
     with pytest.raises(OverloadedError):
         await totals(sequences, batch(2, 20, end=True, position=1))
     assert len(core.live) == 1
@@ -334,7 +335,7 @@ async def test_stop_leaves_no_task_and_no_request_without_an_answer(sequences: S
     await settle()
     await sequences.stop()
     assert second.cancelled()
-    core.release(NAME)
+    core.release_sequence(NAME)
     await settle()
     assert first.done()
 

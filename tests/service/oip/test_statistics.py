@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.clock import ManualClock
-from tidegate.transports.oip.core import EngineCounts
+from tidegate.api import EngineCounts
 from tidegate.transports.oip.statistics import Statistics, Timing
 
 KEY = ("m", "1")

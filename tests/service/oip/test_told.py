@@ -19,7 +19,6 @@ from tests.service.oip.ways import HttpWay, Refusal, Tensor
 from tests.service.serving import corrupt, serving
 from tidegate.oip import service_pb2
 from tidegate.service import Service
-from tidegate.transports.oip.adapter import ServiceCore
 from tidegate.transports.oip.http import routes
 from tidegate.transports.oip.inference import Inference
 from tidegate.wire.errors import decode_status
@@ -90,7 +89,7 @@ async def test_the_configuration_fits_the_metadata(http: httpx.AsyncClient, stub
 
 async def test_a_model_may_be_served_without_sequences(bundles: Path) -> None:
     async with serving(bundles, store="none", models={"tiny": {"sequences": False}}) as service:
-        inference = Inference(ServiceCore(service))
+        inference = Inference(service)
         assert "sequence_batching" in inference.config("tiny-stream", "")
         config = inference.config("tiny", "")
         assert "sequence_batching" not in config

@@ -14,7 +14,6 @@ from tests.bundles import write_tiny_bundle
 from tests.clock import ManualClock
 from tests.service.serving import serving
 from tidegate.service import Service
-from tidegate.transports.oip.adapter import ServiceCore
 from tidegate.transports.oip.inference import Inference
 from tidegate.transports.oip.requests import InferReply, InferRequest, Options
 from tidegate.transports.oip.tensors import NamedTensor
@@ -25,7 +24,7 @@ TOKENS = np.arange(6).reshape(1, 6)
 @asynccontextmanager
 async def inferring(bundles: Path, **settings: Any) -> AsyncIterator[tuple[Service, Inference]]:
     async with serving(bundles, ManualClock(), **settings) as service:
-        inference = Inference(ServiceCore(service))
+        inference = Inference(service)
         yield service, inference
         await inference.stop()
 

@@ -13,7 +13,8 @@ from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle
 from tests.clock import EPOCH, ManualClock
 from tests.service.serving import collect, numbers, serving
 from tests.service.sessions.replicas import MODEL, replicas, step
-from tidegate.api import Input, Sampling, SessionRequest
+from tidegate.api import RAW, Input, Sampling, SessionRequest, StepResult
+from tidegate.engine.work import Work
 from tidegate.errors import (
     FailedPreconditionError,
     InternalError,
@@ -143,12 +144,14 @@ async def test_who_holds_a_copy_that_left_the_arena_is_told_to_ask_again(root: P
         (a,) = they
         await they.open()
         await step(a, "hel", 0)
-        held = await a.live_session("s")
+        held = await a._sessions.load("s")  # noqa: SLF001
         for index in range(3000):
             await they.open(f"other{index}")
+        reply: asyncio.Future[StepResult] = asyncio.get_running_loop().create_future()
         inputs = held.model.codec.encode(Input(text="l"))
+        held.model.loop.submit(Work(held, inputs, RAW, None, None, reply))
         with pytest.raises(UnavailableError) as caught:
-            await a.submit_tensors(held.model, held, inputs)
+            await reply
         assert (caught.value.reason, caught.value.retry_after) == ("SESSION_MOVED", 0.0)
         told = (await step(a, "lo", 3)).prediction
         np.testing.assert_allclose(numbers(told), numbers(await they.whole("hello")), rtol=1e-4, atol=1e-5)

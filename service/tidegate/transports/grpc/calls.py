@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from grpc import aio
 from grpc.aio import EOF  # type: ignore[attr-defined]
 
-from tidegate.api import GeneratedToken, GenerationDone, StepResult
+from tidegate.api import Core, GeneratedToken, GenerationDone, StepResult
 from tidegate.errors import InvalidInputError
 from tidegate.faults import conceal
 from tidegate.observability.requests import CANCELLED, OK, RequestMetrics, outcome_of
@@ -25,9 +25,6 @@ from tidegate.wire import SESSION_KEY
 from tidegate.wire.errors import encode_status
 from tidegate.wire.parsing import parsed
 from tidegate.wire.predictions import encode_event, fill_step, filling_step
-
-if TYPE_CHECKING:
-    from tidegate.service import Service
 
 Context = aio.ServicerContext[Any, Any]
 Request = TypeVar("Request")
@@ -111,7 +108,7 @@ def queue_of(
     return ReplyQueue(context.read, context.write, submit, size, begin=begin, method=method, end=EOF)
 
 
-def deadline_of(context: Context, service: Service) -> float:
+def deadline_of(context: Context, service: Core) -> float:
     """The call's deadline by the service's clock: the client's, or the setting's where it set none."""
     remaining = client_seconds(context)
     return service.clock.monotonic() + (service.settings.request_timeout if remaining is None else remaining)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from tidegate.api import SessionInfo
+from tidegate.api import Core, SessionInfo
 from tidegate.errors import InvalidInputError, TidegateError
 from tidegate.faults import conceal
 from tidegate.limits import MAX_LANES, MAX_STORE_SUMMARIES
@@ -14,9 +14,6 @@ from tidegate.sessions.party import Party
 from tidegate.slices import Slices, in_slices
 from tidegate.v1 import predictor_pb2
 from tidegate.wire.columns import fill_lane_errors, fit_lane_errors
-
-if TYPE_CHECKING:
-    from tidegate.service import Service
 
 
 class Lane(NamedTuple):
@@ -40,7 +37,7 @@ class Group(NamedTuple):
 class Lanes:
     """The lanes of one stream, numbered below `MAX_LANES`."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Core) -> None:
         self._service = service
         self._max_bytes = int(service.settings.max_message_mb * 2**20)
         self._lanes: dict[int, Lane] = {}

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from tidegate.api import Core
 from tidegate.observability.requests import RequestMetrics
 from tidegate.transports.grpc.calls import Context, answered_as
 from tidegate.v1 import models_pb2, models_pb2_grpc
 from tidegate.wire.models import encode_model, encode_model_page, encode_reload
-
-if TYPE_CHECKING:
-    from tidegate.service import Service
 
 
 class Models(models_pb2_grpc.ModelsServicer):
@@ -18,7 +14,7 @@ class Models(models_pb2_grpc.ModelsServicer):
 
     interface = "grpc"
 
-    def __init__(self, service: Service, requests: RequestMetrics) -> None:
+    def __init__(self, service: Core, requests: RequestMetrics) -> None:
         self.requests = requests
         self._service = service
 

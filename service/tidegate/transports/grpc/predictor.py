@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
-from typing import TYPE_CHECKING
 
-from tidegate.api import Input, check_sequences
+from tidegate.api import Core, Input, check_sequences
 from tidegate.errors import InvalidInputError
 from tidegate.observability.requests import RequestMetrics
 from tidegate.slices import in_slices
@@ -16,16 +15,13 @@ from tidegate.v1 import predictor_pb2, predictor_pb2_grpc, types_pb2
 from tidegate.wire.inputs import decode_input, decode_options, decode_prompt, decode_sampling
 from tidegate.wire.predictions import encoding_predict
 
-if TYPE_CHECKING:
-    from tidegate.service import Service
-
 
 class Predictor(predictor_pb2_grpc.PredictorServicer):
     """Converts and hands over to the core; knows the streams that are open."""
 
     interface = "grpc"
 
-    def __init__(self, service: Service, requests: RequestMetrics) -> None:
+    def __init__(self, service: Core, requests: RequestMetrics) -> None:
         self.requests = requests
         self._service = service
         self._streams = OpenStreams()

@@ -9,6 +9,7 @@ from grpc import GenericRpcHandler
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from tidegate.api import Core
 from tidegate.errors import TidegateError
 from tidegate.observability.requests import RequestMetrics, outcome_of
 from tidegate.transports.grpc.adapter import GrpcAdapter
@@ -21,7 +22,6 @@ from tidegate.transports.oip.grpc import InferenceService, add_to_server
 from tidegate.v1 import models_pb2, models_pb2_grpc, predictor_pb2, predictor_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 
 if TYPE_CHECKING:
-    from tidegate.service import Service
     from tidegate.transports.oip.inference import Inference
 
 SERVICES = tuple(
@@ -43,7 +43,7 @@ class GrpcServices:
 
     def __init__(
         self,
-        service: Service,
+        service: Core,
         inference: Inference | None = None,
         requests: RequestMetrics | None = None,
         more: Sequence[GenericRpcHandler[Any, Any]] = (),

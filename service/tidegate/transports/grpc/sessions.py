@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from tidegate.api import Core
 from tidegate.observability.requests import RequestMetrics
 from tidegate.transports.grpc.calls import Context, answered, deadline_of, fill_reply, session_of, write_events
 from tidegate.v1 import sessions_pb2, sessions_pb2_grpc
@@ -18,16 +17,13 @@ from tidegate.wire.sessions import (
     encode_session_page,
 )
 
-if TYPE_CHECKING:
-    from tidegate.service import Service
-
 
 class Sessions(sessions_pb2_grpc.SessionsServicer):
     """Converts and hands over to the core."""
 
     interface = "grpc"
 
-    def __init__(self, service: Service, requests: RequestMetrics) -> None:
+    def __init__(self, service: Core, requests: RequestMetrics) -> None:
         self.requests = requests
         self._service = service
 

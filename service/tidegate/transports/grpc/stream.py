@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
-from tidegate.api import Input, StepOptions, StepResult
+from tidegate.api import Core, Input, StepOptions, StepResult
 from tidegate.engine.share import Share
 from tidegate.errors import InvalidInputError, TidegateError
 from tidegate.faults import conceal
@@ -21,9 +20,6 @@ from tidegate.wire.columns import LaneSteps, decode_columns
 from tidegate.wire.inputs import decode_input, decode_options
 from tidegate.wire.parsing import parsed
 from tidegate.wire.predictions import fill_step, filling_step
-
-if TYPE_CHECKING:
-    from tidegate.service import Service
 
 
 class PendingStep:
@@ -55,7 +51,7 @@ class PendingStep:
         abandon(self.awaited)
 
 
-def step_queue(service: Service, context: Context, requests: RequestMetrics) -> ReplyQueue:
+def step_queue(service: Core, context: Context, requests: RequestMetrics) -> ReplyQueue:
     """Return a client's stream, for its call to run."""
     seconds = client_seconds(context)
     ends_at = None if seconds is None else service.clock.monotonic() + seconds
@@ -76,7 +72,7 @@ class StepMessages:
 
     def __init__(
         self,
-        service: Service,
+        service: Core,
         requests: RequestMetrics,
         session: str,
         *,

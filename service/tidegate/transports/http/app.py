@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tidegate.api import Core
 from tidegate.errors import InvalidInputError
 from tidegate.observability.families import Snapshot
 from tidegate.observability.metrics import MetricsCollector
@@ -25,9 +26,6 @@ from tidegate.transports.http.exchange import RawRoute, json_reply, link, servic
 from tidegate.transports.http.step import Steps
 from tidegate.transports.http.stream import Streams
 from tidegate.transports.http.watch import Watch
-
-if TYPE_CHECKING:
-    from tidegate.service import Service
 
 STREAM_PATHS = ("/v1/stream", "/v1/sessions/{session:name}/stream")
 """Where WebSockets are, which no route sees; whoever asks for them by plain HTTP is told so."""
@@ -41,7 +39,7 @@ class FiguresLike(Protocol):
     async def all(self) -> Snapshot: ...
 
 
-def create_app(service: Service, requests: RequestMetrics | None = None, figures: FiguresLike | None = None) -> FastAPI:
+def create_app(service: Core, requests: RequestMetrics | None = None, figures: FiguresLike | None = None) -> FastAPI:
     """The HTTP interface of ``service``; it neither starts nor stops it.
 
     Args:

@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope
 
+from tidegate.api import Core
 from tidegate.errors import DeadlineExceededError, InvalidInputError, NotSupportedError, TooLargeError, shown
 from tidegate.limits import LARGE_JSON_BYTES
 from tidegate.slices import in_slices
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
     from tidegate.clock import Clock
     from tidegate.config import Settings
-    from tidegate.service import Service
 
 Json = Any
 
@@ -76,9 +76,9 @@ class RawRoute(APIRoute):
         return handle
 
 
-def service_of(request: Request) -> Service:
+def service_of(request: Request) -> Core:
     """The service behind the application that ``request`` came to."""
-    return cast("Service", request.app.state.service)
+    return cast("Core", request.app.state.service)
 
 
 def link(request: Request, path: str) -> str:
@@ -261,6 +261,6 @@ def seconds(given: bytes | None, settings: Settings) -> float:
     return wish
 
 
-def deadline(scope: Scope, service: Service) -> float:
+def deadline(scope: Scope, service: Core) -> float:
     """When this request must be done, by the service's clock."""
     return service.clock.monotonic() + timeout(scope, service.settings)

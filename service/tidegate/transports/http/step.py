@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect
 
+from tidegate.api import Core
 from tidegate.faults import conceal
 from tidegate.observability.requests import CANCELLED, OK, RequestMetrics, outcome_of
 from tidegate.slices import in_slices
@@ -19,9 +19,6 @@ from tidegate.transports.http import convert
 from tidegate.transports.http.errors import problem
 from tidegate.transports.http.exchange import JSON, deadline, dump, read_json
 from tidegate.transports.http.large_json import write
-
-if TYPE_CHECKING:
-    from tidegate.service import Service
 
 _STEP = re.compile(r"/v1/sessions/([^/:]+):step")
 _CONTENT_TYPE = JSON.encode()
@@ -38,7 +35,7 @@ def session_of_step(scope: Scope) -> str | None:
 class Steps:
     """Answers steps over a core, and counts them."""
 
-    def __init__(self, service: Service, requests: RequestMetrics) -> None:
+    def __init__(self, service: Core, requests: RequestMetrics) -> None:
         self._service = service
         self._requests = requests
         self._counted = requests.method("http", "Step")

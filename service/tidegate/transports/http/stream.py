@@ -16,9 +16,9 @@ from codecs import BOM_UTF8
 from collections.abc import Awaitable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tidegate.api import SessionRequest, StepResult
+from tidegate.api import Core, SessionRequest, StepResult
 from tidegate.errors import InvalidInputError, NotFoundError, TidegateError, without_traceback
 from tidegate.faults import conceal
 from tidegate.limits import LARGE_JSON_BYTES, MAX_IN_FLIGHT
@@ -44,9 +44,6 @@ from tidegate.transports.reply_queue import (
 from tidegate.v1 import predictor_pb2
 from tidegate.wire import parsing
 
-if TYPE_CHECKING:
-    from tidegate.service import Service
-
 JSON = "tidegate.json"
 FLOATS = "tidegate.f32"
 
@@ -60,7 +57,7 @@ _JSON_BEGINS = (b"{", BOM_UTF8)  # with neither begins a StreamRequest
 class Streams:
     """The streams that are open, as an ASGI application that serves them; ``drain`` ends them all."""
 
-    def __init__(self, service: Service, requests: RequestMetrics) -> None:
+    def __init__(self, service: Core, requests: RequestMetrics) -> None:
         self._service = service
         self._requests = requests
         self.open = OpenStreams()
@@ -95,7 +92,7 @@ class WebSocketStream:
     """
 
     def __init__(
-        self, service: Service, requests: RequestMetrics, scope: Scope, receive: Receive, send: Send, session: str
+        self, service: Core, requests: RequestMetrics, scope: Scope, receive: Receive, send: Send, session: str
     ) -> None:
         self._service = service
         self._requests = requests

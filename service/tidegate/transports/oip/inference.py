@@ -8,13 +8,13 @@ over the other. Errors are those of ``tidegate.errors``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
+from tidegate.api import Core, ServedModel
 from tidegate.errors import FailedPreconditionError, NotFoundError, TidegateError
 from tidegate.transports.oip import documents
 from tidegate.transports.oip.answer import Answer, Due, Fitted, LocalAnswer, Model
-from tidegate.transports.oip.core import InferenceCore, Served
 from tidegate.transports.oip.repository import Repository
 from tidegate.transports.oip.requests import InferRequest, SequenceId, unique
 from tidegate.transports.oip.sequences.core import SequenceStep
@@ -29,15 +29,16 @@ Json = dict[str, Any]
 class Inference:
     """Everything that a client of the protocol may ask for."""
 
-    def __init__(self, core: InferenceCore) -> None:
+    def __init__(self, core: Core) -> None:
         self._core = core
         self._max_reply = int(core.settings.max_message_mb * (1 << 20))
         self.models: dict[tuple[str, str], Model] = {}
         self.sequences = Sequences(core)
         self.repository = Repository(core)
         self.settings = core.settings
+        self._settings_of = cache(core.settings.of)
         self.clock = core.clock
-        self.statistics = Statistics(core.engine_counts, self.clock)
+        self.statistics = Statistics(core.count_runs, self.clock)
 
     @property
     def is_ready(self) -> bool:
@@ -80,7 +81,7 @@ class Inference:
             known = None if version is None else self._known(request.model, version)
             if known is not None:
                 return known
-        return self._model(self._core.served(request.model, request.version))
+        return self._model(self._core.get_served(request.model, request.version))
 
     def _known(self, name: str, version: str) -> Model | None:
         """A version that was asked for before or is offered, else None."""
@@ -88,15 +89,15 @@ class Inference:
         if known is not None:
             return known
         try:
-            return self._model(self._core.served(name, version))
+            return self._model(self._core.get_served(name, version))
         except NotFoundError:
             return None
 
     def _hand_over(self, fitted: Fitted, deadline: float) -> Sequence[Due]:
         model, sequence = fitted.model, fitted.request.options.sequence
         if sequence is None:
-            return self._core.predict_rows(self._core.served(model.name, model.version), fitted.rows, deadline)
-        if not self._core.allows_sequences(model.name):
+            return self._core.predict_tensors(model.name, model.version, fitted.rows, deadline)
+        if not self._settings_of(model.name).sequences:
             raise FailedPreconditionError(
                 f"model {model.name} is served without sequences: see its settings", reason="NO_SEQUENCES"
             )
@@ -129,10 +130,10 @@ class Inference:
             seconds = timeout
         return self.clock.monotonic() + seconds
 
-    def _model(self, served: Served) -> Model:
+    def _model(self, served: ServedModel) -> Model:
         known = self.models.get(served.key)
         if known is None or known.sha256 != served.sha256:
-            signature = Signature(served.manifest, served.settings.max_rows, self._max_reply)
+            signature = Signature(served.manifest, self._settings_of(served.manifest.name).max_rows, self._max_reply)
             known = self.models[served.key] = Model(*served.key, signature, served.sha256)
         return known
 
@@ -141,29 +142,28 @@ class Inference:
     def is_model_ready(self, name: str, version: str) -> bool:
         """Whether the model is offered and requests are welcome."""
         try:
-            self._core.served(name, version)
+            self._core.get_served(name, version)
         except NotFoundError:
             return False
         return self._core.is_ready
 
     def metadata(self, name: str, version: str) -> Json:
         """A model's tensors; NotFoundError."""
-        served = self._core.served(name, version)
+        served = self._core.get_served(name, version)
         return documents.model_metadata(name, served.versions, self._model(served).signature)
 
     def config(self, name: str, version: str) -> Json:
         """How a model is served; NotFoundError."""
-        served = self._core.served(name, version)
-        allows = self._core.allows_sequences(name)
-        signature, idle = self._model(served).signature, served.settings.idle_seconds
-        return documents.model_config(*served.key, signature, idle, has_sequences=allows)
+        served = self._core.get_served(name, version)
+        settings, signature = self._settings_of(name), self._model(served).signature
+        return documents.model_config(*served.key, signature, settings.idle_seconds, has_sequences=settings.sequences)
 
     async def model_statistics(self, name: str = "", version: str = "") -> Json:
         """Counts of one version, of all of one model, or of all models; NotFoundError."""
         if name and version:
-            keys = [self._core.served(name, version).key]
+            keys = [self._core.get_served(name, version).key]
         elif name:
-            keys = [(name, each) for each in self._core.served(name, "").versions]
+            keys = [(name, each) for each in self._core.get_served(name, "").versions]
         else:
-            keys = [served.key for served in self._core.all_served()]
+            keys = [served.key for served in self._core.list_served()]
         return {"model_stats": [self.statistics.document(key) for key in keys]}

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tidegate.api import ReloadReport
+from tidegate.api import Core, ReloadReport
 from tidegate.errors import FailedPreconditionError, NotSupportedError, shown
-from tidegate.transports.oip.core import InferenceCore
 
 Json = dict[str, Any]
 
@@ -15,7 +14,7 @@ Json = dict[str, Any]
 class Repository:
     """What is offered, and what the last load refused."""
 
-    def __init__(self, core: InferenceCore) -> None:
+    def __init__(self, core: Core) -> None:
         self._core = core
         self._refused: dict[tuple[str, str], str] = {}
 
@@ -23,7 +22,7 @@ class Repository:
         """The models that are offered and, unless only those are wanted, those that the last load refused."""
         models = [
             {"name": name, "version": version, "state": "READY", "reason": ""}
-            for name, version in (served.key for served in self._core.all_served())
+            for name, version in (served.key for served in self._core.list_served())
         ]
         if not ready_only:
             models += [
@@ -49,7 +48,7 @@ class Repository:
         refusals = [f"{name}/{version}: {why}" for (other, version), why in self._refused.items() if other == name]
         if refusals:
             raise FailedPreconditionError("; ".join(refusals), reason="BAD_BUNDLE")
-        self._core.served(name, "")
+        self._core.get_served(name, "")
 
     async def unload(self, name: str) -> None:
         """Read the bundle directory again, and make sure that the model is not offered any more.
@@ -60,7 +59,7 @@ class Repository:
             FailedPreconditionError: Its folder is still there.
         """
         self._remember(await self._core.reload())
-        if any(served.manifest.name == name for served in self._core.all_served()):
+        if any(served.manifest.name == name for served in self._core.list_served()):
             raise FailedPreconditionError(
                 f"model {name} stays loaded while its folder is in the bundle directory: move the folder away first",
                 reason="BUNDLE_PRESENT",

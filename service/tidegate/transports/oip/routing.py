@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 from grpc import aio
 
+from tidegate.api import Core
 from tidegate.errors import UnavailableError
 from tidegate.oip import service_pb2, service_pb2_grpc
 from tidegate.slices import Slices, in_slices
@@ -30,7 +31,6 @@ from tidegate.wire.errors import decode_status
 
 if TYPE_CHECKING:
     from tidegate.cluster.seat import Seat
-    from tidegate.transports.oip.core import InferenceCore
 
 Json = dict[str, Any]
 Encoded = TypeVar("Encoded")
@@ -46,9 +46,9 @@ _OPTIONS = [
 class RoutedInference(Inference):
     """What the world asks of a worker; its fellows ask ``local``, which serves what it is asked."""
 
-    def __init__(self, core: InferenceCore, local: Inference, seat: Seat) -> None:
+    def __init__(self, core: Core, local: Inference, seat: Seat) -> None:
         super().__init__(core)
-        self.sequences, self.statistics, self.repository = local.sequences, local.statistics, local.repository
+        self.sequences, self.statistics = local.sequences, local.statistics
         self.models = local.models  # a sequence that began there goes on here
         self._seat = seat
         self._channels = {each: aio.insecure_channel(seat.target(each), options=_OPTIONS) for each in seat.others}

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple
 
+from tidegate.api import EngineCounts
 from tidegate.clock import Clock
-from tidegate.transports.oip.core import EngineCounts
 
 Json = dict[str, Any]
 Key = tuple[str, str]

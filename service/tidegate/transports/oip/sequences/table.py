@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from tidegate.api import KnownSession, SequenceCore
 from tidegate.errors import InvalidInputError, NotFoundError, PositionConflictError, SessionEndedError, TidegateError
-from tidegate.transports.oip.sequences.core import Known, Result, SequenceCore, SequenceStep
+from tidegate.transports.oip.sequences.core import Result, SequenceStep
 from tidegate.transports.oip.sequences.ids import Key, session_ids
 from tidegate.transports.oip.sequences.line import Line, Run
 from tidegate.transports.oip.sequences.refusals import check_fit, not_started, over
@@ -155,7 +156,7 @@ class Sequences:
 
         Return whether that answers the request: it repeats the one that the sequence ended with.
         """
-        known: dict[str, Known] = {}
+        known: dict[str, KnownSession] = {}
         for name in session_ids(step.key):
             found = await self._core.find_sequence(step.key.model, name)
             if found is None:
@@ -173,7 +174,7 @@ class Sequences:
         return await self._answer_end_again(step.on(version), step.position, known, results)
 
     async def _answer_end_again(
-        self, step: SequenceStep, position: int, known: dict[str, Known], results: list[Result]
+        self, step: SequenceStep, position: int, known: dict[str, KnownSession], results: list[Result]
     ) -> bool:
         """Answer a request as the sequence's last one was answered; rows that it did not reach then take it now."""
         rows = list(zip(known.items(), step.rows, strict=False))

@@ -1,4 +1,4 @@
-"""The seams of the HTTP ingress: a service that answers from a script, and clients that speak plain ASGI.
+"""The seams of the HTTP transport: the fake core with answers from a script, and clients that speak plain ASGI.
 
 httpx's transport and Starlette's test client neither hang up in mid-request nor share the event loop with a WebSocket:
 tests that need that drive the application themselves.
@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, cast
+from collections.abc import MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from tests.clock import ManualClock
+from tests.service.fake_core import FakeCore
 from tidegate.api import (
     Candidate,
     CheckpointInfo,
     Drift,
     DriftReport,
+    Events,
     GeneratedToken,
     GenerationDone,
     Input,
@@ -47,8 +48,6 @@ from tidegate.v1.predictor_pb2 import StreamReply
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-
-    from tidegate.service import Service
 
 Json = Any
 Message = MutableMapping[str, Any]
@@ -142,24 +141,19 @@ EVENTS = (GeneratedToken(5, "R", 4), GenerationDone("R", [5], "length", 4))
 DONE_JSON = {"text": "R", "tokens": [5], "finish_reason": "length", "position": 4}
 
 
-class FakeService:
+class ScriptedCore(FakeCore):
     """Answers at once with canned results, or with ``error``; ``calls`` tells what was asked.
 
     With ``is_held``, steps wait in ``held`` and generations wait in mid-way until the test lets them go.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
-        self.settings = settings or load_settings({})
-        self.time = ManualClock()
-        self.clock = self.time.clock()
-        self.is_ready = True
-        self.is_draining = False
-        self.is_store_away = False
+        super().__init__(settings=settings or load_settings({}))
         self.error: Exception | None = None
         self.prediction = PREDICTION
         self.calls: list[tuple[Any, ...]] = []
         self.deadlines: list[float | None] = []
-        self.is_held = False
+        self.is_holding = False
         self.held: list[asyncio.Future[StepResult]] = []
         self.has_asked = asyncio.Event()
         self.is_cancelled = asyncio.Event()
@@ -173,7 +167,7 @@ class FakeService:
         if self.error is not None:
             raise self.error
 
-    def models(self, limit: int, page_token: str) -> ModelPage:
+    def models(self, limit: int = 0, page_token: str = "") -> ModelPage:
         self._note("models", limit, page_token)
         return ModelPage([MODEL], "")
 
@@ -199,7 +193,7 @@ class FakeService:
 
     async def _wait_if_held(self) -> None:
         try:
-            if self.is_held:
+            if self.is_holding:
                 await asyncio.get_running_loop().create_future()
         except asyncio.CancelledError:
             self.is_cancelled.set()
@@ -214,7 +208,7 @@ class FakeService:
         deadline: float | None = None,
         *,
         is_streamed: bool = True,
-    ) -> AsyncGenerator[GeneratedToken | GenerationDone]:
+    ) -> Events:
         assert isinstance(is_streamed, bool)
         self._note("generate", model, version, prompt, sampling, deadline=deadline)
         async for event in self._generated():
@@ -229,13 +223,13 @@ class FakeService:
         deadline: float | None = None,
         *,
         is_streamed: bool = True,
-    ) -> AsyncGenerator[GeneratedToken | GenerationDone]:
+    ) -> Events:
         assert isinstance(is_streamed, bool)
         self._note("generate_on_session", session, prompt, sampling, position, deadline=deadline)
         async for event in self._generated():
             yield event
 
-    async def _generated(self) -> AsyncGenerator[GeneratedToken | GenerationDone]:
+    async def _generated(self) -> Events:
         for event in self.events:
             if isinstance(event, Exception):
                 raise event
@@ -250,7 +244,7 @@ class FakeService:
         self._note("get", session)
         return SESSION
 
-    async def list_sessions(self, limit: int, page_token: str) -> SessionPage:
+    async def list_sessions(self, limit: int = 0, page_token: str = "") -> SessionPage:
         self._note("list", limit, page_token)
         return self.page
 
@@ -284,23 +278,24 @@ class FakeService:
         return SESSION
 
     def step(
-        self, session: str, source: Input, options: StepOptions, position: int | None, deadline: float | None
+        self,
+        session: str,
+        source: Input,
+        options: StepOptions = StepOptions(),  # noqa: B008 - the core's default
+        position: int | None = None,
+        deadline: float | None = None,
     ) -> asyncio.Future[StepResult]:
         self._note("step", session, source, options, position, deadline=deadline)
         future: asyncio.Future[StepResult] = asyncio.get_running_loop().create_future()
         future.add_done_callback(lambda done: self.is_cancelled.set() if done.cancelled() else None)
         self.held.append(future)
-        if not self.is_held:
+        if not self.is_holding:
             self.answer(future)
         return future
 
     def answer(self, future: asyncio.Future[StepResult]) -> None:
         """Let a step go; its position tells which it was, counting from 1."""
         future.set_result(StepResult("s-1", self.held.index(future) + 1, self.prediction))
-
-    @property
-    def face(self) -> Service:
-        return cast("Service", self)
 
 
 class Call:

@@ -1,4 +1,4 @@
-"""A core of sequences to test against: sessions are counters, results wait until a test lets them go."""
+"""The fake core's sequences: sessions are counters, results wait until a test lets them go."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tidegate.api import Prediction, StepResult, Tensor
+from tidegate.api import KnownSession, Prediction, StepResult, Tensor
 from tidegate.errors import PositionConflictError, SessionEndedError, TidegateError
-from tidegate.transports.oip.sequences.core import Known
 
 
 @dataclass
@@ -33,16 +32,17 @@ class FakeSession:
 
 
 @dataclass
-class FakeCore:
-    """With ``is_holding`` steps wait until `release`. ``stored`` are sessions that a store has kept; ``failures`` fail
-    the next steps of a session, one each; ``ended`` are sessions that ended by themselves, ``over`` those that ended
-    with a step, ``closed`` those of both kinds that did not end by themselves, and whether by a restart.
+class FakeSequences:
+    """With ``is_holding`` steps wait until `release_sequence`. ``stored`` are sessions that a store has kept;
+    ``sequence_failures`` fail the next steps of a session, one each; ``ended`` are sessions that ended by themselves,
+    ``over`` those that ended with a step, ``closed`` those of both kinds that did not end by themselves, and whether by
+    a restart.
     """
 
     is_holding: bool = False
     live: dict[str, FakeSession] = field(default_factory=dict)
     stored: dict[str, FakeSession] = field(default_factory=dict)
-    failures: dict[str, list[TidegateError]] = field(default_factory=dict)
+    sequence_failures: dict[str, list[TidegateError]] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
     over: dict[str, FakeSession] = field(default_factory=dict)
     closed: list[tuple[str, bool]] = field(default_factory=list)
@@ -58,13 +58,13 @@ class FakeCore:
         self.live[session] = FakeSession(version or "1")
         return self.live[session].version
 
-    async def find_sequence(self, model: str, session: str) -> Known | None:
+    async def find_sequence(self, model: str, session: str) -> KnownSession | None:
         await asyncio.sleep(0)
         if session in self.over:
-            return Known(self.over[session].version, self.over[session].recall)
+            return KnownSession(self.over[session].version, self.over[session].recall)
         if session in self.stored:
             self.live[session] = self.stored.pop(session)
-        return Known(self.live[session].version) if session in self.live else None
+        return KnownSession(self.live[session].version) if session in self.live else None
 
     async def close_sequence(self, session: str, *, is_restart: bool) -> None:
         await asyncio.sleep(0)
@@ -87,10 +87,10 @@ class FakeCore:
                 return result
         self.live[session].waiting.append((result, inputs, position, ends))
         if not self.is_holding:
-            asyncio.get_running_loop().call_soon(self.release, session)
+            asyncio.get_running_loop().call_soon(self.release_sequence, session)
         return result
 
-    def release(self, session: str) -> None:
+    def release_sequence(self, session: str) -> None:
         """Apply what waits, in order."""
         live = self.live.get(session)
         while live is not None and live.waiting:
@@ -109,8 +109,8 @@ class FakeCore:
         inputs: tuple[Tensor, ...],
         position: int | None,
     ) -> None:
-        if self.failures.get(name):
-            result.set_exception(self.failures[name].pop(0))
+        if self.sequence_failures.get(name):
+            result.set_exception(self.sequence_failures[name].pop(0))
             return
         start, content = live.position, inputs[0].tobytes()
         if position not in {None, start}:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.bundles import write_tiny_bundle
 from tests.clock import ManualClock
-from tests.service.serving import serving
-from tidegate.api import Prediction, SessionRequest, StepResult
+from tests.service.serving import serving, started
+from tidegate.api import Core, SessionRequest, StepResult
+from tidegate.config import load_settings
 from tidegate.errors import SessionEndedError
-from tidegate.service import Service
-from tidegate.transports.oip.adapter import ORIGIN, ServiceCore
+from tidegate.service import OIP, Service
+from tidegate.sessions.stores.memory import MemoryStore
+from tidegate.sessions.stores.store import Entry, SessionKey
 from tidegate.transports.oip.inference import Inference
 from tidegate.transports.oip.requests import InferReply, InferRequest, Options
 from tidegate.transports.oip.tensors import NamedTensor
@@ -34,11 +36,11 @@ async def test_a_start_does_not_go_on_from_what_is_left_of_an_old_sequence(tmp_p
     write_tiny_bundle(tmp_path / "bundles")
     stored: dict[str, Any] = {"store": "sqlite", "data_dir": tmp_path / "data", "durable": True}
     async with serving(tmp_path / "bundles", **stored) as service:
-        inference = Inference(ServiceCore(service))
+        inference = Inference(service)
         await infer(inference, start=True)
         await service.close_session("q~i~tiny~5")
     async with serving(tmp_path / "bundles", **stored) as service:
-        inference = Inference(ServiceCore(service))
+        inference = Inference(service)
         await infer(inference, start=True)
         assert [each.position for each in (await service.list_sessions()).sessions] == [3, 3]
 
@@ -47,9 +49,9 @@ async def test_a_start_succeeds_where_the_sequence_was_durable_once(tmp_path: Pa
     write_tiny_bundle(tmp_path / "bundles")
     stored: dict[str, Any] = {"store": "sqlite", "data_dir": tmp_path / "data"}
     async with serving(tmp_path / "bundles", durable=True, **stored) as service:
-        await infer(Inference(ServiceCore(service)), start=True)
+        await infer(Inference(service), start=True)
     async with serving(tmp_path / "bundles", durable=False, **stored) as service:
-        await infer(Inference(ServiceCore(service)), start=True)
+        await infer(Inference(service), start=True)
         assert [each.durable for each in (await service.list_sessions()).sessions] == [False, False]
 
 
@@ -57,20 +59,20 @@ async def test_sessions_that_ended_by_themselves_are_let_go_of(tmp_path: Path) -
     write_tiny_bundle(tmp_path)
     clock = ManualClock()
     async with serving(tmp_path, clock, store="none") as service:
-        core = ServiceCore(service)
+        core: Core = service
         await core.open_sequence("tiny", "", "q~i~tiny~5")
         clock.now += 90_000
         await service.expire()
         assert not core.is_open("q~i~tiny~5")
         await core.close_sequence("q~i~tiny~5", is_restart=False)
-        await service.open_session(SessionRequest("tiny", id="q~i~tiny~5", origin=ORIGIN))
+        await service.open_session(SessionRequest("tiny", id="q~i~tiny~5", origin=OIP))
         assert core.is_open("q~i~tiny~5"), "nothing is known of it"
 
 
 async def test_a_durable_sequence_that_a_step_did_not_find_is_not_open(tmp_path: Path) -> None:
     write_tiny_bundle(tmp_path)
     async with serving(tmp_path, store="sqlite", data_dir=tmp_path / "data", durable=True) as service:
-        core = ServiceCore(service)
+        core: Core = service
         await core.open_sequence("tiny", "", "q~i~tiny~5")
         await service.close_session("q~i~tiny~5")
         result = core.step_sequence("q~i~tiny~5", (TOKENS[0],), None, None, ends=False)
@@ -81,44 +83,36 @@ async def test_a_durable_sequence_that_a_step_did_not_find_is_not_open(tmp_path:
         assert core.is_open("q~i~tiny~5")
 
 
-class SlowFirst:
-    """A service that has to fetch a session for the first who asks, and has it at hand for those who come later."""
+class SlowStore(MemoryStore):
+    """Reads wait until the test lets them go."""
 
     def __init__(self) -> None:
-        self.fetched = asyncio.Event()
-        self.applied: list[int] = []
-        self._is_first = True
+        super().__init__()
+        self.may_read = asyncio.Event()
+        self.may_read.set()
 
-    async def live_session(self, _: str) -> Any:
-        is_first, self._is_first = self._is_first, False
-        if is_first:
-            await self.fetched.wait()
-        return SimpleNamespace(model=None)
-
-    def recall_ephemeral(self, _: str) -> None:
-        return None
-
-    def submit_tensors(self, _: Any, __: Any, inputs: Any, *___: Any, ends: bool) -> asyncio.Future[StepResult]:
-        assert not ends
-        self.applied.append(int(inputs[0][0]))
-        done: asyncio.Future[StepResult] = asyncio.get_running_loop().create_future()
-        done.set_result(StepResult("s", len(self.applied), Prediction(1)))
-        return done
+    async def read(self, keys: Sequence[SessionKey]) -> list[Entry | None]:
+        await self.may_read.wait()
+        return await super().read(keys)
 
 
-async def test_steps_of_a_durable_sequence_do_not_overtake_one_that_fetches_it() -> None:
-    service = SlowFirst()
-    service.reload = None  # type: ignore[attr-defined]
-    core = ServiceCore(cast("Service", service))
-    due = [core.step_sequence("s", (np.array([number]),), None, None, ends=False) for number in range(3)]
-    for _ in range(5):
-        await asyncio.sleep(0)
-    service.fetched.set()
-    await asyncio.gather(*due)
-    assert service.applied == [0, 1, 2]
+async def test_steps_of_a_durable_sequence_do_not_overtake_one_that_loads_it(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path)
+    store, name = SlowStore(), "q~i~tiny~5"
+    settings = load_settings({"bundles": tmp_path, "store": "sqlite", "durable": True})
+    async with started(Service(settings, store=store)) as first:
+        await first.open_sequence("tiny", "", name)
+    async with started(Service(settings, store=store)) as second:
+        store.may_read.clear()
+        due = [second.step_sequence(name, (TOKENS[0],), position, None, ends=False) for position in (0, 3, 6)]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        due.append(second.step_sequence(name, (TOKENS[0],), 9, None, ends=False))
+        store.may_read.set()
+        assert [(await each).position for each in due] == [3, 6, 9, 12]
 
 
-async def end(core: ServiceCore, name: str, position: int | None) -> StepResult:
+async def end(core: Core, name: str, position: int | None) -> StepResult:
     return await core.step_sequence(name, (TOKENS[0],), position, None, ends=True)
 
 
@@ -128,7 +122,7 @@ async def test_a_last_step_ends_its_session_and_is_answered_again(tmp_path: Path
     clock, name = ManualClock(), "q~i~tiny~5"
     stored: dict[str, Any] = {"store": "sqlite", "data_dir": tmp_path / "data", "durable": durable}
     async with serving(tmp_path, clock, **stored) as service:
-        core = ServiceCore(service)
+        core: Core = service
         await core.open_sequence("tiny", "", name)
         first = await end(core, name, 0)
         assert (await service.list_sessions()).sessions == []
@@ -156,7 +150,7 @@ async def test_a_last_step_that_repeats_one_that_ended_nothing_ends_the_session(
     write_tiny_bundle(tmp_path)
     stored: dict[str, Any] = {"store": "sqlite", "data_dir": tmp_path / "data", "durable": durable}
     async with serving(tmp_path, **stored) as service:
-        core = ServiceCore(service)
+        core: Core = service
         await core.open_sequence("tiny", "", "q~i~tiny~5")
         await core.step_sequence("q~i~tiny~5", (TOKENS[0],), 0, None, ends=False)
         for _ in range(2):
@@ -167,7 +161,7 @@ async def test_a_last_step_that_repeats_one_that_ended_nothing_ends_the_session(
 async def test_what_waits_behind_a_last_step_is_told_that_the_session_is_over(tmp_path: Path) -> None:
     write_tiny_bundle(tmp_path)
     async with serving(tmp_path, store="sqlite", data_dir=tmp_path / "data", durable=True) as service:
-        core = ServiceCore(service)
+        core: Core = service
         await core.open_sequence("tiny", "", "q~i~tiny~5")
         last = core.step_sequence("q~i~tiny~5", (TOKENS[0],), None, None, ends=True)
         behind = [core.step_sequence("q~i~tiny~5", (TOKENS[1],), None, None, ends=False) for _ in range(3)]

@@ -1,18 +1,21 @@
-"""A core to test transports and client against: remembers what it was asked, answers by rule, waits as told."""
+"""The fake of `Core`, for tests of transports, client and cluster: answers by rule and remembers what it was asked."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple
 
 from tests.clock import ManualClock
+from tests.service.fake_sequences import FakeSequences
 from tidegate.api import (
     Candidate,
     CheckpointInfo,
     DriftReport,
+    EngineCounts,
+    Events,
     GeneratedToken,
     GenerationDone,
     Input,
@@ -24,6 +27,8 @@ from tidegate.api import (
     ReloadReport,
     RestoreRequest,
     Sampling,
+    ServedModel,
+    ServiceStatistics,
     SessionInfo,
     SessionPage,
     SessionRequest,
@@ -31,15 +36,14 @@ from tidegate.api import (
     StepResult,
     Surprise,
     SurpriseReport,
+    Tensor,
     TensorInfo,
 )
 from tidegate.clock import Clock
 from tidegate.config import Settings, load_settings
-from tidegate.errors import NotFoundError, PositionConflictError, TidegateError
+from tidegate.errors import NotFoundError, NotSupportedError, PositionConflictError, TidegateError
+from tidegate.sessions.party import Party
 from tidegate.sessions.snapshot import Body, decode_snapshot, encode_snapshot
-
-if TYPE_CHECKING:
-    from tidegate.service import Service
 
 MODEL = ModelInfo(
     name="echo",
@@ -77,7 +81,7 @@ class GenerateCall(NamedTuple):
 
 
 @dataclass
-class FakeService:
+class FakeCore(FakeSequences):
     """`echo`: the most probable next token is the last token, its surprise is the position after the step.
 
     With ``is_holding`` steps wait until `release`. What fails is said in ``failures`` (raised by any call that names
@@ -87,7 +91,8 @@ class FakeService:
     settings: Settings = field(default_factory=lambda: load_settings({}))
     time: ManualClock = field(default_factory=ManualClock)
     is_ready: bool = True
-    is_holding: bool = False
+    is_draining: bool = False
+    is_store_away: bool = False
     sessions: dict[str, SessionInfo] = field(default_factory=dict)
     failures: dict[str, list[Exception]] = field(default_factory=dict)
     late_failures: dict[str, list[Exception]] = field(default_factory=dict)
@@ -99,6 +104,7 @@ class FakeService:
     restored: list[tuple[bytes, RestoreRequest]] = field(default_factory=list)
     predicted: list[tuple[str, str | None, Sequence[Input], StepOptions]] = field(default_factory=list)
     num_reloads: int = 0
+    counted: ServiceStatistics = field(default_factory=lambda: ServiceStatistics([], 0, {}))
     asked: list[int] = field(default_factory=list)
     waiting: list[tuple[asyncio.Future[StepResult], StepResult]] = field(default_factory=list)
     submitted: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
@@ -108,8 +114,8 @@ class FakeService:
     def clock(self) -> Clock:
         return self.time.clock()
 
-    def as_service(self) -> Service:
-        return cast("Service", self)
+    def statistics(self) -> ServiceStatistics:
+        return self.counted
 
     def add_sessions(self, *names: str, model: str = "echo") -> None:
         for name in names:
@@ -128,6 +134,20 @@ class FakeService:
     async def reload(self) -> ReloadReport:
         self.num_reloads += 1
         return ReloadReport(["echo/3"], ["echo/1"], [Refusal("broken/1", "CHECKSUM_MISMATCH", "checksum differs")])
+
+    def get_served(self, name: str, version: str = "") -> ServedModel:
+        raise NotFoundError(f"unknown model {name}: this fake has no manifests", reason="UNKNOWN_MODEL")
+
+    def list_served(self) -> list[ServedModel]:
+        return []
+
+    def count_runs(self, name: str, version: str) -> EngineCounts:
+        return EngineCounts(0, 0.0)
+
+    def predict_tensors(
+        self, model: str, version: str, rows: Sequence[tuple[Tensor, ...]], deadline: float | None
+    ) -> list[asyncio.Future[Prediction]]:
+        raise NotSupportedError("this fake has no tensors")
 
     async def predict(
         self,
@@ -150,11 +170,14 @@ class FakeService:
         prompt: Input | None,
         sampling: Sampling,
         deadline: float | None = None,
-    ) -> AsyncGenerator[GeneratedToken | GenerationDone, None]:
+        *,
+        is_streamed: bool = True,
+    ) -> Events:
         self.generations.append(GenerateCall(prompt, sampling, None, deadline))
         self._fail(model)
         async for event in self._generate(model, length(prompt), sampling):
-            yield event
+            if is_streamed or isinstance(event, GenerationDone):
+                yield event
 
     async def open_session(self, request: SessionRequest) -> SessionInfo:
         self._fail(request.model)
@@ -164,15 +187,15 @@ class FakeService:
         self.sessions[name] = SessionInfo(name, request.model, "2", 0, request.durable, OPENED, expires, 128)
         return self.sessions[name]
 
-    async def get_session(self, id: str) -> SessionInfo:  # noqa: A002 - the core's word
-        self._fail(id)
-        if id not in self.sessions:
-            raise NotFoundError(f"unknown session {id}", reason="UNKNOWN_SESSION")
-        return self.sessions[id]
+    async def get_session(self, session: str) -> SessionInfo:
+        self._fail(session)
+        if session not in self.sessions:
+            raise NotFoundError(f"unknown session {session}", reason="UNKNOWN_SESSION")
+        return self.sessions[session]
 
-    async def get_sessions(self, ids: Sequence[str]) -> list[SessionInfo | TidegateError]:
-        self.asked.append(len(ids))
-        return [await self._get_or_error(each) for each in ids]
+    async def get_sessions(self, sessions: Sequence[str]) -> list[SessionInfo | TidegateError]:
+        self.asked.append(len(sessions))
+        return [await self._get_or_error(each) for each in sessions]
 
     async def _get_or_error(self, id_: str) -> SessionInfo | TidegateError:
         try:
@@ -186,47 +209,47 @@ class FakeService:
         shown = names[:size]
         return SessionPage([self.sessions[name] for name in shown], shown[-1] if names[size:] else "")
 
-    async def close_session(self, id: str) -> None:  # noqa: A002 - the core's word
-        self._fail(id)
-        self.sessions.pop(id, None)
+    async def close_session(self, session: str) -> None:
+        self._fail(session)
+        self.sessions.pop(session, None)
 
     async def fork_session(
         self,
-        id: str,  # noqa: A002 - the core's word
+        session: str,
         ids: Sequence[str] | None = None,
         count: int | None = None,
     ) -> list[SessionInfo]:
-        self.branched.append(("fork", id, ids, count))
-        source = await self.get_session(id)
-        names = ids or [f"{id}-fork{len(self.sessions) + number}" for number in range(count or 1)]
+        self.branched.append(("fork", session, ids, count))
+        source = await self.get_session(session)
+        names = ids or [f"{session}-fork{len(self.sessions) + number}" for number in range(count or 1)]
         forks = [source._replace(id=name, checkpoints=()) for name in names]
         self.sessions.update((fork.id, fork) for fork in forks)
         return forks
 
-    async def checkpoint_session(self, id: str, name: str | None = None) -> CheckpointInfo:  # noqa: A002
-        self.branched.append(("checkpoint", id, name))
-        info = await self.get_session(id)
+    async def checkpoint_session(self, session: str, name: str | None = None) -> CheckpointInfo:
+        self.branched.append(("checkpoint", session, name))
+        info = await self.get_session(session)
         name = name or f"c{len(info.checkpoints)}"
-        self.checkpoints[id, name] = info.position
-        self.sessions[id] = info._replace(checkpoints=(*info.checkpoints, name))
+        self.checkpoints[session, name] = info.position
+        self.sessions[session] = info._replace(checkpoints=(*info.checkpoints, name))
         return CheckpointInfo(name, info.position)
 
-    async def rewind_session(self, id: str, checkpoint: str) -> SessionInfo:  # noqa: A002
-        self.branched.append(("rewind", id, checkpoint))
-        info = await self.get_session(id)
-        if (id, checkpoint) not in self.checkpoints:
+    async def rewind_session(self, session: str, checkpoint: str) -> SessionInfo:
+        self.branched.append(("rewind", session, checkpoint))
+        info = await self.get_session(session)
+        if (session, checkpoint) not in self.checkpoints:
             raise NotFoundError(f"no checkpoint {checkpoint}", reason="UNKNOWN_CHECKPOINT")
-        self.sessions[id] = info._replace(position=self.checkpoints[id, checkpoint])
-        return self.sessions[id]
+        self.sessions[session] = info._replace(position=self.checkpoints[session, checkpoint])
+        return self.sessions[session]
 
-    async def upgrade_session(self, id: str, version: str | None = None) -> SessionInfo:  # noqa: A002
-        self.branched.append(("upgrade", id, version))
-        self.sessions[id] = (await self.get_session(id))._replace(version=version or MODEL.versions[-1])
-        return self.sessions[id]
+    async def upgrade_session(self, session: str, version: str | None = None) -> SessionInfo:
+        self.branched.append(("upgrade", session, version))
+        self.sessions[session] = (await self.get_session(session))._replace(version=version or MODEL.versions[-1])
+        return self.sessions[session]
 
-    async def snapshot_session(self, id: str) -> bytes:  # noqa: A002
-        self.branched.append(("snapshot", id))
-        info = await self.get_session(id)
+    async def snapshot_session(self, session: str) -> bytes:
+        self.branched.append(("snapshot", session))
+        info = await self.get_session(session)
         return encode_snapshot(Body(model=info.model, version=info.version, position=info.position))
 
     async def restore_session(self, snapshot: bytes, request: RestoreRequest) -> SessionInfo:
@@ -265,8 +288,10 @@ class FakeService:
         self.submitted.put_nowait(session)
         return future
 
-    def step_together(self, *_: object) -> None:
-        """Nothing goes together here: what does is tested over the core itself."""
+    def step_together(
+        self, party: Party, source: Input, options: StepOptions, positions: Sequence[int], deadline: float | None
+    ) -> None:
+        """Nothing goes together here: what does is tested over the service itself."""
 
     async def generate_on_session(
         self,
@@ -277,7 +302,7 @@ class FakeService:
         deadline: float | None = None,
         *,
         is_streamed: bool = True,
-    ) -> AsyncGenerator[GeneratedToken | GenerationDone, None]:
+    ) -> Events:
         self.generations.append(GenerateCall(prompt, sampling, position, deadline))
         self._fail(session)
         info = self.sessions[session]
@@ -293,9 +318,7 @@ class FakeService:
             if not future.done():
                 future.set_result(result)
 
-    async def _generate(
-        self, name: str, start: int, sampling: Sampling
-    ) -> AsyncGenerator[GeneratedToken | GenerationDone, None]:
+    async def _generate(self, name: str, start: int, sampling: Sampling) -> Events:
         """The letters from "a"; with ``is_holding`` it stops after the first until it is cancelled."""
         tokens = list(range(sampling.max_tokens))
         for token in tokens:
