@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from tidegate.api import Tensor
 from tidegate.bundle import BATCH, GRAPH, Bundle
 from tidegate.engine.arena import Arena, ArenaLike, Budget, Plane
-from tidegate.engine.device.arena import DeviceArena
-from tidegate.engine.device.memory import FIRST_ROW, DeviceMemory
+from tidegate.engine.device.arena import FIRST_ROW, DeviceArena, DeviceMemory
 from tidegate.engine.device.runner import DeviceRunner, open_device_runner
 from tidegate.engine.loop import RunnerLike
 from tidegate.engine.runner import Runner, open_session

@@ -23,8 +23,7 @@ from tidegate.codecs.tensors import Tensors
 from tidegate.config import Settings
 from tidegate.drift import Chart
 from tidegate.engine.arena import Arena, ArenaLike, Budget, Plane
-from tidegate.engine.device.arena import DeviceArena
-from tidegate.engine.device.memory import FIRST_ROW, DeviceMemory
+from tidegate.engine.device.arena import FIRST_ROW, DeviceArena, DeviceMemory
 from tidegate.engine.device.runner import DeviceRunner, open_device_runner
 from tidegate.engine.engine import Engine
 from tidegate.engine.loop import Loop

@@ -13,8 +13,7 @@ from tests.service.serving import numbers, serving, write_bundles
 from tidegate.api import Input, SessionRequest, StepOptions
 from tidegate.bundle import Bundle, read_bundle
 from tidegate.engine.arena import INITIAL, Arena, ArenaLike, Budget, Plane
-from tidegate.engine.device.arena import DeviceArena
-from tidegate.engine.device.memory import DeviceMemory
+from tidegate.engine.device.arena import DeviceArena, DeviceMemory
 from tidegate.engine.device.runner import open_device_runner
 from tidegate.engine.loop import RunnerLike
 from tidegate.engine.runner import Runner

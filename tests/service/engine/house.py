@@ -28,8 +28,7 @@ from tidegate.bundle import StateSpec, TokenCodec
 from tidegate.codecs.tokens import Tokens
 from tidegate.engine.arena import Arena, ArenaLike, Budget, Plane
 from tidegate.engine.cohort import Cohort, CohortReply
-from tidegate.engine.device.arena import DeviceArena
-from tidegate.engine.device.memory import DeviceMemory
+from tidegate.engine.device.arena import DeviceArena, DeviceMemory
 from tidegate.engine.engine import Engine
 from tidegate.engine.lifecycle import Event
 from tidegate.engine.loop import Committer, Loop

@@ -17,8 +17,7 @@ from tests.service.serving import write_bundles
 from tidegate.api import Tensor
 from tidegate.bundle import GRAPH, Axis, Bundle, StateSpec, read_bundle
 from tidegate.engine.arena import INITIAL, Arena, Budget, Plane
-from tidegate.engine.device.arena import DeviceArena
-from tidegate.engine.device.memory import FIRST_ROW, INITIAL_ROW, SPARE_ROW, DeviceMemory
+from tidegate.engine.device.arena import FIRST_ROW, INITIAL_ROW, SPARE_ROW, DeviceArena, DeviceMemory
 from tidegate.engine.device.runner import DeviceRunner, open_device_runner
 from tidegate.engine.runner import Runner
 from tidegate.errors import BundleError
