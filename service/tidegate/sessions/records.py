@@ -40,7 +40,7 @@ from tidegate.limits import (
     MAX_SUMMARY_BYTES,
 )
 from tidegate.protobuf import varint
-from tidegate.sessions.sheet import Sheet
+from tidegate.sessions.fast_last_reply import FastLastReply
 from tidegate.sessions.stores.store import FORMAT, Entry, SessionKey, Stored
 from tidegate.v1 import records_pb2
 from tidegate.wire.predictions import decode_step, fill_step
@@ -72,7 +72,7 @@ _LONGEST = (
 )
 """The characters that a summary's texts may have; those of the key are as long as the key's."""
 
-_sheet = Sheet()
+_fast_last_reply = FastLastReply()
 Message = TypeVar("Message", Summary, Body, Checkpoint)
 
 
@@ -192,7 +192,7 @@ def encode_step(
         struct.error: The position is beyond `LAST_POSITION`.
     """
     # The state, by far the longest field, is put behind the others as protobuf would write it: one copy, not three.
-    body = b"".join((head.body, _sheet.encode(last) or _encode_last(last), _state_prefix(len(state)), state))
+    body = b"".join((head.body, _fast_last_reply.encode(last) or _encode_last(last), _state_prefix(len(state)), state))
     moving = _MOVING.pack(_POSITION, position, _USED_AT, used_at, _BODY_BYTES, len(body), _BODY_CHECKSUM, crc32(body))
     if chart is not None or ended is not None:
         moving += _encode_rest(chart, ended, used_at)

