@@ -78,10 +78,6 @@ UPWARD = {
     "api → sessions.party",
     "engine.cohort → sessions.party",
     "engine.session → sessions.stores.store",
-    "server → cluster.figures",
-    "server → cluster.routing",
-    "server → cluster.seat",
-    "transports.oip.routing → cluster.seat",
 }
 
 

@@ -10,19 +10,20 @@ import asyncio
 import contextlib
 import gc
 import socket
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import structlog
+from grpc import GenericRpcHandler
 
 from tidegate import open_files
 from tidegate.api import Core
-from tidegate.cluster.seat import Seat
 from tidegate.config import UNIX, Settings, parse_address
 from tidegate.engine.runner import check_provider
 from tidegate.errors import ConfigurationError, TidegateError
 from tidegate.memory import give_back_forever
+from tidegate.observability.families import Snapshot
 from tidegate.observability.metrics import MetricsCollector
 from tidegate.observability.requests import RequestRecorder, make_requests, make_tracing
 from tidegate.service import Service
@@ -35,12 +36,7 @@ from tidegate.transports.http.stream import Streams
 from tidegate.transports.listeners import listening, url_of
 from tidegate.transports.oip.http import routes
 from tidegate.transports.oip.inference import Inference
-from tidegate.transports.oip.routing import RoutedInference
 from tidegate.transports.servers import Servers
-
-if TYPE_CHECKING:
-    from tidegate.cluster.figures import WorkerFigures
-    from tidegate.cluster.routing import Router
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -84,55 +80,68 @@ Facts = dict[str, Any]
 """Where a server answers (``http``, ``grpc``), and its ``models``."""
 
 
+class Cluster(Protocol):
+    """The other workers of this server, as one of them needs them: `tidegate.cluster.worker.Cluster`."""
+
+    @property
+    def address(self) -> str:
+        """Where peers ask this worker."""
+
+    def join(
+        self, core: Core, inference: Inference, metrics: Callable[[], Awaitable[Snapshot]]
+    ) -> tuple[Core, Inference]: ...
+    async def all(self) -> Snapshot: ...
+    def handler(self) -> GenericRpcHandler[bytes, bytes]: ...
+    async def disconnect(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
 async def serve(
-    settings: Settings, signals: Signals, announce: Callable[[Facts], None], seat: Seat | None = None
+    settings: Settings, signals: Signals, announce: Callable[[Facts], None], cluster: Cluster | None = None
 ) -> bool:
     """Bind first, so that a port in use is told before any model is read; then load, serve, and stop when told.
 
-    ``announce`` is called once, when both addresses answer. A worker has its ``seat``.
+    ``announce`` is called once, when both addresses answer. One of several workers is given the others.
 
     Returns:
         Whether all servers have ended: see `run`.
     """
     _check_directory(settings.bundles)
     check_provider(settings.provider)
-    with signals.handled(), _listening(settings, seat) as listeners:
+    with signals.handled(), _listening(settings, cluster) as listeners:
         servers = Servers(settings, len(listeners))
         local = Service(settings)
-        router = None if seat is None else _router(local, seat)
-        core: Core = router or local
         own = Inference(local)
-        inference = own if seat is None else RoutedInference(core, own, seat)
         tracing = make_tracing(settings, local.clock)
         requests = make_requests(settings, tracing, local.clock)
         figures = MetricsCollector(local, requests)
-        shared = None if seat is None else _shared(seat, figures)
+        core, inference = (local, own) if cluster is None else cluster.join(local, own, figures.all)
         grpc = [GrpcServices(core, inference, requests)]
         adapters = [grpc[0].over_asgi()]
-        app = create_app(core, requests, shared or figures)
+        app = create_app(core, requests, cluster or figures)
         app.router.routes.extend(routes(inference))
         application = one_application(adapters[0], app.state.steps.answer, app, settings)
         end_streams = app.state.streams.open.end
         servers.add(listeners[0], application, adapters[0].is_probe, end_streams=end_streams)
         servers.add(listeners[1], application, adapters[0].is_probe, grpc[0].add_to, end_streams)
-        if seat is not None and shared is not None:
-            # Fellows come in here. They have found the owner and counted the request: nothing is passed on twice.
+        if cluster is not None:
+            # Peers come in here. They have found the owner and counted the request: nothing is passed on twice.
             traced = None if tracing is None else RequestRecorder(local.clock, None, tracing)
-            grpc.append(GrpcServices(local, own, traced, [shared.handler()]))
+            grpc.append(GrpcServices(local, own, traced, [cluster.handler()]))
             adapters.append(grpc[1].over_asgi())
             servers.add(listeners[2], adapters[1], adapters[1].is_probe, grpc[1].add_to)
         await local.start()
         _settle_memory()
         try:
-            parts = Parts(local, core, app.state.streams, grpc, adapters, router)
+            parts = Parts(local, core, app.state.streams, grpc, adapters, cluster)
             has_ended = await _serve_until_told(parts, servers, listeners, signals, announce)
         finally:
             await inference.stop()
-            if router is not None:
-                await router.disconnect()
+            if cluster is not None:
+                await cluster.disconnect()
             await local.stop()
-            if shared is not None:
-                await shared.stop()
+            if cluster is not None:
+                await cluster.stop()
             if tracing is not None:
                 await tracing.stop()
     log.info("stopped")
@@ -140,15 +149,15 @@ async def serve(
 
 
 @contextlib.contextmanager
-def _listening(settings: Settings, seat: Seat | None) -> Iterator[list[socket.socket]]:
-    """Listen at HTTP's address, at gRPC's and, as a worker, where fellows come in."""
+def _listening(settings: Settings, cluster: Cluster | None) -> Iterator[list[socket.socket]]:
+    """Listen at HTTP's address, at gRPC's and, as a worker, where peers come in."""
     with contextlib.ExitStack() as stack:
         listeners = [
             stack.enter_context(listening(name, text, is_shared=settings.workers > 1, stalled=settings.stall_timeout))
             for name, text in (("http", settings.http), ("grpc", settings.grpc))
         ]
-        if seat is not None:
-            listeners.append(stack.enter_context(listening("workers", seat.address(seat.number))))
+        if cluster is not None:
+            listeners.append(stack.enter_context(listening("workers", cluster.address)))
         yield listeners
 
 
@@ -159,19 +168,6 @@ def _check_directory(bundles: Path) -> None:
         raise ConfigurationError(f"--bundles: {bundles}: {error.strerror}") from None
     if not is_directory:
         raise ConfigurationError(f"--bundles: {bundles} is not a directory")
-
-
-def _router(local: Core, seat: Seat) -> Router:
-    # A server of one process starts without the client by which workers ask each other.
-    from tidegate.cluster.routing import Router
-
-    return Router(local, seat)
-
-
-def _shared(seat: Seat, figures: MetricsCollector) -> WorkerFigures:
-    from tidegate.cluster.figures import WorkerFigures
-
-    return WorkerFigures(seat, figures.all)
 
 
 def _settle_memory() -> None:
@@ -193,12 +189,12 @@ class Parts(NamedTuple):
     streams: Streams
     grpc: Sequence[GrpcServices]
     adapters: Sequence[GrpcAdapter]
-    router: Router | None
+    cluster: Cluster | None
 
     async def abort(self) -> None:
         """Answer everything with UNAVAILABLE, now: what was passed on, too."""
-        if self.router is not None:
-            await self.router.disconnect()
+        if self.cluster is not None:
+            await self.cluster.disconnect()
         await self.service.abort()
 
     async def drain(self) -> None:

@@ -164,7 +164,7 @@ def test_what_is_no_url_is_refused(bundles: Path) -> None:
 
 
 def test_without_traces_opentelemetry_is_not_imported() -> None:
-    source = "import sys, tidegate.server, tidegate.cluster.figures; print(*sys.modules)"
+    source = "import sys, tidegate.server, tidegate.cluster.worker; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True).stdout.split()
     assert "tidegate.observability.requests" in loaded
     # FastAPI imports the API, where that is installed.

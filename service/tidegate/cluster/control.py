@@ -1,6 +1,6 @@
 """The line between the supervisor and a worker: a socket pair, on which each says one thing.
 
-The supervisor sends the settings and the seat; the worker answers that it is ready, or why it cannot start. The line
+The supervisor sends the settings and the worker; the worker answers that it is ready, or why it cannot start. The line
 then stays open for as long as both live: its end tells either that the other is gone.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tidegate.cluster.seat import Seat
+from tidegate.cluster.info import WorkerInfo
 from tidegate.config import Settings, load_settings
 
 
@@ -19,7 +19,7 @@ class Task(NamedTuple):
     """What a worker is started with."""
 
     settings: Settings
-    seat: Seat
+    worker: WorkerInfo
 
 
 class Ready(NamedTuple):
@@ -35,19 +35,19 @@ class Refusal(NamedTuple):
 
 
 def encode_task(task: Task) -> bytes:
-    seat = task.seat
-    place = asdict(seat) | {"folder": None if seat.folder is None else str(seat.folder)}
-    return _line({"settings": task.settings.model_dump(mode="json"), "seat": place})
+    worker = task.worker
+    place = asdict(worker) | {"folder": None if worker.folder is None else str(worker.folder)}
+    return _line({"settings": task.settings.model_dump(mode="json"), "worker": place})
 
 
 def decode_task(line: bytes) -> Task:
     """The inverse of `encode_task`; the settings carry the worker's own replica name."""
     message = json.loads(line)
-    place = message["seat"]
-    seat = Seat(**place | {"folder": None if place["folder"] is None else Path(place["folder"])})
+    place = message["worker"]
+    worker = WorkerInfo(**place | {"folder": None if place["folder"] is None else Path(place["folder"])})
     # Everything is given, so nothing is taken from this process's environment.
     settings = load_settings(message["settings"])
-    return Task(settings.model_copy(update={"replica": seat.name}), seat)
+    return Task(settings.model_copy(update={"replica": worker.name}), worker)
 
 
 def encode_answer(answer: Ready | Refusal) -> bytes:

@@ -35,7 +35,7 @@ class WorkerProcess:
     """One worker, whichever process it is at the moment."""
 
     def __init__(self, task: Task) -> None:
-        self.name = task.seat.name
+        self.name = task.worker.name
         self._task = task
         self._process: asyncio.subprocess.Process | None = None
         self._line: socket.socket | None = None
@@ -51,7 +51,7 @@ class WorkerProcess:
             # -P: nothing is imported from the folder that the server was started in. A session of its own: a terminal's
             # Ctrl-C is the supervisor's to hand on.
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "tidegate.cluster.worker", str(theirs.fileno()),
+                sys.executable, "-P", "-m", "tidegate.cli.worker", str(theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
                 pass_fds=(theirs.fileno(),), start_new_session=True,
             )  # fmt: skip

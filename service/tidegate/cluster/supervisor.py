@@ -16,8 +16,8 @@ import structlog
 
 from tidegate.clock import Clock
 from tidegate.cluster.control import Ready, Refusal, Task
+from tidegate.cluster.info import WorkerInfo
 from tidegate.cluster.process import Backoff, WorkerProcess
-from tidegate.cluster.seat import Seat
 from tidegate.cluster.socket_folder import SocketPlace, socket_place
 from tidegate.config import Settings, parse_address
 from tidegate.errors import ConfigurationError
@@ -46,9 +46,9 @@ class Supervisor:
 
     def __init__(self, settings: Settings, place: SocketPlace) -> None:
         replica = settings.replica or secrets.token_hex(3)
-        seats = [Seat(replica, number, settings.workers, *place) for number in range(settings.workers)]
+        workers = [WorkerInfo(replica, rank, settings.workers, *place) for rank in range(settings.workers)]
         self._settings = settings
-        self._workers = [WorkerProcess(Task(settings, seat)) for seat in seats]
+        self._workers = [WorkerProcess(Task(settings, worker)) for worker in workers]
         self._clock = Clock()
         self._signals = Signals()
 

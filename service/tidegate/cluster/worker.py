@@ -1,4 +1,4 @@
-"""One worker's process: `python -m tidegate.cluster.worker FD`, started by the supervisor with its end of the line."""
+"""One worker's process, from the line to its supervisor: it serves as part of the cluster until either is gone."""
 
 from __future__ import annotations
 
@@ -8,55 +8,113 @@ import gc
 import os
 import socket
 import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol
 
+import grpc
+
+from tidegate.api import Core
 from tidegate.cluster.control import Ready, Refusal, Task, decode_task, encode_answer
+from tidegate.cluster.inference import RoutedInference
+from tidegate.cluster.info import WorkerInfo
+from tidegate.cluster.metrics import WorkerMetrics
+from tidegate.cluster.peers import Peers
+from tidegate.cluster.router import Router
+from tidegate.config import Settings
 from tidegate.errors import ConfigurationError
+from tidegate.observability.families import Snapshot
 from tidegate.observability.logs import logging_to
 from tidegate.signals import Signals
+from tidegate.transports.oip.inference import Inference
 
 
-def main() -> None:
-    """Serve until a signal comes, or until the supervisor is gone."""
+class Cluster:
+    """The other workers, as `tidegate.server` asks for them.
+
+    Attributes:
+        address: Where peers ask this worker.
+    """
+
+    def __init__(self, worker: WorkerInfo) -> None:
+        self._worker = worker
+        self.address = worker.address(worker.rank)
+
+    def join(
+        self, core: Core, inference: Inference, metrics: Callable[[], Awaitable[Snapshot]]
+    ) -> tuple[Core, Inference]:
+        """Connect to the peers; return what serves the sessions and sequences of all workers.
+
+        Args:
+            core: This worker's own.
+            inference: Over that.
+            metrics: Reads this process's metrics.
+        """
+        self._peers = Peers(self._worker, core.settings, core.clock)
+        self._metrics = WorkerMetrics(self._worker, self._peers, metrics)
+        router = Router(core, self._peers)
+        return router, RoutedInference(router, inference, self._peers)
+
+    async def all(self) -> Snapshot:
+        """Return the metrics of all workers as one."""
+        return await self._metrics.all()
+
+    def handler(self) -> grpc.GenericRpcHandler[bytes, bytes]:
+        """Return what answers peers besides the services."""
+        return self._metrics.handler()
+
+    async def disconnect(self) -> None:
+        """Close the channels to the peers: what was passed on ends with UNAVAILABLE."""
+        await self._peers.close()
+
+    async def stop(self) -> None:
+        """Write this worker's counters for the last time."""
+        await self._metrics.stop()
+
+
+class Serve(Protocol):
+    """`tidegate.server.serve`."""
+
+    def __call__(
+        self, settings: Settings, signals: Signals, announce: Callable[[dict[str, Any]], None], cluster: Cluster
+    ) -> Coroutine[None, None, bool]: ...
+
+
+def main(run: Callable[[Callable[[Serve], Coroutine[None, None, bool]]], bool]) -> None:
+    """Serve until a signal comes, or until the supervisor is gone.
+
+    Args:
+        run: Calls its argument with the serve function, in an event loop; it imports the server only then.
+    """
     # As in `tidegate serve`: no collection while modules load.
     gc.disable()
     with socket.socket(fileno=int(sys.argv[1])) as line:
         with line.makefile("rb") as reader:
-            asked = reader.readline()
-        if not asked:
+            sent = reader.readline()
+        if not sent:
             return  # the supervisor is gone already
-        task = decode_task(asked)
+        task = decode_task(sent)
         # Standard error leads to the supervisor, which makes lines of the log of it, even of the stack of a crash.
         faulthandler.enable()
         with logging_to(task.settings.log_level, task.settings.log_format):
-            has_ended = _serve(task, line)
+            try:
+                has_ended = run(lambda serve: _serve(serve, task, line))
+            except ConfigurationError as error:
+                line.sendall(encode_answer(Refusal(error.message)))
+                raise SystemExit(2) from None
     if not has_ended:
         os._exit(0)
 
 
-def _serve(task: Task, line: socket.socket) -> bool:
-    from tidegate.server import run_in_loop
+async def _serve(serve: Serve, task: Task, line: socket.socket) -> bool:
+    signals, loop = Signals(), asyncio.get_running_loop()
 
-    try:
-        return run_in_loop(lambda: _serve_for(task, line))
-    except ConfigurationError as error:
-        line.sendall(encode_answer(Refusal(error.message)))
-        raise SystemExit(2) from None
+    def end() -> None:
+        # Nothing is sent on the line any more, so it is its end: without a supervisor there is no time for a drain.
+        loop.remove_reader(line)
+        signals.end()
+        signals.end()
 
-
-async def _serve_for(task: Task, line: socket.socket) -> bool:
-    from tidegate.server import serve
-
-    signals = Signals()
-    asyncio.get_running_loop().add_reader(line, _end, signals, line)
-    return await serve(task.settings, signals, lambda facts: line.sendall(encode_answer(Ready(facts))), task.seat)
-
-
-def _end(signals: Signals, line: socket.socket) -> None:
-    """Nothing is sent on the line any more, so it is its end: without a supervisor there is no time for a drain."""
-    asyncio.get_running_loop().remove_reader(line)
-    signals.end()
-    signals.end()
-
-
-if __name__ == "__main__":
-    main()
+    loop.add_reader(line, end)
+    return await serve(
+        task.settings, signals, lambda facts: line.sendall(encode_answer(Ready(facts))), Cluster(task.worker)
+    )

@@ -104,7 +104,7 @@ class MetricsCollector:
             _gauge("tidegate_build_info", "The running program.", {(__version__,): 1.0}, ("version",), "max"),
             _gauge("tidegate_ready", "1 while requests are welcome.", {(): float(self._service.is_ready)}, (), "min"),
             _gauge("tidegate_workers", "Processes that serve.", {(): 1.0}),
-            # Workers that come back count on from their seats' earlier lives: `workers.figures`.
+            # Workers that come back count on from where those before them ended: `cluster.metrics`.
             _counter("tidegate_starts", "Processes started, those of workers that died and came back too.", {(): 1.0}),
             _counter(
                 "tidegate_log_lines_dropped",

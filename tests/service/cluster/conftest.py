@@ -13,8 +13,9 @@ import pytest
 from tests.service.fake_core import FakeCore
 from tests.service.grpc_server import GrpcServer
 from tidegate.api import Core
-from tidegate.cluster.routing import Router
-from tidegate.cluster.seat import Seat
+from tidegate.cluster.info import WorkerInfo
+from tidegate.cluster.peers import Peers
+from tidegate.cluster.router import Router
 
 
 class Pair(NamedTuple):
@@ -23,11 +24,11 @@ class Pair(NamedTuple):
     face: Core
     near: FakeCore
     far: FakeCore
-    seat: Seat
+    worker: WorkerInfo
 
     def id_of(self, number: int) -> str:
         """An id such as worker ``number`` makes."""
-        return f"e~{self.seat.replica}-{number}~x"
+        return f"e~{self.worker.replica}-{number}~x"
 
 
 @pytest.fixture
@@ -36,11 +37,12 @@ async def pair() -> AsyncIterator[Pair]:
     async with AsyncExitStack() as stack:
         # Not pytest's folder: a Unix socket's path has at most 107 bytes.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        seats = [Seat("test", number, 2, folder) for number in range(2)]
-        for seat, service in zip(seats, (near, far), strict=True):
-            server = GrpcServer(service, seat.address(seat.number))
+        workers = [WorkerInfo("test", number, 2, folder) for number in range(2)]
+        for worker, service in zip(workers, (near, far), strict=True):
+            server = GrpcServer(service, worker.address(worker.rank))
             await server.start()
             stack.push_async_callback(server.stop)
-        routed = Router(near, seats[0])
-        stack.push_async_callback(routed.disconnect)
-        yield Pair(routed, near, far, seats[0])
+        peers = Peers(workers[0], near.settings, near.clock)
+        routed = Router(near, peers)
+        stack.push_async_callback(peers.close)
+        yield Pair(routed, near, far, workers[0])

@@ -1,4 +1,4 @@
-"""Where a fellow is away, what may lie in the store is served here, and nothing is done that could be wrong."""
+"""Where a peer is away, what may lie in the store is served here, and nothing is done that could be wrong."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from grpc import aio
 
 from tests.service.fake_core import FakeCore
 from tidegate.api import Core, GenerationDone, Input, RestoreRequest, Sampling, SessionRequest, StepOptions
-from tidegate.cluster.routing import Router
-from tidegate.cluster.seat import Seat
+from tidegate.cluster.info import WorkerInfo
+from tidegate.cluster.peers import Peers
+from tidegate.cluster.router import Router
 from tidegate.config import load_settings
 from tidegate.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from tidegate.sessions.snapshot import Body, encode_snapshot
 
 SNAPSHOT = encode_snapshot(Body(model="echo", version="2", position=5))
-SEAT = Seat("test", 0, 2, Path("/nowhere"))
-SESSION = next(name for i in count() if SEAT.owner(name := f"mine-{i}") == 1)
+WORKER = WorkerInfo("test", 0, 2, Path("/nowhere"))
+SESSION = next(name for i in count() if WORKER.owner(name := f"mine-{i}") == 1)
 """An id that a client might choose and that belongs to the worker that is away."""
-OTHER = next(name for i in count() if SEAT.owner(name := f"other-{i}") == 1)
+OTHER = next(name for i in count() if WORKER.owner(name := f"other-{i}") == 1)
 
 
 class Alone(NamedTuple):
@@ -37,9 +38,10 @@ class Alone(NamedTuple):
 @pytest.fixture(params=["sqlite"])
 async def alone(request: pytest.FixtureRequest) -> AsyncIterator[Alone]:
     core = FakeCore(settings=load_settings({}).model_copy(update={"store": request.param}))
-    routed = Router(core, SEAT)
+    peers = Peers(WORKER, core.settings, core.clock)
+    routed = Router(core, peers)
     yield Alone(routed, core)
-    await routed.disconnect()
+    await peers.close()
 
 
 Call = Callable[["Core", str], Awaitable[Any]]
@@ -109,7 +111,7 @@ async def test_a_durable_session_is_opened_here(alone: Alone, name: str) -> None
 
 @pytest.mark.parametrize("name", UNREPEATABLE)
 async def test_what_would_be_done_twice_is_not_done_here(alone: Alone, name: str) -> None:
-    """The fellow may have done it before it went away."""
+    """The peer may have done it before it went away."""
     store(alone.core, SESSION)
     before = dict(alone.core.sessions)
     await away(UNREPEATABLE[name](alone.face, SESSION))
@@ -117,7 +119,7 @@ async def test_what_would_be_done_twice_is_not_done_here(alone: Alone, name: str
 
 
 @pytest.mark.parametrize("name", REPEATABLE)
-async def test_what_is_not_in_the_store_may_still_be_the_fellow_s(alone: Alone, name: str) -> None:
+async def test_what_is_not_in_the_store_may_still_be_the_peer_s(alone: Alone, name: str) -> None:
     """An ephemeral session, say: here it is unknown, which is not to be told of it."""
     alone.core.failures[SESSION] = [NotFoundError("unknown", reason="UNKNOWN_SESSION")] * 2
     await away(REPEATABLE[name](alone.face, SESSION))
@@ -179,14 +181,15 @@ class Breaking(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         return grpc.unary_unary_rpc_method_handler(end)
 
 
-async def test_a_fellow_that_went_in_the_middle_of_a_call_is_away(tmp_path: Path) -> None:
-    seat = Seat("test", 0, 2, tmp_path)
+async def test_a_peer_that_went_in_the_middle_of_a_call_is_away(tmp_path: Path) -> None:
+    worker = WorkerInfo("test", 0, 2, tmp_path)
     server = aio.server()
     server.add_generic_rpc_handlers((Breaking(),))
-    server.add_insecure_port(seat.address(1))
+    server.add_insecure_port(worker.address(1))
     await server.start()
     core = FakeCore(settings=load_settings({}).model_copy(update={"store": "sqlite"}))
-    routed = Router(core, seat)
+    peers = Peers(worker, core.settings, core.clock)
+    routed = Router(core, peers)
     try:
         await core.open_session(SessionRequest("echo", id=SESSION, durable=True))
         assert (await routed.step(SESSION, Input(text="x"), StepOptions(), 0)).session == SESSION
@@ -194,5 +197,5 @@ async def test_a_fellow_that_went_in_the_middle_of_a_call_is_away(tmp_path: Path
             await routed.step(SESSION, Input(text="x"))
         assert caught.value.reason == "WORKER_AWAY"
     finally:
-        await routed.disconnect()
+        await peers.close()
         await server.stop(None)

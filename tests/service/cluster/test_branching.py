@@ -18,7 +18,7 @@ SNAPSHOT = encode_snapshot(Body(model="echo", version="2", position=5))
 def chosen_ids(pair: Pair, number: int, num_ids: int = 1) -> list[str]:
     """Ids that a client might choose and that belong to worker ``number``."""
     names = (f"mine-{i}" for i in count())
-    return list(islice((name for name in names if pair.seat.owner(name) == number), num_ids))
+    return list(islice((name for name in names if pair.worker.owner(name) == number), num_ids))
 
 
 def add(service: FakeCore, session: str, *, durable: bool = False, position: int = 0) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tidegate.cluster.control import Ready, Refusal, Task, decode_answer, decode_task, encode_answer, encode_task
+from tidegate.cluster.info import WorkerInfo
 from tidegate.cluster.process import LONG_LIVED_SECONDS, PAUSES, Backoff
-from tidegate.cluster.seat import Seat
 from tidegate.cluster.socket_folder import SocketPlace
 from tidegate.config import load_settings
 
@@ -22,11 +22,11 @@ def test_a_task_arrives_as_it_was_sent_whatever_the_environment(
     settings = load_settings(
         {"workers": 2, "max_rows": 7, "idle_seconds": "none", "http": "[::1]:80", "replica": "r"}, file
     )
-    seat = Seat("r", 1, 2, *place)
+    worker = WorkerInfo("r", 1, 2, *place)
     monkeypatch.setenv("TIDEGATE_MAX_ROWS", "9")
     monkeypatch.setenv("TIDEGATE_TTL_SECONDS", "5")
-    task = decode_task(encode_task(Task(settings, seat)))
-    assert task.seat == seat
+    task = decode_task(encode_task(Task(settings, worker)))
+    assert task.worker == worker
     assert task.settings.model_dump() == settings.model_copy(update={"replica": "r-1"}).model_dump()
 
 

@@ -12,8 +12,9 @@ from tests.clock import START
 from tests.service.cluster.conftest import Pair
 from tests.service.fake_core import FakeCore
 from tidegate.api import GeneratedToken, GenerationDone, Input, Sampling, SessionRequest, StepOptions
-from tidegate.cluster.routing import Router
-from tidegate.cluster.seat import Seat
+from tidegate.cluster.info import WorkerInfo
+from tidegate.cluster.peers import Peers
+from tidegate.cluster.router import Router
 from tidegate.errors import (
     DeadlineExceededError,
     InvalidInputError,
@@ -27,9 +28,9 @@ from tidegate.errors import (
 INPUTS = [Input(text="abc"), Input(tokens=[4, 9]), Input(values=np.ones((2, 3), np.float32))]
 
 
-def chosen_id(seat: Seat, number: int) -> str:
+def chosen_id(worker: WorkerInfo, number: int) -> str:
     """An id a client might choose that belongs to worker ``number``."""
-    return next(name for i in count() if seat.owner(name := f"mine-{i}") == number)
+    return next(name for i in count() if worker.owner(name := f"mine-{i}") == number)
 
 
 async def text_of(events: AsyncIterator[GeneratedToken | GenerationDone]) -> str:
@@ -129,7 +130,7 @@ async def test_a_session_without_an_id_is_opened_where_it_was_asked_for(pair: Pa
 @pytest.mark.parametrize("number", [0, 1])
 async def test_a_chosen_id_has_one_home(pair: Pair, number: int) -> None:
     home = (pair.near, pair.far)[number]
-    request = SessionRequest("echo", "2", id=chosen_id(pair.seat, number), ttl_seconds=60, seed=3)
+    request = SessionRequest("echo", "2", id=chosen_id(pair.worker, number), ttl_seconds=60, seed=3)
     info = await pair.face.open_session(request)
     assert home.opened == [request]
     assert await pair.face.get_session(info.id) == home.sessions[info.id] == info
@@ -176,13 +177,15 @@ async def test_a_reload_reaches_every_worker(pair: Pair) -> None:
 
 
 async def test_a_worker_that_is_away_is_told_without_its_address(pair: Pair) -> None:
-    seat = Seat("test", 0, 3, pair.seat.folder)  # of three, so that nobody is at the third
-    face = Router(FakeCore(), seat)
+    worker = WorkerInfo("test", 0, 3, pair.worker.folder)  # of three, so that nobody is at the third
+    core = FakeCore()
+    peers = Peers(worker, core.settings, core.clock)
+    face = Router(core, peers)
     calls = [face.get_session("e~test-2~x"), face.step("e~test-2~x", Input(text="x"))]
     for call in calls:
         await away(call)
     await away(anext(face.generate_on_session("e~test-2~x", None, Sampling())))
-    await face.disconnect()
+    await peers.close()
 
 
 async def away(call: object) -> None:

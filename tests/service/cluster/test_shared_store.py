@@ -15,8 +15,9 @@ from tests.bundles import write_tiny_bundle
 from tests.service.grpc_server import GrpcServer
 from tests.service.serving import serving
 from tidegate.api import Core, Input, RestoreRequest, SessionRequest, StepOptions
-from tidegate.cluster.routing import Router
-from tidegate.cluster.seat import Seat
+from tidegate.cluster.info import WorkerInfo
+from tidegate.cluster.peers import Peers
+from tidegate.cluster.router import Router
 from tidegate.errors import AlreadyExistsError, PositionConflictError, UnavailableError
 
 TEXT = "ROMEO: what light"
@@ -28,11 +29,11 @@ class Workers(NamedTuple):
 
     faces: list[Core]
     sockets: list[GrpcServer]
-    seats: list[Seat]
+    infos: list[WorkerInfo]
 
     def chosen(self, number: int, prefix: str = "mine") -> str:
         """An id that a client might choose and that belongs to worker ``number``."""
-        return next(name for i in count() if self.seats[0].owner(name := f"{prefix}-{i}") == number)
+        return next(name for i in count() if self.infos[0].owner(name := f"{prefix}-{i}") == number)
 
 
 @pytest.fixture
@@ -43,17 +44,18 @@ async def workers(tmp_path: Path) -> AsyncIterator[Workers]:
         # Not pytest's folder: a Unix socket's path has at most 107 bytes.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for number in range(2):
-            seat = Seat("test", number, 2, folder)
-            core = serving(tmp_path, data_dir=tmp_path / "data", store="sqlite", replica=seat.name)
+            info = WorkerInfo("test", number, 2, folder)
+            core = serving(tmp_path, data_dir=tmp_path / "data", store="sqlite", replica=info.name)
             local = await stack.enter_async_context(core)
-            socket = GrpcServer(local, seat.address(number))
+            socket = GrpcServer(local, info.address(number))
             await socket.start()
             stack.push_async_callback(socket.stop)
-            routed = Router(local, seat)
-            stack.push_async_callback(routed.disconnect)
+            peers = Peers(info, local.settings, local.clock)
+            routed = Router(local, peers)
+            stack.push_async_callback(peers.close)
             found.faces.append(routed)
             found.sockets.append(socket)
-            found.seats.append(seat)
+            found.infos.append(info)
         yield found
 
 

@@ -13,7 +13,7 @@ from grpc import aio
 
 from tests.service.fake_core import FakeCore
 from tests.service.grpc_server import GrpcServer
-from tidegate.cluster.seat import Seat
+from tidegate.cluster.info import WorkerInfo
 from tidegate.cluster.socket_folder import socket_place
 from tidegate.errors import ConfigurationError
 
@@ -87,7 +87,7 @@ def test_where_nothing_will_do_one_line_names_the_directories_and_what_to_do(sho
 @pytest.mark.parametrize("name", ["plain", "with space", "a#b?c", "100%25", "Gänge"])
 async def test_workers_find_each_other_whatever_the_folder_is_called(short: Path, name: str) -> None:
     (short / name).mkdir()
-    await _reach(Seat("r", 0, 2, short / name))
+    await _reach(WorkerInfo("r", 0, 2, short / name))
     assert [path.name for path in (short / name).iterdir()] in ([], ["0.sock"])
 
 
@@ -95,13 +95,13 @@ async def test_workers_find_each_other_by_abstract_sockets() -> None:
     with socket.socket(socket.AF_UNIX) as free:
         free.bind("\0")  # the system chooses a name that is nobody's
         name = "tidegate-test" + free.getsockname()[1:].decode()
-    await _reach(Seat("r", 0, 2, None, name))
+    await _reach(WorkerInfo("r", 0, 2, None, name))
 
 
-async def _reach(seat: Seat) -> None:
-    server = GrpcServer(FakeCore(), seat.address(0))
+async def _reach(worker: WorkerInfo) -> None:
+    server = GrpcServer(FakeCore(), worker.address(0))
     await server.start()
-    async with aio.insecure_channel(seat.target(0)) as channel:
+    async with aio.insecure_channel(worker.target(0)) as channel:
         reply = await channel.unary_unary("/grpc.health.v1.Health/Check", bytes, bytes)(b"", timeout=60)
         assert reply == b"\x08\x01"
     await server.stop()

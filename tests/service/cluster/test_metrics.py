@@ -12,8 +12,11 @@ import pytest
 
 from tests.service.fake_core import FakeCore
 from tests.service.grpc_server import GrpcServer
-from tidegate.cluster.figures import WorkerFigures
-from tidegate.cluster.seat import Seat
+from tidegate.clock import Clock
+from tidegate.cluster.info import WorkerInfo
+from tidegate.cluster.metrics import WorkerMetrics
+from tidegate.cluster.peers import Peers
+from tidegate.config import load_settings
 from tidegate.observability.families import Family, Labels, Snapshot, Value
 
 
@@ -28,7 +31,7 @@ def folder() -> Iterator[Path]:
 class Life:
     """A worker from its start to its end. `die` leaves it as SIGKILL does."""
 
-    figures: WorkerFigures
+    figures: WorkerMetrics
     server: GrpcServer
     counted: dict[str, float] = field(default_factory=dict)
 
@@ -57,15 +60,17 @@ async def living(folder: Path | None, number: int) -> AsyncIterator[Life]:
             Family("alive", "gauge", "Alive.", (), {(): 1.0}),
         ]
 
-    seat = Seat("test", number, 2, folder)
-    figures = WorkerFigures(seat, own)
-    server = GrpcServer(FakeCore(), seat.address(number), more=[figures.handler()])
+    worker = WorkerInfo("test", number, 2, folder)
+    peers = Peers(worker, load_settings({}), Clock())
+    figures = WorkerMetrics(worker, peers, own)
+    server = GrpcServer(FakeCore(), worker.address(number), more=[figures.handler()])
     await server.start()
     try:
         yield Life(figures, server, counted)
     finally:
         await server.stop()
         await figures.stop()
+        await peers.close()
 
 
 async def test_either_tells_the_sum(folder: Path) -> None:
@@ -117,12 +122,13 @@ async def test_what_cannot_be_written_is_told_all_the_same(folder: Path, caplog:
         (folder / "0.part").mkdir()
         one.counted["a"] = 1.0
         assert await one.told() == {"a": 1.0, "alive": 1.0}
-        assert "the figures could not be kept" in caplog.text
+        assert "the metrics could not be kept" in caplog.text
         (folder / "0.part").rmdir()
 
 
 async def test_without_a_folder_the_figures_of_all_are_told_by_the_living() -> None:
-    figures = WorkerFigures(Seat("test", 0, 1, None), _one)
+    worker = WorkerInfo("test", 0, 1, None)
+    figures = WorkerMetrics(worker, Peers(worker, load_settings({}), Clock()), _one)
     assert [family.name for family in await figures.all()] == ["one"]
     await figures.stop()
 

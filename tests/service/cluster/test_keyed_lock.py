@@ -1,10 +1,10 @@
-"""Turns of a key."""
+"""KeyedLock of a key."""
 
 from __future__ import annotations
 
 import asyncio
 
-from tidegate.transports.oip.sequences.turns import Turns
+from tidegate.cluster.keyed_lock import KeyedLock
 
 
 async def settle() -> None:
@@ -13,12 +13,12 @@ async def settle() -> None:
 
 
 async def test_who_gives_up_lets_nobody_overtake() -> None:
-    turns: Turns[str] = Turns()
+    locks: KeyedLock[str] = KeyedLock()
     done: list[int] = []
     gates = [asyncio.Event() for _ in range(4)]
 
     async def work(number: int) -> None:
-        async with turns.of("key"):
+        async with locks.of("key"):
             await gates[number].wait()
             done.append(number)
 
@@ -35,6 +35,6 @@ async def test_who_gives_up_lets_nobody_overtake() -> None:
 
 
 async def test_other_keys_do_not_wait() -> None:
-    turns: Turns[str] = Turns()
-    async with turns.of("one"):
-        assert not turns.of("two").locked()
+    locks: KeyedLock[str] = KeyedLock()
+    async with locks.of("one"):
+        assert not locks.of("two").locked()

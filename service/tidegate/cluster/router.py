@@ -38,8 +38,8 @@ from tidegate.api import (
 )
 from tidegate.client.requests import session_generate_request, step_request
 from tidegate.clock import Clock
-from tidegate.cluster.fellows import Fellow, Fellows
-from tidegate.cluster.seat import Seat
+from tidegate.cluster.keyed_lock import KeyedLock
+from tidegate.cluster.peers import Peer, Peers
 from tidegate.config import Settings
 from tidegate.engine.cohort import CohortReply
 from tidegate.errors import TidegateError, UnavailableError, without_traceback
@@ -63,15 +63,11 @@ from tidegate.wire.sessions import (
 class Router:
     """`Core` for all sessions; ``local`` is the core of this worker's own."""
 
-    def __init__(self, local: Core, seat: Seat) -> None:
+    def __init__(self, local: Core, peers: Peers) -> None:
         self._local = local
-        self._fellows = Fellows(seat, local.settings, local.clock)
-        # The last step under way of each fellow's session. Calls may overtake each other, steps of a session may not.
-        self._last: dict[str, asyncio.Future[StepResult]] = {}
-
-    async def disconnect(self) -> None:
-        """Close the connections to the fellows: what was passed on ends with UNAVAILABLE."""
-        await self._fellows.close()
+        self._peers = peers
+        # Calls may overtake each other, steps of a session may not.
+        self._locks: KeyedLock[str] = KeyedLock()
 
     # ---- what no session decides
 
@@ -116,7 +112,7 @@ class Router:
     async def reload(self) -> ReloadReport:
         """Read the bundle directory again, on every worker; all find the same there, so this one's report tells."""
         report = await self._local.reload()
-        asked = (fellow.ask(fellow.models.Reload, models_pb2.ReloadRequest()) for fellow in self._fellows)
+        asked = (peer.call(peer.models.Reload, models_pb2.ReloadRequest()) for peer in self._peers)
         await asyncio.gather(*asked)
         return report
 
@@ -164,37 +160,27 @@ class Router:
         deadline: float | None = None,
     ) -> asyncio.Future[StepResult]:
         """Let a chunk wait behind the session's other work, and return at once."""
-        fellow = self._fellows.serving(session)
-        if fellow is None:
+        peer = self._peers.find_owner(session)
+        if peer is None:
             return self._local.step(session, source, options, position, deadline)
         here = partial(self._local.step, session, source, options, position, deadline)
-        request = step_request(session, position, source, options)
-        step = asyncio.create_task(self._step(fellow, request, self._last.get(session), deadline, here))
-        self._last[session] = step
-        step.add_done_callback(partial(self._forget, session))
-        return step
+        return asyncio.create_task(self._step(peer, step_request(session, position, source, options), deadline, here))
 
     async def _step(
         self,
-        fellow: Fellow,
+        peer: Peer,
         request: sessions_pb2.StepRequest,
-        before: asyncio.Future[StepResult] | None,
         deadline: float | None,
         here: Callable[[], Awaitable[StepResult]],
     ) -> StepResult:
-        if before is not None:
-            await asyncio.wait([before])
-        try:
-            reply = await fellow.ask(fellow.sessions.Step, request, deadline)
-        except UnavailableError as error:
-            return await self._fellows.stand_in(
-                error, request.session, here, is_repeatable=request.HasField("position")
-            )
+        async with self._locks.of(request.session):
+            try:
+                reply = await peer.call(peer.sessions.Step, request, deadline)
+            except UnavailableError as error:
+                return await self._peers.stand_in(
+                    error, request.session, here, is_repeatable=request.HasField("position")
+                )
         return decode_step(reply, every_step=request.every_step)
-
-    def _forget(self, session: str, step: asyncio.Future[StepResult]) -> None:
-        if self._last.get(session) is step:
-            del self._last[session]
 
     def generate_on_session(
         self,
@@ -206,20 +192,20 @@ class Router:
         *,
         is_streamed: bool = True,
     ) -> Events:
-        """Sample on a session; closing the generator ends the generation, on a fellow too."""
-        fellow = self._fellows.serving(session)
+        """Sample on a session; closing the generator ends the generation, on a peer too."""
+        peer = self._peers.find_owner(session)
         here = partial(
             self._local.generate_on_session, session, prompt, sampling, position, deadline, is_streamed=is_streamed
         )
-        if fellow is None:
+        if peer is None:
             return here()
         request = session_generate_request(session, position, prompt, sampling)
-        return self._generate(fellow.generate(request, deadline, is_streamed=is_streamed), request, here)
+        return self._generate(peer.generate(request, deadline, is_streamed=is_streamed), request, here)
 
     async def _generate(
         self, far: Events, request: sessions_pb2.SessionGenerateRequest, here: Callable[[], Events]
     ) -> Events:
-        """A fellow's events; or, where it went away before the first, this worker's."""
+        """A peer's events; or, where it went away before the first, this worker's."""
         is_repeatable = request.HasField("position")
         try:
             async with aclosing(far):
@@ -229,7 +215,7 @@ class Router:
             return
         except UnavailableError as error:
             known = partial(self._local.get_session, request.session)
-            await self._fellows.stand_in(error, request.session, known, is_repeatable=is_repeatable)
+            await self._peers.stand_in(error, request.session, known, is_repeatable=is_repeatable)
         async with aclosing(here()) as near:
             async for event in near:
                 yield event
@@ -244,20 +230,20 @@ class Router:
             return await here()
         message = encode_session_request(request)
         # An ephemeral session that was opened here in the owner's place would not be found again.
-        return await self._fellows.routed(
+        return await self._peers.call_owner(
             request.id, "Open", message, decode_session, here, is_repeatable=request.durable
         )
 
     async def get_session(self, session: str) -> SessionInfo:
         request = sessions_pb2.GetSessionRequest(session=session)
-        return await self._fellows.routed(
+        return await self._peers.call_owner(
             session, "Get", request, decode_session, partial(self._local.get_session, session)
         )
 
     async def get_sessions(self, sessions: Sequence[str]) -> list[SessionInfo | TidegateError]:
-        """Return each session, or why it cannot be had; fellows are asked for each of theirs."""
-        here = [id_ for id_ in sessions if self._fellows.serving(id_) is None]
-        there = [id_ for id_ in sessions if self._fellows.serving(id_) is not None]
+        """Return each session, or why it cannot be had; peers are asked for each of theirs."""
+        here = [id_ for id_ in sessions if self._peers.find_owner(id_) is None]
+        there = [id_ for id_ in sessions if self._peers.find_owner(id_) is not None]
         found = dict(zip(here, await self._local.get_sessions(here), strict=True))
         found |= zip(there, await asyncio.gather(*map(self._get_or_error, there)), strict=True)
         return [found[id_] for id_ in sessions]
@@ -270,13 +256,13 @@ class Router:
 
     async def close_session(self, session: str) -> None:
         request = sessions_pb2.CloseRequest(session=session)
-        await self._fellows.routed(session, "Close", request, _nothing, partial(self._local.close_session, session))
+        await self._peers.call_owner(session, "Close", request, _nothing, partial(self._local.close_session, session))
 
     async def list_sessions(self, limit: int = 0, page_token: str = "") -> SessionPage:
         """Return a page of the live sessions of all workers by rising id; a token is the last id before it."""
         pages = [await self._local.list_sessions(limit, page_token)]
         request = sessions_pb2.ListSessionsRequest(limit=limit, page_token=page_token)
-        asked = (fellow.ask(fellow.sessions.List, request) for fellow in self._fellows)
+        asked = (peer.call(peer.sessions.List, request) for peer in self._peers)
         pages += map(decode_session_page, await asyncio.gather(*asked))
         # What is in the store is in every worker's page.
         by_id = {session.id: session for page in reversed(pages) for session in page.sessions}
@@ -298,32 +284,32 @@ class Router:
         Each of these forks from the last committed state that it finds; where one id is refused, forks under
         others stay. An ephemeral session reaches another worker as a snapshot.
         """
-        owner = self._fellows.owner(session)
-        homes: defaultdict[int, list[str]] = defaultdict(list)
+        owner = self._peers.owner(session)
+        by_rank: defaultdict[int, list[str]] = defaultdict(list)
         for chosen in ids or ():
-            homes[self._fellows.owner(chosen)].append(chosen)
-        if count or homes.keys() <= {owner}:
+            by_rank[self._peers.owner(chosen)].append(chosen)
+        if count or by_rank.keys() <= {owner}:
             return await self._fork(owner, session, ids, count)
         is_durable = await self._is_durable(session)
         forks: list[SessionInfo] = []
-        for home, names in homes.items():
+        for rank, names in by_rank.items():
             forks += await (
-                self._fork(home, session, names) if is_durable or home == owner else self._transplant(session, names)
+                self._fork(rank, session, names) if is_durable or rank == owner else self._transplant(session, names)
             )
         by_id = {fork.id: fork for fork in forks}
         return [by_id[chosen] for chosen in ids or ()]
 
     async def _fork(
         self,
-        home: int,
+        rank: int,
         session: str,
         ids: Sequence[str] | None,
         count: int | None = None,
     ) -> list[SessionInfo]:
         here = partial(self._local.fork_session, session, ids, count)
         request = encode_fork_request(session, ids, count)
-        return await self._fellows.routed(
-            session, "Fork", request, decode_forks, here, home=home, is_repeatable=bool(ids)
+        return await self._peers.call_owner(
+            session, "Fork", request, decode_forks, here, rank=rank, is_repeatable=bool(ids)
         )
 
     async def _is_durable(self, session: str) -> bool:
@@ -342,23 +328,23 @@ class Router:
     async def checkpoint_session(self, session: str, name: str | None = None) -> CheckpointInfo:
         here = partial(self._local.checkpoint_session, session, name)
         request = sessions_pb2.CheckpointRequest(session=session, name=name or "")
-        return await self._fellows.routed(
+        return await self._peers.call_owner(
             session, "Checkpoint", request, decode_checkpoint, here, is_repeatable=bool(name)
         )
 
     async def rewind_session(self, session: str, checkpoint: str) -> SessionInfo:
         here = partial(self._local.rewind_session, session, checkpoint)
         request = sessions_pb2.RewindRequest(session=session, checkpoint=checkpoint)
-        return await self._fellows.routed(session, "Rewind", request, decode_session, here)
+        return await self._peers.call_owner(session, "Rewind", request, decode_session, here)
 
     async def upgrade_session(self, session: str, version: str | None = None) -> SessionInfo:
         here = partial(self._local.upgrade_session, session, version)
         request = sessions_pb2.UpgradeRequest(session=session, version=version or "")
-        return await self._fellows.routed(session, "Upgrade", request, decode_session, here)
+        return await self._peers.call_owner(session, "Upgrade", request, decode_session, here)
 
     async def snapshot_session(self, session: str) -> bytes:
         here = partial(self._local.snapshot_session, session)
-        return await self._fellows.routed(
+        return await self._peers.call_owner(
             session, "Snapshot", sessions_pb2.SnapshotRequest(session=session), _snapshot, here
         )
 
@@ -369,11 +355,11 @@ class Router:
         if request.id is None or 0 in {request.ttl_seconds, request.idle_seconds}:
             return await here()
         message = encode_restore_request(snapshot, request)
-        return await self._fellows.routed(
+        return await self._peers.call_owner(
             request.id, "Restore", message, decode_session, here, is_repeatable=request.durable
         )
 
-    # ---- sequences, which `transports.oip.routing` passes on: those of this worker come here
+    # ---- sequences, which `cluster.inference` passes on: those of this worker come here
 
     async def open_sequence(self, model: str, version: str, session: str) -> str:
         return await self._local.open_sequence(model, version, session)

@@ -1,4 +1,4 @@
-"""Turns: what belongs to one key happens one at a time, in the order of arrival, whoever of those waiting gives up."""
+"""A lock of each key: what belongs to one key happens one at a time, in the order of arrival."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from weakref import WeakValueDictionary
 Name = TypeVar("Name", bound=Hashable)
 
 
-class Turns(Generic[Name]):
-    """A lock of each key, kept as long as somebody holds it or waits for it."""
+class KeyedLock(Generic[Name]):
+    """Locks that are kept as long as somebody holds them or waits for them."""
 
     def __init__(self) -> None:
         self._locks: WeakValueDictionary[Name, asyncio.Lock] = WeakValueDictionary()
 
     def of(self, key: Name) -> asyncio.Lock:
-        """What to hold during the turn; asyncio's locks are fair."""
+        """Return the key's lock; asyncio's locks are fair."""
         lock = self._locks.get(key)
         if lock is None:
             lock = self._locks[key] = asyncio.Lock()
