@@ -77,7 +77,6 @@ UPWARD = {
     "api → engine.cohort",
     "api → sessions.party",
     "engine.cohort → sessions.party",
-    "engine.session → sessions.stores.store",
 }
 
 

@@ -304,6 +304,13 @@ class GenerationDone(NamedTuple):
     position: int
 
 
+class SessionKey(NamedTuple):
+    """Whose session it is, and its id: unique together. A tenant is 1 to 64 of A-Z a-z 0-9 . _ ~ -."""
+
+    tenant: str
+    id: str
+
+
 @dataclass(frozen=True, slots=True)
 class SessionRequest:
     """A wish to open a session. Seconds of None mean the server's default; with ``drift`` it has a chart of its own."""

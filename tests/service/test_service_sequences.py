@@ -13,12 +13,12 @@ import pytest
 from tests.bundles import write_tiny_bundle
 from tests.clock import ManualClock
 from tests.service.serving import serving, started
-from tidegate.api import Core, SessionRequest, StepResult
+from tidegate.api import Core, SessionKey, SessionRequest, StepResult
 from tidegate.config import load_settings
 from tidegate.errors import SessionEndedError
 from tidegate.service import OIP, Service
 from tidegate.sessions.stores.memory import MemoryStore
-from tidegate.sessions.stores.store import Entry, SessionKey
+from tidegate.sessions.stores.store import Entry
 from tidegate.transports.oip.inference import Inference
 from tidegate.transports.oip.requests import InferReply, InferRequest, Options
 from tidegate.transports.oip.tensors import NamedTensor

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-from tidegate.api import LAST_POSITION, SessionRequest
+from tidegate.api import LAST_POSITION, SessionKey, SessionRequest
 from tidegate.drift import NOT_WHOLE, ChartState
 from tidegate.engine.lifecycle import TRANSITIONS, WHY, Event, Phase
 from tidegate.engine.replies import Dropped
 from tidegate.errors import FailedPreconditionError, InvalidInputError, PositionConflictError, SessionEndedError
-from tidegate.sessions.stores.store import SessionKey
 
 if TYPE_CHECKING:
     from tidegate.engine.cohort import Cohort

@@ -22,7 +22,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
-from tidegate.api import StoreStatistics
+from tidegate.api import SessionKey, StoreStatistics
 from tidegate.errors import ConfigurationError, InternalError, TidegateError, UnavailableError
 from tidegate.histogram import Histogram
 from tidegate.limits import (
@@ -32,7 +32,7 @@ from tidegate.limits import (
     MAX_STORE_WRITE_BYTES,
     MAX_STORE_WRITES,
 )
-from tidegate.sessions.stores.store import Entry, SessionKey, Store, Stored, Write, trouble
+from tidegate.sessions.stores.store import Entry, Store, Stored, Write, trouble
 
 log = logging.getLogger(__name__)
 
@@ -64,20 +64,20 @@ class GroupCommitter:
         self._waiting: list[tuple[Sequence[Write], asyncio.Future[list[Written]]]] = []
         self._writer: asyncio.Task[None] | None = None
         self._questions = asyncio.Semaphore(MAX_STORE_QUESTIONS)
-        self._entries = _Gathering(self._read_entries, MAX_STORE_ENTRIES)
-        self._summaries = _Gathering(self._read_summaries, MAX_STORE_SUMMARIES)
+        self._entries = _BatchReader(self._read_entries, MAX_STORE_ENTRIES)
+        self._summaries = _BatchReader(self._read_summaries, MAX_STORE_SUMMARIES)
         self._is_started = False
         # Whether the store can be written, as far as is known; `changed` is set when that changes.
         self.is_available = False
         self.changed = asyncio.Event()
-        self._judging = asyncio.Lock()
-        self._num_judged = 0
+        self._checking = asyncio.Lock()
+        self._num_checked = 0
         self._prober: asyncio.Task[None] | None = None
         self._reason = "STORE_AWAY"  # why it is away
         self._trouble = ""  # what the log was told last
         self._num_groups = self._num_writes = self._num_conflicts = self._num_failures = 0
         self._num_damaged = 0
-        self._damage_told_at = -math.inf
+        self._damage_logged_at = -math.inf
         self._seconds = Histogram()
 
     async def start(self) -> None:
@@ -89,7 +89,7 @@ class GroupCommitter:
         try:
             await self._open()
         except (UnavailableError, TimeoutError) as error:
-            self._lose(_told(error))
+            self._mark_away(_as_unavailable(error))
 
     async def stop(self) -> None:
         """Let what was begun end, then let go of the store."""
@@ -115,7 +115,7 @@ class GroupCommitter:
         )
 
     @contextlib.contextmanager
-    def meeting_damage(self) -> Iterator[None]:
+    def counting_damage(self) -> Iterator[None]:
         """Count and log the damaged records that are met in this block, and let the error pass.
 
         They are told to whoever asks for them; the log gets a line now and then, however often that is.
@@ -125,21 +125,21 @@ class GroupCommitter:
         except InternalError as error:
             if error.reason == "STORE_CORRUPT":
                 self._num_damaged += 1
-                self._tell_damage(error)
+                self._log_damage(error)
             raise
 
-    def _tell_damage(self, error: TidegateError) -> None:
+    def _log_damage(self, error: TidegateError) -> None:
         now = self._clock()
-        if now - self._damage_told_at >= _DAMAGE_SECONDS:
+        if now - self._damage_logged_at >= _DAMAGE_SECONDS:
             log.error("%s (damaged records were met %d times so far)", error, self._num_damaged)
-            self._damage_told_at = now
+            self._damage_logged_at = now
 
     # ---- writes
 
     async def write(self, writes: Sequence[Write]) -> list[Written]:
         """Make writes of different sessions, each by itself, together with what others write just now."""
         if not self.is_available:
-            return [self._away()] * len(writes)
+            return [self._away_error()] * len(writes)
         future: asyncio.Future[list[Written]] = asyncio.get_running_loop().create_future()
         self._waiting.append((writes, future))
         if self._writer is None or self._writer.done():
@@ -194,29 +194,29 @@ class GroupCommitter:
             async with asyncio.timeout(self._timeout):
                 return list(await self._store.write(writes))
         except (UnavailableError, TimeoutError) as error:
-            return await self._find_out(writes, _told(error))
+            return await self._look_up_outcomes(writes, _as_unavailable(error))
 
     async def _write_alone(self, write: Write) -> Written:
         """Make a write that may have been made, with others, by a call that broke."""
         try:
             (written,) = await self._write_group([write])
             if written is False:
-                (written,) = await self._find_out([write], None)
+                (written,) = await self._look_up_outcomes([write], None)
         except Exception as error:
             log.exception("a write of session %s failed", write.key.id)
             return trouble("STORE_AWAY", str(error))
         return written
 
-    async def _find_out(self, writes: Sequence[Write], error: UnavailableError | None) -> list[Written]:
+    async def _look_up_outcomes(self, writes: Sequence[Write], error: UnavailableError | None) -> list[Written]:
         """Look up what became of writes whose reply did not come; ``error`` None: they are not made if not there."""
         try:
             async with asyncio.timeout(self._timeout):
                 entries = await self._store.read_summaries([write.key for write in writes])
         except (UnavailableError, TimeoutError) as failure:
-            error = error or _told(failure)
-            self._lose(error)
+            error = error or _as_unavailable(failure)
+            self._mark_away(error)
             return [error] * len(writes)
-        await self._judge()
+        await self._check_writable()
         return [_outcome(write, entry, error) for write, entry in zip(writes, entries, strict=True)]
 
     def _count(self, results: Sequence[Written], seconds: float) -> None:
@@ -250,33 +250,35 @@ class GroupCommitter:
         """Ask the store something by one call of it, bounded in time once its turn has come; UnavailableError."""
         async with self._questions:
             if not self.is_available:
-                raise self._away()
+                raise self._away_error()
             try:
                 async with asyncio.timeout(self._timeout):
                     return await question(self._store)
             except (UnavailableError, TimeoutError) as error:
-                told = _told(error)
+                failure = _as_unavailable(error)
         # Not in a place that others wait for.
-        await self._judge()
-        raise told
+        await self._check_writable()
+        raise failure
 
     # ---- can it be written?
 
-    async def _judge(self) -> None:
+    async def _check_writable(self) -> None:
         """Find out, after a call failed, whether the store can be written; it is away if it cannot."""
-        wanted = self._num_judged + 1 + self._judging.locked()  # one that began before says nothing of what came since
-        async with self._judging:
-            if not self.is_available or self._num_judged >= wanted:
+        wanted = (
+            self._num_checked + 1 + self._checking.locked()
+        )  # one that began before says nothing of what came since
+        async with self._checking:
+            if not self.is_available or self._num_checked >= wanted:
                 return
             try:
                 async with asyncio.timeout(self._timeout):
                     await self._store.ping()
             except (UnavailableError, TimeoutError) as error:
-                self._lose(_told(error))
+                self._mark_away(_as_unavailable(error))
             except Exception as error:
                 log.exception("the store could not be asked")
-                self._lose(trouble("STORE_AWAY", str(error)))
-            self._num_judged += 1
+                self._mark_away(trouble("STORE_AWAY", str(error)))
+            self._num_checked += 1
 
     async def _open(self) -> None:
         async with asyncio.timeout(self._timeout):
@@ -288,15 +290,15 @@ class GroupCommitter:
         self._trouble = ""
         self._set_available(is_available=True)
 
-    def _lose(self, error: UnavailableError) -> None:
+    def _mark_away(self, error: UnavailableError) -> None:
         """The store is away from now on, until it can be written."""
         self._reason = error.reason
-        self._note("the store is away", error)
+        self._log_once("the store is away", error)
         self._set_available(is_available=False)
         if self._prober is None or self._prober.done():
             self._prober = asyncio.create_task(self._probe(), name="tidegate-store-probe")
 
-    def _away(self) -> UnavailableError:
+    def _away_error(self) -> UnavailableError:
         return UnavailableError("the store is away", reason=self._reason, retry_after=_RETRY_AFTER)
 
     async def _probe(self) -> None:
@@ -305,21 +307,21 @@ class GroupCommitter:
             try:
                 await self._open()
             except ConfigurationError as error:
-                self._note("the store cannot be used", error)
+                self._log_once("the store cannot be used", error)
             except (UnavailableError, TimeoutError):
                 continue
             except Exception as error:  # noqa: BLE001 - a store that breaks is one that is away
-                self._note("the store could not be asked", error)
+                self._log_once("the store could not be asked", error)
             else:
                 log.warning("the store is back: it can be written")
 
-    def _note(self, what: str, error: Exception) -> None:
+    def _log_once(self, what: str, error: Exception) -> None:
         """Log trouble once, however often the store is asked meanwhile."""
         cause = error.cause if isinstance(error, TidegateError) and error.cause else str(error)
-        told = f"{what}: {cause}"
-        if told != self._trouble:
-            log.warning("%s", told)
-            self._trouble = told
+        line = f"{what}: {cause}"
+        if line != self._trouble:
+            log.warning("%s", line)
+            self._trouble = line
 
     def _set_available(self, *, is_available: bool) -> None:
         if self.is_available != is_available:
@@ -327,7 +329,7 @@ class GroupCommitter:
             self.changed.set()
 
 
-class _Gathering(Generic[Found]):
+class _BatchReader(Generic[Found]):
     """Questions for one thing each, asked by few calls for many: one call at a time, of what came meanwhile.
 
     Args:
@@ -343,15 +345,15 @@ class _Gathering(Generic[Found]):
 
     async def ask(self, key: SessionKey) -> Found:
         # A caller that is cancelled leaves; others may wait for the same.
-        return await asyncio.shield(self._wait_for(key))
+        return await asyncio.shield(self._enqueue(key))
 
     async def ask_all(self, keys: Sequence[SessionKey]) -> list[Found]:
-        futures = [self._wait_for(key) for key in keys]
+        futures = [self._enqueue(key) for key in keys]
         if futures:
             await asyncio.wait(futures)
         return [future.result() for future in futures]
 
-    def _wait_for(self, key: SessionKey) -> asyncio.Future[Found]:
+    def _enqueue(self, key: SessionKey) -> asyncio.Future[Found]:
         future = self._waiting.get(key)
         if future is None:
             future = self._waiting[key] = asyncio.get_running_loop().create_future()
@@ -402,7 +404,7 @@ def _outcome(write: Write, entry: Stored | None, error: UnavailableError | None)
     return True if entry is not None and entry.revision == write.revision else error or False
 
 
-def _told(error: Exception) -> UnavailableError:
+def _as_unavailable(error: Exception) -> UnavailableError:
     if isinstance(error, UnavailableError):
         error.retry_after = error.retry_after or _RETRY_AFTER
         return error

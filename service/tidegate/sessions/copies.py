@@ -106,7 +106,7 @@ class DurableCopies:
             session.phase = Phase.CLOSED
             # Forgotten an hour after its end, or lost with the store: nobody here can tell.
             raise NotFoundError(f"unknown session {session.id}", reason="UNKNOWN_SESSION")
-        with self._committer.meeting_damage():
+        with self._committer.counting_damage():
             record = decode_record(session.key, entry)
         phase = ended_phase(record.summary, self._store_clock.now())
         if phase is not None:

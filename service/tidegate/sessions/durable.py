@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from tidegate.api import CheckpointInfo
+from tidegate.api import CheckpointInfo, SessionKey
 from tidegate.clock import Clock
 from tidegate.engine.lifecycle import Phase
 from tidegate.engine.session import ended
@@ -42,7 +42,7 @@ from tidegate.sessions.records import (
     last_reply,
     new_revision,
 )
-from tidegate.sessions.stores.store import Due, Entry, SessionKey, Stored, Write
+from tidegate.sessions.stores.store import Due, Entry, Stored, Write
 
 _TRIES = 16
 
@@ -97,7 +97,7 @@ class DurableRecords:
         """
         key = key_of(id_)
         entry = await self._read_running(key, lambda: self._committer.read(key))
-        with self._committer.meeting_damage():
+        with self._committer.counting_damage():
             return entry, decode_record(key, entry)
 
     async def read_open_summary(self, id_: str) -> tuple[Stored, Summary]:
@@ -118,7 +118,7 @@ class DurableRecords:
         while missing := min(limit - len(summaries), MAX_LOOKED_AT):
             found = await self._committer.ask(lambda store: store.page(DEFAULT_TENANT, missing, after))  # noqa: B023 - asked before they change
             for id_, stored in found:
-                summary = self._readable(key_of(id_), stored)
+                summary = self._decode_or_none(key_of(id_), stored)
                 if summary is not None and self._phase(stored, summary) is Phase.OPEN:
                     summaries.append(summary)
             if len(found) < missing:
@@ -218,7 +218,7 @@ class DurableRecords:
             content = await self._committer.ask(lambda store: store.read_attachment(key, name))
             if content is None or name not in {kept.name for kept in record.summary.checkpoints}:
                 raise unknown_checkpoint(id_, name)
-            with self._committer.meeting_damage():
+            with self._committer.counting_damage():
                 kept = decode_checkpoint(key, name, content)
             record.summary.position, record.summary.used_at = kept.position, self.now()
             record.summary.ClearField("chart")
@@ -253,7 +253,7 @@ class DurableRecords:
             stored = await self._committer.ask(lambda store: store.read_summaries(keys))  # noqa: B023 - likewise
             over: list[tuple[Write, Summary, Phase]] = []
             for key, each in zip(keys, stored, strict=True):
-                summary = None if each is None else self._readable(key, each)
+                summary = None if each is None else self._decode_or_none(key, each)
                 if each is None or summary is None:
                     await self._postpone(key, None if each is None else now + REMEMBERED_SECONDS)
                 elif (phase := await self._look_at(key, each, summary, now)) is not None:
@@ -277,7 +277,7 @@ class DurableRecords:
             stored = await read()
             if stored is None:
                 raise self._missing(key.id)
-            with self._committer.meeting_damage():
+            with self._committer.counting_damage():
                 summary = decode_summary(key, stored)
             phase = self._phase(stored, summary)
             if phase is Phase.OPEN:
@@ -294,16 +294,16 @@ class DurableRecords:
         if stored is None:
             return self._missing(key.id)
         try:
-            with self._committer.meeting_damage():
+            with self._committer.counting_damage():
                 summary = decode_summary(key, stored)
         except TidegateError as error:
             return without_traceback(error)
         phase = self._phase(stored, summary)
         return summary if phase is Phase.OPEN else ended(key.id, phase)
 
-    def _readable(self, key: SessionKey, stored: Stored) -> Summary | None:
+    def _decode_or_none(self, key: SessionKey, stored: Stored) -> Summary | None:
         """Return the summary; None of one that is damaged, which is logged and holds up nobody else."""
-        with contextlib.suppress(InternalError, FailedPreconditionError), self._committer.meeting_damage():
+        with contextlib.suppress(InternalError, FailedPreconditionError), self._committer.counting_damage():
             return decode_summary(key, stored)
         return None
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import secrets
 
+from tidegate.api import SessionKey
 from tidegate.errors import InvalidInputError, shown
 from tidegate.limits import MAX_NAME_LENGTH
-from tidegate.sessions.stores.store import SessionKey
 
 _NAME = re.compile(rf"[A-Za-z0-9._~-]{{1,{MAX_NAME_LENGTH}}}")
 

@@ -25,7 +25,7 @@ from zlib import crc32
 
 from google.protobuf.message import DecodeError
 
-from tidegate.api import LAST_POSITION, LATEST, SessionInfo, SessionRequest, StepResult
+from tidegate.api import LAST_POSITION, LATEST, SessionInfo, SessionKey, SessionRequest, StepResult
 from tidegate.config import LONGEST_LIFE
 from tidegate.drift import ChartState, state_of
 from tidegate.engine.lifecycle import Phase
@@ -41,7 +41,7 @@ from tidegate.limits import (
 )
 from tidegate.protobuf import varint
 from tidegate.sessions.fast_last_reply import FastLastReply
-from tidegate.sessions.stores.store import FORMAT, Entry, SessionKey, Stored
+from tidegate.sessions.stores.store import FORMAT, Entry, Stored
 from tidegate.v1 import records_pb2
 from tidegate.wire.predictions import decode_step, fill_step
 from tidegate.wire.sessions import decode_session_request, encode_session_request

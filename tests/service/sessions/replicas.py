@@ -12,14 +12,14 @@ from typing import Any
 
 from tests.clock import ManualClock
 from tests.service.serving import check_integrity
-from tidegate.api import Input, Prediction, SessionInfo, SessionRequest, StepOptions, StepResult
+from tidegate.api import Input, Prediction, SessionInfo, SessionKey, SessionRequest, StepOptions, StepResult
 from tidegate.clock import Clock
 from tidegate.config import load_settings
 from tidegate.errors import UnavailableError
 from tidegate.service import Service
 from tidegate.sessions.ids import key_of
 from tidegate.sessions.stores.memory import MemoryStore
-from tidegate.sessions.stores.store import Entry, SessionKey, Stored, Write
+from tidegate.sessions.stores.store import Entry, Stored, Write
 
 MODEL = "tiny-lstm"
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tidegate.api import SessionKey
 from tidegate.clock import Clock
 from tidegate.errors import ConfigurationError, UnavailableError
 from tidegate.sessions.committer import GroupCommitter
 from tidegate.sessions.ids import key_of
 from tidegate.sessions.stores.memory import MemoryStore
-from tidegate.sessions.stores.store import Entry, SessionKey, Stored, Write
+from tidegate.sessions.stores.store import Entry, Stored, Write
 
 
 @dataclass

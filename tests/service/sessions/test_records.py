@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.api import LAST_POSITION, LATEST, Candidate, Prediction, SessionRequest, StepResult, Surprise
+from tidegate.api import LAST_POSITION, LATEST, Candidate, Prediction, SessionKey, SessionRequest, StepResult, Surprise
 from tidegate.config import LONGEST_LIFE
 from tidegate.drift import ChartState
 from tidegate.engine.lifecycle import Phase
@@ -36,7 +36,7 @@ from tidegate.sessions.records import (
     new_record,
     request_of,
 )
-from tidegate.sessions.stores.store import FORMAT, Entry, SessionKey
+from tidegate.sessions.stores.store import FORMAT, Entry
 from tidegate.v1.records_pb2 import RetainedCheckpoint, SessionChart, SessionSource
 
 KEY = SessionKey("tenant", "s")

@@ -6,8 +6,9 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tidegate.api import SessionKey
 from tidegate.clock import Clock
-from tidegate.sessions.stores.store import Entry, SessionKey, Stored, Write
+from tidegate.sessions.stores.store import Entry, Stored, Write
 
 
 @dataclass(slots=True)

@@ -18,10 +18,11 @@ from collections.abc import Callable, Sequence
 from heapq import nsmallest
 from typing import TYPE_CHECKING, NamedTuple
 
+from tidegate.api import SessionKey
 from tidegate.errors import ConfigurationError, UnavailableError
 from tidegate.sessions.stores import redis_commands as commands
 from tidegate.sessions.stores.redis_commands import BUCKETS, FORMAT_KEY, LOADS, MIGRATING, NUM_BUCKETS, Bucket, Command
-from tidegate.sessions.stores.store import DUE_CALLS, FORMAT, Due, Entry, SessionKey, Stored, Write, are_steps
+from tidegate.sessions.stores.store import DUE_CALLS, FORMAT, Due, Entry, Stored, Write, are_steps
 
 if TYPE_CHECKING:
     from tidegate.sessions.stores.fast_redis import Reply

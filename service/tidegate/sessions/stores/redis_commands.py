@@ -24,7 +24,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from zlib import crc32
 
-from tidegate.sessions.stores.store import FORMAT, SessionKey, Write
+from tidegate.api import SessionKey
+from tidegate.sessions.stores.store import FORMAT, Write
 
 FORMAT_KEY = "tidegate:format"
 MIGRATING = f"1>{FORMAT}"

@@ -16,11 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from tidegate.api import SessionKey
 from tidegate.clock import Clock
 from tidegate.errors import ConfigurationError
 from tidegate.sessions.stores import sqlite_file
 from tidegate.sessions.stores.sqlite_file import Checkpointer, FileSettings, transaction
-from tidegate.sessions.stores.store import Entry, SessionKey, Stored, Write, are_steps, trouble
+from tidegate.sessions.stores.store import Entry, Stored, Write, are_steps, trouble
 
 T = TypeVar("T")
 

@@ -17,17 +17,11 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+from tidegate.api import SessionKey
 from tidegate.errors import UnavailableError
 
 FORMAT = 2
 """Of what stores hold. A store of a newer format is refused at the start; an older one is migrated first."""
-
-
-class SessionKey(NamedTuple):
-    """Whose session it is, and its id: unique together. A tenant is 1 to 64 of A-Z a-z 0-9 . _ ~ -."""
-
-    tenant: str
-    id: str
 
 
 class Stored(NamedTuple):

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Protocol
 
 from tests.redis import RedisServer
+from tidegate.api import SessionKey
 from tidegate.sessions.stores.memory import MemoryStore
 from tidegate.sessions.stores.redis import RedisStore
 from tidegate.sessions.stores.sqlite import SqliteStore
-from tidegate.sessions.stores.store import DUE_CALLS, Due, Entry, SessionKey, Store, Stored, Write
+from tidegate.sessions.stores.store import DUE_CALLS, Due, Entry, Store, Stored, Write
 
 
 class Place(Protocol):

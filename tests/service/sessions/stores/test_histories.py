@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.service.sessions.stores.places import Place, after, all_due, first, key, keys, opened, revision
+from tidegate.api import SessionKey
 from tidegate.sessions.stores.memory import MemoryStore
-from tidegate.sessions.stores.store import Due, SessionKey, Store, Write
+from tidegate.sessions.stores.store import Due, Store, Write
 
 IDS = ("a", "b", "~")
 Operation = Callable[[Store], Awaitable[Any]]

@@ -11,9 +11,10 @@ import resource
 import sys
 from pathlib import Path
 
+from tidegate.api import SessionKey
 from tidegate.errors import UnavailableError
 from tidegate.sessions.stores.sqlite import SqliteStore
-from tidegate.sessions.stores.store import SessionKey, Store, Write
+from tidegate.sessions.stores.store import Store, Write
 
 KEY = SessionKey("t", "s")
 SIZE = 20_000
