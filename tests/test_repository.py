@@ -74,9 +74,8 @@ LAYERS = (
 )  # fmt: skip
 # What is left of today's violations: this only shrinks.
 UPWARD = {
-    "api → engine.cohort",
-    "api → sessions.party",
-    "engine.cohort → sessions.party",
+    "api → engine.request",
+    "api → engine.session",
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from asyncio import Future
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from tidegate.bundle import Manifest
     from tidegate.clock import Clock
     from tidegate.config import Settings
-    from tidegate.engine.cohort import CohortReply
-    from tidegate.sessions.party import Party
+    from tidegate.engine.request import DirectReply, RowReply, RowsReply
+    from tidegate.engine.session import SessionGroup
 
 FloatArray = NDArray[np.floating]
 Tensor = NDArray[np.generic]
@@ -56,6 +57,51 @@ class Input(NamedTuple):
         if text is not None:
             return len(text)
         return len(tokens) if tokens is not None else 0 if values is None else len(values)
+
+    def part(self, start: int, stop: int) -> Input:
+        """Return some of the steps of tokens or values."""
+        if self.tokens is not None:
+            return Input(None, self.tokens[start:stop])
+        return Input(None, None, None if self.values is None else self.values[start:stop])
+
+
+class RowSteps(NamedTuple):
+    """Steps of many sessions: of ``source``, the steps of all, one session's after the other's, ``lengths[i]`` are of
+    session i, or one each where ``lengths`` is empty; at ``positions[i]``, where ``positions`` is not empty.
+    """
+
+    source: Input
+    lengths: Sequence[int] = ()
+    positions: Sequence[int] = ()
+
+    def starts(self) -> Sequence[int]:
+        """Return where each session's steps begin in ``source``; empty where each has one."""
+        return list(accumulate(self.lengths, initial=0))[:-1] if self.lengths else ()
+
+    def of(self, row: int, starts: Sequence[int]) -> tuple[Input, int | None]:
+        """Return one session's steps and its position."""
+        start = starts[row] if starts else row
+        length = self.lengths[row] if starts else 1
+        return self.source.part(start, start + length), self.positions[row] if self.positions else None
+
+    def select(self, rows: Sequence[int]) -> RowSteps:
+        """Return the steps of some of the sessions."""
+        starts = self.starts()
+        if isinstance(rows, range) and rows.step == 1:
+            first, last = (
+                (starts[rows[0]], starts[rows[-1]] + self.lengths[rows[-1]]) if starts else (rows[0], rows.stop)
+            )
+            some = slice(rows.start, rows.stop)
+            return RowSteps(self.source.part(first, last), self.lengths[some], self.positions[some])
+        lengths = [self.lengths[row] for row in rows] if starts else []
+        places = [starts[row] + step for row in rows for step in range(self.lengths[row])] if starts else list(rows)
+        tokens, values = self.source.tokens, self.source.values
+        source = Input(
+            None,
+            None if tokens is None else [tokens[place] for place in places],
+            None if values is None else values[places],
+        )
+        return RowSteps(source, lengths, [self.positions[row] for row in rows] if self.positions else ())
 
 
 def check_sequences(num_sequences: int) -> None:
@@ -258,12 +304,11 @@ class Predictions(NamedTuple):
     outputs: Mapping[str, Tensor] | None = None
     surprise: Tensor | None = None
 
-    def row(self, index: int) -> Predictions:
-        """Return one row alone."""
-        some = slice(index, index + 1)
-        outputs = None if self.outputs is None else {name: array[some] for name, array in self.outputs.items()}
+    def take(self, rows: slice | Sequence[int]) -> Predictions:
+        """Return some rows alone."""
+        outputs = None if self.outputs is None else {name: array[rows] for name, array in self.outputs.items()}
         ids, probabilities, forecast, surprise = (
-            None if array is None else array[some]
+            None if array is None else array[rows]
             for array in (self.ids, self.probabilities, self.forecast, self.surprise)
         )
         return Predictions(self.length, ids, probabilities, self.quantiles, forecast, outputs, surprise)
@@ -495,7 +540,7 @@ class EngineStatistics(NamedTuple):
     arena_slots_used: int
     arena_bytes: int
     num_padding_steps: int
-    meter: EngineStatsSnapshot
+    stats: EngineStatsSnapshot
     quality: QualitySnapshot
 
 
@@ -751,19 +796,38 @@ class Core(SequenceCore, Protocol):
     ) -> Future[StepResult]:
         """Queue a chunk behind the session's other work, and return at once."""
 
-    def step_together(
-        self, party: Party, source: Input, options: StepOptions, positions: Sequence[int], deadline: float | None
-    ) -> Future[CohortReply] | None:
-        """Queue one step of each session of a party as one piece of work, and return at once.
+    def submit_step(
+        self,
+        session: str,
+        source: Input,
+        options: StepOptions,
+        position: int | None,
+        deadline: float | None,
+        reply: DirectReply | RowReply,
+    ) -> None:
+        """As `step`, but ``reply`` takes the result: it calls back as soon as it is there."""
 
-        Return None, with no side effects, if they cannot go together: then each is to be stepped by itself.
+    def submit_columns(
+        self,
+        group: SessionGroup,
+        rows: Sequence[int],
+        steps: RowSteps,
+        options: StepOptions,
+        deadline: float | None,
+        reply: RowsReply,
+    ) -> None:
+        """Queue steps of many sessions, each behind its session's other requests, and return at once.
+
+        Sessions that are alike go together, in requests of many rows: of one length, behind the same request, all
+        durable or all ephemeral.
 
         Args:
-            party: At least two sessions.
-            source: A step of each, one after the other.
+            group: The sessions.
+            rows: Their numbers in ``reply``, which takes each one's result or error.
+            steps: Of each.
             options: What each reply shall hold.
-            positions: Of each session, where they are given; else empty.
             deadline: As of `step`.
+            reply: It calls back when all are there.
         """
 
     def generate_on_session(

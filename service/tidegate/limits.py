@@ -162,7 +162,7 @@ MAX_HEAD_BYTES = 1024
 MAX_DIGESTS = 8192
 """Digests of single steps that are remembered: those of a vocabulary come again and again. Some 300 bytes each."""
 
-MAX_COURSES = 16
+MAX_TIMINGS = 16
 """Pieces of work of one request that its trace tells: a message of a thousand lanes is not to become 3,000 spans."""
 
 # ---- what a bundle may hold

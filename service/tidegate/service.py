@@ -14,7 +14,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from functools import cache, partial
 from itertools import islice
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from tidegate.api import (
     RAW,
@@ -31,6 +33,7 @@ from tidegate.api import (
     PredictResult,
     ReloadReport,
     RestoreRequest,
+    RowSteps,
     Sampling,
     ServedModel,
     ServiceStatistics,
@@ -46,12 +49,11 @@ from tidegate.api import (
 from tidegate.clock import Clock
 from tidegate.codecs.tokens import Tokens
 from tidegate.config import Settings
-from tidegate.engine.cohort import Cohort, CohortReply
 from tidegate.engine.lifecycle import Event, Phase
+from tidegate.engine.loop import QueueShare
 from tidegate.engine.model import LoadedModel
-from tidegate.engine.session import LastReply, Session, ended
-from tidegate.engine.share import Share
-from tidegate.engine.work import Generation, Work, repeats
+from tidegate.engine.request import Generation, Reply, Request, RowReply, RowsReply, chunk, repeats
+from tidegate.engine.session import LastReply, Session, SessionGroup, ended
 from tidegate.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -64,6 +66,7 @@ from tidegate.errors import (
     UnavailableError,
     shown,
 )
+from tidegate.faults import conceal
 from tidegate.limits import (
     DEFAULT_PAGE,
     MAX_CANDIDATES,
@@ -76,7 +79,6 @@ from tidegate.limits import (
 from tidegate.registry import Registry
 from tidegate.sessions.ids import SEQUENCE
 from tidegate.sessions.manager import SessionManager
-from tidegate.sessions.party import Party
 from tidegate.sessions.stores.making import make_store
 from tidegate.sessions.stores.store import Store
 from tidegate.slices import Slices, in_slices
@@ -204,7 +206,7 @@ class Service:
         model = self._registry.find_loaded(name, version)
         if model is None:
             return EngineCounts(0, 0.0)
-        return EngineCounts(model.engine.statistics().num_runs, model.loop.run_seconds)
+        return EngineCounts(model.engine.stats.num_runs, model.loop.run_seconds)
 
     async def reload(self) -> ReloadReport:
         """Read the bundle directory again. Running sessions stay on their version."""
@@ -227,18 +229,21 @@ class Service:
         loaded = self._registry.get(model, version)
         _check_sequences(sequences)
         encoded = await in_slices(_encode_all(loaded, sequences))
-        self._check_ask(loaded, options, sum(loaded.codec.reply_bytes(len(inputs[0]), options) for inputs in encoded))
-        share = Share(self.settings.max_queue)
+        self._check_options(
+            loaded, options, sum(loaded.codec.reply_bytes(len(inputs[0]), options) for inputs in encoded)
+        )
+        share = QueueShare(self.settings.max_queue)
         futures: list[asyncio.Future[Prediction]] = []
         try:
             for inputs in encoded:
-                await share.room()
+                await share.wait_for_room()
                 if share.has_failed:
                     break  # the others would be computed for nobody
                 future = self._create_future()
-                loaded.loop.submit(Work(None, inputs, options, None, deadline, future))
+                loaded.loop.submit(chunk(None, inputs, options, None, deadline, future))
                 futures.append(future)
-                share.take(future)
+                share.take()
+                future.add_done_callback(partial(_give_back, share))
             predictions = await asyncio.gather(*futures)
         finally:
             for future in futures:
@@ -344,76 +349,97 @@ class Service:
         position: int | None = None,
         deadline: float | None = None,
     ) -> asyncio.Future[StepResult]:
+        future: asyncio.Future[StepResult] = self._create_future()
+        self.submit_step(session, source, options, position, deadline, future)
+        return future
+
+    def submit_step(
+        self,
+        session: str,
+        source: Input,
+        options: StepOptions,
+        position: int | None,
+        deadline: float | None,
+        reply: Reply,
+    ) -> None:
         self._check_open()
         _check_writable(session)
-        future: asyncio.Future[StepResult] = self._create_future()
         live = self._sessions.find(session)
         if live is not None:
             try:
-                self._submit_step(live, source, options, position, deadline, future)
+                self._submit_chunk(live, source, options, position, deadline, reply)
             except (InvalidInputError, TooLargeError) as error:
                 # What does not fit the copy's model may fit the session's: only the record knows which that is by now.
                 if not live.is_durable:
                     live.model.count_refused(error)
                     raise
             else:
-                return future
+                return
 
         def submit(live: Session) -> None:
-            if not future.done():
+            if not reply.done():
                 try:
-                    self._submit_step(live, source, options, position, deadline, future)
+                    self._submit_chunk(live, source, options, position, deadline, reply)
                 except TidegateError as error:
                     live.model.count_refused(error)
-                    future.set_exception(error)
+                    reply.set_exception(error)
 
         def fail(error: TidegateError) -> None:
-            if not future.done():
-                future.set_exception(error)
+            if not reply.done():
+                reply.set_exception(error)
 
         self._sessions.when_loaded(session, submit, fail)
-        return future
 
-    def _submit_step(
+    def _submit_chunk(
         self,
         live: Session,
         source: Input,
         options: StepOptions,
         position: int | None,
         deadline: float | None,
-        future: asyncio.Future[StepResult],
+        reply: Reply,
     ) -> None:
         model: LoadedModel = live.model
         check_steps(source.num_steps)
         inputs = model.codec.encode(source)
-        self._check_ask(model, options, model.codec.reply_bytes(len(inputs[0]), options))
-        model.loop.submit(Work(live, inputs, options, position, deadline, future))
+        self._check_options(model, options, model.codec.reply_bytes(len(inputs[0]), options))
+        model.loop.submit(chunk(live, inputs, options, position, deadline, reply))
         self._sessions.touch(live)
 
-    def step_together(
-        self, party: Party, source: Input, options: StepOptions, positions: Sequence[int], deadline: float | None
-    ) -> asyncio.Future[CohortReply] | None:
-        if (
-            self._is_draining
-            or options.every_step
-            or options.is_raw
-            or not 0 <= options.top <= MAX_CANDIDATES
-            or not self._sessions.find_together(party)
-        ):
-            return None
-        model: LoadedModel | None = party.model
-        if model is None or model.codec.reply_bytes(1, options) > self._max_reply:
-            return None
-        try:
-            inputs = model.codec.encode(source)
-        except InvalidInputError:  # which the lane that it is of will be told
-            return None
-        future: asyncio.Future[CohortReply] = self._create_future()
-        together = tuple(array[:, None] for array in inputs)
-        if not model.loop.submit_together(Cohort(party, together, options, positions, deadline, future)):
-            return None
-        self._sessions.touch_together(party)
-        return future
+    def submit_columns(
+        self,
+        group: SessionGroup,
+        rows: Sequence[int],
+        steps: RowSteps,
+        options: StepOptions,
+        deadline: float | None,
+        reply: RowsReply,
+    ) -> None:
+        self._sessions.find_group(group)
+        model: LoadedModel | None = group.model
+        inputs: tuple[Tensor, ...] = ()
+        if model is not None and not self._is_draining:
+            with suppress(InvalidInputError):  # the row that it is of is told so below
+                inputs = model.codec.encode(steps.source)
+        starts = steps.starts()
+        alike, other = _find_alike(group, steps.lengths) if inputs else ({}, range(len(rows)))
+        for (length, _, _), places in alike.items():
+            assert model is not None
+            try:
+                self._check_options(model, options, model.codec.reply_bytes(length, options))
+                for start in range(0, len(places), model.engine.max_rows):
+                    some = places[start : start + model.engine.max_rows]
+                    model.loop.submit(_rows_request(group, some, rows, steps, starts, inputs, options, deadline, reply))
+            except TidegateError as error:
+                for place in places:
+                    reply.put(rows[place], error)
+        self._sessions.touch_group(group)
+        for place in other:
+            source, position = steps.of(place, starts)
+            try:
+                self.submit_step(group.ids[place], source, options, position, deadline, RowReply(reply, rows[place]))
+            except Exception as error:  # noqa: BLE001 - it is this row's answer
+                reply.put(rows[place], conceal(error))
 
     def generate_on_session(
         self,
@@ -564,9 +590,9 @@ class Service:
         same commit.
         """
         self._check_open()
-        work = Work(session, inputs, RAW, position, deadline, future)
-        work.ends = ends
-        model.loop.submit(work)
+        request = chunk(session, inputs, RAW, position, deadline, future)
+        request.ends = ends
+        model.loop.submit(request)
         if session is not None:
             self._sessions.touch(session)
 
@@ -588,7 +614,7 @@ class Service:
         if self._is_draining:
             raise UnavailableError("the server is draining", reason="DRAINING", retry_after=1.0)
 
-    def _check_ask(self, model: LoadedModel, options: StepOptions, reply_bytes: int) -> None:
+    def _check_options(self, model: LoadedModel, options: StepOptions, reply_bytes: int) -> None:
         if options.top < 0:
             raise InvalidInputError(f"top must be at least 0, got {options.top}", reason="BAD_TOP")
         if (
@@ -629,7 +655,7 @@ class Service:
         if is_streamed:
             reply.add_done_callback(lambda _: events.put_nowait(None))
         seed = sampling.seed if sampling.seed is not None else session.seed if session else secrets.randbits(64)
-        work = Generation(
+        request = Generation(
             session,
             inputs,
             sampling,
@@ -641,7 +667,7 @@ class Service:
             emit=events.put_nowait if is_streamed else None,
         )
         try:
-            model.loop.submit(work)
+            model.loop.submit(request)
             if session is not None:
                 self._sessions.touch(session)
             if not is_streamed:
@@ -666,6 +692,65 @@ def _recall(last: LastReply, inputs: tuple[Tensor, ...], position: int) -> StepR
         return None
     result: StepResult = last.result
     return result
+
+
+def _find_alike(
+    group: SessionGroup, lengths: Sequence[int]
+) -> tuple[dict[tuple[int, Request | None, bool], Sequence[int]], Sequence[int]]:
+    """Return the rows that may go as one request, by what they have in common (steps, the request that is last in the
+    session's queue, durability), and those that must go one by one.
+    """
+    sessions = group.sessions
+    if group.is_uniform and not lengths:
+        tails = {session.queue[-1] if session.queue else None for session in cast("Sequence[Session]", sessions)}
+        if len(tails) == 1:
+            return {(1, tails.pop(), group.is_durable): range(len(sessions))}, ()
+    alike: dict[tuple[int, Request | None, bool], list[int]] = {}
+    other: list[int] = []
+    for row, session in enumerate(sessions):
+        if session is None or session.model is not group.model:
+            other.append(row)
+            continue
+        tail = session.queue[-1] if session.queue else None
+        alike.setdefault((lengths[row] if lengths else 1, tail, session.is_durable), []).append(row)
+    return dict(alike), other
+
+
+def _rows_request(  # noqa: PLR0913, PLR0917
+    group: SessionGroup,
+    places: Sequence[int],
+    rows: Sequence[int],
+    steps: RowSteps,
+    starts: Sequence[int],
+    inputs: tuple[Tensor, ...],
+    options: StepOptions,
+    deadline: float | None,
+    reply: RowsReply,
+) -> Request:
+    """Return the request of some of a group's sessions, whose steps are in ``inputs`` [step, …] of all."""
+    sessions = cast("Sequence[Session]", group.sessions)
+    if len(places) == len(sessions) and not starts:
+        some = tuple([array[:, None] for array in inputs])
+        return Request(sessions, some, options, steps.positions, deadline, reply, lanes=rows, caller=group)
+    if starts:
+        first = np.array([starts[place] for place in places])
+        where = first[:, None] + np.arange(steps.lengths[places[0]])
+    else:
+        where = np.array(places)[:, None]
+    return Request(
+        [sessions[place] for place in places],
+        tuple([array[where] for array in inputs]),
+        options,
+        [steps.positions[place] for place in places] if steps.positions else (),
+        deadline,
+        reply,
+        lanes=[rows[place] for place in places],
+        caller=group,
+    )
+
+
+def _give_back(share: QueueShare, future: asyncio.Future[Any]) -> None:
+    share.give_back(has_failed=future.cancelled() or future.exception() is not None)
 
 
 def _not_started() -> asyncio.Future[Any]:
@@ -733,23 +818,23 @@ def _offset(page_token: str) -> int:
 
 
 def _statistics(model: LoadedModel) -> EngineStatistics:
-    counts = model.engine.statistics()
+    stats = model.engine.stats
     return EngineStatistics(
         model=model.manifest.name,
         version=model.manifest.version,
         provider=model.runner.provider,
         task=model.manifest.task,
         cell=model.manifest.cell,
-        num_runs=counts.num_runs,
-        num_rows=counts.num_rows,
-        num_steps=counts.num_steps,
-        num_failed_runs=counts.num_failed_runs,
-        rows_per_run=counts.rows_per_run,
+        num_runs=stats.num_runs,
+        num_rows=stats.num_rows,
+        num_steps=stats.num_steps,
+        num_failed_runs=stats.num_failed_runs,
+        rows_per_run=dict(stats.rows_per_run),
         run_seconds=model.loop.run_seconds,
-        queued=counts.num_queued,
+        queued=model.engine.num_waiting,
         arena_slots_used=model.arena.num_used,
         arena_bytes=model.arena.num_used * model.arena.slot_bytes,
         num_padding_steps=model.runner.num_padding_steps,
-        meter=model.engine.meter.snapshot(),
+        stats=stats.snapshot(),
         quality=model.quality.snapshot(),
     )

@@ -26,6 +26,7 @@ from tidegate.api import (
     Refusal,
     ReloadReport,
     RestoreRequest,
+    RowSteps,
     Sampling,
     ServedModel,
     ServiceStatistics,
@@ -41,8 +42,10 @@ from tidegate.api import (
 )
 from tidegate.clock import Clock
 from tidegate.config import Settings, load_settings
+from tidegate.engine.request import DirectReply, RowReply, RowsReply, follow
+from tidegate.engine.session import SessionGroup
 from tidegate.errors import NotFoundError, NotSupportedError, PositionConflictError, TidegateError
-from tidegate.sessions.party import Party
+from tidegate.faults import conceal
 from tidegate.sessions.snapshot import Body, decode_snapshot, encode_snapshot
 
 MODEL = ModelInfo(
@@ -288,10 +291,33 @@ class FakeCore(FakeSequences):
         self.submitted.put_nowait(session)
         return future
 
-    def step_together(
-        self, party: Party, source: Input, options: StepOptions, positions: Sequence[int], deadline: float | None
+    def submit_step(
+        self,
+        session: str,
+        source: Input,
+        options: StepOptions,
+        position: int | None,
+        deadline: float | None,
+        reply: DirectReply | RowReply,
     ) -> None:
-        """Nothing goes together here: what does is tested over the service itself."""
+        follow(self.step(session, source, options, position, deadline), reply)
+
+    def submit_columns(
+        self,
+        group: SessionGroup,
+        rows: Sequence[int],
+        steps: RowSteps,
+        options: StepOptions,
+        deadline: float | None,
+        reply: RowsReply,
+    ) -> None:
+        """Nothing goes together here: what does is tested over the core itself."""
+        for place, id_ in enumerate(group.ids):
+            source, position = steps.of(place, steps.starts())
+            try:
+                self.submit_step(id_, source, options, position, deadline, RowReply(reply, rows[place]))
+            except Exception as error:  # noqa: BLE001 - it is this row's answer
+                reply.put(rows[place], conceal(error))
 
     async def generate_on_session(
         self,

@@ -146,7 +146,7 @@ def test_features_are_scaled_on_the_way_in_and_the_target_on_the_way_out() -> No
     assert columns.dtype == np.float32
     assert excess(np.array([[1, 1, 0], [0, 0, -1]]), columns) <= ABSOLUTE
     scaled = np.array([[[[-1, 0, 1], [0, 0.5, 2]]]], np.float32)
-    (prediction,) = codec.predict({"quantiles": scaled, "surprise": np.ones((1, 1), np.float32)}, [0], 1, 1)
+    (prediction,) = codec.split(codec.read({"quantiles": scaled, "surprise": np.ones((1, 1), np.float32)}, [0], 1, 1))
     assert prediction.forecast == [((0.1, 0.5, 0.9), [[6.0, 10.0, 14.0], [10.0, 12.0, 18.0]])]
 
 
@@ -198,7 +198,7 @@ def test_pieces_join_to_what_the_whole_gives(
     found = codec.join(pieces, steps, options)
     assert texts(found) == texts(expected)
     if not every_step:
-        assert texts(codec.predict(whole, [0, row], steps, 2)[1]) == texts(expected)
+        assert texts(codec.split(codec.read(whole, [0, row], steps, 2))[1]) == texts(expected)
     told = found.next or found.forecast or list((found.outputs or {})["y"])
     assert (found.length, len(told)) == (steps, steps if every_step else 1)
 
@@ -218,7 +218,7 @@ def test_an_output_of_the_last_step_is_told_once_however_the_chunk_was_cut(every
     pieces = [codec.cut(run, 0, options, is_last=index == 2) for index, run in enumerate(runs)]
     found = codec.join(pieces, 9, options)
     assert (found.length, (found.outputs or {})["y"].tolist()) == (9, [[3, 3, 3]])
-    (whole,) = codec.predict(runs[2], [0], 9, 1)
+    (whole,) = codec.split(codec.read(runs[2], [0], 9, 1))
     assert (whole.length, (whole.outputs or {})["y"].tolist()) == (9, [[3, 3, 3]])
 
 

@@ -20,7 +20,7 @@ from tidegate.api import (
 )
 from tidegate.clock import Clock
 from tidegate.config import load_settings
-from tidegate.engine.meter import Meter
+from tidegate.engine.stats import EngineStats
 from tidegate.histogram import SECONDS, Histogram
 from tidegate.observability.exposition import CONTENT_TYPE, render
 from tidegate.observability.families import Snapshot
@@ -35,7 +35,7 @@ def read(*values: float) -> Histogram:
     return histogram
 
 
-METER = EngineStatsSnapshot(
+STATS = EngineStatsSnapshot(
     steps={"step": 50, "prompt": 11, "predict": 12, "generated": 7},
     num_repeats=3,
     num_conflicts=2,
@@ -76,7 +76,7 @@ ENGINE = EngineStatistics(
     arena_slots_used=9,
     arena_bytes=36_864,
     num_padding_steps=4,
-    meter=METER,
+    stats=STATS,
     quality=QUALITY,
 )
 SETTINGS = load_settings({"store": "redis://127.0.0.1:1/0", "arena_mb": 2})
@@ -243,8 +243,8 @@ def test_a_server_without_models_has_metrics_of_its_process() -> None:
     assert value(told, "tidegate_models_loaded") == 0
 
 
-def test_an_idle_meter_tells_zeros() -> None:
-    told = samples(measured((ENGINE._replace(meter=Meter().snapshot()),)))
+def test_idle_stats_tell_zeros() -> None:
+    told = samples(measured((ENGINE._replace(stats=EngineStats().snapshot()),)))
     assert value(told, "tidegate_steps_total", kind="generated") == 0
     assert value(told, "tidegate_queue_seconds_count") == 0
 

@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 from tests.bundles import VOCABULARY, write_tiny_bundle, write_tiny_forecast_bundle, write_tiny_stream_bundle
 from tests.clock import ManualClock
 from tests.service.serving import change_bundle, started
-from tidegate.api import Input, SessionRequest, StepOptions
+from tidegate.api import Input, RowSteps, SessionRequest, StepOptions
 from tidegate.bundle import DriftCalibration, Limit
 from tidegate.config import load_settings
-from tidegate.engine.cohort import CohortReply
+from tidegate.engine.request import RowReply, RowsReply
+from tidegate.engine.session import SessionGroup
 from tidegate.errors import TidegateError
 from tidegate.observability.requests import RequestMetrics
 from tidegate.service import Service
-from tidegate.sessions.party import Party
+from tidegate.sessions.stores.memory import MemoryStore
 from tidegate.transports.grpc.calls import Context
 from tidegate.transports.grpc.stream import step_queue
 from tidegate.v1 import predictor_pb2
@@ -49,23 +50,33 @@ DRIFT = DriftCalibration(
 
 
 class OneByOne(Service):
-    """The core without the short way."""
+    """The core, every lane by itself."""
 
-    def step_together(self, *_: object, **__: object) -> None:
-        return None
+    def submit_columns(
+        self,
+        group: SessionGroup,
+        rows: Sequence[int],
+        steps: RowSteps,
+        options: StepOptions,
+        deadline: float | None,
+        reply: RowsReply,
+    ) -> None:
+        for place, id_ in enumerate(group.ids):
+            source, position = steps.of(place, steps.starts())
+            try:
+                self.submit_step(id_, source, options, position, deadline, RowReply(reply, rows[place]))
+            except TidegateError as error:
+                reply.put(rows[place], error)
 
 
 class Counting(Service):
-    """The core; counts the messages, or parts of them, that went the short way."""
+    """The core; counts the lanes that were submitted one by one."""
 
-    num_together = 0
+    num_alone = 0
 
-    def step_together(
-        self, party: Party, source: Input, options: StepOptions, positions: Sequence[int], deadline: float | None
-    ) -> asyncio.Future[CohortReply] | None:
-        reply = super().step_together(party, source, options, positions, deadline)
-        self.num_together += reply is not None
-        return reply
+    def submit_step(self, *args: Any) -> None:
+        self.num_alone += isinstance(args[-1], RowReply)
+        super().submit_step(*args)
 
 
 class Line:
@@ -125,59 +136,99 @@ class Step(NamedTuple):
     seed: int
     where: str = "none"
     top: int = 1
+    every_step: bool = False
+    is_pipelined: bool = False
 
 
 NUM_LANES = 6
 some_lanes = st.lists(st.integers(0, NUM_LANES - 1), min_size=1, max_size=NUM_LANES, unique=True).map(tuple)
 messages = st.builds(
     Step,
-    st.just("columns"),
+    st.sampled_from(["columns", "columns", "long", "bad input"]),
     st.just(tuple(range(NUM_LANES))) | some_lanes,
     st.integers(0, 3),
     st.sampled_from(["none", "right", "right", "last", "wrong", "mixed"]),
     st.sampled_from([1, 1, 2]),
+    st.sampled_from([False, False, True]),
+)
+pipelined = st.builds(
+    Step,
+    st.sampled_from(["columns", "columns", "long", "bad input"]),
+    st.just(tuple(range(NUM_LANES))) | some_lanes,
+    st.integers(0, 3),
+    st.just("none"),
+    st.just(1),
+    st.booleans(),
+    st.just(True),
 )
 deeds = st.builds(
     Step,
-    st.sampled_from(["step", "close", "rewind", "checkpoint", "bad input", "long", "wait", "upgrade"]),
+    st.sampled_from(["step", "close", "rewind", "checkpoint", "wait", "upgrade", "elsewhere", "elsewhere"]),
     some_lanes,
     st.integers(0, 3),
     st.sampled_from(["none", "right"]),
     st.just(1),
 )
-histories = st.lists(messages | messages | deeds, min_size=3, max_size=25)
+histories = st.lists(messages | pipelined | pipelined | deeds, min_size=3, max_size=25)
 
 
 class Client:
-    """Does the same to any service that is handed to it, and notes all that it is told."""
+    """Does the same to any service that is handed to it, and notes all that it is told.
 
-    def __init__(self, service: Service, line: Line, model: str, clock: ManualClock) -> None:
-        self.service, self.line, self.model, self.clock = service, line, model, clock
+    Args:
+        service: The core.
+        other: Another replica at the same store.
+        line: A stream of the core.
+        model: Of all sessions.
+        clock: Of both.
+        durable: Which lanes' sessions are.
+    """
+
+    def __init__(
+        self, service: Service, other: Service, line: Line, model: str, clock: ManualClock, durable: Sequence[bool]
+    ) -> None:
+        self.service, self.other, self.line, self.model, self.clock = service, other, line, model, clock
         self.ids = [f"s{lane}" for lane in range(NUM_LANES)]
+        self.durable = durable
         self.positions = [0] * NUM_LANES
         self.notes: list[object] = []
+        self.num_due = 0
 
     async def begin(self) -> None:
         version = "1" if self.model == "tiny-stream" else "2"
         has_chart = self.service.model(self.model, version).drift is not None
-        for id_ in self.ids:
+        for id_, durable in zip(self.ids, self.durable, strict=True):
             await self.service.open_session(
-                SessionRequest(self.model, version, id=id_, drift=has_chart, idle_seconds=50.0)
+                SessionRequest(self.model, version, id=id_, drift=has_chart, idle_seconds=50.0, durable=durable)
             )
         self.line.send(attach=predictor_pb2.Attach(sessions=self.ids))
         await self.line.told()
 
     async def do(self, step: Step) -> None:
         if step.what in {"columns", "bad input", "long"}:
+            if not step.is_pipelined:
+                await self.listen()
             await self._columns(step)
+            if not step.is_pipelined:
+                await self.listen()
             return
+        await self.listen()
         if step.what == "wait":
             self.clock.now += 20.0
             return
         for lane in step.lanes[:2]:
-            self.notes.append(await self._deed(step, self.ids[lane]))
+            if step.what != "elsewhere" or self.durable[lane]:
+                self.notes.append(await self._deed(step, self.ids[lane]))
+
+    async def listen(self) -> None:
+        """Wait for the replies that are due."""
+        while self.num_due:
+            self.num_due -= 1
+            reply = await self.line.told()
+            self.notes.append(decode_columns_reply(reply.columns) if reply.HasField("columns") else reply.error.reason)
 
     async def end(self) -> None:
+        await self.listen()
         for id_ in self.ids:
             try:
                 info = await self.service.get_session(id_)
@@ -186,10 +237,12 @@ class Client:
                 self.notes.append(type(error))
         self.notes += [counted(self.service, self.model)]
 
-    async def _deed(self, step: Step, id_: str) -> object:
+    async def _deed(self, step: Step, id_: str) -> object:  # noqa: PLR0911
         try:
             if step.what == "step":
                 return (await self.service.step(id_, self._input(Random(step.seed), 1))).position
+            if step.what == "elsewhere":
+                return (await self.other.step(id_, self._input(Random(step.seed), 2))).position
             if step.what == "close":
                 await self.service.close_session(id_)
                 return "closed"
@@ -205,7 +258,9 @@ class Client:
         rng = Random(step.seed)
         lengths = [rng.choice([1, 2]) for _ in step.lanes] if step.what == "long" else [1] * len(step.lanes)
         source = self._input(rng, sum(lengths), is_bad=step.what == "bad input")
-        message = predictor_pb2.Columns(lanes=step.lanes, top=step.top, positions=await self._places(step, rng))
+        message = predictor_pb2.Columns(
+            lanes=step.lanes, top=step.top, every_step=step.every_step, positions=await self._places(step, rng)
+        )
         if step.what == "long":
             message.lengths.extend(lengths)
         if source.values is not None:
@@ -213,8 +268,7 @@ class Client:
         else:
             message.tokens.extend(source.tokens or ())
         self.line.send(columns=message)
-        reply = await self.line.told()
-        self.notes.append(decode_columns_reply(reply.columns) if reply.HasField("columns") else reply.error.reason)
+        self.num_due += 1
 
     async def _places(self, step: Step, rng: Random) -> list[int]:
         if step.where == "none":
@@ -245,10 +299,10 @@ def counted(service: Service, model: str) -> object:
             each.version,
             each.num_rows,
             each.num_steps,
-            each.meter.steps,
-            each.meter.num_repeats,
-            each.meter.num_conflicts,
-            each.meter.queue.num_values,
+            each.stats.steps,
+            each.stats.num_repeats,
+            each.stats.num_conflicts,
+            each.stats.queue.num_values,
             each.quality.num_steps,
             round(each.quality.surprise, 3),
             each.quality.num_nan,
@@ -293,60 +347,85 @@ def check_same(one: object, other: object) -> None:
     }
 
 
-async def notes_of(service: Service, clock: ManualClock, model: str, history: Sequence[Step]) -> list[object]:
-    async with started(service), streaming(service) as line:
-        client = Client(service, line, model, clock)
+EPHEMERAL = (False,) * NUM_LANES
+
+
+async def notes_of(
+    kind: type[Service],
+    folder: Path,
+    model: str,
+    history: Sequence[Step],
+    durable: Sequence[bool] = EPHEMERAL,
+    max_rows: int = 256,
+) -> tuple[Service, list[object]]:
+    clock = ManualClock()
+    store, settings = MemoryStore(clock.clock()), load_settings({"bundles": folder / model, "max_rows": max_rows})
+    service, other = (each(settings, clock.clock(), store) for each in (kind, Service))
+    async with started(service), started(other), streaming(service) as line:
+        client = Client(service, other, line, model, clock, durable)
         await client.begin()
         for step in history:
             await client.do(step)
         await client.end()
-        return client.notes
+        return service, client.notes
 
 
-@settings(max_examples=60, deadline=None)
-@given(history=histories, model=st.sampled_from(MODELS), max_rows=st.sampled_from([256, 256, 4]))
+@settings(max_examples=100, deadline=None)
+@given(
+    history=histories,
+    model=st.sampled_from(MODELS),
+    max_rows=st.sampled_from([256, 256, 4]),
+    durable=st.just(EPHEMERAL) | st.tuples(*[st.booleans()] * NUM_LANES),
+)
 def test_any_history_is_told_the_same_together_and_one_by_one(
-    root: Path, history: list[Step], model: str, max_rows: int
+    root: Path, history: list[Step], model: str, max_rows: int, durable: tuple[bool, ...]
 ) -> None:
     async def check() -> None:
-        told = []
-        for kind in (Service, OneByOne):
-            clock = ManualClock()
-            service = kind(load_settings({"bundles": root / model, "max_rows": max_rows}), clock.clock())
-            told.append(await notes_of(service, clock, model, history))
-        for one, other in zip(*told, strict=True):
+        _, together = await notes_of(Service, root, model, history, durable, max_rows)
+        _, alone = await notes_of(OneByOne, root, model, history, durable, max_rows)
+        for one, other in zip(together, alone, strict=True):
             check_same(one, other)
 
     asyncio.run(check())
 
 
-async def test_what_fits_goes_together(root: Path) -> None:
-    clock = ManualClock()
-    service = Counting(load_settings({"bundles": root / "tiny-lstm"}), clock.clock())
+async def test_what_is_alike_goes_together(root: Path) -> None:
     every = Step("columns", tuple(range(NUM_LANES)), 1)
     history = [
         every,
         every._replace(where="right"),
-        every._replace(where="last"),  # a repeat: one by one
-        every._replace(lanes=(3, 1)),
-        every._replace(lanes=(3,)),  # one lane
-        every._replace(what="bad input"),
+        every._replace(where="last"),  # a repeat
+        every._replace(lanes=(3, 1), is_pipelined=True),
+        every._replace(lanes=(3,), is_pipelined=True),
         every._replace(what="long"),
         every,
     ]
-    notes = await notes_of(service, clock, "tiny-lstm", history)
-    assert service.num_together == 4
-    bad = notes[5]
+    for durable in (EPHEMERAL, (True, False) * (NUM_LANES // 2), (True,) * NUM_LANES):
+        service, notes = await notes_of(Counting, root, "tiny-lstm", history, durable)
+        assert isinstance(service, Counting)
+        assert service.num_alone == 0
+        last = notes[6]
+        assert isinstance(last, ColumnsResult)
+        assert not last.errors
+
+
+async def test_a_bad_input_fails_its_lane_and_no_other(root: Path) -> None:
+    every = Step("columns", tuple(range(NUM_LANES)), 1)
+    history = [every, every._replace(what="bad input"), every]
+    service, notes = await notes_of(Counting, root, "tiny-lstm", history)
+    assert isinstance(service, Counting)
+    assert service.num_alone == NUM_LANES
+    bad = notes[1]
     assert isinstance(bad, ColumnsResult)
-    assert bad.positions == [3, 4, 3, 5, 3]
-    assert bad.errors[5].reason == "TOKEN_OUT_OF_RANGE"
+    assert bad.positions == [2] * (NUM_LANES - 1)
+    assert bad.errors[NUM_LANES - 1].reason == "TOKEN_OUT_OF_RANGE"
 
 
 async def test_a_message_larger_than_a_run_goes_in_parts(root: Path) -> None:
-    clock = ManualClock()
-    service = Counting(load_settings({"bundles": root / "tiny-stream", "max_rows": 4}), clock.clock())
-    notes = await notes_of(service, clock, "tiny-stream", [Step("columns", tuple(range(NUM_LANES)), 1)] * 2)
-    assert service.num_together == 4
+    history = [Step("columns", tuple(range(NUM_LANES)), 1)] * 2
+    service, notes = await notes_of(Counting, root, "tiny-stream", history, max_rows=4)
+    assert isinstance(service, Counting)
+    assert service.num_alone == 0
     last = notes[1]
     assert isinstance(last, ColumnsResult)
     assert last.positions == [2] * NUM_LANES
@@ -354,13 +433,10 @@ async def test_a_message_larger_than_a_run_goes_in_parts(root: Path) -> None:
 
 
 async def test_an_idle_session_expires_and_a_stepped_one_does_not(root: Path) -> None:
-    clock = ManualClock()
     every, wait = Step("columns", tuple(range(NUM_LANES)), 1), Step("wait", (), 0)
     some = every._replace(lanes=(0, 1))
-    service = Counting(load_settings({"bundles": root / "tiny-lstm"}), clock.clock())
-    notes = await notes_of(service, clock, "tiny-lstm", [every, wait, some, wait, some, wait, some, every])
+    _, notes = await notes_of(Service, root, "tiny-lstm", [every, wait, some, wait, some, wait, some, every])
     last = notes[-NUM_LANES - 2]
     assert isinstance(last, ColumnsResult)
     assert last.positions == [5, 5]
     assert {error.reason for error in last.errors.values()} == {"SESSION_IDLE"}
-    assert service.num_together == 4

@@ -26,6 +26,7 @@ from tidegate.api import (
     PredictResult,
     ReloadReport,
     RestoreRequest,
+    RowSteps,
     Sampling,
     ServedModel,
     ServiceStatistics,
@@ -41,11 +42,12 @@ from tidegate.clock import Clock
 from tidegate.cluster.keyed_lock import KeyedLock
 from tidegate.cluster.peers import Peer, Peers
 from tidegate.config import Settings
-from tidegate.engine.cohort import CohortReply
+from tidegate.engine.request import DirectReply, RowReply, RowsReply, follow
+from tidegate.engine.session import SessionGroup
 from tidegate.errors import TidegateError, UnavailableError, without_traceback
+from tidegate.faults import conceal
 from tidegate.limits import DEFAULT_PAGE
 from tidegate.sessions.ids import DURABLE, EPHEMERAL
-from tidegate.sessions.party import Party
 from tidegate.sessions.snapshot import fork_snapshot
 from tidegate.v1 import models_pb2, sessions_pb2
 from tidegate.wire.predictions import decode_step
@@ -145,12 +147,6 @@ class Router:
 
     # ---- steps
 
-    def step_together(
-        self, party: Party, source: Input, options: StepOptions, positions: Sequence[int], deadline: float | None
-    ) -> asyncio.Future[CohortReply] | None:
-        """As of `Core`: they go together where all are this worker's."""
-        return self._local.step_together(party, source, options, positions, deadline)
-
     def step(
         self,
         session: str,
@@ -165,6 +161,48 @@ class Router:
             return self._local.step(session, source, options, position, deadline)
         here = partial(self._local.step, session, source, options, position, deadline)
         return asyncio.create_task(self._step(peer, step_request(session, position, source, options), deadline, here))
+
+    def submit_step(
+        self,
+        session: str,
+        source: Input,
+        options: StepOptions,
+        position: int | None,
+        deadline: float | None,
+        reply: DirectReply | RowReply,
+    ) -> None:
+        """Let a chunk wait behind the session's other requests, and return at once; ``reply`` takes its result."""
+        if self._peers.find_owner(session) is None:
+            self._local.submit_step(session, source, options, position, deadline, reply)
+        else:
+            follow(self.step(session, source, options, position, deadline), reply)
+
+    def submit_columns(
+        self,
+        group: SessionGroup,
+        rows: Sequence[int],
+        steps: RowSteps,
+        options: StepOptions,
+        deadline: float | None,
+        reply: RowsReply,
+    ) -> None:
+        """Let steps of many sessions wait: those of this worker together, each of the others by itself."""
+        far = [place for place, id_ in enumerate(group.ids) if self._peers.find_owner(id_) is not None]
+        if not far:
+            self._local.submit_columns(group, rows, steps, options, deadline, reply)
+            return
+        starts, others = steps.starts(), set(far)
+        near = [place for place in range(len(rows)) if place not in others]
+        if near:
+            here = SessionGroup([group.ids[place] for place in near])
+            numbers = [rows[place] for place in near]
+            self._local.submit_columns(here, numbers, steps.select(near), options, deadline, reply)
+        for place in far:
+            source, position = steps.of(place, starts)
+            try:
+                self.submit_step(group.ids[place], source, options, position, deadline, RowReply(reply, rows[place]))
+            except Exception as error:  # noqa: BLE001 - it is this row's answer
+                reply.put(rows[place], conceal(error))
 
     async def _step(
         self,

@@ -39,16 +39,13 @@ class Codec(Protocol):
     def reply_bytes(self, length: int, options: StepOptions) -> int:
         """Return about how large the reply to ``length`` steps will be, in bytes."""
 
-    def predict(self, outputs: Outputs, rows: Sequence[int], length: int, top: int) -> list[Prediction]:
+    def read(self, outputs: Outputs, rows: slice | Sequence[int], length: int, top: int) -> Predictions:
         """Read the last step of whole chunks: ``rows`` of outputs [batch, time, …] that started and ended in this
         run of ``length`` steps.
         """
 
-    def predict_together(self, outputs: Outputs, rows: slice, length: int, top: int) -> Predictions:
-        """Read the same of neighbouring rows, and make nothing of a row's own."""
-
-    def part(self, together: Predictions) -> list[Prediction]:
-        """Return what `predict` would have returned of these rows."""
+    def split(self, predictions: Predictions) -> list[Prediction]:
+        """Return each row's own prediction."""
 
     def cut(self, outputs: Outputs, row: int, options: StepOptions, *, is_last: bool) -> Piece:
         """Reduce one row of a run to what the chunk's prediction will need of it."""

@@ -61,39 +61,33 @@ class Forecasts:
         steps = length if options.every_step else 1
         return steps * (64 + self._spec.horizon * len(self._spec.quantiles) * _VALUE_BYTES)
 
-    def predict(self, outputs: Mapping[str, Tensor], rows: Sequence[int], length: int, top: int) -> list[Prediction]:
-        return self.part(self._read(outputs, rows, length))
+    def read(self, outputs: Mapping[str, Tensor], rows: slice | Sequence[int], length: int, top: int) -> Predictions:
+        spec = self._spec
+        forecast = self._scaled(outputs[spec.output][rows, -1])
+        means = None if spec.surprise is None else outputs[spec.surprise].mean(axis=1)[rows]
+        return Predictions(length, quantiles=spec.quantiles, forecast=forecast, surprise=means)
 
-    def predict_together(self, outputs: Mapping[str, Tensor], rows: slice, length: int, top: int) -> Predictions:
-        return self._read(outputs, rows, length)
-
-    def part(self, together: Predictions) -> list[Prediction]:
-        assert together.forecast is not None
-        length, unit, quantiles = together.length, self.surprise_unit, together.quantiles
-        if together.forecast[0].size > FEW:
-            return self._part_large(together, together.forecast)
-        forecasts = [Forecast(quantiles, values) for values in together.forecast.tolist()]
-        if together.surprise is None:
+    def split(self, predictions: Predictions) -> list[Prediction]:
+        assert predictions.forecast is not None
+        length, unit, quantiles = predictions.length, self.surprise_unit, predictions.quantiles
+        if predictions.forecast[0].size > FEW:
+            return self._split_large(predictions, predictions.forecast)
+        forecasts = [Forecast(quantiles, values) for values in predictions.forecast.tolist()]
+        if predictions.surprise is None:
             return [Prediction(length, forecast=[forecast]) for forecast in forecasts]
         return [
             Prediction(length, forecast=[forecast], surprise=Surprise(mean, unit))
-            for forecast, mean in zip(forecasts, together.surprise.tolist(), strict=True)
+            for forecast, mean in zip(forecasts, predictions.surprise.tolist(), strict=True)
         ]
 
-    def _part_large(self, together: Predictions, forecasts: Tensor) -> list[Prediction]:
-        length, unit, found = together.length, self.surprise_unit, []
-        means = [None] * len(forecasts) if together.surprise is None else together.surprise.tolist()
+    def _split_large(self, predictions: Predictions, forecasts: Tensor) -> list[Prediction]:
+        length, unit, found = predictions.length, self.surprise_unit, []
+        means = [None] * len(forecasts) if predictions.surprise is None else predictions.surprise.tolist()
         for row, mean in enumerate(means):
             rows = Rows(self._forecasts, forecasts[row : row + 1].copy())
             surprise = None if mean is None else Surprise(mean, unit)
             found.append(Prediction(length, forecast=rows, surprise=surprise))
         return found
-
-    def _read(self, outputs: Mapping[str, Tensor], rows: slice | Sequence[int], length: int) -> Predictions:
-        spec = self._spec
-        forecast = self._scaled(outputs[spec.output][rows, -1])
-        means = None if spec.surprise is None else outputs[spec.surprise].mean(axis=1)[rows]
-        return Predictions(length, quantiles=spec.quantiles, forecast=forecast, surprise=means)
 
     def cut(self, outputs: Mapping[str, Tensor], row: int, options: StepOptions, *, is_last: bool) -> dict[str, Tensor]:
         quantiles = outputs[self._spec.output][row]

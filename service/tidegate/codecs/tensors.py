@@ -64,22 +64,20 @@ class Tensors:
         per_step = sum(_size(spec) for spec in self._outputs)
         return 64 + steps * per_step * _VALUE_BYTES
 
-    def predict(self, outputs: Mapping[str, Tensor], rows: Sequence[int], length: int, top: int) -> list[Prediction]:
-        options = StepOptions(top)
-        return [self.join([self.cut(outputs, row, options, is_last=True)], length, options) for row in rows]
-
-    def predict_together(self, outputs: Mapping[str, Tensor], rows: slice, length: int, top: int) -> Predictions:
+    def read(self, outputs: Mapping[str, Tensor], rows: slice | Sequence[int], length: int, top: int) -> Predictions:
         last = {
             spec.name: (outputs[spec.name][rows] if spec.time_axis is None else outputs[spec.name][rows, -1]).copy()
             for spec in self._outputs
         }
         return Predictions(length, outputs=last)
 
-    def part(self, together: Predictions) -> list[Prediction]:
-        outputs = together.outputs or {}
+    def split(self, predictions: Predictions) -> list[Prediction]:
+        outputs = predictions.outputs or {}
         num_rows = len(next(iter(outputs.values())))
         return [
-            Prediction(together.length, outputs={name: array[row : row + 1] for name, array in outputs.items()})
+            Prediction(
+                predictions.length, outputs={name: array[row : row + 1].copy() for name, array in outputs.items()}
+            )
             for row in range(num_rows)
         ]
 

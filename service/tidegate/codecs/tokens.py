@@ -83,43 +83,36 @@ class Tokens:
         steps = length if options.every_step else 1
         return steps * (_STEP_BYTES + min(options.top, len(self.tokens)) * _CANDIDATE_BYTES)
 
-    def predict(self, outputs: Mapping[str, Tensor], rows: Sequence[int], length: int, top: int) -> list[Prediction]:
-        is_all = len(rows) == len(outputs[self._logits])
-        return self.part(self._read(outputs, slice(None) if is_all else rows, length, top))
-
-    def predict_together(self, outputs: Mapping[str, Tensor], rows: slice, length: int, top: int) -> Predictions:
-        return self._read(outputs, rows, length, top)
-
-    def part(self, together: Predictions) -> list[Prediction]:
-        assert together.ids is not None
-        assert together.probabilities is not None
-        length, unit = together.length, self.surprise_unit
-        if together.ids.shape[1] > FEW:
-            return self._part_large(together, together.ids, together.probabilities)
-        steps = self._candidates(together.ids, together.probabilities)
-        if together.surprise is None:
-            return [Prediction(length, next=[step]) for step in steps]
-        return [
-            Prediction(length, next=[step], surprise=Surprise(mean, unit))
-            for step, mean in zip(steps, together.surprise.tolist(), strict=True)
-        ]
-
-    def _part_large(self, together: Predictions, ids: Tensor, probabilities: Tensor) -> list[Prediction]:
-        length, unit, found = together.length, self.surprise_unit, []
-        means = [None] * len(ids) if together.surprise is None else together.surprise.tolist()
-        for row, mean in enumerate(means):
-            rows = Rows(self._candidates, ids[row : row + 1].astype(np.int32), probabilities[row : row + 1].copy())
-            surprise = None if mean is None else Surprise(mean, unit)
-            found.append(Prediction(length, next=rows, surprise=surprise))
-        return found
-
-    def _read(self, outputs: Mapping[str, Tensor], rows: slice | Sequence[int], length: int, top: int) -> Predictions:
+    def read(self, outputs: Mapping[str, Tensor], rows: slice | Sequence[int], length: int, top: int) -> Predictions:
         ids, probabilities = top_candidates(outputs[self._logits][rows, -1], top)
         means = None
         if self._surprise is not None:
             surprises = outputs[self._surprise]
             means = (surprises[:, 0] if length == 1 else surprises.mean(axis=1))[rows]
         return Predictions(length, ids, probabilities, surprise=means)
+
+    def split(self, predictions: Predictions) -> list[Prediction]:
+        assert predictions.ids is not None
+        assert predictions.probabilities is not None
+        length, unit = predictions.length, self.surprise_unit
+        if predictions.ids.shape[1] > FEW:
+            return self._split_large(predictions, predictions.ids, predictions.probabilities)
+        steps = self._candidates(predictions.ids, predictions.probabilities)
+        if predictions.surprise is None:
+            return [Prediction(length, next=[step]) for step in steps]
+        return [
+            Prediction(length, next=[step], surprise=Surprise(mean, unit))
+            for step, mean in zip(steps, predictions.surprise.tolist(), strict=True)
+        ]
+
+    def _split_large(self, predictions: Predictions, ids: Tensor, probabilities: Tensor) -> list[Prediction]:
+        length, unit, found = predictions.length, self.surprise_unit, []
+        means = [None] * len(ids) if predictions.surprise is None else predictions.surprise.tolist()
+        for row, mean in enumerate(means):
+            rows = Rows(self._candidates, ids[row : row + 1].astype(np.int32), probabilities[row : row + 1].copy())
+            surprise = None if mean is None else Surprise(mean, unit)
+            found.append(Prediction(length, next=rows, surprise=surprise))
+        return found
 
     def cut(self, outputs: Mapping[str, Tensor], row: int, options: StepOptions, *, is_last: bool) -> dict[str, Tensor]:
         logits = outputs[self._logits][row]

@@ -1,39 +1,44 @@
-"""The engine: what happens to work between its arrival and its reply, but for waiting.
+"""The engine: what happens to requests between their arrival and their reply, but for waiting.
 
-It owns the scheduler, the arena and the order of each session's work, and is synchronous and free of clocks:
-``loop.py`` calls its parts in the order of a tick (plan, gather, *run*, read, *commit*, scatter, reply) and does the
-waiting in between.
+It owns the scheduler, the arena and the order of each session's requests, and is synchronous and free of clocks:
+``loop.py`` calls its parts in the order of a tick (schedule, gather, *run*, read, commit, reply) and does the waiting
+in between.
 
 Who owns which state: a session's committed state lies in ``session.slot``. The working state of a chunk in several
-pieces, of a generation without a session, and of a durable session's chunk that is being stored, lies in
-``work.scratch`` until the work is over. A commit swaps the two.
+pieces, of a generation without a session, and of a durable session's steps that are being stored, lies in
+``request.scratch`` until the request is over. A commit swaps the two.
+
+A request stands in the queue of each of its sessions, and starts when it is the head of all of them. It joins them all
+at once, so no two requests wait for each other. A row that cannot go the way of the others (a repeat, a conflict, a
+failed run, another replica was faster) is answered by itself or goes on as a request of one row.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections import Counter
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, cast
 
 import numpy as np
 
-from tidegate.api import Prediction, StepResult, Tensor
+from tidegate.api import LAST_POSITION, StepResult, Tensor
 from tidegate.codecs import Codec
 from tidegate.codecs.rows import FEW
 from tidegate.engine.arena import INITIAL, ArenaLike, Slots
-from tidegate.engine.batch import Batch, Counts, Outcome, Outputs, Step
-from tidegate.engine.cohort import Cohort, Told, stack
 from tidegate.engine.lifecycle import Event, Phase
-from tidegate.engine.meter import Meter
-from tidegate.engine.pace import Pace
+from tidegate.engine.output import Batch, OutputProcessor, Outputs
 from tidegate.engine.quality import Quality
-from tidegate.engine.reading import Reading
 from tidegate.engine.replies import LargeReply, Replies
+from tidegate.engine.request import GENERATED, Barrier, Generation, Outcome, Request, Step, StepBlock, Transcript
 from tidegate.engine.sampler import sample, uniform
-from tidegate.engine.scheduler import Plan, Scheduler
+from tidegate.engine.scheduler import BatchingWindow, Plan, Scheduler
 from tidegate.engine.session import DurableSession, LastReply, Session, Verdict, ended
-from tidegate.engine.work import GENERATED, STEP, Generation, Transcript, Turn, Work
+from tidegate.engine.stats import EngineStats
 from tidegate.errors import (
     DeadlineExceededError,
     InvalidInputError,
@@ -53,14 +58,14 @@ _HORIZON_SECONDS = 0.02
 
 
 class Engine:
-    """One model's work.
+    """One model's requests.
 
     Args:
         codec: Reads the outputs.
         arena: Holds the states; its plane ``num_states`` is the kept output, where the codec keeps one.
         num_states: How many of the arena's planes are states.
         scheduler: Says who runs next.
-        max_queue: Chunks that may wait.
+        max_queue: Rows that may wait.
         make_room: Makes one slot free, if it can, where the arena is full; returns whether it did.
         replies: Counts the last replies that are large; None: none is dropped.
         raw: Reads the outputs for those who ask for them as they are.
@@ -80,60 +85,43 @@ class Engine:
         raw: Codec | None = None,
         quality: Quality | None = None,
     ) -> None:
-        self._reading = Reading(codec, raw)
+        self._output = OutputProcessor(codec, raw)
         self._arena = arena
         self._num_states = num_states
         self._scheduler = scheduler
         self._max_queue = max_queue
         self._replies = replies or Replies(sys.maxsize)
-        self._pace = Pace(_HORIZON_SECONDS)
-        self._waiting: set[Work] = set()  # everything that is not answered yet
-        self._cohorts: set[Cohort] = set()  # likewise; their lanes are
-        self._num_together = 0
-        self._running: set[Work | Cohort] = set()  # what is in a run, or being stored
+        self._waiting: set[Request] = set()  # everything that is not answered yet
+        self._running: set[Request] = set()  # what is in a run, or being stored
+        self._ready: deque[Request] = deque()  # what has become the head of all its sessions' queues
         self._unread: list[DurableSession] = []
         self._make_room = make_room
-        self._num_runs = self._num_rows = self._num_steps = self._num_failed_runs = 0
-        self._rows_per_run: Counter[int] = Counter()
-        self.meter = Meter()
         self._quality = quality
-
-    @property
-    def num_waiting(self) -> int:
-        """Work that is not answered yet, each lane of a cohort counted."""
-        return len(self._waiting) + self._num_together
+        self.num_waiting = 0  # rows that are not answered yet
+        self.window = BatchingWindow(_HORIZON_SECONDS)
+        self.stats = EngineStats()
 
     @property
     def num_runnable(self) -> int:
-        """Work that waits for a run."""
+        """Requests that wait for a run."""
         return len(self._scheduler)
 
     @property
     def has_full_run(self) -> bool:
         """Whether no further row would find room in the next run."""
-        together = sum(cohort.num_rows - 1 for cohort in self._cohorts if cohort not in self._running)
-        return len(self._scheduler) + together >= self._scheduler.max_rows
+        return self._scheduler.num_rows >= self._scheduler.max_rows
+
+    @property
+    def max_rows(self) -> int:
+        """Rows of one request at most."""
+        return self._scheduler.max_rows
 
     def take_unread(self) -> list[DurableSession]:
-        """Return the sessions whose records must be read before their work goes on; `resume` says that one was."""
+        """Return the sessions whose records must be read before their requests go on; `resume` says that one was."""
         unread, self._unread = self._unread, []
         return unread
 
-    def num_expected(self, now: float) -> int:
-        """Callers that were answered a moment ago and are likely to come back any moment."""
-        return self._pace.num_expected(now)
-
-    def statistics(self) -> Counts:
-        return Counts(
-            self._num_runs,
-            self._num_rows,
-            self._num_steps,
-            self._num_failed_runs,
-            dict(self._rows_per_run),
-            self.num_waiting,
-        )
-
-    # ---- sessions and work arrive
+    # ---- sessions and requests arrive
 
     def can_hold(self) -> bool:
         """Whether the arena has a slot for one more, after making room where that helps."""
@@ -147,8 +135,8 @@ class Engine:
         session.slot = self._arena.allocate()
 
     def let_go(self, session: Session) -> None:
-        """Take the session's slot back, while only a `Turn` of it is in hand: it moves to another engine."""
-        self._pace.arrived(session)
+        """Take the session's slot back, while only a `Barrier` of it is in hand: it moves to another engine."""
+        self.window.on_arrival(session)
         self._free_slot(session)
 
     def dump(self, session: Session) -> bytes:
@@ -169,345 +157,349 @@ class Engine:
         if state:
             self._arena.load(session.slot, state)
 
-    def submit(self, work: Work) -> None:
-        """Let work wait its turn, behind its session's other work.
+    def submit(self, request: Request) -> None:
+        """Let a request wait its turn, behind its sessions' others; it has at most ``max_rows`` rows.
 
         Raises:
-            OverloadedError: The queue is full.
+            OverloadedError: The queue is full. Of a message, only the rows that have no room are told so.
         """
-        if self.num_waiting >= self._max_queue:
-            raise OverloadedError(f"{self._max_queue} chunks are waiting already", reason="QUEUE_FULL", retry_after=1.0)
-        self._waiting.add(work)
-        self._pace.arrived(work.session)
-        if work.session is None:
-            self._scheduler.add(work)
-            return
-        work.session.queue.append(work)
-        if len(work.session.queue) == 1:
-            self._admit_head(work.session)
-
-    def submit_together(self, cohort: Cohort) -> bool:
-        """Let a cohort wait its turn, where it can go as one; return whether it does."""
-        size = cohort.num_rows
-        if size > self._scheduler.max_rows or self.num_waiting + size > self._max_queue or not cohort.can_start():
-            return False
-        cohort.start()
-        self._cohorts.add(cohort)
-        self._num_together += size
-        self._pace.arrived(cohort.party)
-        self._scheduler.add(cohort)
-        return True
+        room = self._max_queue - self.num_waiting
+        if request.num_rows > room:
+            error = OverloadedError(
+                f"{self._max_queue} chunks are waiting already", reason="QUEUE_FULL", retry_after=1.0
+            )
+            if request.lanes is None:
+                raise error
+            for row in range(max(0, room), request.num_rows):
+                request.answer(row, error)
+            if room <= 0:
+                return
+            request.keep(range(room))
+        self.num_waiting += request.num_rows
+        self._waiting.add(request)
+        self.window.on_arrival(request.caller)
+        num_behind = 0
+        for session in request.sessions:
+            if session.queue:
+                num_behind += 1
+            session.queue.append(request)
+        request.num_behind = num_behind
+        if not num_behind:
+            self._start(request)
+            if self._ready:
+                self._start_ready()
 
     def release(self, session: Session) -> None:
-        """Let go of a session that has ended: its waiting work fails with the reason, its slot is freed.
+        """Let go of a session that has ended: its waiting rows fail with the reason, its slot is freed.
 
-        A chunk of it that is running just now fails when the run is over, and the slot is freed then.
+        A row of it that is running just now fails when the run is over, and the slot is freed then.
         """
-        if session.queue and isinstance(cohort := session.queue[0], Cohort):
-            cohort.set_aside(session, ended(session.id, session.phase))
-        for work in [work for work in session.queue if work not in self._running]:
-            session.queue.remove(work)
-            if isinstance(work, Cohort):
-                continue
-            self._waiting.discard(work)
-            self._scheduler.discard(work)
-            self._free_scratch(work, is_over=True)
-            work.fail(ended(session.id, session.phase))
-        self._pace.arrived(session)
+        for request in session.queue:
+            request.has_gone = True
+        self._fail_waiting(session, None)
+        self.window.on_arrival(session)
         if not session.queue:
             self._free_slot(session)
+        self._start_ready()
 
     def abort(self, error: TidegateError) -> None:
         """Answer everything that waits with ``error``."""
-        for cohort in list(self._cohorts):
-            self._scheduler.discard(cohort)
-            self._forget_together(cohort)
-            for session in cohort.sessions:
+        self._ready.clear()
+        for request in list(self._waiting):
+            self._waiting.discard(request)
+            self._scheduler.discard(request)
+            self._free_scratch(request, is_over=True)
+            for session in request.sessions:
                 session.queue.clear()
-            cohort.fail(error)
-        for work in list(self._waiting):
-            self._waiting.discard(work)
-            self._scheduler.discard(work)
-            self._free_scratch(work, is_over=True)
-            if work.session is not None:
-                work.session.queue.clear()
-            work.fail(error)
+            request.fail(error)
+        self.num_waiting = 0
 
     # ---- the tick, in order
 
-    def plan(self, now: float) -> Plan | None:
+    def schedule(self, now: float) -> Plan | None:
         """Return the next run, or None where nothing waits."""
         plan = self._scheduler.plan(now)
         if plan is None:
             return None
-        for work in plan.dropped:
-            self._drop_any(work, _too_late())
-        self._running.update(plan.works)
-        self._running.update(plan.cohorts)
-        self.meter.planned(plan.works, now)
-        for cohort in plan.cohorts:
-            self.meter.planned_together(cohort, now)
+        for request in plan.dropped:
+            self._drop(request, _too_late())
+        if plan.dropped:
+            self._start_ready()
+        self._running.update(plan.requests)
+        self.stats.add_plan(plan.requests, now)
         return plan
-
-    def split(self, plan: Plan) -> list[Work]:
-        """Return the rows of a run that failed, to be tried alone: its cohorts disband."""
-        works = list(plan.works)
-        for cohort in plan.cohorts:
-            works += self._disband(cohort)
-        return works
-
-    def retry(self, work: Work, length: int) -> Plan | None:
-        """Return a run of one row of a run that failed, or None where the row is over in the meantime."""
-        if work not in self._waiting:
-            return None
-        return Plan([work], length, [])
 
     def gather(self, plan: Plan) -> tuple[list[Tensor], list[Tensor]]:
         """Return the run's inputs, each [rows, steps, …], and states."""
-        works, length = plan.works, plan.length
-        sources = [cohort.find_slots() for cohort in plan.cohorts]
-        parts = [cohort.inputs for cohort in plan.cohorts]
-        if works:
-            parts.insert(
-                0,
-                tuple(
-                    np.stack([work.inputs[index][work.offset : work.offset + length] for work in works])
-                    for index in range(len(works[0].inputs))
-                ),
-            )
-            sources.insert(0, _slots([_source(work) for work in works]))
-        inputs = [stack(arrays) for arrays in zip(*parts, strict=True)]
-        return inputs, self._arena.gather(stack(sources), self._num_states)
+        requests, length = plan.requests, plan.length
+        slots: list[int] = []
+        is_whole = True
+        for request in requests:
+            slots += _sources(request)
+            is_whole = is_whole and request.length == length
+        if is_whole:
+            parts = [request.inputs for request in requests]
+        else:
+            parts = [
+                tuple([array[:, request.offset : request.offset + length] for array in request.inputs])
+                for request in requests
+            ]
+        inputs = [arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+        return inputs, self._arena.gather(_slots(slots), self._num_states)
 
-    def read(self, plan: Plan, outputs: Outputs, states: list[Tensor], now: float) -> Batch:
-        """Take the run's results in: who goes on, who has ended, and what the latter are told."""
-        works = plan.works
-        self._num_runs += 1
-        num_rows = plan.num_rows
-        self._num_rows += num_rows
-        self._num_steps += num_rows * plan.length
-        self._rows_per_run[1 << (num_rows - 1).bit_length()] += 1
-        rows = []
-        steps = self.meter.steps
-        for index, work in enumerate(works):
-            work.offset += plan.length
-            steps[work.kind] += plan.length
-            error = self._refusal(work, now)
-            if error is not None:
-                self._drop(work, error)
-                continue
-            if self._needs_scratch(work):
-                work.scratch = self._arena.allocate()
-            rows.append((index, work))
-        answers, failures = self._reading.predict(rows, outputs)
-        if failures:
-            rows = [row for row in rows if row[1] not in failures]
-            for work, failure in failures.items():
-                self._break(work, failure)
-        batch = Batch(rows, outputs, states, answers)
-        first = len(works)
-        for cohort in plan.cohorts:
-            steps[STEP] += cohort.num_rows
-            self._read_together(batch, first, cohort, now)
-            first += cohort.num_rows
+    def read(self, plan: Plan, inputs: list[Tensor], outputs: Outputs, states: list[Tensor], now: float) -> Batch:
+        """Take the run's results in: which rows go on, which have ended, and what the latter are told."""
+        length, first = plan.length, 0
+        self.stats.add_run(plan.num_rows, length)
+        steps = self.stats.steps
+        batch = Batch([], inputs, outputs, states)
+        for request in plan.requests:
+            num_rows = request.num_rows
+            steps[request.kind] += length * num_rows
+            request.offset += length
+            request.rows = range(first, first + num_rows)
+            first += num_rows
+            if request.reply.done() or (request.deadline is not None and request.deadline <= now):
+                self._drop(request, _too_late())
+            elif self._is_wanted(request):
+                batch.requests.append(request)
+        if failures := self._output.process(batch):
+            for request, found in groupby(failures, key=itemgetter(0)):
+                bad = {row: conceal(error, _UNUSABLE) for _, row, error in found}
+                for row, told in bad.items():
+                    request.answer(row, told)
+                self._keep(request, [row for row in range(request.num_rows) if row not in bad])
+            batch.requests = [request for request in batch.requests if request in self._waiting]
+        if self._quality is not None:
+            try:
+                self._quality.take(batch)
+            except Exception:  # a fault there costs nobody the answer
+                log.exception("what a run says of the model's quality could not be counted")
         return batch
 
-    def scatter(self, batch: Batch) -> None:
-        """Write the new states to where each row's next run, or its session's next chunk, will look for them."""
-        kept = [(row, slot) for row, work in batch.rows if (slot := _target(work)) is not None]
-        rows, slots = _slots([row for row, _ in kept]), _slots([slot for _, slot in kept])
-        for first, cohort, _ in batch.cohorts:
-            lanes = _slots(cohort.lanes)
-            rows = np.concatenate((rows, first + lanes))
-            slots = np.concatenate((slots, cohort.slots[lanes]))
-        if not len(rows):
-            return
-        assert slots.all()  # the initial state is nobody's
-        planes = self._reading.planes(batch)
-        if len(rows) < len(batch.outputs[next(iter(batch.outputs))]):
-            planes = self._arena.select(rows, planes)
-        self._arena.scatter(slots, planes)
-
-    def part(self, batch: Batch) -> list[Step]:
-        """Take the chunks of durable sessions that end here out of the batch: they are to be stored first."""
-        rows = [row for row in batch.rows if row[1].is_stored and not row[1].remaining]
-        if not rows:
-            return []
-        stored = {row for row, _ in rows}
-        batch.rows = [row for row in batch.rows if row[0] not in stored]
-        states = self._arena.pack(_slots([row for row, _ in rows]), self._reading.planes(batch))
-        steps = []
-        for (row, work), state in zip(rows, states, strict=True):
-            try:
-                steps.append(self._step(batch, row, work, state))
-            except Exception as error:  # noqa: BLE001 - told to the row that it concerns
-                self._break(work, error)
+    def commit(self, batch: Batch, now: float) -> list[Step]:
+        """Move the sessions on whose only truth is the arena; return the steps that are to be stored first."""
+        self._scatter(batch)
+        steps: list[Step] = []
+        stored = [request for request in batch.requests if request.is_stored and request.offset == request.length]
+        if stored:
+            batch.requests = [request for request in batch.requests if request not in set(stored)]
+            rows = [row for request in stored for row in request.rows]
+            states = iter(self._arena.pack(_slots(rows), self._output.planes(batch)))
+            for request in stored:
+                some = [next(states) for _ in request.rows]
+                try:
+                    steps += self._steps_of(batch, request, some)
+                except Exception as error:  # noqa: BLE001 - told to the rows that it concerns
+                    self._break(request, error)
+        for request in batch.requests:
+            if request.offset == request.length and request.sessions:
+                try:
+                    self._commit(request, now)
+                except Exception as error:  # noqa: BLE001 - told to the rows that it concerns
+                    self._break(request, error)
         return steps
 
     def reply(self, batch: Batch, now: float) -> None:
-        """Answer the chunks that ended, and let the others wait for their next run."""
-        if self._quality is not None:
-            _watch(lambda quality: quality.take(batch), self._quality)
-        hungry: list[tuple[int, Generation]] = []
-        for row, work in batch.rows:
-            self._running.discard(work)
+        """Answer the rows that ended, and let the others wait for their next run."""
+        hungry: list[Generation] = []
+        for request in batch.requests:
+            if request not in self._waiting:
+                continue
+            self._running.discard(request)
             try:
-                if work.remaining:
-                    self._scheduler.add(work)
-                elif isinstance(work, Generation):
-                    if not self._accept(work, _commit(work, work.transcript, now), now):
-                        hungry.append((row, work))
+                if request.offset < request.length:
+                    self._scheduler.add(request)
+                elif isinstance(request, Generation):
+                    if not self._accept(request, request.position, now):
+                        hungry.append(request)
                 else:
-                    self._answer(work, batch.answers[work], now)
-            except Exception as error:  # noqa: BLE001 - told to the row that it concerns
-                self._break(work, error)
+                    self._answer(request, now)
+            except Exception as error:  # noqa: BLE001 - told to the rows that it concerns
+                self._break(request, error)
         if hungry:
-            self._feed(self._reading.logits(batch, [row for row, _ in hungry]), [work for _, work in hungry])
-        for first, cohort, told in batch.cohorts:
-            try:
-                self._answer_together(batch, first, cohort, told, now)
-            except Exception as error:
-                log.exception("a message of %d lanes could not be answered", cohort.num_rows)
-                self._drop_together(cohort, conceal(error, _UNUSABLE))
+            self._feed(self._output.logits(batch, [request.rows[0] for request in hungry]), hungry)
+        self._start_ready()
 
     def settle(self, steps: Sequence[Step], outcomes: Sequence[Outcome], now: float) -> None:
         """Answer the steps that were stored; those that others overtook are decided again, from the record."""
-        hungry: list[Step] = []
-        for step, outcome in zip(steps, outcomes, strict=True):
-            work = step.work
-            self._running.discard(work)
-            if work not in self._waiting:  # the loop was stopped meanwhile
+        hungry: list[tuple[Generation, Tensor]] = []
+        for request, found in groupby(zip(steps, outcomes, strict=True), key=lambda pair: pair[0].request):
+            pairs = list(found)
+            self._running.discard(request)
+            if request not in self._waiting:  # the loop was stopped meanwhile
                 continue
             try:
-                if self._settle(step, outcome, now):
-                    hungry.append(step)
-            except Exception as error:  # noqa: BLE001 - told to the step that it concerns
-                step.session.is_fresh = False  # its record says what became of it
-                self._break(work, error)
+                if self._settle(request, pairs, now):
+                    assert isinstance(request, Generation)
+                    assert pairs[0][0].logits is not None
+                    hungry.append((request, pairs[0][0].logits))
+            except Exception as error:  # noqa: BLE001 - told to the rows that it concerns
+                for step, _ in pairs:
+                    step.session.is_fresh = False  # its record says what became of it
+                self._break(request, error)
         if hungry:
-            logits = np.stack([step.logits for step in hungry if step.logits is not None])
-            self._feed(logits, [step.work for step in hungry if isinstance(step.work, Generation)])
+            self._feed(np.stack([logits for _, logits in hungry]), [request for request, _ in hungry])
+        self._start_ready()
 
     def fail(self, plan: Plan, error: TidegateError) -> None:
         """Answer a failed run's own rows with the error: nobody else's."""
         # What the graph refuses is the request's fault, and no failure of the engine.
-        self._num_failed_runs += not isinstance(error, InvalidInputError)
-        for work in plan.works:
-            self._drop(work, error)
-        for cohort in plan.cohorts:
-            self._drop_together(cohort, error)
+        self.stats.num_failed_runs += not isinstance(error, InvalidInputError)
+        for request in plan.requests:
+            self._drop(request, error)
+        self._start_ready()
+
+    def split(self, plan: Plan) -> list[Request]:
+        """Return the rows of a run that failed, each as a request, to be tried alone by `retry`."""
+        alone: list[Request] = []
+        for request in plan.requests:
+            if request.num_rows == 1:
+                alone.append(request)
+                continue
+            if request.has_gone and not self._drop_ended(request):
+                continue
+            children = self._keep(request, (), range(request.num_rows))
+            self._running.update(children)
+            alone += children
+        self._start_ready()
+        return alone
+
+    def retry(self, request: Request, length: int) -> Plan | None:
+        """Return a run of one row of a run that failed, or None where the row is over in the meantime."""
+        return Plan([request], length, []) if request in self._waiting else None
 
     # ---- durable sessions, read again
 
     def resume(self, session: DurableSession, error: TidegateError | None = None) -> None:
-        """Go on with a session whose record was read, or fail its waiting work with the reason why it was not."""
+        """Go on with a session whose record was read, or fail its waiting rows with the reason why it was not."""
         session.is_reading = False
-        if error is not None:
-            for work in [work for work in session.queue if work not in self._running]:
-                session.queue.remove(work)
-                self._waiting.discard(work)
-                work.fail(error)
-        else:
+        if error is None:
             session.is_fresh = True
-        if session.queue and session.queue[0] not in self._running:
-            self._admit_head(session)
-        elif not session.queue and session.phase is not Phase.OPEN:
+        else:
+            self._fail_waiting(session, error)
+        if session.queue:
+            head = session.queue[0]
+            if not head.num_behind and head not in self._running:
+                self._ready.append(head)
+        elif session.phase is not Phase.OPEN:
             self._free_slot(session)
+        self._start_ready()
         session.last = None  # whoever repeats has the record read again
-
-    def _step(self, batch: Batch, row: int, work: Work, state: bytes) -> Step:
-        session, logits = work.session, None
-        assert isinstance(session, DurableSession)
-        position = session.position + work.length
-        result: StepResult | Transcript
-        if isinstance(work, Generation):
-            result, logits = work.transcript_ahead, self._reading.logits(batch, [row])[0]
-        else:
-            result = StepResult(session.id, position, batch.answers[work])
-        scored = None if self._quality is None else self._quality.score(batch, row, work)
-        return Step(work, session, position, state, LastReply(work.start, work.fingerprint(), result), logits, scored)
-
-    def _settle(self, step: Step, outcome: Outcome, now: float) -> bool:
-        """Answer one step; return whether it is of a generation that goes on."""
-        if not isinstance(outcome, bytes):
-            self._overtaken(step, outcome)
-            return False
-        self._take_over(step, outcome, now)
-        if isinstance(step.work, Generation):
-            return not self._accept(step.work, step.position, now)
-        if not step.work.ends:
-            self._tell(step.work, step.last.result, now)
-            return False
-        step.session.end(Event.CLOSE)
-        try:
-            self._tell(step.work, step.last.result, now)
-        finally:
-            self.release(step.session)
-        return False
-
-    def _take_over(self, step: Step, revision: bytes, now: float) -> None:
-        """The record is the step's: so are, from now on, the copy's position and its state, which lies in scratch."""
-        session, work = step.session, step.work
-        assert work.scratch is not None
-        session.slot, work.scratch = work.scratch, session.slot
-        session.revision = revision
-        if self._quality is not None and step.scored is not None:
-            self._quality.commit(step.scored, session)
-        session.advance(work.length, None, now)
-
-    def _overtaken(self, step: Step, error: TidegateError | None) -> None:
-        """The step was not stored, or nobody knows: what is here of the session is not to be trusted any more."""
-        step.session.is_fresh = False
-        if error is not None or step.session.phase is not Phase.OPEN:
-            self._drop(step.work, error or ended(step.session.id, step.session.phase))
-        elif not step.work.can_start_over:
-            self._drop(step.work, _moved(step.session))
-        else:
-            self._free_scratch(step.work, is_over=True)
-            step.work.start_over()
-            self._admit_head(step.session)
-
-    def _must_read(self, work: Work, session: DurableSession) -> bool:
-        """Whether the stored record decides first: before anything is run on a copy that may be old, and before a
-        repeat or a conflict is told.
-        """
-        if not session.is_fresh:
-            work.is_checked = True
-            return True
-        if work.is_checked or work.position is None or work.position == session.position:
-            return False
-        work.is_checked = True
-        session.is_fresh = False
-        return True
 
     # ---- inside a tick
 
-    def _refusal(self, work: Work, now: float) -> TidegateError | None:
-        """Return why a row's result is not wanted any more, or None; its session then stays as it was."""
-        if work.is_abandoned or work.is_late(now):
-            return _too_late()
-        if work.session is not None and work.session.phase is not Phase.OPEN:
-            return ended(work.session.id, work.session.phase)
-        if self._needs_scratch(work) and not self.can_hold():
-            return OverloadedError("the arena is full", reason="ARENA_FULL", retry_after=1.0)
-        return None
-
-    @staticmethod
-    def _needs_scratch(work: Work) -> bool:
-        """Whether the row goes on without being committed to a session, and has no place for its working state yet."""
-        if work.scratch is not None:
+    def _is_wanted(self, request: Request) -> bool:
+        """Answer the rows whose session has ended, or that have no room for their working state; return whether any is
+        left.
+        """
+        if request.has_gone and not self._drop_ended(request):
             return False
-        return work.is_stored or work.remaining > 0 or (work.session is None and isinstance(work, Generation))
+        if request.scratch or not (
+            request.is_stored
+            or request.offset < request.length
+            or (isinstance(request, Generation) and not request.sessions)
+        ):
+            return True
+        scratch: list[int] = []
+        while len(scratch) < request.num_rows and self.can_hold():
+            scratch.append(self._arena.allocate())
+        for row in range(len(scratch), request.num_rows):
+            request.answer(row, OverloadedError("the arena is full", reason="ARENA_FULL", retry_after=1.0))
+        self._keep(request, range(len(scratch)))
+        request.scratch = scratch
+        return bool(scratch)
 
-    def _answer(self, work: Work, prediction: Prediction, now: float) -> None:
-        result: StepResult | Prediction = prediction
-        if work.session is not None:
-            result = StepResult(work.session.id, work.session.position + work.length, prediction)
-            _commit(work, result, now)
-            # A step's best candidates, the commonest answer, are asked nothing.
-            if work.options.every_step or work.options.top > FEW or prediction.next is None:
-                self._count(work.session, prediction.num_bytes)
-        self._tell(work, result, now)
+    def _drop_ended(self, request: Request) -> bool:
+        """Answer the rows whose session has ended; return whether any is left."""
+        gone = [row for row, session in enumerate(request.sessions) if session.phase is not Phase.OPEN]
+        for row in gone:
+            session = request.sessions[row]
+            request.answer(row, ended(session.id, session.phase))
+        self._keep(request, [row for row in range(request.num_rows) if row not in set(gone)])
+        return request in self._waiting
+
+    def _scatter(self, batch: Batch) -> None:
+        """Write the new states to where each row's next run, or its session's next chunk, will look for them."""
+        rows: list[int] = []
+        slots: list[int] = []
+        for request in batch.requests:
+            if request.is_stored or not request.sessions or request.offset < request.length:
+                if request.scratch:
+                    rows += request.rows
+                    slots += request.scratch
+            else:
+                rows += request.rows
+                slots += [session.slot or INITIAL for session in request.sessions]
+        if not rows:
+            return
+        targets = _slots(slots)
+        assert targets.all()  # the initial state is nobody's
+        planes = self._output.planes(batch)
+        if len(rows) < len(batch.outputs[next(iter(batch.outputs))]):
+            planes = self._arena.select(_slots(rows), planes)
+        self._arena.scatter(targets, planes)
+
+    def _steps_of(self, batch: Batch, request: Request, states: Sequence[bytes]) -> list[Step]:
+        """Return the rows of a durable request as what is to be stored."""
+        results: list[StepResult | Transcript]
+        logits = None
+        if isinstance(request, Generation):
+            results, logits = [request.next_transcript], self._output.logits(batch, request.rows)[0]
+        else:
+            predictions = request.predictions
+            if predictions is None:
+                assert request.together is not None
+                predictions = self._output.split(request.together)
+                for row, drift in request.drift.items():
+                    predictions[row].drift = drift
+            results = [
+                StepResult(session.id, session.position + request.length, prediction)
+                for session, prediction in zip(request.sessions, predictions, strict=True)
+            ]
+        steps = []
+        for row, (session, result, state) in enumerate(zip(request.sessions, results, states, strict=True)):
+            assert isinstance(session, DurableSession)
+            last = LastReply(request.starts[row], request.fingerprint(row), result)
+            position = session.position + request.length
+            steps.append(Step(request, row, session, position, state, last, logits, request.scored))
+        return steps
+
+    def _commit(self, request: Request, now: float) -> None:
+        """Move the sessions on by what a request of ephemeral ones did, which they remember."""
+        sessions, length = request.sessions, request.length
+        if isinstance(request, Generation):
+            last = LastReply(request.starts[0], request.fingerprint(0), request.transcript)
+            sessions[0].advance(length, last, now)
+        elif request.together is not None:
+            block = self._block(request)
+            recollection: StepBlock | LargeReply = block
+            if (size := block.num_bytes) > SMALL_REPLY_BYTES:
+                recollection = LargeReply(None, block)
+                self._replies.hold(recollection, size)
+            request.results = block
+            for session in sessions:
+                session.position += length
+                session.last = recollection
+                session.used_at = now
+        else:
+            assert request.predictions is not None
+            results = []
+            for row, (session, prediction) in enumerate(zip(sessions, request.predictions, strict=True)):
+                result = StepResult(session.id, session.position + length, prediction)
+                session.advance(length, LastReply(request.starts[row], request.fingerprint(row), result), now)
+                # A step's best candidates, the commonest answer, are asked nothing.
+                if request.options.every_step or request.options.top > FEW or prediction.next is None:
+                    self._count(session, prediction.num_bytes)
+                results.append(result)
+            request.results = results
+
+    def _block(self, request: Request) -> StepBlock:
+        assert request.together is not None
+        ids = [session.id for session in request.sessions]
+        return StepBlock(
+            ids, request.starts, request.inputs, request.options, request.together, request.drift, self._output.split
+        )
 
     def _count(self, session: Session, num_bytes: int) -> None:
         """Let the reply that a session has just got count, where it is a large one."""
@@ -515,211 +507,292 @@ class Engine:
             session.last = LargeReply(session.last)
             self._replies.hold(session.last, num_bytes)
 
-    # ---- cohorts
-
-    def _read_together(self, batch: Batch, first: int, cohort: Cohort, now: float) -> None:
-        if cohort.is_abandoned or cohort.is_late(now):
-            self._drop_together(cohort, _too_late())
-            return
-        rows = slice(first, first + cohort.num_rows)
-        try:
-            predictions = self._reading.predict_together(batch.outputs, rows, cohort.options.top)
-        except Exception:
-            log.exception("the results of %d lanes could not be read together", cohort.num_rows)
-            self._read_apart(batch, first, cohort)
-            return
-        told = Told(cohort.party.ids, cohort.starts, cohort.inputs, cohort.options, predictions, {}, self._reading.part)
-        batch.cohorts.append((first, cohort, told))
-
-    def _read_apart(self, batch: Batch, first: int, cohort: Cohort) -> None:
-        """Read each lane by itself, so that one that cannot be read fails no other."""
-        rows = [(first + lane, work) for lane, work in zip(cohort.lanes, self._disband(cohort), strict=True)]
-        for _, work in rows:
-            work.offset = work.length
-        answers, failures = self._reading.predict(rows, batch.outputs)
-        batch.rows += [row for row in rows if row[1] not in failures]
-        batch.answers |= answers
-        for work, failure in failures.items():
-            self._break(work, failure)
-
-    def _answer_together(self, batch: Batch, first: int, cohort: Cohort, told: Told, now: float) -> None:
-        if self._quality is not None:
-            _watch(lambda quality: quality.take_together(cohort, batch.outputs, first, told.drift), self._quality)
-        reply, size = None, told.num_bytes
-        if size > SMALL_REPLY_BYTES:
-            reply = LargeReply(None, told)
-            self._replies.hold(reply, size)
-        cohort.commit(reply or told, now)
-        self._running.discard(cohort)
-        self._forget_together(cohort)
-        self._leave(cohort)
-        self._pace.answered(cohort.party, now)
-        cohort.answer(told)
-
-    def _drop_together(self, cohort: Cohort, error: TidegateError) -> None:
-        """Answer all lanes with an error; the sessions stay as they were."""
-        self._running.discard(cohort)
-        if cohort in self._cohorts:
-            self._forget_together(cohort)
-            self._scheduler.discard(cohort)
-            self._leave(cohort)
-            cohort.fail(error)
-
-    def _forget_together(self, cohort: Cohort) -> None:
-        self._cohorts.remove(cohort)
-        self._num_together -= cohort.num_rows
-
-    def _disband(self, cohort: Cohort) -> list[Work]:
-        """Let each lane that goes on be work of its own; return these, by rising lane."""
-        self._forget_together(cohort)
-        self._running.discard(cohort)
-        lanes = cohort.disband()
-        self._waiting.update(lanes)
-        self._running.update(lanes)
-        self._leave(cohort)
-        if not lanes:
-            cohort.answer(None)
-        return lanes
-
-    def _leave(self, cohort: Cohort) -> None:
-        """Let the sessions' next work come, and give back the slots of sessions that ended."""
-        for session in cohort.sessions:
-            queue = session.queue
-            if queue and queue[0] is cohort:
-                del queue[0]
-                if queue and session.phase is Phase.OPEN:
-                    self._admit_head(session)
-            if session.phase is not Phase.OPEN and not queue:
-                self._free_slot(session)
-
-    def _drop_any(self, work: Work | Cohort, error: TidegateError) -> None:
-        if isinstance(work, Cohort):
-            self._drop_together(work, error)
+    def _answer(self, request: Request, now: float) -> None:
+        self.window.on_answer(request.caller, now)
+        self._forget(request)
+        results = request.results if request.sessions else request.predictions
+        if isinstance(results, StepBlock):
+            request.answer_together(results)
         else:
-            self._drop(work, error)
+            assert results is not None
+            for row, result in enumerate(results):
+                request.answer(row, result)
 
-    def _tell(self, work: Work, result: StepResult | Prediction, now: float) -> None:
-        self._pace.answered(work.session, now)
-        self._forget(work)
-        work.answer(result)
-
-    def _accept(self, work: Generation, position: int, now: float) -> bool:
+    def _accept(self, request: Generation, position: int, now: float) -> bool:
         """Tell the steps that are committed up to ``position``; return whether the generation is over."""
-        if work.kind == GENERATED:
-            self.meter.num_generated += 1
-        is_over = work.accept(position)
+        if request.kind == GENERATED:
+            self.stats.num_generated += 1
+        is_over = request.accept(position)
         if is_over:
-            self._pace.answered(work.session, now)
-            self._forget(work)
+            self.window.on_answer(request.caller, now)
+            self._forget(request)
         return is_over
 
-    def _feed(self, logits: Tensor, works: Sequence[Generation]) -> None:
+    def _feed(self, logits: Tensor, requests: Sequence[Generation]) -> None:
         """Sample the next token of each generation from its row of ``logits``, and let it wait for its next run."""
         try:
-            randoms = [uniform(work.seed, _position(work)) for work in works]
-            tokens = sample(logits, [work.sampling for work in works], randoms)
+            randoms = [uniform(request.seed, request.position) for request in requests]
+            tokens = sample(logits, [request.sampling for request in requests], randoms)
         except Exception as error:  # noqa: BLE001 - told to the generation that it concerns
-            if len(works) == 1:
-                self._break(works[0], error)
+            if len(requests) == 1:
+                self._break(requests[0], error)
             else:
-                for row, work in enumerate(works):
-                    self._feed(logits[row : row + 1], [work])
+                for row, request in enumerate(requests):
+                    self._feed(logits[row : row + 1], [request])
             return
-        for work, token in zip(works, tokens, strict=True):
-            self._free_scratch(work)
-            work.push(token)
-            self._scheduler.add(work)
+        for request, token in zip(requests, tokens, strict=True):
+            self._free_scratch(request)
+            request.push(token)
+            self._scheduler.add(request)
 
-    # ---- a session's queue
+    def _settle(  # noqa: C901, PLR0912
+        self, request: Request, pairs: Sequence[tuple[Step, Outcome]], now: float
+    ) -> bool:
+        """Answer a durable request's rows; return whether it is a generation that goes on."""
+        written: list[int] = []
+        overtaken: list[int] = []
+        scratch = list(request.scratch)
+        for step, outcome in pairs:
+            session, row = step.session, step.row
+            if isinstance(outcome, bytes):
+                # The record is the step's: so are, from now on, the copy's position and its state.
+                assert session.slot is not None
+                session.slot, scratch[row] = scratch[row], session.slot
+                session.revision = outcome
+                session.advance(request.length, None, now)
+                written.append(row)
+                continue
+            # Not stored, or nobody knows: what is here of the session is not to be trusted any more.
+            session.is_fresh = False
+            if outcome is not None or session.phase is not Phase.OPEN:
+                request.answer(row, outcome or ended(session.id, session.phase))
+            elif not request.can_start_over:
+                request.answer(row, _moved(session))
+            else:
+                overtaken.append(row)
+        request.scratch = scratch
+        if self._quality is not None and request.scored is not None and written:
+            self._quality.commit(request.scored, request.sessions, written)
+        if request.num_rows == 1 and overtaken:
+            self._start_over(request)
+            return False
+        for child in self._keep(request, written, overtaken):
+            self._start_over(child)
+        if not written:
+            return False
+        if isinstance(request, Generation):
+            return not self._accept(request, pairs[0][0].position, now)
+        if request.together is not None:
+            request.results = self._block(request)
+        else:
+            request.results = [pairs[row][0].last.result for row in written]
+        if not request.ends:
+            self._answer(request, now)
+            return False
+        request.sessions[0].end(Event.CLOSE)
+        try:
+            self._answer(request, now)
+        finally:
+            self.release(pairs[0][0].session)
+        return False
 
-    def _admit_head(self, session: Session) -> None:
-        """Decide what the head of the session's queue means at its position, until one is to be run or none is left."""
-        while session.queue:
-            work = session.queue[0]
-            assert isinstance(work, Work)  # a cohort finds its sessions idle
+    # ---- the queues of sessions
+
+    def _start_ready(self) -> None:
+        while self._ready:
+            request = self._ready.popleft()
+            if request in self._waiting:
+                self._start(request)
+
+    def _start(self, request: Request) -> None:
+        """Decide what a request means at its sessions' positions: it waits for a run, or is answered."""
+        if request.reply.done():
+            self._forget(request)
+            return
+        if not request.sessions:
+            self._scheduler.add(request)
+            return
+        if isinstance(request, Barrier):
+            self._act(request)
+            return
+        if isinstance(request, Generation) and request.sampling.seed is None:
+            request.seed = request.sessions[0].seed  # the record's, which may have been read since the request was made
+        positions = [session.position for session in request.sessions]
+        if _applies(request, positions):
+            request.starts = positions
+        elif not self._decide_rows(request):
+            return
+        if request.length:
+            self._scheduler.add(request)
+        else:
+            self._continue(request)
+
+    def _decide_rows(self, request: Request) -> bool:  # noqa: C901
+        """Decide row by row: what applies goes on, what waits for its session's record does so alone, the rest is
+        answered. Return whether the request can be run.
+        """
+        kept: list[int] = []
+        unread: list[int] = []
+        starts: list[int] = []
+        for row, session in enumerate(request.sessions):
+            position = request.positions[row] if request.positions else None
             try:
-                if self._start(work, session):
-                    return
+                _check_held(session)
+                if isinstance(session, DurableSession) and _must_read(request, session, position):
+                    session.is_fresh = False
+                    unread.append(row)
+                    if not session.is_reading:
+                        session.is_reading = True
+                        self._unread.append(session)
+                    continue
+                verdict = session.decide(position, partial(request.fingerprint, row), request.most_steps)
+                start = session.position
+                if verdict is Verdict.REPEAT:
+                    self.stats.num_repeats += 1
+                    last = session.recall()
+                    assert isinstance(last, LastReply)
+                    if not isinstance(request, Generation):
+                        request.answer(row, last.result)
+                        continue
+                    if request.resume(last):
+                        continue
+                    start = last.start
+                kept.append(row)
+                starts.append(start)
             except TidegateError as error:
-                self.meter.num_conflicts += isinstance(error, PositionConflictError)
-                work.fail(error)
-            except Exception as error:  # it is this work's answer, and nobody else's
-                log.exception("work of session %s could not be begun", session.id)
-                work.fail(conceal(error, _UNUSABLE))
-            self._waiting.discard(work)
-            del session.queue[0]
-
-    def _start(self, work: Work, session: Session) -> bool:
-        """Return whether the work now waits in the scheduler; otherwise it is answered."""
-        _check_held(session)
-        if work.is_abandoned:
+                self.stats.num_conflicts += isinstance(error, PositionConflictError)
+                request.answer(row, error)
+            except Exception as error:  # it is this row's answer, and nobody else's
+                log.exception("a request of session %s could not be begun", session.id)
+                request.answer(row, conceal(error, _UNUSABLE))
+        if unread and request.num_rows == 1:
+            request.is_checked = True
             return False
-        if isinstance(session, DurableSession) and self._must_read(work, session):
-            if not session.is_reading:
-                session.is_reading = True
-                self._unread.append(session)
-            return True
-        if isinstance(work, Turn):
-            work.answer(work.act())
-            return False
-        if isinstance(work, Generation) and work.sampling.seed is None:
-            work.seed = session.seed  # the record's, which may have been read after the work was made
-        if session.decide(work.position, work.fingerprint, work.most_steps) is Verdict.REPEAT:
-            self.meter.num_repeats += 1
-            last = session.recall()
-            assert isinstance(last, LastReply)
-            if not isinstance(work, Generation):
-                work.repeat(last)
-                return False
-            if work.resume(last):
-                return False
-        else:
-            work.start = session.position
-        if work.remaining:
-            self._scheduler.add(work)
-        else:
-            assert isinstance(work, Generation)
-            self._continue(work, session)
-        return True
+        for child in self._keep(request, kept, unread):
+            child.is_checked = True
+        request.starts = starts
+        return bool(kept)
 
-    def _continue(self, work: Generation, session: Session) -> None:
+    def _act(self, request: Barrier) -> None:
+        (session,) = request.sessions
+        try:
+            _check_held(session)
+            result: Any = request.act()
+        except TidegateError as error:
+            result = error
+        except Exception as error:  # it is this request's answer
+            log.exception("what was to be done to session %s failed", session.id)
+            result = conceal(error, _UNUSABLE)
+        self._forget(request)
+        request.answer(0, result)
+
+    def _continue(self, request: Request) -> None:
         """Let a generation without a prompt go on from the session's last step."""
+        assert isinstance(request, Generation)
+        (session,) = request.sessions
         if session.position == 0 or session.slot is None:
-            raise InvalidInputError("a session without steps needs a prompt to generate from", reason="EMPTY_SEQUENCE")
-        self._feed(self._arena.read(session.slot, self._num_states)[None], [work])
-
-    def _drop(self, work: Work, error: TidegateError) -> None:
-        """Answer with an error; the session stays as it was before the work."""
-        self._running.discard(work)
-        if work in self._waiting:
-            self._scheduler.discard(work)
-            self._forget(work)
-            work.fail(error)
-
-    def _break(self, work: Work, error: Exception) -> None:
-        """Answer work that met a fault of ours, unless it has its answer; whoever shared its run goes on."""
-        self._drop(work, conceal(error, _UNUSABLE))
-
-    def _forget(self, work: Work) -> None:
-        """The work is over: give back what it held and let its session's next work come."""
-        self._waiting.discard(work)
-        self._free_scratch(work, is_over=True)
-        session = work.session
-        if session is None:
+            error = InvalidInputError(
+                "a session without steps needs a prompt to generate from", reason="EMPTY_SEQUENCE"
+            )
+            self._drop(request, error)
             return
-        if work.kind == GENERATED and isinstance(work, Generation):
-            self._count(session, work.transcript.num_bytes)
-        del session.queue[0]
-        if session.phase is Phase.OPEN:
-            self._admit_head(session)
-        elif not session.queue:
-            self._free_slot(session)
+        self._feed(self._arena.read(session.slot, self._num_states)[None], [request])
 
-    def _free_scratch(self, work: Work, *, is_over: bool = False) -> None:
+    def _start_over(self, request: Request) -> None:
+        """Decide a request of one row again, which another replica has overtaken."""
+        self._free_scratch(request, is_over=True)
+        request.start_over()
+        self._ready.append(request)
+
+    def _fail_waiting(self, session: Session, error: TidegateError | None) -> None:
+        """Answer the session's rows that wait, with why it has ended where there is no other error."""
+        for request in [request for request in session.queue if request not in self._running]:
+            row = request.sessions.index(session)
+            request.answer(row, error or ended(session.id, session.phase))
+            self._keep(request, [other for other in range(request.num_rows) if other != row])
+
+    def _keep(self, request: Request, kept: Sequence[int], alone: Sequence[int] = ()) -> list[Request]:
+        """Go on with some rows of a request. Those of ``alone`` go on as requests of their own at the same place, which
+        are returned; the others have been answered, and leave.
+        """
+        children: list[Request] = []
+        if len(kept) == request.num_rows:
+            return children
+        staying, parting = set(kept), set(alone)
+        for row in range(request.num_rows):
+            if row in staying:
+                continue
+            if row in parting:
+                child = request.split_off(row)
+                if request.sessions:
+                    request.sessions[row].queue[0] = child
+                self._waiting.add(child)
+                children.append(child)
+                continue
+            self.num_waiting -= 1
+            if request.scratch:
+                self._arena.free(request.scratch[row])
+            if request.sessions:
+                self._leave(request.sessions[row], request)
+        if kept:
+            request.keep(kept)
+        else:
+            self._waiting.discard(request)
+            self._running.discard(request)
+            self._scheduler.discard(request)
+        return children
+
+    def _drop(self, request: Request, error: TidegateError) -> None:
+        """Answer with an error; the sessions stay as they were before the request."""
+        self._running.discard(request)
+        if request in self._waiting:
+            self._scheduler.discard(request)
+            self._forget(request)
+            request.fail(error)
+
+    def _break(self, request: Request, error: Exception) -> None:
+        """Answer a request that met a fault of ours, unless it has its answer; whoever shared its run goes on."""
+        self._drop(request, conceal(error, _UNUSABLE))
+
+    def _forget(self, request: Request) -> None:
+        """The request is over: give back what it held and let its sessions' next ones come."""
+        self._waiting.discard(request)
+        self.num_waiting -= request.num_rows
+        if request.scratch:
+            self._free_scratch(request, is_over=True)
+        if request.kind == GENERATED and request.sessions:
+            assert isinstance(request, Generation)
+            self._count(request.sessions[0], request.transcript.num_bytes)
+        for session in request.sessions:
+            queue = session.queue
+            if len(queue) == 1 and session.phase is Phase.OPEN and queue[0] is request:
+                del queue[0]  # as `_leave` does, for this is done for each row of each message
+            else:
+                self._leave(session, request)
+
+    def _leave(self, session: Session, request: Request) -> None:
+        """Take a request out of a session's queue; whatever heads all its queues then is ready to start."""
+        queue = session.queue
+        if queue[0] is request:
+            del queue[0]
+            if queue:
+                queue[0].num_behind -= 1
+                if not queue[0].num_behind:
+                    self._ready.append(queue[0])
+            elif session.phase is not Phase.OPEN:
+                self._free_slot(session)
+        else:
+            queue.remove(request)
+            request.num_behind -= 1
+            if not request.num_behind:
+                self._ready.append(request)
+
+    def _free_scratch(self, request: Request, *, is_over: bool = False) -> None:
         """A stateless generation keeps its working state until it is over, for it has no session to commit to."""
-        if work.scratch is not None and (is_over or work.session is not None):
-            self._arena.free(work.scratch)
-            work.scratch = None
+        if request.scratch and (is_over or request.sessions):
+            for slot in request.scratch:
+                self._arena.free(slot)
+            request.scratch = ()
 
     def _free_slot(self, session: Session) -> None:
         if session.slot is not None:
@@ -731,36 +804,38 @@ def _slots(indices: Sequence[int]) -> Slots:
     return np.array(indices, dtype=np.intp)
 
 
-def _source(work: Work) -> int:
-    """Return the slot that a row's state comes from."""
-    if work.scratch is not None:
-        return work.scratch
-    session = work.session
-    return INITIAL if session is None or session.slot is None or session.position == 0 else session.slot
+def _sources(request: Request) -> Sequence[int]:
+    """Return the slots that the rows' states come from."""
+    if request.scratch:
+        return request.scratch
+    if not request.sessions:
+        return [INITIAL] * request.num_rows
+    return [session.slot or INITIAL if session.position else INITIAL for session in request.sessions]
 
 
-def _target(work: Work) -> int | None:
-    """Return the slot that a row's new state goes to; None where nobody will ask for it."""
-    if work.is_stored or work.session is None or work.remaining:
-        return work.scratch
-    return work.session.slot
+def _applies(request: Request, positions: list[int]) -> bool:
+    """Whether all sessions can be stepped as they are here, at the positions that the caller gave, if any."""
+    if request.positions and request.positions != positions:
+        return False
+    for session in request.sessions:
+        if session.phase is not Phase.OPEN:
+            return False
+    if request.is_stored:
+        for session in request.sessions:
+            if session.slot is None or not cast("DurableSession", session).is_fresh:
+                return False
+    return max(positions) + request.most_steps <= LAST_POSITION
 
 
-def _position(work: Generation) -> int:
-    return work.consumed if work.session is None else work.session.position
-
-
-def _commit(work: Work, result: StepResult | Transcript, now: float) -> int:
-    """Commit the work's steps to its session; return the position after them."""
-    session = work.session
-    if session is None:
-        return 0
-    session.advance(work.length, LastReply(work.start, work.fingerprint(), result), now)
-    return session.position
+def _must_read(request: Request, session: DurableSession, position: int | None) -> bool:
+    """Whether the stored record decides first: before anything is run on a copy that may be old, and before a repeat or
+    a conflict is told.
+    """
+    return not session.is_fresh or not (request.is_checked or position is None or position == session.position)
 
 
 def _check_held(session: Session) -> None:
-    """Raise the reason why the session's work cannot be run on what is here of it."""
+    """Raise the reason why the session's requests cannot be run on what is here of it."""
     # The copy of a durable session may leave the arena while somebody still holds it, and without its slot it would run
     # from the initial state, at a revision that the store takes.
     if session.is_durable and session.slot is None and session.phase in {Phase.OPEN, Phase.EVICTED}:
@@ -776,14 +851,6 @@ def _moved(session: Session) -> UnavailableError:
         reason="SESSION_MOVED",
         retry_after=0.0,
     )
-
-
-def _watch(look: Callable[[Quality], None], quality: Quality) -> None:
-    """Let what watches the model's quality look; a fault there costs nobody the answer."""
-    try:
-        look(quality)
-    except Exception:
-        log.exception("what a run says of the model's quality could not be counted")
 
 
 def _too_late() -> DeadlineExceededError:

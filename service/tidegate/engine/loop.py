@@ -1,6 +1,6 @@
 """The loop: the one bridge between asyncio and the engine.
 
-A tick drains what has arrived, plans, gathers, runs onnxruntime once, commits, scatters, replies. It runs in a task
+A tick drains what has arrived, schedules, gathers, runs onnxruntime once, commits, replies. It runs in a task
 of its own and belongs to no request: a caller that goes away costs nobody else anything. Everything but the run
 happens on the event loop, so nothing is locked.
 """
@@ -14,16 +14,13 @@ from concurrent.futures import Executor
 from typing import Protocol
 
 from tidegate.api import Tensor
-from tidegate.engine.batch import Outcome, Step
-from tidegate.engine.cohort import Cohort
-from tidegate.engine.course import COURSES, begin_course
 from tidegate.engine.engine import Engine
-from tidegate.engine.pace import Patience
+from tidegate.engine.request import TIMINGS, Outcome, Request, Step, begin_timings
 from tidegate.engine.scheduler import Plan
 from tidegate.engine.session import DurableSession
-from tidegate.engine.work import Work
 from tidegate.errors import InvalidInputError, TidegateError, UnavailableError
 from tidegate.faults import conceal
+from tidegate.limits import QUEUE_SHARE
 from tidegate.watchdog import NO_LIMIT, RUN_TIMEOUT, RunLimit
 
 log = logging.getLogger(__name__)
@@ -80,7 +77,6 @@ class Loop:
         self._clock = clock
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
-        self._patience = Patience()
         self._task: asyncio.Task[None] | None = None
         self._beside: set[asyncio.Task[None]] = set()
         self._is_stopped = False
@@ -101,8 +97,8 @@ class Loop:
         self._engine.abort(_stopping())
         self._idle.set()
 
-    def submit(self, work: Work) -> None:
-        """Let work wait its turn.
+    def submit(self, request: Request) -> None:
+        """Let a request wait its turn.
 
         Raises:
             OverloadedError: Too much waits already.
@@ -110,25 +106,13 @@ class Loop:
         """
         if self._is_stopped:
             raise _stopping()
-        work.arrived = now = self._clock()
-        if COURSES.get() is not None:
-            work.course = begin_course(now)
+        request.arrived = now = self._clock()
+        if TIMINGS.get() is not None:
+            request.timings = begin_timings(now)
             self._is_traced = True
-        self._engine.submit(work)
+        self._engine.submit(request)
         self._idle.clear()
         self._go_on()
-
-    def submit_together(self, cohort: Cohort) -> bool:
-        """Let a cohort wait its turn, where it can go as one; return whether it does.
-
-        Lanes whose request is traced go one by one, so that each has its course.
-        """
-        cohort.arrived = self._clock()
-        if self._is_stopped or COURSES.get() is not None or not self._engine.submit_together(cohort):
-            return False
-        self._idle.clear()
-        self._go_on()
-        return True
 
     async def wait_idle(self) -> None:
         """Return when nothing waits for an answer."""
@@ -139,25 +123,26 @@ class Loop:
         while True:
             await self._drain()
             now = self._clock()
-            plan = self._engine.plan(now)
-            if plan is not None and plan.num_rows:
+            plan = self._engine.schedule(now)
+            if plan is not None and plan.requests:
                 await self._tick(plan)
-                self._engine.meter.ticks.add(self._clock() - now)
+                self._engine.stats.ticks.add(self._clock() - now)
 
     async def _tick(self, plan: Plan) -> None:
         """Run a plan and answer its rows. Where the run fails, each row is tried alone: one bad row fails no other."""
         engine = self._engine
         try:
-            outputs, states = await self._run(plan)
+            inputs, states = engine.gather(plan)
+            outputs, news = await self._run(plan, inputs, states)
         except Exception as error:  # noqa: BLE001 - told to the rows it concerns
             await self._fail(plan, error)
             return
         try:
-            batch = engine.read(plan, outputs, states, self._clock())
-            engine.scatter(batch)
-            if steps := engine.part(batch):
+            now = self._clock()
+            batch = engine.read(plan, inputs, outputs, news, now)
+            if steps := engine.commit(batch, now):
                 self._spawn(self._store(steps))
-            engine.reply(batch, self._clock())
+            engine.reply(batch, now)
             self._read_records()
         except Exception as error:  # noqa: BLE001 - told to the rows it concerns
             engine.fail(plan, conceal(error, f"the results of {plan.num_rows} rows could not be read"))
@@ -173,9 +158,9 @@ class Loop:
             outcomes = [conceal(error, f"{len(steps)} steps could not be committed")] * len(steps)
         now = self._clock()
         if self._is_traced:
-            for step in steps:
-                if step.work.course is not None:
-                    step.work.course.committed(began, now)
+            for timings in {step.request.timings for step in steps}:
+                if timings is not None:
+                    timings.add_commit(began, now)
         self._engine.settle(steps, outcomes, now)
         self._go_on()
 
@@ -209,16 +194,16 @@ class Loop:
             self._engine.fail(plan, told)
             return
         is_late = isinstance(error, TidegateError) and error.reason == RUN_TIMEOUT
-        works = self._engine.split(plan)
+        requests = self._engine.split(plan)
         end = self._clock() + self._limit.whole
-        for index, work in enumerate(works):
-            alone = self._engine.retry(work, plan.length)
+        for index, request in enumerate(requests):
+            alone = self._engine.retry(request, plan.length)
             if alone is None:
                 continue
             if not is_late:
                 await self._tick(alone)
             elif (left := end - self._clock()) > 0:
-                self._limit.seconds = left / (len(works) - index)
+                self._limit.seconds = left / (len(requests) - index)
                 try:
                     await self._tick(alone)
                 finally:
@@ -240,17 +225,18 @@ class Loop:
             await self._wake.wait()
         await asyncio.sleep(0)
         now = self._clock()
-        if engine.num_expected(now) and not engine.has_full_run and self._patience.is_worthwhile():
+        window = engine.window
+        if window.num_expected(now) and not engine.has_full_run and window.is_worthwhile():
             num_runnable = engine.num_runnable
             await self._linger(now)
-            self._patience.learn(came=engine.num_runnable > num_runnable)
+            window.learn(came=engine.num_runnable > num_runnable)
 
     async def _linger(self, now: float) -> None:
         engine = self._engine
         arrived, end = now, now + _LINGER_SECONDS
         num_runnable = engine.num_runnable
         for _ in range(_LINGER_ROUNDS):
-            if not engine.num_expected(now) or now >= end or now - arrived >= _GAP_SECONDS:
+            if not engine.window.num_expected(now) or now >= end or now - arrived >= _GAP_SECONDS:
                 break
             await asyncio.sleep(0)
             now = self._clock()
@@ -259,8 +245,9 @@ class Loop:
                 if engine.has_full_run:
                     break
 
-    async def _run(self, plan: Plan) -> tuple[dict[str, Tensor], list[Tensor]]:
-        inputs, states = self._engine.gather(plan)
+    async def _run(
+        self, plan: Plan, inputs: Sequence[Tensor], states: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
         began = self._clock()
         if self._executor is None:
             result = self._runner.run(inputs, states)
@@ -269,10 +256,42 @@ class Loop:
         ended = self._clock()
         self.run_seconds += ended - began
         if self._is_traced:
-            for work in plan.works:
-                if work.course is not None:
-                    work.course.ran(began, ended, plan.num_rows, plan.length)
+            num_rows = plan.num_rows
+            for request in plan.requests:
+                if request.timings is not None:
+                    request.timings.add_run(began, ended, num_rows, plan.length)
         return result
+
+
+class QueueShare:
+    """One caller's share of a model's queue: what more it has to submit waits with it, and not in everybody's way.
+
+    Attributes:
+        has_failed: Whether anything of it ended with an error, or was cancelled.
+    """
+
+    def __init__(self, max_queue: int) -> None:
+        self._size = max(1, max_queue // QUEUE_SHARE)
+        self._num_held = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self.has_failed = False
+
+    async def wait_for_room(self, num_rows: int = 1) -> None:
+        """Return when ``num_rows`` more may be submitted; what is larger than the whole share goes alone."""
+        while self._num_held and self._num_held + num_rows > self._size:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+    def take(self, num_rows: int = 1) -> None:
+        """Rows are submitted."""
+        self._num_held += num_rows
+
+    def give_back(self, num_rows: int = 1, *, has_failed: bool = False) -> None:
+        """Rows are answered."""
+        self._num_held -= num_rows
+        self.has_failed = self.has_failed or has_failed
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 def _stopping() -> UnavailableError:

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from itertools import chain
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tidegate.api import Drift, DriftReport, FloatArray, QualitySnapshot, SurpriseReport
-from tidegate.codecs.scores import BAND, Scores
+from tidegate.api import DriftReport, FloatArray, QualitySnapshot, SurpriseReport, Tensor
+from tidegate.codecs.scores import BAND, Band, Scores
 from tidegate.drift import NOT_WHOLE, STATES, Chart, ChartState, State, add_steps
-from tidegate.engine.batch import Batch, Outputs, Scored, Surprises
-from tidegate.engine.cohort import Cohort
+from tidegate.engine.output import Batch
+from tidegate.engine.request import PREDICT, STEP, Request
 from tidegate.engine.session import Session
-from tidegate.engine.work import PREDICT, STEP, Work
 from tidegate.histogram import Histogram
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,40 @@ _NEVER = 1 << 62
 """The block of a model without a chart: no position comes that far."""
 
 _COUNTED = (STEP, PREDICT)
+
+
+@dataclass(slots=True)
+class Scored:
+    """What the steps of rows say of the model, and what their sessions keep of that once they are committed.
+
+    Attributes:
+        surprises: Of the steps, [row, step]; None: they do not count.
+        block_sums: Each session's after the steps.
+        means: By row, of the blocks that ended.
+        charts: By row, the session's own chart after these.
+        inputs: The first of the graph's inputs, [row, step, …], where they are looked at.
+        bands: Each session's after the steps, where the model says one.
+        is_inside: Whether each step's truth was in the band before it, [row, step].
+        is_known: Whether there was one.
+    """
+
+    surprises: FloatArray | None
+    block_sums: list[float]
+    means: dict[int, list[float]]
+    charts: dict[int, ChartState]
+    inputs: Tensor | None = None
+    bands: list[tuple[float, float]] | None = None
+    is_inside: NDArray[np.bool_] | None = None
+    is_known: NDArray[np.bool_] | None = None
+
+
+class _Surprises(NamedTuple):
+    """Steps whose surprise a mean is made of, and the sum over them; those where it is no number; and outliers."""
+
+    num_steps: int
+    total: float
+    num_nan: int = 0
+    num_outliers: int = 0
 
 
 class Quality:
@@ -98,152 +132,128 @@ class Quality:
         self._num_unknown += reason == "UNKNOWN_TOKEN"
         self._num_missing += reason == "NOT_FINITE"
 
-    # ---- chunks that are committed as soon as they have run
+    def take(self, batch: Batch) -> None:  # noqa: C901
+        """Score what ends in a run, before its sessions advance, and put in what callers are told of sessions' charts.
 
-    def take(self, batch: Batch) -> None:
-        """Score the chunks that end in this run, before their sessions advance.
-
-        Single steps are most of a busy server's work, hence the loop with as little in it as can be.
+        What is committed at once is counted at once; what must be stored first has its ``Request.scored`` for `commit`.
         """
-        name = self._scores.surprise
-        if name is None:
+        if self._scores.surprise is None:
             return
-        if batch.outputs[name].shape[1] != 1:
-            for row, work in batch.rows:
-                self._take_row(batch, row, work)
-            return
-        values: list[float] = batch.outputs[name][:, 0].tolist()
-        block, total, count = self._block, 0.0, 0
-        for row, work in batch.rows:
-            if work.length != 1 or work.kind not in _COUNTED:
-                self._take_row(batch, row, work)
+        singles: list[Request] = []
+        length = batch.inputs[0].shape[1]
+        for request in batch.requests:
+            if request.offset < request.length:
                 continue
-            value = values[row]
-            total += value
-            count += 1
-            session = work.session
-            if session is not None:
-                session.block_sum = block_sum = session.block_sum + value
-                if not (session.position + 1) % block and (told := self._end_block(session, block_sum)) is not None:
-                    batch.answers[work].drift = told
-        if abs(total) <= self._most:
-            self._total += total
-            self._num_steps += count
+            if request.kind not in _COUNTED:
+                request.scored = Scored(None, [NOT_WHOLE] * len(request.sessions), {}, {})
+                if not request.is_stored:
+                    self.commit(request.scored, request.sessions)
+            elif request.num_rows == 1 and request.length == length and request.sessions and not request.is_stored:
+                singles.append(request)
+            else:
+                request.scored = self.score([request], batch)
+                if not request.is_stored:
+                    self.commit(request.scored, request.sessions)
+                for row, chart in request.scored.charts.items():
+                    request.tell_drift(row, chart.to_drift())
+        if singles:
+            scored = self.score(singles, batch)
+            self.commit(scored, [request.sessions[0] for request in singles])
+            for row, chart in scored.charts.items():
+                singles[row].tell_drift(0, chart.to_drift())
+
+    def score(self, requests: Sequence[Request], batch: Batch) -> Scored:
+        """Score requests that end in a run, one or several that began in it too, and change nothing yet."""
+        assert self._scores.surprise is not None
+        band = self._scores.band if self._sees_inputs else None
+        bands: Any = None
+        first = requests[0]
+        sessions = first.sessions if len(requests) == 1 else [request.sessions[0] for request in requests]
+        starts = first.starts if len(requests) == 1 else [request.starts[0] for request in requests]
+        if first.length == batch.inputs[0].shape[1]:
+            rows: Any = first.rows if len(requests) == 1 else [request.rows[0] for request in requests]
+            if isinstance(rows, range):
+                rows = slice(rows.start, rows.stop)
+            values: Any = batch.outputs[self._scores.surprise][rows]
+            inputs: Any = batch.inputs[0][rows] if self._sees_inputs else None
+            if band is not None:
+                bands = band.cut(batch.outputs[band.output][rows])
         else:
-            self._add(self._sorted([values[row] for row, work in batch.rows if _is_single(work)]))
-        if self._sees_inputs and count:
-            singles = [(row, work) for row, work in batch.rows if _is_single(work)]
-            inputs = np.concatenate([work.inputs[0] for _, work in singles])
-            self._look_at([work.session for _, work in singles], inputs, [row for row, _ in singles], batch.outputs)
+            values = np.stack([_joined(pieces, self._scores.surprise) for pieces in first.pieces])
+            inputs = first.inputs[0]
+            if band is not None:
+                bands = np.stack([_joined_bands(pieces, band) for pieces in first.pieces])
+        scored = self._score_surprise(values, sessions, starts)
+        if self._sees_inputs:
+            scored.inputs = inputs
+            if band is not None:
+                _score_bands(scored, sessions, inputs[:, :, band.column], bands)
+        return scored
 
-    def take_together(self, cohort: Cohort, outputs: Outputs, first: int, drift: dict[int, Drift]) -> None:
-        """Score the lanes of a cohort that go together, likewise; its rows begin at ``first``.
+    def _score_surprise(self, values: FloatArray, sessions: Sequence[Session], starts: Sequence[int]) -> Scored:
+        block = self._block
+        sums: list[float] = []
+        means: dict[int, list[float]] = {}
+        if values.shape[1] == 1 and sessions:  # most of a busy server's steps: loops with as little in them as can be
+            sums = [session.block_sum + value for session, value in zip(sessions, values[:, 0].tolist(), strict=True)]
+            for row in [row for row, start in enumerate(starts) if not (start + 1) % block]:
+                if math.isfinite(sums[row]):
+                    means[row] = [sums[row] / block]
+                sums[row] = 0.0
+        else:
+            for row, some in enumerate(values.tolist()):
+                before, start = (sessions[row].block_sum, starts[row]) if sessions else (NOT_WHOLE, 0)
+                block_sum, ended = add_steps(before, start, some, block)
+                sums.append(block_sum)
+                if ended:
+                    means[row] = ended
+        charted = [row for row in means if sessions and sessions[row].request.drift]
+        charts = {row: self._advanced(sessions[row], means[row]) for row in charted}
+        return Scored(values, sums, means, charts)
 
-        What sessions' own charts say of a block is put into ``drift``, by lane.
-        """
-        name = self._scores.surprise
-        if name is None:
+    def commit(  # noqa: C901
+        self, scored: Scored, sessions: Sequence[Session], rows: Sequence[int] | None = None
+    ) -> None:
+        """Count scored rows, for they are committed: all, or those of ``rows``. ``sessions`` are those of all."""
+        values = scored.surprises
+        if rows is None:
+            rows = range(len(scored.block_sums))
+            for session, block_sum in zip(sessions, scored.block_sums, strict=False):
+                session.block_sum = block_sum
+        else:
+            values = None if values is None else values[list(rows)]
+            for row in rows:
+                sessions[row].block_sum = scored.block_sums[row]
+        if scored.bands is not None and sessions:
+            for row in rows:
+                sessions[row].band = scored.bands[row]
+        if values is None:
             return
-        lanes, sessions = cohort.lanes, cohort.sessions
-        values: list[float] = outputs[name][first : first + len(sessions), 0].tolist()
-        block, starts = self._block, cohort.starts
-        for lane in lanes:
-            session = sessions[lane]
-            session.block_sum = block_sum = session.block_sum + values[lane]
-            if not (starts[lane] + 1) % block and (told := self._end_block(session, block_sum)) is not None:
-                drift[lane] = told
-        self._add(self._sorted([values[lane] for lane in lanes]))
-        if self._sees_inputs and lanes:
-            chosen = list(lanes)
-            rows = [first + lane for lane in chosen]
-            self._look_at([sessions[lane] for lane in chosen], cohort.inputs[0][chosen, 0], rows, outputs)
+        self._add(self._sort_out(values.ravel().tolist()))
+        for row, means in scored.means.items():
+            if row in rows:
+                self._add_blocks(means)
+        for row, chart in scored.charts.items():
+            if row in rows:
+                sessions[row].chart = chart
+        if scored.inputs is not None:
+            self._count_inputs(scored, list(rows))
 
-    def _sorted(self, values: Sequence[float]) -> Surprises:
+    def _sort_out(self, values: Sequence[float]) -> _Surprises:
         """Tell the surprise of steps that a mean is made of from the others."""
         total, most = sum(values), self._most
         if abs(total) <= most or (math.isfinite(total) and max(values) <= most and min(values) >= -most):
-            return Surprises(len(values), total)
+            return _Surprises(len(values), total)
         usual = [value for value in values if abs(value) <= most]
         num_nan = sum(not math.isfinite(value) for value in values)
-        return Surprises(len(usual), sum(usual), num_nan, len(values) - len(usual) - num_nan)
+        return _Surprises(len(usual), sum(usual), num_nan, len(values) - len(usual) - num_nan)
 
-    def _add(self, surprises: Surprises) -> None:
+    def _add(self, surprises: _Surprises) -> None:
         num_steps, total, num_nan, num_outliers = surprises
         self._num_steps += num_steps
         self._total += total
         self._num_nan += num_nan
         self._num_outliers += num_outliers
-
-    def _end_block(self, session: Session, block_sum: float) -> Drift | None:
-        """End the block of a session; return where that brings the session's own chart."""
-        session.block_sum = 0.0
-        if not math.isfinite(block_sum):
-            return None
-        means = [block_sum / self._block]
-        self._add_blocks(means)
-        if not session.request.drift:
-            return None
-        session.chart = self._advanced(session, means)
-        return _told(session.chart)
-
-    def _look_at(self, sessions: Sequence[Session | None], inputs: Any, rows: Sequence[int], outputs: Outputs) -> None:
-        """Count what is unusual in the inputs [row, …] of single steps, all at once."""
-        unknown, beyond = self._unusual(inputs)
-        self._num_unknown += unknown
-        self._num_out_of_range += beyond
-        band = self._scores.band
-        if band is None:
-            return
-        truths = inputs[:, band.column].tolist()
-        bands = band.cut(outputs[band.output][rows, -1]).tolist()
-        for session, truth, (low, high) in zip(sessions, truths, bands, strict=True):
-            if session is None:
-                continue
-            if session.band is not None:
-                is_inside = session.band[0] <= truth <= session.band[1]
-                self._num_inside += is_inside
-                self._num_outside += not is_inside
-            session.band = low, high
-
-    def _take_row(self, batch: Batch, row: int, work: Work) -> None:
-        if work.remaining:
-            return
-        if work.kind in _COUNTED:
-            self.commit(self.score(batch, row, work), work.session)
-        elif work.session is not None:
-            work.session.block_sum = NOT_WHOLE
-
-    # ---- chunks that are stored first
-
-    def score(self, batch: Batch, row: int, work: Work) -> Scored:
-        """Score a chunk that ends in ``row`` of a run, and change nothing yet but its answer."""
-        session = work.session
-        chart = None if session is None else session.chart
-        if work.kind not in _COUNTED or self._scores.surprise is None:
-            return Scored(NOT_WHOLE, chart)
-        values = _surprise(work, row, batch.outputs, self._scores.surprise)
-        block_sum, position = (NOT_WHOLE, 0) if session is None else (session.block_sum, session.position)
-        block_sum, means = add_steps(block_sum, position, values, self._block)
-        if means and session is not None and session.request.drift:
-            chart = self._advanced(session, means)
-            batch.answers[work].drift = _told(chart)
-        scored = Scored(block_sum, chart, means, self._sorted(values))
-        if not self._sees_inputs:
-            return scored
-        unknown, beyond = self._unusual(work.inputs[0])
-        band, inside, outside = self._covered(work, row, batch.outputs)
-        return scored._replace(band=band, inside=inside, outside=outside, unknown=unknown, beyond=beyond)
-
-    def commit(self, scored: Scored, session: Session | None) -> None:
-        """Count a scored chunk, for it is committed."""
-        self._add(scored.surprises)
-        self._num_unknown += scored.unknown
-        self._num_out_of_range += scored.beyond
-        self._num_inside += scored.inside
-        self._num_outside += scored.outside
-        self._add_blocks(scored.means)
-        if session is not None:
-            session.block_sum, session.band, session.chart = scored.block_sum, scored.band, scored.chart
 
     def _advanced(self, session: Session, means: Sequence[float]) -> ChartState:
         """Return a session's own chart after more blocks."""
@@ -273,48 +283,43 @@ class Quality:
             now.mean - now.drift[0],
         )
 
-    def _unusual(self, inputs: Any) -> tuple[int, int]:
-        """Return how many tokens are unknown, and how many values beyond the training's."""
-        scores = self._scores
-        unknown = 0 if scores.unknown is None else int(np.count_nonzero(inputs == scores.unknown))
-        return unknown, 0 if scores.ranges is None else scores.ranges.num_outside(inputs)
-
-    def _covered(self, work: Work, row: int, outputs: Outputs) -> tuple[tuple[float, float] | None, int, int]:
-        """Return the band for the next step, and how many of the work's inputs were inside and outside of theirs."""
-        band = self._scores.band
-        if band is None:
-            return None, 0, 0
-        bands = _bands(work, row, outputs, self._scores)
-        truths: Any = work.inputs[0][:, band.column]
-        known = None if work.session is None else work.session.band
-        if known is None:
-            expected, truths = bands[:-1], truths[1:]
-        else:
-            expected = np.concatenate((np.array([known], bands.dtype), bands[:-1]))
-        inside = int(np.count_nonzero((truths >= expected[:, 0]) & (truths <= expected[:, 1])))
-        low, high = bands[-1].tolist()
-        return (low, high), inside, len(truths) - inside
+    def _count_inputs(self, scored: Scored, rows: list[int]) -> None:
+        """Count what is unusual in the inputs of rows, and how many were where the model expected them."""
+        scores, inputs = self._scores, scored.inputs
+        assert inputs is not None
+        some: Any = inputs[rows].reshape(-1, *inputs.shape[2:])
+        if scores.unknown is not None:
+            self._num_unknown += int(np.count_nonzero(some == scores.unknown))
+        if scores.ranges is not None:
+            self._num_out_of_range += scores.ranges.num_outside(some)
+        if scored.is_inside is not None and scored.is_known is not None:
+            known = scored.is_known[rows]
+            inside = int(np.count_nonzero(scored.is_inside[rows] & known))
+            self._num_inside += inside
+            self._num_outside += int(np.count_nonzero(known)) - inside
 
 
-def _is_single(work: Work) -> bool:
-    return work.length == 1 and work.kind in _COUNTED
+def _score_bands(scored: Scored, sessions: Sequence[Session], truths: Any, bands: Any) -> None:
+    """Hold each step's truth [row, step] against the band that the step before it gave; ``bands`` [row, step, 2]."""
+    before = [session.band for session in sessions] if sessions else [None] * len(bands)
+    first = np.array([band or (math.nan, math.nan) for band in before], bands.dtype)
+    expected = np.concatenate((first[:, None], bands[:, :-1]), axis=1)
+    scored.is_known = np.ones(truths.shape, np.bool_)
+    scored.is_known[:, 0] = [band is not None for band in before]
+    scored.is_inside = (truths >= expected[..., 0]) & (truths <= expected[..., 1])
+    scored.bands = [(low, high) for low, high in bands[:, -1].tolist()]
 
 
-def _told(charted: ChartState) -> Drift:
-    return Drift(charted.state, charted.ewma, charted.blocks)
+def _joined(pieces: Sequence[Mapping[str, Tensor]], name: str) -> Any:
+    """Return an output of all steps of a row that came in pieces."""
+    return np.concatenate([piece[name] for piece in pieces])
 
 
-def _surprise(work: Work, row: int, outputs: Outputs, name: str) -> list[float]:
-    """Return the surprise of all steps of a chunk, which may have come in pieces."""
-    pieces: list[Any] = [piece[name] for piece in work.pieces] if work.pieces else [outputs[name][row]]
-    return list(chain.from_iterable(piece.tolist() for piece in pieces))
+def _joined_bands(pieces: Sequence[Mapping[str, Tensor]], band: Band) -> FloatArray:
+    """Return the bands after each step of a row that came in pieces, [steps, 2]."""
+    return np.concatenate([_float(piece[BAND]) if BAND in piece else band.cut(piece[band.output]) for piece in pieces])
 
 
-def _bands(work: Work, row: int, outputs: Outputs, scores: Scores) -> FloatArray:
-    """Return the bands after each step of a chunk, [steps, 2]."""
-    band = scores.band
-    assert band is not None
-    if not work.pieces:
-        return band.cut(outputs[band.output][row])
-    pieces: list[Any] = [piece[BAND] if BAND in piece else band.cut(piece[band.output]) for piece in work.pieces]
-    return np.concatenate(pieces)
+def _float(array: Any) -> FloatArray:
+    found: FloatArray = array
+    return found

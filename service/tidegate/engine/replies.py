@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from tidegate.engine.session import LastReply, Recollection, Session
+    from tidegate.engine.session import LastReply, Session, SharedReply
 
 
 class Dropped(NamedTuple):
@@ -20,21 +20,22 @@ class Dropped(NamedTuple):
 
 
 class LargeReply:
-    """A reply that counts: a session's ``own``, or one of single steps that many ``shared``.
+    """A reply that counts: a session's ``own``, or one that many ``shared``.
 
     It leaves the count when no session remembers it any more.
     """
 
-    __slots__ = ("__weakref__", "_own", "_shared")
+    __slots__ = ("__weakref__", "_length", "_own", "_shared")
 
-    def __init__(self, own: LastReply | None, shared: Recollection | None = None) -> None:
+    def __init__(self, own: LastReply | None, shared: SharedReply | None = None) -> None:
         self._own: LastReply | Dropped | None = own
         self._shared = shared
+        self._length = 0 if shared is None else shared.length
 
     def recall(self, session: Session) -> LastReply | Dropped:
         if self._own is not None:
             return self._own
-        return Dropped(session.position - 1, None) if self._shared is None else self._shared.recall(session)
+        return Dropped(session.position - self._length, None) if self._shared is None else self._shared.recall(session)
 
     def drop(self) -> None:
         """Forget what was answered."""

@@ -1,41 +1,45 @@
-"""The scheduling policy, pure: which waiting work shares the next run, and for how many steps.
+"""The scheduling policy, pure: which waiting requests share the next run, for how many steps, and whether it pays to
+wait for more.
 
-All rows of a run have the same number of steps, because padding costs real time. Work waits in one of three queues by
-the steps it still has: single steps, short ones and long ones. The queues take turns, so a single step never waits
-for more than one piece of each other kind, and a long prompt always advances. Within a queue rows run in lockstep: as
-many steps as the shortest has left, then who is done leaves and the others come again, behind those that wait.
+All rows of a run have the same number of steps, because padding costs real time. Requests wait in one of three queues
+by the steps they still have: single steps, short ones and long ones. The queues take turns, so a single step never
+waits for more than one piece of each other kind, and a long prompt always advances. Within a queue rows run in
+lockstep: as many steps as the shortest has left, then who is done leaves and the others come again, behind those that
+wait.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
 from typing import NamedTuple
 
-from tidegate.engine.cohort import Cohort
-from tidegate.engine.work import Work
+from tidegate.engine.request import Request
 
 SHORT = 2
 LONG = 16
 _CALM = 8
 
+_MEMORY = 1 / 8
+_WORTH = 0.25
+_TRY_EVERY = 32
+
 
 class Plan(NamedTuple):
-    """The next run: ``length`` steps of each of ``works``, one of each lane of ``cohorts``, whose rows come behind; and
-    the work that fell out because its time or its caller is gone.
+    """The next run: ``length`` steps of each row of ``requests``; and those that fell out because their time or their
+    caller is gone.
     """
 
-    works: list[Work]
+    requests: list[Request]
     length: int
-    dropped: list[Work | Cohort]
-    cohorts: Sequence[Cohort] = ()
+    dropped: list[Request]
 
     @property
     def num_rows(self) -> int:
-        return len(self.works) + sum(cohort.num_rows for cohort in self.cohorts)
+        return sum([request.num_rows for request in self.requests])
 
 
 class Scheduler:
-    """Queues of waiting work.
+    """Queues of waiting requests.
 
     Args:
         max_rows: Rows of one run.
@@ -47,31 +51,39 @@ class Scheduler:
         self._max_rows = min(max_rows, max_steps)
         self._max_steps = max_steps
         self._max_piece = max_piece
-        # Insertion-ordered sets: first come, first served, and removal anywhere costs nothing.
-        self._queues: tuple[dict[Work | Cohort, None], ...] = ({}, {}, {})
+        # Insertion-ordered sets: first come, first served, and removal anywhere costs nothing. The value is how many
+        # rows the request counts for.
+        self._queues: tuple[dict[Request, int], ...] = ({}, {}, {})
+        self._num_rows = 0
         self._turn = 0
         self._calm = _CALM
 
     @property
     def max_rows(self) -> int:
-        """Rows of one run."""
+        """Rows of one run, and of one request at most."""
         return self._max_rows
 
+    @property
+    def num_rows(self) -> int:
+        """Rows that wait."""
+        return self._num_rows
+
     def __len__(self) -> int:
-        return sum(len(queue) for queue in self._queues)
+        return sum(map(len, self._queues))
 
-    def add(self, work: Work | Cohort) -> None:
-        """Let work wait behind its like."""
-        remaining = work.remaining
-        self._queues[0 if remaining < SHORT else 1 if remaining < LONG else 2][work] = None
+    def add(self, request: Request) -> None:
+        """Let a request wait behind its like."""
+        remaining = request.length - request.offset
+        self._queues[0 if remaining < SHORT else 1 if remaining < LONG else 2][request] = request.num_rows
+        self._num_rows += request.num_rows
 
-    def discard(self, work: Work | Cohort) -> None:
-        """Take waiting work out; work that does not wait is left alone."""
+    def discard(self, request: Request) -> None:
+        """Take a waiting request out; one that does not wait is left alone."""
         for queue in self._queues:
-            queue.pop(work, None)
+            self._num_rows -= queue.pop(request, 0)
 
     def plan(self, now: float) -> Plan | None:
-        """Take the next run's work out of the queues, or return None where nothing waits."""
+        """Take the next run's requests out of the queues, or return None where nothing waits."""
         for _ in self._queues:
             kind, self._turn = self._turn, (self._turn + 1) % len(self._queues)
             if self._queues[kind]:
@@ -79,32 +91,85 @@ class Scheduler:
                 return self._take(self._queues[kind], now)
         return None
 
-    def _take(self, queue: dict[Work | Cohort, None], now: float) -> Plan:
-        works: list[Work] = []
-        cohorts: list[Cohort] = []
-        dropped: list[Work | Cohort] = []
+    def _take(self, queue: dict[Request, int], now: float) -> Plan:
+        requests: list[Request] = []
+        dropped: list[Request] = []
         length, room = self._piece, self._max_rows
-        for work in queue:
-            if work.is_abandoned or work.is_late(now):
-                dropped.append(work)
+        for request in queue:
+            if request.reply.done() or (request.deadline is not None and request.deadline <= now):
+                dropped.append(request)
                 continue
-            if isinstance(work, Cohort):
-                if work.num_rows > room:  # first come, first served: nobody behind it overtakes it
-                    break
-                cohorts.append(work)
-                room -= work.num_rows
-            else:
-                works.append(work)
-                room -= 1
-            length = min(length, work.remaining)
+            if request.num_rows > room:  # first come, first served: nobody behind it overtakes it
+                break
+            requests.append(request)
+            room -= request.num_rows
+            length = min(length, request.length - request.offset)
             if not room:
                 break
-        for work in (*works, *cohorts, *dropped):
-            del queue[work]
+        for request in (*requests, *dropped):
+            self._num_rows -= queue.pop(request)
         num_rows = self._max_rows - room
-        return Plan(works, max(1, min(length, self._max_steps // max(1, num_rows))), dropped, cohorts)
+        return Plan(requests, max(1, min(length, self._max_steps // max(1, num_rows))), dropped)
 
     @property
     def _piece(self) -> int:
         """Longer pieces while only long work has run for a while: fewer runs, and nobody waits."""
         return self._max_piece * 4 if self._calm == _CALM else self._max_piece
+
+
+class BatchingWindow:
+    """How long the next run is held back: while callers that were answered a moment ago are on their way back.
+
+    A client that streams answers within milliseconds, so each that makes it into this run saves a run of its own. When
+    all who step are here already, waiting gains nothing. Whether waiting pays is learned from whether it did: clients
+    with a slow rate of their own never hurry back.
+
+    A caller is known by its session, or by the group of sessions that it steps together. One without has no name:
+    whoever comes next counts as the one who was answered first.
+
+    Args:
+        horizon: Seconds after which an answered caller is no longer expected back.
+    """
+
+    def __init__(self, horizon: float) -> None:
+        self._horizon = horizon
+        # Oldest first: a caller is put at the end whenever it is answered.
+        self._away: dict[object, float] = {}
+        self._nameless: deque[float] = deque()
+        self._hope = 1.0
+        self._num_declined = 0
+
+    def on_answer(self, caller: object | None, now: float) -> None:
+        """The caller got a reply and may come back soon."""
+        if caller is None:
+            self._nameless.append(now)
+            return
+        self._away.pop(caller, None)
+        self._away[caller] = now
+
+    def on_arrival(self, caller: object | None) -> None:
+        """The caller is back, or its session is over."""
+        if caller is not None:
+            self._away.pop(caller, None)
+        elif self._nameless:
+            self._nameless.popleft()
+
+    def num_expected(self, now: float) -> int:
+        """How many are expected back."""
+        away, nameless, oldest = self._away, self._nameless, now - self._horizon
+        while away and away[first := next(iter(away))] <= oldest:
+            del away[first]
+        while nameless and nameless[0] <= oldest:
+            nameless.popleft()
+        return len(away) + len(nameless)
+
+    def is_worthwhile(self) -> bool:
+        """Whether to wait now: where it mostly paid lately, and once in a while to find out."""
+        if self._hope >= _WORTH:
+            return True
+        self._num_declined = (self._num_declined + 1) % _TRY_EVERY
+        return self._num_declined == 0
+
+    def learn(self, *, came: bool) -> None:
+        """Take note whether anybody came while waiting."""
+        self._hope += _MEMORY * (came - self._hope)

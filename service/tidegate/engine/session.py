@@ -5,10 +5,11 @@ The recurrent state itself lies in the arena; a session knows only its slot. Rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import math
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast
 
 from tidegate.api import LAST_POSITION, SessionKey, SessionRequest
 from tidegate.drift import NOT_WHOLE, ChartState
@@ -17,8 +18,7 @@ from tidegate.engine.replies import Dropped
 from tidegate.errors import FailedPreconditionError, InvalidInputError, PositionConflictError, SessionEndedError
 
 if TYPE_CHECKING:
-    from tidegate.engine.cohort import Cohort
-    from tidegate.engine.work import Work
+    from tidegate.engine.request import Request
 
 
 class LastReply(NamedTuple):
@@ -38,6 +38,13 @@ class Recollection(Protocol):
     """
 
     def recall(self, session: Session) -> LastReply | Dropped: ...
+
+
+class SharedReply(Recollection, Protocol):
+    """One that many sessions share; ``length`` are the steps of each."""
+
+    @property
+    def length(self) -> int: ...
 
 
 class Verdict(Enum):
@@ -73,7 +80,7 @@ class Session:
     position: int = 0
     phase: Phase = Phase.OPEN
     last: LastReply | Recollection | None = None
-    queue: list[Work | Cohort] = field(default_factory=list)  # a deque would take 600 bytes of every idle session
+    queue: list[Request] = field(default_factory=list)  # a deque would take 600 bytes of every idle session
     block_sum: float = NOT_WHOLE
     band: tuple[float, float] | None = None
     chart: ChartState | None = None
@@ -198,3 +205,55 @@ class DurableSession(Session):
 def ended(id_: str, phase: Phase) -> SessionEndedError:
     """Return the error that tells a caller why session ``id_`` is over."""
     return SessionEndedError(f"session {id_} has ended: {WHY[phase]}", reason=phase.value)
+
+
+class SessionGroup:
+    """Sessions that one caller steps together, again and again: found once, they need not be looked up each time.
+
+    What has ended never lives again, what has left has no slot, and steps only put a session's end off: so while all
+    are as they were found, and none was overdue then, they are what a look-up would find.
+
+    Args:
+        ids: Of the sessions, all different, in the caller's order.
+
+    Attributes:
+        sessions: As found, None where one is not held here; replaced, never changed.
+        model: Of the first one found.
+        is_uniform: Whether all are held here, of one model, and durable or ephemeral alike.
+        is_durable: Whether any is durable.
+    """
+
+    __slots__ = ("_sound_until", "ids", "is_durable", "is_uniform", "model", "sessions")
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self.ids = ids
+        self.sessions: Sequence[Session | None] = ()
+        self.model: Any = None
+        self.is_uniform = self.is_durable = False
+        self._sound_until = -math.inf
+
+    def put(self, sessions: Sequence[Session | None]) -> None:
+        """Remember who was found."""
+        self.sessions = sessions
+        found = [session for session in sessions if session is not None]
+        self.model = found[0].model if found else None
+        self.is_durable = any(session.is_durable for session in found)
+        self.is_uniform = (
+            len(found) == len(sessions)
+            and all(session.model is self.model for session in found)
+            and len({session.is_durable for session in found}) == 1
+        )
+        ends = [end for session in found if (end := session.expires_at) is not None]
+        self._sound_until = min(ends, default=math.inf) if self.is_uniform else -math.inf
+
+    def is_sound(self, now: float) -> bool:
+        """Whether a look-up would find what was found."""
+        if now >= self._sound_until:
+            return False
+        is_open, model = Phase.OPEN, self.model
+        for session in cast(
+            "Sequence[Session]", self.sessions
+        ):  # `all` takes twice as long, and this is for each message
+            if session.phase is not is_open or session.slot is None or session.model is not model:
+                return False
+        return True

@@ -42,9 +42,9 @@ _COUNTERS: tuple[Told, ...] = (
     ("tidegate_run_seconds", "Seconds inside onnxruntime.", lambda engine: engine.run_seconds),
     ("tidegate_failed_runs", "Runs that failed with all their rows.", lambda engine: engine.num_failed_runs),
     ("tidegate_padding_steps", "Steps of rows that only filled a run up.", lambda engine: engine.num_padding_steps),
-    ("tidegate_repeats", "Chunks answered from the last reply.", lambda engine: engine.meter.num_repeats),
-    ("tidegate_conflicts", "Chunks refused for their position.", lambda engine: engine.meter.num_conflicts),
-    ("tidegate_generated_tokens", "Sampled tokens.", lambda engine: engine.meter.num_generated),
+    ("tidegate_repeats", "Chunks answered from the last reply.", lambda engine: engine.stats.num_repeats),
+    ("tidegate_conflicts", "Chunks refused for their position.", lambda engine: engine.stats.num_conflicts),
+    ("tidegate_generated_tokens", "Sampled tokens.", lambda engine: engine.stats.num_generated),
 )
 _GAUGES: tuple[Told, ...] = (
     ("tidegate_queued_chunks", "Chunks that are not answered yet.", lambda engine: engine.queued),
@@ -53,8 +53,8 @@ _GAUGES: tuple[Told, ...] = (
 )
 _HISTOGRAMS: tuple[Told, ...] = (
     ("tidegate_run_rows", "Rows in a run: how well steps are batched.", _rows_per_run),
-    ("tidegate_queue_seconds", "From arrival in the engine to the first run.", lambda engine: engine.meter.queue),
-    ("tidegate_tick_seconds", "A tick, from its plan to its replies.", lambda engine: engine.meter.ticks),
+    ("tidegate_queue_seconds", "From arrival in the engine to the first run.", lambda engine: engine.stats.queue),
+    ("tidegate_tick_seconds", "A tick, from its plan to its replies.", lambda engine: engine.stats.ticks),
 )
 _SURPRISE: tuple[Told, ...] = (
     (
@@ -158,7 +158,7 @@ def _of_models(engines: Sequence[EngineStatistics]) -> Iterator[Family]:
     yield _gauge("tidegate_model_info", "Loaded models.", info, (*MODEL, "provider", "task", "cell"), "max")
     yield _gauge("tidegate_models_loaded", "Loaded versions of models.", {(): float(len(engines))}, (), "max")
     steps: Values = {
-        (*_key(engine), kind): float(count) for engine in engines for kind, count in engine.meter.steps.items()
+        (*_key(engine), kind): float(count) for engine in engines for kind, count in engine.stats.steps.items()
     }
     text = "Steps that were run, by what they were."
     yield _counter("tidegate_steps", text, steps, (*MODEL, "kind"))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tidegate.clock import Clock
 from tidegate.config import Settings
-from tidegate.engine.course import COURSES, Course
+from tidegate.engine.request import TIMINGS, RequestTimings
 from tidegate.errors import ConfigurationError, TidegateError, TooLargeError
 from tidegate.histogram import Histogram, HistogramSnapshot
 from tidegate.observability.logs import REQUEST, TraceSpan, write_lines
@@ -161,17 +161,17 @@ class RequestContext:
         id: The client's ``x-request-id``, or one made here.
         began: Monotonic seconds.
         session: That it is about, where that was known at its beginning.
-        courses: What its work went through in the engine; noted only where it is traced.
+        timings: What its work went through in the engine; noted only where it is traced.
     """
 
-    __slots__ = ("began", "courses", "id", "session", "span")
+    __slots__ = ("began", "id", "session", "span", "timings")
 
     def __init__(self, began: float, id_: str, session: str, span: TraceSpan | None) -> None:
         self.began = began
         self.id = id_
         self.session = session
         self.span = span
-        self.courses: list[Course] = []
+        self.timings: list[RequestTimings] = []
 
 
 class RequestRecorder(RequestMetrics):
@@ -197,7 +197,7 @@ class RequestRecorder(RequestMetrics):
         id_ = given if _ID.fullmatch(given) else f"{self._prefix}-{next(self._numbers)}"
         request = RequestContext(self.clock.monotonic(), id_, session, span)
         REQUEST.set(request)
-        COURSES.set(None if span is None else request.courses)
+        TIMINGS.set(None if span is None else request.timings)
         return request
 
     def _make(self, interface: str, name: str) -> MethodMetrics:

@@ -25,7 +25,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from tidegate import __version__
 from tidegate.clock import Clock
-from tidegate.engine.course import Course
+from tidegate.engine.request import RequestTimings
 from tidegate.loopback import is_this_machine
 from tidegate.observability.requests import OK, FinishedRequest, RequestContext
 
@@ -82,8 +82,8 @@ class OtelTracing:
         """End the request's span and make those below it."""
         assert isinstance(request.span, RequestSpan)
         span, ahead = request.span.span, request.span.ahead
-        for course in request.courses:
-            self._tell(course, span, ahead)
+        for timings in request.timings:
+            self._tell(timings, span, ahead)
         span.update_name(f"{finished.interface} {finished.method}")
         span.set_attributes(
             {
@@ -107,19 +107,19 @@ class OtelTracing:
         if stopping.is_alive():
             self._exporter.shutdown()
 
-    def _tell(self, course: Course, above: OtelSpan, ahead: int) -> None:
-        if course.first_run is None:
+    def _tell(self, timings: RequestTimings, above: OtelSpan, ahead: int) -> None:
+        if timings.first_run is None:
             return
-        self._span("queue", above, (course.arrived, course.first_run), ahead, {})
+        self._span("queue", above, (timings.arrived, timings.first_run), ahead, {})
         figures = {
-            "tidegate.runs": course.num_runs,
-            "tidegate.rows": course.num_rows,
-            "tidegate.steps": course.num_steps,
-            "tidegate.run_seconds": course.run_seconds,
+            "tidegate.runs": timings.num_runs,
+            "tidegate.rows": timings.num_rows,
+            "tidegate.steps": timings.num_steps,
+            "tidegate.run_seconds": timings.run_seconds,
         }
-        self._span("run", above, (course.first_run, course.last_run), ahead, figures)
-        if course.stored is not None:
-            self._span("commit", above, course.stored, ahead, {"tidegate.commits": course.num_commits})
+        self._span("run", above, (timings.first_run, timings.last_run), ahead, figures)
+        if timings.stored is not None:
+            self._span("commit", above, timings.stored, ahead, {"tidegate.commits": timings.num_commits})
 
     def _span(
         self, name: str, above: OtelSpan, times: tuple[float, float], ahead: int, figures: Mapping[str, float]

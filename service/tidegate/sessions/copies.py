@@ -9,9 +9,9 @@ import logging
 from collections.abc import Callable, Sequence
 
 from tidegate.clock import Clock
-from tidegate.engine.batch import Outcome, Step
 from tidegate.engine.lifecycle import Phase
 from tidegate.engine.model import LoadedModel
+from tidegate.engine.request import Outcome, Step
 from tidegate.engine.session import DurableSession, ended
 from tidegate.errors import InternalError, NotFoundError, OverloadedError, TidegateError, UnavailableError
 from tidegate.faults import conceal
@@ -83,7 +83,7 @@ class DurableCopies:
             outcomes[place] = written if isinstance(written, TidegateError) else write.revision if written else None
             if written is True:
                 steps[place].session.has_expired = False
-                if steps[place].work.ends:
+                if steps[place].request.ends:
                     self._residents.remove_copy(steps[place].session)
         return outcomes
 
@@ -267,8 +267,8 @@ def _write(step: Step, revision: bytes, now: float) -> Write:
     session = step.session
     scored, chart = step.scored, None
     if scored is not None and session.request.drift:
-        chart = KeptChart(scored.block_sum, scored.chart)
-    if step.work.ends:
+        chart = KeptChart(scored.block_sums[step.row], scored.charts.get(step.row, session.chart))
+    if step.request.ends:
         return ending_step(session, step.position, step.last, revision, now)
     summary, body = encode_step(session.head, revision, step.position, now, step.state, step.last, chart)
     due = Due(now) if session.has_expired else None  # whoever looks puts it where it belongs

@@ -15,16 +15,15 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from tidegate.api import CheckpointInfo, RestoreRequest, SessionInfo, SessionPage, SessionRequest, StoreStatistics
 from tidegate.clock import Clock
 from tidegate.config import LONGEST_LIFE, Settings
-from tidegate.engine.batch import Outcome, Step
 from tidegate.engine.lifecycle import TRANSITIONS, Event, Phase
 from tidegate.engine.model import LoadedModel, Models
-from tidegate.engine.session import DurableSession, LastReply, Session, ended
-from tidegate.engine.work import Turn
+from tidegate.engine.request import Barrier, Outcome, Step
+from tidegate.engine.session import DurableSession, LastReply, Session, SessionGroup, ended
 from tidegate.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -60,7 +59,6 @@ from tidegate.sessions.ids import (
     new_ephemeral,
     replica_of,
 )
-from tidegate.sessions.party import Party
 from tidegate.sessions.records import Record, Summary, info_of, new_record, request_of
 from tidegate.sessions.residents import Residents
 from tidegate.sessions.snapshot import SessionState, read_snapshot, take_snapshot
@@ -235,21 +233,21 @@ class SessionManager:
         """A step of the session was taken in: it is the most recently used now."""
         self._residents.touch(session, self._clock.monotonic())
 
-    def find_together(self, party: Party) -> bool:
-        """Whether all of the party live here; its ``sessions`` are they then."""
-        if party.is_found(self._clock.monotonic()):
-            return True
-        found = [
-            session for id_ in party.ids if not id_.startswith(SEQUENCE) and (session := self._find_ephemeral(id_))
-        ]
-        if len(found) < len(party.ids):
-            return False
-        party.put(found)
-        return True
+    def find_group(self, group: SessionGroup) -> Sequence[Session | None]:
+        """Return the group's sessions, None for each that is not held here."""
+        if (group.is_durable and self._loading) or not group.is_sound(self._clock.monotonic()):
+            group.put([None if id_.startswith(SEQUENCE) else self.find(id_) for id_ in group.ids])
+        return group.sessions
 
-    def touch_together(self, party: Party) -> None:
-        """A step of each was taken in."""
-        self._residents.touch_all(party.sessions, self._clock.monotonic())
+    def touch_group(self, group: SessionGroup) -> None:
+        """A step of each session that is held here was taken in."""
+        now = self._clock.monotonic()
+        if group.is_uniform and not group.is_durable:
+            self._residents.touch_all(cast("Sequence[Session]", group.sessions), now)
+            return
+        for session in group.sessions:
+            if session is not None:
+                self._residents.touch(session, now)
 
     async def commit(self, steps: Sequence[Step]) -> list[Outcome]:
         """Store what ended in a run."""
@@ -577,7 +575,7 @@ class SessionManager:
     async def _after_steps(self, session: Session, act: Callable[[], None]) -> None:
         """Act on an ephemeral session once the work before is done."""
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        session.model.loop.submit(Turn(session, act, done))
+        session.model.loop.submit(Barrier(session, act, done))
         self.touch(session)
         await done
 

@@ -29,8 +29,8 @@ from tidegate.api import LAST_POSITION, LATEST, SessionInfo, SessionKey, Session
 from tidegate.config import LONGEST_LIFE
 from tidegate.drift import ChartState, state_of
 from tidegate.engine.lifecycle import Phase
+from tidegate.engine.request import Transcript
 from tidegate.engine.session import Head, LastReply
-from tidegate.engine.work import Transcript
 from tidegate.errors import FailedPreconditionError, InternalError
 from tidegate.limits import (
     MAX_CHECKPOINTS,

@@ -1,8 +1,8 @@
 """Replies of a stream in the order of its requests, while many requests are in flight: for every transport alike.
 
 Theory of operation. A reader takes messages, hands each to the core at once and queues what is pending. So pipelined
-messages, and streams, meet in one batch. When the reply at the head of the queue is ready, the callback of its future
-writes it, and those behind it that are ready too: no task wakes and no further future is made for that. Where writing
+messages, and streams, meet in one batch. When the reply at the head of the queue is ready, the engine's tick calls back
+and so writes it, and those behind it that are ready too: no task wakes and no future is made for that. Where writing
 has to wait, for a client that does not keep up or between the slices of a large reply, callbacks go on with it. The
 requests whose replies are not written are bounded in number: then the reader stops, and the transport stops the client.
 
@@ -18,12 +18,21 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from tidegate.errors import UnavailableError
 from tidegate.observability.requests import CANCELLED, OK, MethodMetrics, RequestStart
 
-Result = TypeVar("Result")
+
+class Awaited(Protocol):
+    """A result that is due: an ``asyncio.Future``, or a `DirectReply` that calls back as soon as it has it."""
+
+    def done(self) -> bool: ...
+    def cancelled(self) -> bool: ...
+    def cancel(self) -> bool: ...
+    def result(self) -> Any: ...
+    def exception(self) -> BaseException | None: ...
+    def add_done_callback(self, callback: Callable[[Any], object], /) -> None: ...
 
 
 class Pending(Protocol):
@@ -42,13 +51,13 @@ class Pending(Protocol):
     @property
     def outcome(self) -> str: ...
     @property
-    def awaited(self) -> asyncio.Future[Any] | None:
+    def awaited(self) -> Awaited | None:
         """What the reply mainly waits for, None where it is known."""
 
     async def reply(self) -> Any:
         """Return what is to be written; it rarely has to wait for more than ``awaited``."""
 
-    def cancel(self) -> None: ...
+    def cancel(self) -> object: ...
 
 
 class Ready:
@@ -186,7 +195,7 @@ class ReplyQueue:
             self.num_unwritten += 1
             self._waiting.append((pending, begun))
             # Each has its callback, so that what is logged in it is told of the right request.
-            if (awaited := pending.awaited) is None:
+            if (awaited := pending.awaited) is None or awaited.done():
                 self._loop.call_soon(self._flush)
             else:
                 awaited.add_done_callback(self._flush)
@@ -310,7 +319,7 @@ def draining() -> UnavailableError:
     return UnavailableError("the server is draining: open the stream again", reason="DRAINING", retry_after=1)
 
 
-def result_of(future: asyncio.Future[Result]) -> Result:
+def result_of(future: Awaited) -> Any:
     """Return the result of a future that is done; a cancelled one, for which its stream was not the cause, is draining.
 
     Raises:
@@ -322,7 +331,7 @@ def result_of(future: asyncio.Future[Result]) -> Result:
     return future.result()
 
 
-def abandon(future: asyncio.Future[Any]) -> None:
+def abandon(future: Awaited) -> None:
     """Cancel what nobody waits for any more; where it has failed, take note, or asyncio complains that nobody did."""
     if not future.cancel() and not future.cancelled():
         future.exception()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from tidegate.api import (
     Input,
     Prediction,
     Predictions,
+    RowSteps,
     StepOptions,
     StepResult,
     Tensor,
@@ -46,29 +47,28 @@ _NUMBERS_AT_ONCE = 2048
 """Of a stream's message around the reply that it carries."""
 
 
-class LaneSteps(NamedTuple):
-    """A request read: of ``source``, the steps of all lanes, one lane's after the other's, ``lengths[i]`` go to
-    ``lanes[i]``, or one each where ``lengths`` is empty; at ``positions[i]``, where ``positions`` is not empty.
+class ReplyBlock(NamedTuple):
+    """Answers of lanes that are arrays already.
+
+    Attributes:
+        rows: The lanes' numbers in their message.
+        positions: Each session's after its steps.
+        predictions: One for each.
+        drift: By place in ``rows``, where its session's own chart took in a block of steps.
     """
 
+    rows: Sequence[int]
+    positions: Sequence[int]
+    predictions: Predictions
+    drift: Mapping[int, Drift]
+
+
+class LaneSteps(NamedTuple):
+    """A request read: the steps of each of ``lanes``."""
+
     lanes: list[int]
-    source: Input
-    lengths: list[int]
-    positions: list[int]
+    steps: RowSteps
     options: StepOptions
-
-    def part(self, start: int, stop: int) -> Input:
-        """Return some steps of all."""
-        tokens, values = self.source.tokens, self.source.values
-        if tokens is not None:
-            return Input(None, tokens[start:stop])
-        return Input(None, None, None if values is None else values[start:stop])
-
-    def each(self, start: int, stop: int) -> list[tuple[Input, int | None]]:
-        """Return the steps and the position of each of the lanes from ``start`` to ``stop``."""
-        bounds = list(accumulate(self.lengths, initial=0)) if self.lengths else range(len(self.lanes) + 1)
-        places: Sequence[int | None] = self.positions or [None] * len(self.lanes)
-        return [(self.part(bounds[lane], bounds[lane + 1]), places[lane]) for lane in range(start, stop)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ def decode_columns(message: predictor_pb2.Columns) -> LaneSteps:
     _check_column("lengths", lengths, lanes)
     _check_column("positions", positions, lanes)
     source = _decode_source(message, lengths, len(lanes))
-    return LaneSteps(lanes, source, lengths, positions, decode_options(message))
+    return LaneSteps(lanes, RowSteps(source, lengths, positions), decode_options(message))
 
 
 def fill_columns(
@@ -212,46 +212,50 @@ def _fill_lanes(
     return predictions
 
 
-def fill_together(
+def filling_blocks(
     message: predictor_pb2.ColumnsReply,
     lanes: Sequence[int],
-    positions: Iterable[int],
-    parts: Sequence[Predictions],
-    drift: Mapping[int, Drift],
-) -> None:
-    """Pack the answers to single steps that are arrays already: ``parts``' rows, one part after the other, are of
-    ``lanes``; ``drift`` is by lane.
-    """
-    at_once(filling_together(message, lanes, positions, parts, drift))
-
-
-def filling_together(
-    message: predictor_pb2.ColumnsReply,
-    lanes: Sequence[int],
-    positions: Iterable[int],
-    parts: Sequence[Predictions],
-    drift: Mapping[int, Drift],
+    blocks: Sequence[ReplyBlock],
+    errors: Sequence[tuple[int, TidegateError]],
 ) -> Slices[None]:
-    """`fill_together` in slices."""
-    message.lanes.extend(lanes)
+    """Pack answers that are arrays already, of ``lanes`` by row; the other rows' ``errors`` are by lane."""
+    fill_lane_errors(message, errors)
+    positions = [position for block in blocks for position in block.positions]
+    rows = [row for block in blocks for row in block.rows]
+    parts = [block.predictions for block in blocks]
+    order = None
+    if len(blocks) > 1 and any(row >= after for row, after in pairwise(rows)):
+        order = np.argsort(rows)
+        positions = [positions[place] for place in order]
+        rows.sort()
+    message.lanes.extend(lanes if len(rows) == len(lanes) else [lanes[row] for row in rows])
     message.positions.extend(positions)
-    message.counts.extend([1] * len(lanes))
+    message.counts.extend([1] * len(rows))
     message.quantiles.extend(parts[0].quantiles)
-    for part in parts:
-        for column, array in (
-            (message.ids, part.ids),
-            (message.probabilities, part.probabilities),
-            (message.forecast, part.forecast),
-            (message.surprise, part.surprise),
-        ):
-            if array is not None:
+    yield
+    for column, arrays in (
+        (message.ids, [part.ids for part in parts]),
+        (message.probabilities, [part.probabilities for part in parts]),
+        (message.forecast, [part.forecast for part in parts]),
+        (message.surprise, [part.surprise for part in parts]),
+    ):
+        if arrays[0] is not None:
+            for array in _ordered(arrays, order):
                 column.extend(array.ravel().tolist())
-        yield
+                yield
     if (names := parts[0].outputs) is not None:
-        outputs = {name: np.concatenate([part.outputs[name] for part in parts if part.outputs]) for name in names}
-        fill_tensors(message.outputs, outputs)
-    for lane, told in drift.items():
-        fill_drift(message.drift.add(lane=lane).drift, told)
+        fill_tensors(
+            message.outputs,
+            {name: np.concatenate(_ordered([(part.outputs or {})[name] for part in parts], order)) for name in names},
+        )
+    drift = [(lanes[block.rows[place]], drift) for block in blocks for place, drift in block.drift.items()]
+    for lane, each in drift:
+        fill_drift(message.drift.add(lane=lane).drift, each)
+
+
+def _ordered(arrays: Sequence[Any], order: Any) -> Sequence[Any]:
+    """Return the rows of arrays in order; as they are where ``order`` is None."""
+    return arrays if order is None else [np.concatenate(arrays)[order]]
 
 
 def decode_columns_reply(message: predictor_pb2.ColumnsReply) -> ColumnsResult:

@@ -27,16 +27,14 @@ from tidegate.api import (
 from tidegate.bundle import StateSpec, TokenCodec
 from tidegate.codecs.tokens import Tokens
 from tidegate.engine.arena import Arena, ArenaLike, Budget, Plane
-from tidegate.engine.cohort import Cohort, CohortReply
 from tidegate.engine.device.arena import DeviceArena, DeviceMemory
 from tidegate.engine.engine import Engine
 from tidegate.engine.lifecycle import Event
 from tidegate.engine.loop import Committer, Loop
 from tidegate.engine.quality import Quality
+from tidegate.engine.request import Generation, Request, RowResult, RowsReply, chunk
 from tidegate.engine.scheduler import Scheduler
 from tidegate.engine.session import DurableSession, Session
-from tidegate.engine.work import Generation, Work
-from tidegate.sessions.party import Party
 from tidegate.watchdog import NO_LIMIT, RunLimit
 
 VOCABULARY = "abcdefgh"
@@ -121,6 +119,24 @@ class Stream:
         return [event.id for event in self.events if isinstance(event, GeneratedToken)]
 
 
+class Message:
+    """Steps of many sessions under way."""
+
+    def __init__(self, rows: RowsReply) -> None:
+        self.rows = rows
+
+    def cancel(self) -> None:
+        self.rows.cancel()
+
+    async def results(self) -> list[RowResult]:
+        """Wait for the last row; return each row's result."""
+        if not self.rows.done():
+            done: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+            self.rows.add_done_callback(done.set_result)
+            await done
+        return self.rows.results()
+
+
 @dataclass
 class House:
     """Everything between a submitted chunk and its reply."""
@@ -161,29 +177,33 @@ class House:
         deadline: float | None = None,
     ) -> asyncio.Future[StepResult]:
         future: asyncio.Future[StepResult] = asyncio.get_running_loop().create_future()
-        self.loop.submit(Work(session, self.codec.encode(Input(text=text)), options, position, deadline, future))
+        self.loop.submit(chunk(session, self.codec.encode(Input(text=text)), options, position, deadline, future))
         return future
 
-    def step_together(
+    def step_rows(
         self,
         sessions: Sequence[Session],
         text: str,
         positions: Sequence[int] = (),
         deadline: float | None = None,
-        party: Party | None = None,
-    ) -> asyncio.Future[CohortReply] | None:
-        """Step each session by its character of ``text``, as one piece of work; None where that cannot be."""
-        future: asyncio.Future[CohortReply] = asyncio.get_running_loop().create_future()
-        if party is None:
-            party = Party([session.id for session in sessions])
-            party.put(sessions)
-        inputs = tuple(array[:, None] for array in self.codec.encode(Input(text=text)))
-        is_taken = self.loop.submit_together(Cohort(party, inputs, StepOptions(), list(positions), deadline, future))
-        return future if is_taken else None
+        options: StepOptions = StepOptions(),  # noqa: B008
+        length: int = 1,
+        caller: object = None,
+    ) -> Message:
+        """Step each session by its ``length`` characters of ``text``, as one request."""
+        inputs = tuple(array.reshape(len(sessions), length) for array in self.codec.encode(Input(text=text)))
+        message = Message(RowsReply(len(sessions)))
+        self.loop.submit(
+            Request(
+                sessions, inputs, options, list(positions), deadline, message.rows, lanes=range(len(sessions)),
+                caller=caller,
+            )
+        )  # fmt: skip
+        return message
 
     def predict(self, text: str, options: StepOptions = StepOptions()) -> asyncio.Future[Prediction]:  # noqa: B008
         future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
-        self.loop.submit(Work(None, self.codec.encode(Input(text=text)), options, None, None, future))
+        self.loop.submit(chunk(None, self.codec.encode(Input(text=text)), options, None, None, future))
         return future
 
     def generate(

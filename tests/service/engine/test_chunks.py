@@ -100,7 +100,9 @@ async def test_sessions_share_runs() -> None:
     async with house() as it:
         await asyncio.gather(*(it.step(it.open(), "a") for _ in range(20)))
         assert it.runner.runs == [(20, 1)]
-        assert it.engine.statistics() == (1, 20, 20, 0, {32: 1}, 0)
+        assert (it.engine.stats.num_runs, it.engine.stats.num_rows, it.engine.stats.num_steps) == (1, 20, 20)
+        assert (it.engine.stats.num_failed_runs, it.engine.num_waiting) == (0, 0)
+        assert it.engine.stats.rows_per_run == {32: 1}
 
 
 Harm = Callable[[House, asyncio.Future[StepResult]], object]
@@ -178,7 +180,7 @@ async def test_a_row_that_fails_its_run_fails_alone() -> None:
         ]
         assert [session.position for session in sessions] == [1, 0, 1, 1]
         assert (await it.step(sessions[1], "ab", position=0)).position == 2
-        assert it.engine.statistics().num_failed_runs == 1
+        assert it.engine.stats.num_failed_runs == 1
 
 
 async def test_the_tick_survives_any_number_of_failed_runs() -> None:

@@ -13,9 +13,8 @@ import pytest
 
 from tests.service.engine.house import House, house
 from tidegate.api import Sampling, StepOptions
-from tidegate.engine.batch import Outcome, Step
+from tidegate.engine.request import Outcome, Step, chunk
 from tidegate.engine.session import DurableSession, LastReply
-from tidegate.engine.work import Work
 from tidegate.errors import PositionConflictError, SessionEndedError, UnavailableError
 
 pytestmark = pytest.mark.usefixtures("arena")
@@ -120,7 +119,7 @@ async def test_who_was_stored_beside_one_that_breaks_is_answered() -> None:
         records.it = it
         broken, sound = it.open(durable=True), it.open(durable=True)
         inputs = (np.zeros(1, np.int64),)
-        it.loop.submit(Work(broken, inputs, StepOptions(), 0, None, Broken()))
+        it.loop.submit(chunk(broken, inputs, StepOptions(), 0, None, Broken()))
         assert (await it.step(sound, "a", 0)).position == 1
         # The other was stored all the same.
         assert (await it.step(broken, "b", 1)).position == 2

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.service.engine.house import POISON, VOCABULARY, House, Stream, house
 from tidegate.api import GeneratedToken, GenerationDone, Sampling
-from tidegate.engine.work import Generation
+from tidegate.engine.request import Generation
 from tidegate.errors import (
     DeadlineExceededError,
     InvalidInputError,
@@ -317,7 +317,7 @@ async def test_options_are_remembered_by_a_digest(*, durable: bool) -> None:
             Generation(session, (), Sampling(stop=stop), 0, None, None, Future(), vocabulary=VOCABULARY, emit=None)
             for stop in (("x" * 64,), ("x" * 64,), ("y" * 64,))
         ]
-        first, same, other = (work.fingerprint() for work in asked)
+        first, same, other = (request.fingerprint(0) for request in asked)
     assert isinstance(first, bytes)
     assert len(first) == 32
     assert first == same != other

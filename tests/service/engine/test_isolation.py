@@ -13,11 +13,10 @@ import pytest
 
 from tests.service.engine.house import POISON, House, house
 from tests.service.engine.test_durable import Records
-from tidegate.api import LAST_POSITION, Prediction, Predictions, Sampling, StepOptions, Tensor
+from tidegate.api import LAST_POSITION, Predictions, Sampling, StepOptions, Tensor
 from tidegate.codecs.scores import Scores
 from tidegate.codecs.tokens import Tokens
-from tidegate.engine.batch import Batch, Outputs
-from tidegate.engine.cohort import Cohort
+from tidegate.engine.output import Batch
 from tidegate.engine.quality import Quality
 from tidegate.engine.session import Session
 from tidegate.errors import FailedPreconditionError, InternalError, InvalidInputError, PositionConflictError
@@ -37,13 +36,9 @@ class Unreadable(Tokens):
         if (np.asarray(outputs["surprise"])[rows, -1] == BAD).any():
             raise OverflowError("no such number")
 
-    def predict(self, outputs: Mapping[str, Tensor], rows: Sequence[int], length: int, top: int) -> list[Prediction]:
+    def read(self, outputs: Mapping[str, Tensor], rows: slice | Sequence[int], length: int, top: int) -> Predictions:
         self._check(outputs, rows)
-        return super().predict(outputs, rows, length, top)
-
-    def predict_together(self, outputs: Mapping[str, Tensor], rows: slice, length: int, top: int) -> Predictions:
-        self._check(outputs, rows)
-        return super().predict_together(outputs, rows, length, top)
+        return super().read(outputs, rows, length, top)
 
     def cut(self, outputs: Mapping[str, Tensor], row: int, options: StepOptions, *, is_last: bool) -> dict[str, Tensor]:
         self._check(outputs, [row])
@@ -111,23 +106,22 @@ async def test_rows_of_a_graph_that_never_ends_all_fail_within_the_time_of_two_r
     async with house(limit=slow.limit) as it:
         slow.put_into(it)
         began = it.now
-        together = it.step_together([it.open() for _ in range(4)], "abcd")
-        assert together is not None
-        assert kinds((await together).results(4)) == ["InternalError"] * 4
+        assert kinds(await it.step_rows([it.open() for _ in range(4)], "abcd").results()) == ["InternalError"] * 4
         assert it.now - began == pytest.approx(60, abs=0.1)
-        assert it.engine.statistics().num_failed_runs == 4
+        assert it.engine.stats.num_failed_runs == 4
 
 
 async def test_a_lane_that_cannot_be_read_fails_itself() -> None:
     async with house(kind=Unreadable) as it:
         sessions = [it.open() for _ in range(4)]
-        together = it.step_together(sessions, "abdc")
-        assert together is not None
-        assert kinds((await together).results(4)) == ["StepResult", "StepResult", "InternalError", "StepResult"]
+        assert kinds(await it.step_rows(sessions, "abdc").results()) == [
+            "StepResult",
+            "StepResult",
+            "InternalError",
+            "StepResult",
+        ]
         assert [session.position for session in sessions] == [1, 1, 0, 1]
-        again = it.step_together(sessions, "aaaa")
-        assert again is not None
-        assert kinds((await again).results(4)) == ["StepResult"] * 4
+        assert kinds(await it.step_rows(sessions, "aaaa").results()) == ["StepResult"] * 4
 
 
 class Short(Quality):
@@ -136,17 +130,12 @@ class Short(Quality):
     def take(self, batch: Batch) -> None:
         raise OverflowError("the average is too large")
 
-    def take_together(self, cohort: Cohort, outputs: Outputs, first: int, drift: object) -> None:
-        raise OverflowError("the average is too large")
-
 
 async def test_a_fault_of_who_watches_the_models_quality_costs_nobody_the_answer() -> None:
     async with house(quality=Short(Scores(surprise="surprise"), None, "fake")) as it:
         sessions = [it.open() for _ in range(2)]
         assert kinds(await step_each(it, sessions, "ab")) == ["StepResult"] * 2
-        together = it.step_together(sessions, "ab")
-        assert together is not None
-        assert kinds((await together).results(2)) == ["StepResult"] * 2
+        assert kinds(await it.step_rows(sessions, "ab").results()) == ["StepResult"] * 2
 
 
 async def test_a_row_that_the_graph_refuses_is_its_senders_fault_and_no_failure_of_the_engine(
@@ -157,7 +146,7 @@ async def test_a_row_that_the_graph_refuses_is_its_senders_fault_and_no_failure_
         sessions = [it.open() for _ in range(3)]
         found = await step_each(it, sessions, f"a{POISON}b")
         assert kinds(found) == ["StepResult", "InvalidInputError", "StepResult"]
-        assert it.engine.statistics().num_failed_runs == 0
+        assert it.engine.stats.num_failed_runs == 0
     assert caplog.messages == []
 
 
@@ -165,7 +154,7 @@ async def test_a_run_that_fails_is_told_by_a_number_and_logged_under_it(caplog: 
     async with house() as it:
         (found,) = await step_each(it, [it.open()], POISON)
         assert isinstance(found, InternalError)
-        assert it.engine.statistics().num_failed_runs == 1
+        assert it.engine.stats.num_failed_runs == 1
     assert "poison" not in found.message
     assert f"fault {found.details['fault']}: a run of 1 rows failed" in caplog.text
     assert "ArithmeticError: poison" in caplog.text
@@ -221,9 +210,7 @@ async def test_nothing_steps_beyond_the_last_position() -> None:
         with pytest.raises(FailedPreconditionError):
             await stream.reply
         assert (await it.step(near, "ab", LAST_POSITION - 2)).position == LAST_POSITION
-        together = it.step_together([near, other], "ab")
-        assert together is None
-        found = await asyncio.gather(it.step(near, "a"), it.step(other, "b"), return_exceptions=True)
+        found = await it.step_rows([near, other], "ab").results()
         assert kinds(found) == ["FailedPreconditionError", "StepResult"]
 
 

@@ -18,10 +18,10 @@ from tidegate.api import Drift, FloatArray, Prediction, Sampling, StepOptions, T
 from tidegate.bundle import DriftCalibration, Limit
 from tidegate.codecs.scores import Band, Ranges, Scores
 from tidegate.drift import Chart, ChartState
-from tidegate.engine.batch import Batch
+from tidegate.engine.output import Batch
 from tidegate.engine.quality import Quality
+from tidegate.engine.request import chunk
 from tidegate.engine.session import LastReply, Session
-from tidegate.engine.work import Work
 
 BLOCK = 4
 DRIFT = DriftCalibration(
@@ -266,15 +266,16 @@ def new_session() -> Session:
 
 def take(quality: Quality, session: Session, values: Sequence[float], rows: FloatArray, bands: FloatArray) -> None:
     """Let the session's chunk of these surprises, inputs and forecasts be committed."""
-    work = Work(session, (rows.astype(np.float32),), StepOptions(), None, None, Nobody())
+    request = chunk(session, (rows.astype(np.float32),), StepOptions(), None, None, Nobody())
     quantiles = np.stack([bands[:, :1], bands.mean(axis=1, keepdims=True), bands[:, 1:]], axis=2)
     outputs: dict[str, Tensor] = {
         "surprise": np.array([values], np.float32),
         "quantiles": quantiles[None].astype(np.float32),
     }
-    work.offset = work.length
-    quality.take(Batch([(0, work)], outputs, [], {work: Prediction(work.length)}))
-    session.advance(work.length, LastReply(0, b"", None), 0.0)
+    request.offset, request.rows, request.starts = request.length, [0], [session.position]
+    request.predictions = [Prediction(request.length)]
+    quality.take(Batch([request], list(request.inputs), outputs, []))
+    session.advance(request.length, LastReply(0, b"", None), 0.0)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])

@@ -16,6 +16,8 @@ def reply(start: int = 0) -> LastReply:
 
 
 class Shared:
+    length = 1
+
     """A reply to single steps."""
 
     def recall(self, session: Session) -> LastReply:

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.api import Prediction, StepOptions
+from tidegate.engine.request import Request, chunk
 from tidegate.engine.scheduler import LONG, SHORT, Plan, Scheduler
-from tidegate.engine.work import Work
 
 
-def work(steps: int, deadline: float | None = None) -> Work:
+def work(steps: int, deadline: float | None = None) -> Request:
     reply: Future[Prediction] = Future()
-    return Work(None, (np.zeros(steps, np.int64),), StepOptions(), None, deadline, reply)
+    return chunk(None, (np.zeros(steps, np.int64),), StepOptions(), None, deadline, reply)
 
 
 def planned(scheduler: Scheduler, now: float = 0.0) -> Plan:
@@ -28,7 +28,7 @@ def planned(scheduler: Scheduler, now: float = 0.0) -> Plan:
 def run(scheduler: Scheduler, now: float = 0.0) -> Plan:
     """Plan, run and put back who is not done."""
     plan = planned(scheduler, now)
-    for one in plan.works:
+    for one in plan.requests:
         one.offset += plan.length
         if one.remaining:
             scheduler.add(one)
@@ -67,7 +67,7 @@ def test_who_comes_again_waits_behind_those_who_waited() -> None:
     first, second = work(200), work(200)
     scheduler.add(first)
     scheduler.add(second)
-    assert [run(scheduler).works for _ in range(4)] == [[first], [second], [first], [second]]
+    assert [run(scheduler).requests for _ in range(4)] == [[first], [second], [first], [second]]
 
 
 def test_rows_times_steps_are_bounded() -> None:
@@ -75,14 +75,14 @@ def test_rows_times_steps_are_bounded() -> None:
     for _ in range(6):
         scheduler.add(work(12))
     plan = run(scheduler)
-    assert (len(plan.works), plan.length) == (6, 5)
+    assert (len(plan.requests), plan.length) == (6, 5)
 
 
 def test_fewer_steps_than_rows_bound_the_rows() -> None:
     scheduler = Scheduler(max_rows=256, max_steps=100)
     for _ in range(256):
         scheduler.add(work(1))
-    assert len(run(scheduler).works) == 100
+    assert len(run(scheduler).requests) == 100
 
 
 def test_long_work_runs_in_small_pieces_while_others_are_about_and_in_larger_ones_when_alone() -> None:
@@ -132,7 +132,7 @@ def test_the_late_and_the_abandoned_fall_out_without_taking_a_row(steps: int) ->
         scheduler.add(one)
     abandoned.reply.set_result(None)
     plan = planned(scheduler, now=1.0)
-    assert (plan.works, plan.dropped) == ([first, second], [late, abandoned])
+    assert (plan.requests, plan.dropped) == ([first, second], [late, abandoned])
     assert len(scheduler) == 0
 
 
@@ -141,7 +141,7 @@ def test_a_plan_may_hold_nothing_but_the_dropped() -> None:
     late = work(20, deadline=1.0)
     scheduler.add(late)
     plan = planned(scheduler, now=2.0)
-    assert (plan.works, plan.dropped) == ([], [late])
+    assert (plan.requests, plan.dropped) == ([], [late])
     assert scheduler.plan(2.0) is None
 
 
@@ -153,7 +153,7 @@ def test_discarded_work_is_gone_and_discarding_twice_is_no_error(steps: int) -> 
     scheduler.add(other)
     scheduler.discard(one)
     scheduler.discard(one)
-    assert planned(scheduler).works == [other]
+    assert planned(scheduler).requests == [other]
     assert scheduler.plan(0.0) is None
 
 
@@ -178,15 +178,15 @@ def test_everything_completes_within_the_bounds_and_nobody_twice_in_a_run(
         if not len(scheduler):
             continue
         plan = planned(scheduler)
-        assert 1 <= len(plan.works) <= max_rows
-        assert len({id(one) for one in plan.works}) == len(plan.works)
-        assert 1 <= plan.length <= min(one.remaining for one in plan.works)
-        assert plan.length * len(plan.works) <= max_steps
-        assert len({kind(one.remaining) for one in plan.works}) == 1
-        for one in plan.works:
+        assert 1 <= len(plan.requests) <= max_rows
+        assert len({id(one) for one in plan.requests}) == len(plan.requests)
+        assert 1 <= plan.length <= min(one.remaining for one in plan.requests)
+        assert plan.length * len(plan.requests) <= max_steps
+        assert len({kind(one.remaining) for one in plan.requests}) == 1
+        for one in plan.requests:
             one.offset += plan.length
             if one.remaining:
                 scheduler.add(one)
-        total += plan.length * len(plan.works)
+        total += plan.length * len(plan.requests)
     assert total == sum(lengths)
     assert all(one.remaining == 0 for one in works)

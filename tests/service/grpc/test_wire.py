@@ -315,11 +315,19 @@ def test_columns(data: st.DataObject) -> None:
     where = data.draw(st.none() | st.just([7] * len(lengths)))
     options = StepOptions(data.draw(st.integers(0, 3)), data.draw(st.booleans()))
     message = encode_columns(lanes, tokens=tokens, values=values, lengths=lengths, positions=where, options=options)
-    steps = decode_columns(message)
-    assert (steps.lanes, steps.options) == (list(lanes), options)
+    read = decode_columns(message)
+    assert (read.lanes, read.options) == (list(lanes), options)
+    steps = read.steps
     assert steps.positions == (where or [])
     ends = np.cumsum(lengths)
-    each = steps.each(0, len(lengths))
+    each = [steps.of(row, steps.starts()) for row in range(len(lengths))]
+    some = data.draw(st.lists(st.sampled_from(range(len(lengths))), min_size=1, unique=True))
+    for chosen in (some, range(min(some), max(some) + 1)):
+        selected = steps.select(chosen)
+        for place, row in enumerate(chosen):
+            (mine, mine_at), (theirs, theirs_at) = selected.of(place, selected.starts()), each[row]
+            assert same_input(mine, theirs)
+            assert mine_at == theirs_at
     assert [position for _, position in each] == (where if where is not None else [None for _ in lanes])
     for (given_input, _), start, end in zip(each, ends - lengths, ends, strict=True):
         expected = (
@@ -329,9 +337,8 @@ def test_columns(data: st.DataObject) -> None:
 
 
 def test_columns_without_lengths_are_one_step_each() -> None:
-    steps = decode_columns(predictor_pb2.Columns(lanes=[3, 1], tokens=[10, 20]))
-    assert steps.each(0, 2) == [(Input(None, [10]), None), (Input(None, [20]), None)]
-    assert steps.each(1, 2) == [(Input(None, [20]), None)]
+    steps = decode_columns(predictor_pb2.Columns(lanes=[3, 1], tokens=[10, 20])).steps
+    assert [steps.of(row, steps.starts()) for row in range(2)] == [(Input(None, [10]), None), (Input(None, [20]), None)]
 
 
 BAD_COLUMNS = {

@@ -11,8 +11,8 @@ from tests.service.loadgen.models import model
 from tidegate.api import EngineStatistics, ServiceStatistics
 from tidegate.clock import Clock
 from tidegate.codecs.scores import Scores
-from tidegate.engine.meter import Meter
 from tidegate.engine.quality import Quality
+from tidegate.engine.stats import EngineStats
 from tidegate.loadgen.counts import ServerCounts, Usage, parse_counts, read_usage
 from tidegate.loadgen.load import Interface, Load, Mix
 from tidegate.loadgen.measure import Measurement
@@ -128,7 +128,7 @@ def server() -> FakeCore:
             cell="lstm",
             num_padding_steps=0,
             quality=Quality(Scores(), None, "tiny").snapshot(),
-            meter=Meter().snapshot()._replace(steps={"step": 40, "predict": 5}),
+            stats=EngineStats().snapshot()._replace(steps={"step": 40, "predict": 5}),
         )
         for version, runs in (("1", 7), ("2", 10))
     ]

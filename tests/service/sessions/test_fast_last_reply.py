@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.api import Candidate, Drift, Forecast, Prediction, StepResult, Surprise
+from tidegate.engine.request import Transcript
 from tidegate.engine.session import Head, LastReply
-from tidegate.engine.work import Transcript
 from tidegate.sessions.fast_last_reply import FastLastReply
 from tidegate.sessions.records import Record, encode_step, last_reply
 from tidegate.v1 import records_pb2

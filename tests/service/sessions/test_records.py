@@ -16,8 +16,8 @@ from tidegate.api import LAST_POSITION, LATEST, Candidate, Prediction, SessionKe
 from tidegate.config import LONGEST_LIFE
 from tidegate.drift import ChartState
 from tidegate.engine.lifecycle import Phase
+from tidegate.engine.request import Transcript
 from tidegate.engine.session import LastReply
-from tidegate.engine.work import Transcript
 from tidegate.errors import FailedPreconditionError, InternalError
 from tidegate.sessions.expiry import ended_phase
 from tidegate.sessions.records import (

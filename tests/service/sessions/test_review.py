@@ -14,7 +14,7 @@ from tests.clock import EPOCH, ManualClock
 from tests.service.serving import collect, numbers, serving
 from tests.service.sessions.replicas import MODEL, replicas, step
 from tidegate.api import RAW, Input, Sampling, SessionRequest, StepResult
-from tidegate.engine.work import Work
+from tidegate.engine.request import chunk
 from tidegate.errors import (
     FailedPreconditionError,
     InternalError,
@@ -149,7 +149,7 @@ async def test_who_holds_a_copy_that_left_the_arena_is_told_to_ask_again(root: P
             await they.open(f"other{index}")
         reply: asyncio.Future[StepResult] = asyncio.get_running_loop().create_future()
         inputs = held.model.codec.encode(Input(text="l"))
-        held.model.loop.submit(Work(held, inputs, RAW, None, None, reply))
+        held.model.loop.submit(chunk(held, inputs, RAW, None, None, reply))
         with pytest.raises(UnavailableError) as caught:
             await reply
         assert (caught.value.reason, caught.value.retry_after) == ("SESSION_MOVED", 0.0)

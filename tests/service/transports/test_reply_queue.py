@@ -34,7 +34,7 @@ class Step:
         for _ in range(self._turns):
             await asyncio.sleep(0)
         try:
-            return result_of(self.awaited)
+            return str(result_of(self.awaited))
         except Exception as error:  # noqa: BLE001 - it is the reply
             self.outcome = outcome_of(error)
             return self.outcome

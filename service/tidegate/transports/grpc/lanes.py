@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from tidegate.api import Core, SessionInfo
+from tidegate.engine.session import SessionGroup
 from tidegate.errors import InvalidInputError, TidegateError
 from tidegate.faults import conceal
 from tidegate.limits import MAX_LANES, MAX_STORE_SUMMARIES
-from tidegate.sessions.party import Party
 from tidegate.slices import Slices, in_slices
 from tidegate.v1 import predictor_pb2
 from tidegate.wire.columns import fill_lane_errors, fit_lane_errors
@@ -24,14 +24,8 @@ class Lane(NamedTuple):
     failure: TidegateError | None
 
 
-class Group(NamedTuple):
-    """Neighbouring lanes of a message, from ``start`` to ``stop``, no more than one run takes; ``party`` is None where
-    one of them cannot be had, or there is but one.
-    """
-
-    start: int
-    stop: int
-    party: Party | None
+Groups = list[tuple[SessionGroup, Sequence[int]]]
+"""Sessions of a message, no more than one run takes, with their numbers in it."""
 
 
 class Lanes:
@@ -42,7 +36,8 @@ class Lanes:
         self._max_bytes = int(service.settings.max_message_mb * 2**20)
         self._lanes: dict[int, Lane] = {}
         self._refusals: dict[tuple[type[TidegateError], str], TidegateError] = {}
-        self._last: tuple[list[int], list[Lane], list[Group]] | None = None  # streams send the same lanes again
+        # Streams send the same lanes again.
+        self._last: tuple[list[int], Groups, dict[int, TidegateError]] | None = None
 
     async def attach(self, message: predictor_pb2.Attach) -> predictor_pb2.Attached:
         """Give the message's sessions their lanes, and tell each session's position or error."""
@@ -67,18 +62,18 @@ class Lanes:
             await asyncio.sleep(0)
         return attached
 
-    async def take(self, numbers: list[int]) -> tuple[list[Lane], list[Group]]:
-        """The lanes of these numbers, and how they may go together.
+    async def take(self, numbers: list[int]) -> tuple[Groups, dict[int, TidegateError]]:
+        """Return the sessions of these lanes, and the errors of lanes whose session could not be had, by row.
 
         Raises:
             InvalidInputError: A lane is unknown, two lanes are one session, or the models differ.
         """
         if self._last is None or self._last[0] != numbers:
-            lanes, groups = await in_slices(self._find_lanes(numbers))
-            self._last = numbers, lanes, groups
+            groups, failures = await in_slices(self._find_lanes(numbers))
+            self._last = numbers, groups, failures
         return self._last[1], self._last[2]
 
-    def _find_lanes(self, numbers: list[int]) -> Slices[tuple[list[Lane], list[Group]]]:
+    def _find_lanes(self, numbers: list[int]) -> Slices[tuple[Groups, dict[int, TidegateError]]]:
         try:
             lanes = [self._lanes[number] for number in numbers]
         except KeyError as error:
@@ -89,11 +84,16 @@ class Lanes:
         yield
         if len({lane[1] for lane in lanes} - {None}) > 1:
             raise InvalidInputError("the sessions of a message must be of one model and version")
-        groups = []
-        for start in range(0, len(lanes), self._service.settings.max_rows):
+        failures = {row: lane.failure for row, lane in enumerate(lanes) if lane.failure is not None}
+        rows: Sequence[int] = range(len(lanes))
+        if failures:
+            rows = [row for row in rows if row not in failures]
+        groups: Groups = []
+        for start in range(0, len(rows), self._service.settings.max_rows):
             yield
-            groups.append(_group(lanes, start, self._service.settings.max_rows))
-        return lanes, groups
+            some = rows[start : start + self._service.settings.max_rows]
+            groups.append((SessionGroup([lanes[row].session for row in some]), some))
+        return groups, failures
 
     def _lane(self, session: str, found: SessionInfo | TidegateError) -> Lane:
         if isinstance(found, TidegateError):
@@ -125,9 +125,3 @@ def _failures(
     for number, each in zip(numbers, found, strict=False):
         if isinstance(each, TidegateError):
             yield number, each
-
-
-def _group(lanes: list[Lane], start: int, size: int) -> Group:
-    some = lanes[start : start + size]
-    is_whole = len(some) > 1 and all(lane.failure is None for lane in some)
-    return Group(start, start + len(some), Party([lane.session for lane in some]) if is_whole else None)

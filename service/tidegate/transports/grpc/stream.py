@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
-import asyncio
-
-from tidegate.api import Core, Input, StepOptions, StepResult
-from tidegate.engine.share import Share
-from tidegate.errors import InvalidInputError, TidegateError
-from tidegate.faults import conceal
+from tidegate.api import Core
+from tidegate.engine.loop import QueueShare
+from tidegate.engine.request import DirectReply, RowsReply
+from tidegate.errors import InvalidInputError
 from tidegate.limits import MAX_IN_FLIGHT
 from tidegate.observability.requests import OK, RequestMetrics, outcome_of
 from tidegate.slices import in_slices
 from tidegate.transports.grpc.calls import Context, client_seconds, queue_of, session_in_metadata
-from tidegate.transports.grpc.columns import Part, PendingColumns, awaited_of, cancel_parts, refusal
-from tidegate.transports.grpc.lanes import Group, Lane, Lanes
-from tidegate.transports.reply_queue import Pending, Ready, ReplyQueue, abandon, result_of
+from tidegate.transports.grpc.columns import PendingColumns, refusal
+from tidegate.transports.grpc.lanes import Lanes
+from tidegate.transports.reply_queue import Pending, Ready, ReplyQueue, result_of
 from tidegate.v1 import predictor_pb2, sessions_pb2
-from tidegate.wire.columns import LaneSteps, decode_columns
+from tidegate.wire.columns import decode_columns
 from tidegate.wire.inputs import decode_input, decode_options
 from tidegate.wire.parsing import parsed
 from tidegate.wire.predictions import fill_step, filling_step
 
 
-class PendingStep:
-    """Steps of one session."""
+class PendingStep(DirectReply):
+    """Steps of one session: takes their result, and makes the reply."""
 
-    __slots__ = ("awaited", "outcome", "session")
+    __slots__ = ("outcome", "session")
 
     method = "Step"
 
-    def __init__(self, session: str, future: asyncio.Future[StepResult]) -> None:
+    def __init__(self, session: str) -> None:
+        super().__init__()
         self.session = session
-        self.awaited = future
         self.outcome = OK
+
+    @property
+    def awaited(self) -> DirectReply:
+        return self
 
     async def reply(self) -> predictor_pb2.StreamReply:
         reply = predictor_pb2.StreamReply()
         try:
-            result = result_of(self.awaited)
+            result = result_of(self)
             if result.prediction.is_large:
                 await in_slices(filling_step(reply.step, result))
             else:
@@ -46,9 +48,6 @@ class PendingStep:
             self.outcome = outcome_of(error)
             return refusal(error)
         return reply
-
-    def cancel(self) -> None:
-        abandon(self.awaited)
 
 
 def step_queue(service: Core, context: Context, requests: RequestMetrics) -> ReplyQueue:
@@ -110,48 +109,28 @@ class StepMessages:
             raise InvalidInputError("no session: the first step of a stream must name one")
         position = message.position if message.HasField("position") else None
         asked, options = decode_input(message), decode_options(message)
-        future = self._service.step(self.session, asked, options, position, self._time_limit())
-        return PendingStep(self.session, future)
+        pending = PendingStep(self.session)
+        self._service.submit_step(self.session, asked, options, position, self._time_limit(), pending)
+        return pending
 
     async def _submit_columns(self, message: predictor_pb2.Columns) -> Pending:
-        steps = decode_columns(message)
-        lanes, groups = await self._lanes.take(steps.lanes)
-        deadline, share = self._time_limit(), Share(self._service.settings.max_queue)
-        parts: list[Part] = []
+        lanes, steps, options = decode_columns(message)
+        groups, failures = await self._lanes.take(lanes)
+        deadline, share = self._time_limit(), QueueShare(self._service.settings.max_queue)
+        reply = RowsReply(len(lanes), share.give_back)
+        for row, failure in failures.items():
+            share.take()
+            reply.put(row, failure)
         try:
-            for group in groups:
-                num_lanes = group.stop - group.start
-                await share.room(num_lanes)
-                part = self._submit_group(steps, group, lanes[group.start : group.stop], deadline)
-                parts.append(part)
-                if len(groups) > 1 and (awaited := awaited_of(part)) is not None:
-                    share.take(awaited, num_lanes)
+            for group, rows in groups:
+                await share.wait_for_room(len(rows))
+                share.take(len(rows))
+                some = steps if len(rows) == len(lanes) else steps.select(rows)
+                self._service.submit_columns(group, rows, some, options, deadline, reply)
         except BaseException:
-            cancel_parts(parts)
+            reply.cancel()
             raise
-        sizes = [stop - start for start, stop, _ in groups]
-        return PendingColumns(steps.lanes, parts, sizes, self._requests, self._max_bytes)
-
-    def _submit_group(self, steps: LaneSteps, group: Group, lanes: list[Lane], deadline: float) -> Part:
-        """Hand lanes over as one piece of work where they can go together, and else each as its own."""
-        start, stop, party = group
-        if party is not None and not steps.lengths:
-            source, positions = steps.part(start, stop), steps.positions[start:stop]
-            together = self._service.step_together(party, source, steps.options, positions, deadline)
-            if together is not None:
-                return together
-        return [
-            self._submit_lane(lane, source, steps.options, position, deadline)
-            for lane, (source, position) in zip(lanes, steps.each(start, stop), strict=True)
-        ]
-
-    def _submit_lane(
-        self, lane: Lane, source: Input, options: StepOptions, position: int | None, deadline: float
-    ) -> asyncio.Future[StepResult] | TidegateError:
-        try:
-            return lane.failure or self._service.step(lane.session, source, options, position, deadline)
-        except Exception as error:  # noqa: BLE001 - it is this lane's answer
-            return conceal(error)
+        return PendingColumns(lanes, reply, self._requests, self._max_bytes)
 
     def _time_limit(self) -> float:
         """The deadline of a message read now."""

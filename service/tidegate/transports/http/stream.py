@@ -10,7 +10,6 @@ answered, then a problem document with reason DRAINING, then close code 1001. Wh
 
 from __future__ import annotations
 
-import asyncio
 import re
 from codecs import BOM_UTF8
 from collections.abc import Awaitable
@@ -18,7 +17,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from tidegate.api import Core, SessionRequest, StepResult
+from tidegate.api import Core, SessionRequest
+from tidegate.engine.request import DirectReply
 from tidegate.errors import InvalidInputError, NotFoundError, TidegateError, without_traceback
 from tidegate.faults import conceal
 from tidegate.limits import LARGE_JSON_BYTES, MAX_IN_FLIGHT
@@ -37,7 +37,6 @@ from tidegate.transports.reply_queue import (
     Pending,
     Ready,
     ReplyQueue,
-    abandon,
     draining,
     result_of,
 )
@@ -187,10 +186,11 @@ class WebSocketStream:
             if not self._session:
                 return await self._open(document)
             chunk, options, position = convert.parse_step(document)
-            future = self._service.step(self._session, chunk, options, position, self._now() + self._seconds)
+            pending = PendingFrame(self._session, is_floats=False)
+            self._service.submit_step(self._session, chunk, options, position, self._now() + self._seconds, pending)
         except Exception as error:  # noqa: BLE001 - a frame's error is its answer
             return self._refuse(error)
-        return PendingFrame(self._session, future, is_floats=False)
+        return pending
 
     def _refuse(self, error: Exception) -> Pending:
         """Return the answer to a frame that failed. Without a session, it is the last one."""
@@ -222,32 +222,37 @@ class WebSocketStream:
             if self._width is None:
                 raise InvalidInputError("no session: the first frame must open one, a text frame")
             chunk, options = parse_floats(frame, self._width)
-            future = self._service.step(self._session, chunk, options, None, self._now() + self._seconds)
+            pending = PendingFrame(self._session, is_floats=True)
+            self._service.submit_step(self._session, chunk, options, None, self._now() + self._seconds, pending)
         except Exception as error:  # noqa: BLE001 - a frame's error is its answer
             return self._refuse(error)
-        return PendingFrame(self._session, future, is_floats=True)
+        return pending
 
     def _check_size(self, frame: str | bytes) -> None:
         if len(frame) > self._max_bytes:
             raise too_large(self._max_bytes)
 
 
-class PendingFrame:
-    """Steps of a text frame, or of one of numbers."""
+class PendingFrame(DirectReply):
+    """Steps of a text frame, or of one of numbers: takes their result, and makes the reply."""
 
-    __slots__ = ("_is_floats", "awaited", "outcome", "session")
+    __slots__ = ("_is_floats", "outcome", "session")
 
     method = "Step"
 
-    def __init__(self, session: str, future: asyncio.Future[StepResult], *, is_floats: bool) -> None:
+    def __init__(self, session: str, *, is_floats: bool) -> None:
+        super().__init__()
         self.session = session
-        self.awaited = future
         self.outcome = OK
         self._is_floats = is_floats
 
+    @property
+    def awaited(self) -> DirectReply:
+        return self
+
     async def reply(self) -> Event:
         try:
-            result = result_of(self.awaited)
+            result = result_of(self)
             if self._is_floats:
                 return {"type": "websocket.send", "bytes": dump_floats(result.prediction)}
             reply = convert.step_json(result)
@@ -256,9 +261,6 @@ class PendingFrame:
             told = conceal(error)
             self.outcome = outcome_of(told)
             return _problem_frame(told)
-
-    def cancel(self) -> None:
-        abandon(self.awaited)
 
 
 def _is_end(event: Event) -> bool:

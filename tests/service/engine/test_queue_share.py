@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tidegate.engine.share import Share
+from tidegate.engine.loop import QueueShare
 from tidegate.limits import QUEUE_SHARE
 
 
@@ -14,14 +14,15 @@ async def settle() -> None:
 
 
 async def test_what_goes_beyond_the_share_waits_for_what_is_before_it() -> None:
-    share = Share(2 * QUEUE_SHARE)
+    share = QueueShare(2 * QUEUE_SHARE)
     held: list[asyncio.Future[None]] = []
 
     async def submit_all() -> None:
         for _ in range(5):
-            await share.room()
+            await share.wait_for_room()
             held.append(asyncio.get_running_loop().create_future())
-            share.take(held[-1])
+            share.take()
+            held[-1].add_done_callback(lambda _: share.give_back())
 
     submitting = asyncio.create_task(submit_all())
     await settle()
@@ -37,26 +38,24 @@ async def test_what_goes_beyond_the_share_waits_for_what_is_before_it() -> None:
 
 
 async def test_what_is_larger_than_the_share_goes_alone() -> None:
-    share = Share(QUEUE_SHARE)
-    first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    await share.room(100)
-    share.take(first, 100)
-    waiting = asyncio.create_task(share.room(100))
+    share = QueueShare(QUEUE_SHARE)
+    await share.wait_for_room(100)
+    share.take(100)
+    waiting = asyncio.create_task(share.wait_for_room(100))
     await settle()
     assert not waiting.done()
-    first.set_result(None)
+    share.give_back(100)
     await waiting
 
 
 async def test_a_small_queue_has_room_for_one() -> None:
-    share = Share(1)
-    await share.room()
+    share = QueueShare(1)
+    await share.wait_for_room()
 
 
 async def test_it_tells_that_something_failed() -> None:
-    share = Share(QUEUE_SHARE)
-    result: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    share.take(result)
-    result.set_exception(ValueError("no"))
-    await share.room()
+    share = QueueShare(QUEUE_SHARE)
+    share.take()
+    share.give_back(has_failed=True)
+    await share.wait_for_room()
     assert share.has_failed
