@@ -3,7 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The whole suite runs in a worker for each core, a part of it in one process: a worker takes 20 seconds to begin.
 PYTEST_ARGS ?=
+PYTEST_WORKERS ?= $(if $(PYTEST_ARGS),,-n auto --maxprocesses 8 --dist worksteal)
 BENCH_ARGS ?=
 CHAOS_ARGS ?=
 
@@ -17,7 +19,7 @@ PROTOS := $(sort $(wildcard proto/tidegate/v1/*.proto proto/tidegate/oip/*.proto
 STUB_DIRS := $(patsubst proto/%,%,$(patsubst %/,%,$(sort $(dir $(PROTOS)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test system-packages check chaos stubs stubs-check sync-client bench bench-curves bench-peers bench-stores bench-drift bench-gpu dashboards wheel clean
+.PHONY: help venv serve test quick system-packages check chaos stubs stubs-check sync-client bench bench-curves bench-peers bench-stores bench-drift bench-gpu dashboards wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,7 +53,15 @@ serve: $(SERVING) ## serve bundles/ on 127.0.0.1:8080 (HTTP) and :8081 (gRPC)
 # Debian packages first: one of them may be what makes the environment.
 test: system-packages ## all tests; PYTEST_ARGS="-k name" narrows them
 	@$(MAKE) --no-print-directory venv
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_WORKERS) $(PYTEST_ARGS)
+
+# What is left out starts processes or other servers, waits, or takes long.
+QUICK := tests/test_repository.py tests/service $(addprefix --ignore=tests/service/, \
+	client cluster grpc oip sessions/stores sessions/test_migration.py transports test_cli.py test_drift.py test_limits.py test_no_torch.py \
+	test_onnx_file.py test_run_time.py test_sandbox.py test_service_columns.py test_service_drift.py test_service_equality.py)
+
+quick: $(EVERYTHING) ## tests of the service's parts, with few examples, in less than a minute: for while you write
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --hypothesis-profile=quick $(QUICK) $(PYTEST_ARGS)
 
 system-packages: ## what tests need beside Python, where it can be installed without a password
 	@.ci/system-packages

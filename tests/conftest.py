@@ -1,11 +1,12 @@
 """What every test shares: reproducible property tests, and closing lines that name what was left out.
 
-`--hypothesis-profile=explore` looks for new examples.
+`--hypothesis-profile=explore` looks for new examples, `--hypothesis-profile=quick` at a few (`make quick`).
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Generator
 
@@ -19,11 +20,16 @@ from tests.programs import LEFT_OUT, LeftOut
 # started as users start them do not see this (tests/servers.py).
 os.environ["TIDEGATE_STORE"] = "none"
 
+# Each worker of a parallel run, and each server that a test starts, compiles the same modules: once is enough.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # A loaded machine is no failure, hence no deadline and no complaint of slowness; the same examples on every run, hence
 # derandomize.
 settings.register_profile(
     "ci", derandomize=True, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
+settings.register_profile("quick", settings.get_profile("ci"), max_examples=10)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("ci")
 

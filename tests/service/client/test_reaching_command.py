@@ -122,11 +122,16 @@ async def test_what_does_not_go_together_is_one_line(arguments: tuple[str, ...],
 
 async def test_nothing_but_the_line_is_written_where_tls_does_not_come_about(server: Pair) -> None:
     async with on_h2corn(tls=TlsFiles(server.certificate, server.key)) as (address, _):
-        for name, words in ((f"https://{address}", "is not trusted"), (address, "if it speaks TLS, write https://")):
-            for verb in ((*LIST, "--server", name), (*TOP, "--http", name), ("bench", "m", "--server", name)):
-                process = await asyncio.create_subprocess_exec(
-                    *COMMAND, *verb, stderr=asyncio.subprocess.PIPE, env=bare_environment()
-                )
-                _, err = await process.communicate()
-                assert (process.returncode, err.count(b"\n")) == (2, 1), err
-                assert words in err.decode()
+        with_tls, without = f"https://{address}", address
+        for verb, words in (
+            ((*LIST, "--server", with_tls), "is not trusted"),
+            ((*LIST, "--server", without), "if it speaks TLS, write https://"),
+            ((*TOP, "--http", with_tls), "is not trusted"),
+            (("bench", "m", "--server", with_tls), "is not trusted"),
+        ):
+            process = await asyncio.create_subprocess_exec(
+                *COMMAND, *verb, stderr=asyncio.subprocess.PIPE, env=bare_environment()
+            )
+            _, err = await process.communicate()
+            assert (process.returncode, err.count(b"\n")) == (2, 1), err
+            assert words in err.decode()
