@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from tidegate.transports.oip.inference import Inference
 
 
+GRACE = 1
+"""Seconds. Now and then h2corn misses the end of a connection, and ends only when its grace is over."""
+
+
 class GrpcServer:
     """Has its port at once, and answers from `start` on."""
 
@@ -31,7 +35,9 @@ class GrpcServer:
         self._services = GrpcServices(service, inference, requests, more)
         self._adapter = self._services.over_asgi()
         self._listener = listen("grpc", address)
-        self._server = H2cornServer(self._adapter, self._listener, Limits(), is_endless=self._adapter.is_probe)
+        self._server = H2cornServer(
+            self._adapter, self._listener, Limits(), grace=GRACE, is_endless=self._adapter.is_probe
+        )
 
     @property
     def port(self) -> int:
