@@ -12,16 +12,14 @@ from types import GeneratorType
 from typing import Any, TypeVar
 
 from tidegate.api import Core
-from tidegate.cluster.keyed_lock import KeyedLock
-from tidegate.cluster.peers import Peer, Peers
+from tidegate.cluster.peers import KeyedLock, Peer, Peers
 from tidegate.errors import TidegateError
 from tidegate.oip import service_pb2
 from tidegate.slices import Slices, in_slices
-from tidegate.transports.oip.answer import Answer
-from tidegate.transports.oip.inference import Inference
+from tidegate.transports.oip.inference import Answer, Inference
 from tidegate.transports.oip.messages import decode_reply, decode_statistics, encode_request
 from tidegate.transports.oip.requests import InferReply, InferRequest
-from tidegate.transports.oip.sequences.ids import Key, session_ids
+from tidegate.transports.oip.sequences import Key, session_ids
 from tidegate.transports.oip.statistics import summed
 from tidegate.transports.reply_queue import abandon
 

@@ -6,8 +6,9 @@ All that a peer is asked goes over one gRPC channel to its Unix socket: calls, g
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Hashable, Iterator
+from typing import Any, Generic, TypeVar
+from weakref import WeakValueDictionary
 
 import grpc
 from grpc import aio
@@ -26,6 +27,23 @@ from tidegate.oip import service_pb2_grpc
 from tidegate.sessions.ids import DURABLE, EPHEMERAL
 from tidegate.v1 import models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 from tidegate.wire.predictions import decode_event
+
+Name = TypeVar("Name", bound=Hashable)
+
+
+class KeyedLock(Generic[Name]):
+    """Locks that are kept as long as somebody holds them or waits for them."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[Name, asyncio.Lock] = WeakValueDictionary()
+
+    def of(self, key: Name) -> asyncio.Lock:
+        """Return the key's lock; asyncio's locks are fair."""
+        lock = self._locks.get(key)
+        if lock is None:
+            lock = self._locks[key] = asyncio.Lock()
+        return lock
+
 
 Answer = TypeVar("Answer")
 

@@ -39,8 +39,7 @@ from tidegate.api import (
 )
 from tidegate.client.requests import session_generate_request, step_request
 from tidegate.clock import Clock
-from tidegate.cluster.keyed_lock import KeyedLock
-from tidegate.cluster.peers import Peer, Peers
+from tidegate.cluster.peers import KeyedLock, Peer, Peers
 from tidegate.config import Settings
 from tidegate.engine.request import DirectReply, RowReply, RowsReply, follow
 from tidegate.engine.session import SessionGroup

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tidegate.cluster.keyed_lock import KeyedLock
+from tidegate.cluster.peers import KeyedLock
 
 
 async def settle() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from tidegate.cluster.control import Ready, Refusal, Task, decode_answer, decode_task, encode_answer, encode_task
 from tidegate.cluster.info import WorkerInfo
-from tidegate.cluster.process import LONG_LIVED_SECONDS, PAUSES, Backoff
 from tidegate.cluster.socket_folder import SocketPlace
+from tidegate.cluster.supervisor import LONG_LIVED_SECONDS, PAUSES, Backoff
 from tidegate.config import load_settings
 
 

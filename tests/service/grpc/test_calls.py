@@ -18,11 +18,9 @@ from tidegate.api import Input, Sampling, SessionRequest, StepOptions
 from tidegate.errors import InvalidInputError
 from tidegate.observability.requests import RequestMetrics
 from tidegate.transports.grpc.adapter import GrpcAdapter
+from tidegate.transports.grpc.calls import add_service
 from tidegate.transports.grpc.framing import pack
-from tidegate.transports.grpc.handlers import add_service
-from tidegate.transports.grpc.predictor import Predictor
-from tidegate.transports.grpc.services import SERVICES
-from tidegate.transports.grpc.sessions import Sessions
+from tidegate.transports.grpc.services import SERVICES, Predictor, Sessions
 from tidegate.v1 import (
     models_pb2,
     predictor_pb2,

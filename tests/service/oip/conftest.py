@@ -21,7 +21,7 @@ from tidegate.oip import service_pb2_grpc
 from tidegate.service import Service
 from tidegate.transports.oip.http import routes
 from tidegate.transports.oip.inference import Inference
-from tidegate.transports.oip.sequences.table import Sequences
+from tidegate.transports.oip.sequences import Sequences
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,7 @@ import pytest
 from tests.service.fake_core import FakeCore
 from tests.service.fake_sequences import row, total
 from tidegate.errors import InvalidInputError, SessionEndedError
-from tidegate.transports.oip.sequences.core import SequenceStep
-from tidegate.transports.oip.sequences.ids import Key
-from tidegate.transports.oip.sequences.table import Sequences
+from tidegate.transports.oip.sequences import Key, Sequences, SequenceStep
 
 FIVE = Key("m", 5)
 NAME = "q~i~m~5"

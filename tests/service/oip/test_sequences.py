@@ -16,9 +16,7 @@ from tidegate.errors import (
     PositionConflictError,
     SessionEndedError,
 )
-from tidegate.transports.oip.sequences.core import SequenceStep
-from tidegate.transports.oip.sequences.ids import Key, session_ids
-from tidegate.transports.oip.sequences.table import Sequences
+from tidegate.transports.oip.sequences import Key, Sequences, SequenceStep, session_ids
 
 FIVE = Key("m", 5)
 NAME = "q~i~m~5"

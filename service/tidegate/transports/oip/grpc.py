@@ -13,8 +13,7 @@ from google.protobuf.json_format import ParseDict
 from tidegate.errors import NotSupportedError
 from tidegate.observability.requests import RequestMetrics as Counted
 from tidegate.oip import service_pb2, service_pb2_grpc
-from tidegate.transports.grpc.calls import Context, answered, answered_as, client_seconds, uncounted
-from tidegate.transports.grpc.handlers import add_service
+from tidegate.transports.grpc.calls import Context, add_service, answered, answered_as, client_seconds, uncounted
 from tidegate.transports.oip import documents
 from tidegate.transports.oip.inference import Inference
 from tidegate.transports.oip.stream import infer_queue

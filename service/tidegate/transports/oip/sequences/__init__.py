@@ -1,1 +1,0 @@
-"""Sequences of the Open Inference Protocol, mapped onto sessions."""
