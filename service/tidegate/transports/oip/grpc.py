@@ -15,9 +15,9 @@ from tidegate.observability.requests import RequestMetrics as Counted
 from tidegate.oip import service_pb2, service_pb2_grpc
 from tidegate.transports.grpc.calls import Context, add_service, answered, answered_as, client_seconds, uncounted
 from tidegate.transports.oip import documents
+from tidegate.transports.oip.fast_wire import Requests, write_reply
 from tidegate.transports.oip.inference import Inference
 from tidegate.transports.oip.stream import infer_queue
-from tidegate.transports.oip.wire import Requests, write_reply
 from tidegate.transports.reply_queue import OpenStreams
 
 NAME = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -31,7 +31,7 @@ def _unsupported(what: str) -> Any:
 
 
 def add_to_server(service: InferenceService, server: Any) -> None:
-    """Let the server answer; the messages of inference are read and written as bytes, see ``wire.py``."""
+    """Let the server answer; the messages of inference are read and written as bytes, see ``fast_wire.py``."""
     others = {
         "ModelInfer": grpc.unary_unary_rpc_method_handler(service.ModelInfer),
         "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(service.ModelStreamInfer),

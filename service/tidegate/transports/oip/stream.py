@@ -16,8 +16,8 @@ from tidegate.observability import requests as counting
 from tidegate.observability.requests import OK, outcome_of
 from tidegate.oip import service_pb2
 from tidegate.transports.grpc.calls import Context, client_seconds, queue_of
+from tidegate.transports.oip.fast_wire import Requests, Seen, parse, write_stream_reply
 from tidegate.transports.oip.inference import Answer, Inference
-from tidegate.transports.oip.wire import Requests, Seen, parse, write_stream_reply
 from tidegate.transports.reply_queue import Pending, Ready, ReplyQueue
 
 METHOD = "ModelInfer"

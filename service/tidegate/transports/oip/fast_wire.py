@@ -8,6 +8,9 @@ and values can mean nothing else. Ids, positions, starts and ends are rarely see
 reply is its tensors' bytes and, around
 them, what follows from their names, dtypes and shapes: a template.
 
+Measured in process on a step of one token (docs/decisions/2026-11-29-oip-fast-wire.md): a request is read in 6 µs and
+not 49, a reply written in 5 µs and not 19: 57 µs of a step that takes 0.7 to 0.9 ms alone.
+
 Knows the wire format's tags and lengths (protobuf.dev/programming-guides/encoding); what messages mean is
 ``messages.py``'s to say.
 """

@@ -9,10 +9,10 @@ import pytest
 from tidegate.errors import InvalidInputError
 from tidegate.limits import MAX_HEAD_BYTES
 from tidegate.oip import service_pb2
+from tidegate.transports.oip.fast_wire import Requests, write_reply, write_stream_reply
 from tidegate.transports.oip.messages import decode_request, encode_reply
 from tidegate.transports.oip.requests import InferReply, InferRequest
 from tidegate.transports.oip.tensors import NamedTensor
-from tidegate.transports.oip.wire import Requests, write_reply, write_stream_reply
 
 
 def request(values: Sequence[Any] = (7,), datatype: str = "INT64", id: str = "") -> service_pb2.ModelInferRequest:  # noqa: A002
