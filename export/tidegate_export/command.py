@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from tidegate.bundle import MANIFEST, DriftCalibration, next_version
-from tidegate.errors import BundleError
+from tidegate.errors import BundleError, known_names
 from tidegate_export.calibrated import calibrate_bundle
 from tidegate_export.candidate import ExportCandidate, Exported, export_candidate
 from tidegate_export.errors import ExportError
@@ -131,7 +131,8 @@ def _build(source: str) -> nn.Module:
     module = _import(place)
     factory = getattr(module, name, None)
     if not callable(factory):
-        raise ExportError(f"{place} has no callable {name!r}")
+        names = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
+        raise ExportError(f"{place} has no callable {name!r}{known_names(name, names, 'it has')}")
     try:
         built = factory()
     except Exception as error:  # whatever a user's code raises is an error of the input

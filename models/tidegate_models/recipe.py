@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from tidegate_models.errors import TrainingInputError
+from tidegate_models.errors import TrainingInputError, known_names
 
 
 class _Section(BaseModel):
@@ -95,7 +95,8 @@ def load_recipe(name_or_path: str) -> Recipe:
         return parse_recipe(packaged.read_text("utf-8"), name_or_path)
     if not path.is_file():
         raise TrainingInputError(
-            f"no recipe {name_or_path!r}: give a TOML file or one of {', '.join(packaged_recipes())}"
+            f"no recipe {name_or_path!r}"
+            f"{known_names(name_or_path, packaged_recipes(), 'the recipes are')}; or give the path of a TOML file"
         )
     return parse_recipe(path.read_text("utf-8"), name_or_path)
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidegate_models.data import PackageSource, read_members
-from tidegate_models.errors import TrainingInputError
+from tidegate_models.errors import TrainingInputError, known_names
 from tidegate_models.task import Facts
 
 ELECTRICITY = PackageSource(
@@ -84,7 +84,7 @@ def parse_csv(text: str, origin: str, *, column: str, time: str, target: str, fa
     header = reader.fieldnames or []
     for name in (time, column):
         if name not in header:
-            raise TrainingInputError(f"{origin}: no column {name!r}; there are {', '.join(header) or 'none'}")
+            raise TrainingInputError(f"{origin}: no column {name!r}{known_names(name, header, 'there are')}")
         if header.count(name) > 1:
             raise TrainingInputError(f"{origin}: the column {name!r} is there {header.count(name)} times: keep one")
     times, values = [], []

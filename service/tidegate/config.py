@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from tidegate.errors import ConfigurationError
+from tidegate.errors import ConfigurationError, did_you_mean, known_names, shown
 
 ENVIRONMENT_PREFIX = "TIDEGATE_"
 
@@ -58,17 +58,28 @@ UNIX = "unix:"
 """What the address of a Unix socket begins with; the rest is its path."""
 
 
+def _meant_address(text: str) -> str:
+    scheme, separator, rest = text.partition("://")
+    if separator and _ADDRESS.fullmatch(rest.rstrip("/")):
+        return f": leave {scheme[:20]}:// out"
+    scheme, separator, rest = text.partition(":")
+    return did_you_mean(scheme + separator, (UNIX,)) if separator and not rest.isdecimal() else ""
+
+
 def _checked_address(text: str) -> str:
     if text.startswith(UNIX) and text != UNIX:
         return text
     if _ADDRESS.fullmatch(text) is None:
-        raise ValueError(f"{text!r} is neither HOST:PORT, like 127.0.0.1:8080 or [::1]:8080, nor unix:PATH")
+        raise ValueError(
+            f"{text!r} is neither HOST:PORT, like 127.0.0.1:8080 or [::1]:8080, nor unix:PATH{_meant_address(text)}"
+        )
     return str(parse_address(text))
 
 
 def without_password(url: str) -> str:
     """Return a URL as it may be shown: without the user and the password that it may hold."""
-    return re.sub(r"//.*@", "//***@", url)
+    shown_url = re.sub(r"//.*@", "//***@", url)
+    return shown_url if shown_url != url or "@" not in url else f"***@{url.rpartition('@')[2]}"
 
 
 def _known_store(text: str) -> str:
@@ -76,13 +87,20 @@ def _known_store(text: str) -> str:
         return text
     if text == "memory":
         raise ValueError("'memory' is called none now: it means that there are no durable sessions")
-    raise ValueError(f"{without_password(text)!r} is not a store: it is none, sqlite or redis://HOST:PORT/DATABASE")
+    scheme, separator, _ = text.partition("://")
+    meant = did_you_mean(scheme + separator, ("none", "sqlite", *_REDIS))
+    raise ValueError(
+        f"{without_password(text)!r} is not a store: it is none, sqlite or redis://HOST:PORT/DATABASE "
+        f"(with TLS rediss://…){meant}"
+    )
 
 
 def _checked_url(text: str | None) -> str | None:
     if text is None or re.fullmatch(r"https?://[^\s/]+/?", text):
         return text
-    raise ValueError(f"{without_password(text)!r} is not a URL like http://127.0.0.1:4317")
+    scheme, separator, _ = text.partition("://")
+    meant = did_you_mean(scheme + separator, ("http://", "https://")) if separator else ""
+    raise ValueError(f"{without_password(text)!r} is not a URL like http://127.0.0.1:4317{meant}")
 
 
 def _none_by_word(value: object) -> object:
@@ -298,6 +316,15 @@ REMOVED = {
 }
 """What was a setting once, and what is in its place."""
 
+_OTHER_VARIABLES = frozenset(
+    f"{ENVIRONMENT_PREFIX}{name}"
+    for name in ("CONFIG", "SERVER", "TOKEN", "SERVER_HTTP", "CACHE", "TLS", "CA", "CLIENT_CERT", "CLIENT_KEY")
+)
+"""Variables that are read beside the settings'."""
+
+_KUBERNETES = re.compile(r"_(?:SERVICE_HOST|SERVICE_PORT\w*|PORT(?:_\d+_\w+)?)$")
+"""What Kubernetes tells of a service called tidegate, or tidegate-something, ends so."""
+
 FLAGS = tuple(name for name in Settings.model_fields if name != "models")
 """The settings that are flags and variables; the others are tables of the file."""
 
@@ -316,6 +343,21 @@ def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> Setting
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ConfigurationError(f"{_origin(first['loc'], flags, file)}: {_reason(first)}") from None
+
+
+def misspelt_variables() -> list[str]:
+    """Return a warning for each variable of the environment that looks like a setting's and is none.
+
+    It is no error: Kubernetes sets variables like ``TIDEGATE_PORT`` beside a service of that name.
+    """
+    known = [f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in FLAGS]
+    given = [name for name in os.environ if name.upper().startswith(ENVIRONMENT_PREFIX)]
+    unknown = [name for name in given if name.upper() not in {*known, *_OTHER_VARIABLES}]
+    return [
+        f"{shown(name)} is not a setting{meant}"
+        for name in unknown
+        if _KUBERNETES.search(name) is None and (meant := did_you_mean(name, known))
+    ]
 
 
 def _check_removed(flags: Mapping[str, Any], table: Mapping[str, Any], file: Path | None) -> None:
@@ -345,8 +387,13 @@ def _reader(table: dict[str, Any]) -> type[Settings]:
 
 def _reason(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
-        return "no such setting"
+        *tables, name = map(str, error["loc"])
+        known = list(ModelSettings.model_fields if tables else Settings.model_fields)
+        return f"no such setting{known_names(name, known, 'there are')}"
     message: str = error["msg"]
+    if error["type"] == "literal_error" and isinstance(error["input"], str):
+        meant = did_you_mean(error["input"], re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+        return f"{message[0].lower()}{message[1:]}, not {error['input']!r}{meant}"
     if error["type"] == "value_error":
         return message.removeprefix("Value error, ")
     return f"{message[0].lower()}{message[1:]}, not {error['input']!r}"

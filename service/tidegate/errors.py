@@ -4,7 +4,10 @@ branch on. Each transport maps them once: ``wire/errors.py`` for gRPC, ``transpo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from enum import IntEnum
+from itertools import islice
 from typing import ClassVar
 
 from tidegate.limits import MAX_MESSAGE_LENGTH, MAX_NAME_LENGTH
@@ -33,6 +36,46 @@ def shown(text: str) -> str:
 def encodable(text: str) -> str:
     """Return ``text`` with escapes for what UTF-8 cannot carry: halves of characters, as in foreign file names."""
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
+_MOST_LISTED = 10
+_MOST_COMPARED = 1000
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return ``names`` for a message, ten at most and then how many more there are; "none" if there is none."""
+    names = list(names)
+    shown_names = [
+        name if len(name) <= MAX_NAME_LENGTH and name.isprintable() else shown(name) for name in names[:_MOST_LISTED]
+    ]
+    more = len(names) - len(shown_names)
+    return ", ".join(shown_names) + (f" and {more} more" if more else "") or "none"
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the name that ``name`` was probably meant to be, whatever its case; None if no name is close."""
+    by_folded = {each[:MAX_NAME_LENGTH].casefold(): each for each in islice(known, _MOST_COMPARED)}
+    matches = get_close_matches(name[:MAX_NAME_LENGTH].casefold(), by_folded, 1)
+    return by_folded[matches[0]] if matches else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``: did you mean 'x'?``, to stand behind a message about an unknown name; empty if no name is close."""
+    meant = closest(name, known)
+    return "" if meant is None else f": did you mean {shown(meant)}?"
+
+
+def known_names(name: str, known: Iterable[str], has: str) -> str:
+    """Return the end of a message about an unknown name: which name was probably meant, and which names there are.
+
+    Args:
+        name: The unknown name.
+        known: The names that are allowed; nothing secret.
+        has: What stands before their list: "the model has".
+    """
+    known = list(known)
+    hint = did_you_mean(name, known)
+    return f"{hint} {has[0].upper()}{has[1:]} {listed(known)}" if hint else f": {has} {listed(known)}"
 
 
 class TidegateError(Exception):

@@ -39,6 +39,7 @@ from tidegate.errors import (
     NotFoundError,
     TidegateError,
     encodable,
+    known_names,
     shown,
 )
 from tidegate.watchdog import RunLimit, Watchdog, load_timeout
@@ -94,13 +95,17 @@ class Registry:
         """
         versions = self.versions(name)
         if not versions:
-            raise NotFoundError(f"unknown model {shown(name)}", reason="UNKNOWN_MODEL")
+            names = list(dict.fromkeys(model.manifest.name for model in self))
+            raise NotFoundError(
+                f"unknown model {shown(name)}{known_names(name, names, 'the models here are')}", reason="UNKNOWN_MODEL"
+            )
         if not version:
             return self._models[name, versions[-1]]
         known = list(map(str, versions))
         if version not in known:
             raise NotFoundError(
-                f"model {name} has no version {shown(version)}: it has {', '.join(known)}", reason="UNKNOWN_VERSION"
+                f"model {name} has no version {shown(version)}{known_names(version, known, 'it has')}",
+                reason="UNKNOWN_VERSION",
             )
         return self._models[name, int(version)]
 

@@ -56,9 +56,9 @@ def test_a_row_with_more_fields_than_the_header_is_refused() -> None:
 
 
 def test_a_missing_column_lists_what_there_is() -> None:
-    with pytest.raises(TrainingInputError, match=r"my\.csv: no column 'when'; there are a, b"):
+    with pytest.raises(TrainingInputError, match=r"my\.csv: no column 'when': there are a, b"):
         parse("a,b\n1,2\n")
-    with pytest.raises(TrainingInputError, match=r"no column 'when'; there are none"):
+    with pytest.raises(TrainingInputError, match=r"no column 'when': there are none"):
         parse("")
 
 

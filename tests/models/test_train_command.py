@@ -79,7 +79,7 @@ def test_minutes_set_the_steps() -> None:
         (["text", "--data", "none.txt"], "no such file"),
         (
             ["forecast", "--data", "my.csv", "--target", "lod", "--time", "when"],
-            "no column 'lod'; there are when, load",
+            "no column 'lod': did you mean 'load'? There are when, load",
         ),
         (["forecast", "--data", "my.csv", "--time", "when"], "gap after 2024-01-01 00:00:00"),
         (["novel"], "no recipe 'novel'"),

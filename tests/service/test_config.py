@@ -174,7 +174,7 @@ def test_a_table_of_the_file_says_what_holds_for_one_model(tmp_path: Path) -> No
     ("text", "message"),
     [
         ("[models.speech]\nprovider = 'tpu'\n", "models.speech.provider: input should be 'cpu' or 'cuda', not 'tpu'"),
-        ("[models.speech]\nmax_rows = 8\n", "models.speech.max_rows: no such setting"),
+        ("[models.speech]\nmax_rows = 8\n", "models.speech.max_rows: no such setting: there are "),
         ("models = 3\n", "models: input should be a valid dictionary, not 3"),
     ],
 )
@@ -182,7 +182,7 @@ def test_a_bad_table_of_a_model_is_named(tmp_path: Path, text: str, message: str
     file = write(tmp_path, text)
     with pytest.raises(ConfigurationError) as caught:
         load_settings({}, file)
-    assert caught.value.message == f"{file}: {message}"
+    assert caught.value.message.startswith(f"{file}: {message}")
 
 
 def test_tables_of_models_are_no_variable(monkeypatch: pytest.MonkeyPatch) -> None:

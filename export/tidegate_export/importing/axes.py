@@ -13,6 +13,7 @@ from typing import TypeAlias
 import onnx_ir as ir
 
 from tidegate.bundle import BATCH, TIME, Axis
+from tidegate.errors import known_names
 from tidegate_export.errors import ExportError
 from tidegate_export.importing.evidence import batch_likelihood, time_likelihood
 from tidegate_export.importing.flow import Flow, Link
@@ -45,7 +46,8 @@ def told(inputs: Sequence[Declared], request: ImportRequest) -> list[Declared]:
     ):
         for name in names:
             if name != ANY and name not in known:
-                raise ExportError(f"{option}: the graph has no input {name!r}; it has {', '.join(sorted(known))}")
+                there = known_names(name, sorted(known), "it has")
+                raise ExportError(f"{option}: the graph has no input {name!r}{there}")
     return [_told(item, request) for item in inputs]
 
 

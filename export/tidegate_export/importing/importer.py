@@ -30,7 +30,7 @@ from tidegate.bundle import (
     next_version,
     write_bundle,
 )
-from tidegate.errors import BundleError
+from tidegate.errors import BundleError, known_names
 from tidegate.proof import ABSOLUTE, is_batch_invariant, prove
 from tidegate_export.errors import ExportError
 from tidegate_export.importing.axes import told
@@ -178,7 +178,7 @@ def _refuse_unknown(inputs: Mapping[str, Declared], source: ImportSource, reques
     ):
         for name in names:
             if name not in known:
-                raise ExportError(f"{option}: the graph has no {name!r}; it has {', '.join(sorted(known))}")
+                raise ExportError(f"{option}: the graph has no {name!r}{known_names(name, sorted(known), 'it has')}")
 
 
 def _initial(request: ImportRequest, inputs: Mapping[str, Declared]) -> dict[str, Array]:
@@ -186,7 +186,8 @@ def _initial(request: ImportRequest, inputs: Mapping[str, Declared]) -> dict[str
     for name, array in arrays.items():
         item = inputs.get(name)
         if item is None:
-            raise ExportError(f"{request.initial}: the graph has no input {name!r}; it has {', '.join(sorted(inputs))}")
+            names = known_names(name, sorted(inputs), "it has")
+            raise ExportError(f"{request.initial}: the graph has no input {name!r}{names}")
         dims = item.dims or ()
         if len(dims) != array.ndim or any(
             size != (dim if isinstance(dim, int) else 1) for size, dim in zip(array.shape, dims, strict=True)

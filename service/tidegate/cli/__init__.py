@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from tidegate import __version__
-from tidegate.errors import ConfigurationError, TidegateError
+from tidegate.errors import ConfigurationError, TidegateError, known_names, shown
 
 GROUP = "tidegate.commands"
 VERBS = {
@@ -45,6 +45,13 @@ class Verbs(TyperGroup):
             return command_of(cmd_name, getattr(import_module(module), attribute))
         plugin = _plugins().get(cmd_name)
         return None if plugin is None else command_of(cmd_name, plugin.load())
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]
+        verb, verbs = args[0], self.list_commands(ctx)
+        if not verb.startswith("-") and self.get_command(ctx, verb) is None:
+            typer.echo(f"tidegate: no command {shown(verb)}{known_names(verb, verbs, 'there are')}", err=True)
+            raise typer.Exit(CANNOT_START)
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:

@@ -14,7 +14,7 @@ import typer
 from tidegate.api import Forecast, Input, Prediction, PredictResult
 from tidegate.cli.connection import DEFAULT_SERVER, Server, connected, reaches_grpc
 from tidegate.cli.output import AsJson, print_table
-from tidegate.errors import ConfigurationError, InvalidInputError
+from tidegate.errors import ConfigurationError, InvalidInputError, known_names, listed
 from tidegate.slices import at_once
 from tidegate.transports.http.convert import predict_json
 from tidegate.transports.http.large_json import write
@@ -85,8 +85,9 @@ def _read_csv(file: Path, features: Sequence[str]) -> np.ndarray[tuple[int, int]
         raise InvalidInputError(f"{file}: no rows below a header")
     missing = [feature for feature in features if feature not in rows[0]]
     if missing or not features:
+        there = known_names(missing[0], rows[0], "the file has") if missing else ""
         raise InvalidInputError(
-            f"{file}: the model wants the columns {', '.join(features)}: {', '.join(missing)} missing"
+            f"{file}: the model wants the columns {listed(features)}: {listed(missing)} missing{there}"
         )
     return np.array(
         [[_number(file, row, feature, line) for feature in features] for line, row in enumerate(rows, 2)], np.float32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from inspect import Parameter, Signature
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Annotated
 
 import typer
 
-from tidegate.config import ENVIRONMENT_PREFIX, FLAGS, LISTS, REMOVED, Settings, flag, load_settings
+from tidegate.config import ENVIRONMENT_PREFIX, FLAGS, LISTS, REMOVED, Settings, flag, load_settings, misspelt_variables
+
+log = logging.getLogger(__name__)
 
 
 def serve(config: Path | None = None, **flags: str | bool | list[str] | None) -> None:
@@ -29,6 +32,8 @@ def serve(config: Path | None = None, **flags: str | bool | list[str] | None) ->
 
     with logging_to(settings.log_level, settings.log_format), stderr_logged():
         open_files.raise_limit()  # which workers inherit
+        for warning in misspelt_variables():
+            log.warning("%s", warning)
         if settings.workers == 1:
             from tidegate.server import run
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from tidegate.errors import InvalidInputError
+from tidegate.errors import InvalidInputError, did_you_mean
 from tidegate.loopback import is_this_machine
 
 FORMS = "HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix:PATH"
@@ -90,7 +90,9 @@ def parse_endpoint(address: str, *, is_tls: bool | None = None) -> Endpoint:
         if not port:
             raise ValueError
     except ValueError:
-        raise InvalidInputError(f"address must be {FORMS}, not {address!r:.60}") from None
+        raise InvalidInputError(
+            f"address must be {FORMS}, not {_without_password(address)!r:.60}{_meant(address)}"
+        ) from None
     if separator and is_tls is not None and is_tls != (scheme == "https"):
         with_or_without = "without TLS, but TLS is asked for" if is_tls else "with TLS, but tls=False says without"
         raise InvalidInputError(f"{address} is an address {with_or_without}")
@@ -98,6 +100,21 @@ def parse_endpoint(address: str, *, is_tls: bool | None = None) -> Endpoint:
     return Endpoint(
         address, target, host, port, is_tls=bool(is_tls) or scheme == "https", is_here=is_this_machine(host)
     )
+
+
+def _meant(address: str) -> str:
+    scheme, separator, _ = address.partition("://")
+    if not separator:
+        scheme, separator, rest = address.partition(":")
+        return did_you_mean(scheme + separator, _UNIX) if "/" in rest else ""
+    if (scheme := scheme.lower()) in _PORTS:
+        return ""
+    meant = {"grpc": "http", "grpcs": "https"}.get(scheme)
+    return did_you_mean(scheme, _PORTS) if meant is None else f": did you mean '{meant}'?"
+
+
+def _without_password(address: str) -> str:
+    return f"***@{address.rpartition('@')[2]}" if "@" in address else address
 
 
 def _unix(address: str, is_tls: bool | None) -> Endpoint:

@@ -7,7 +7,7 @@ record's summary only. Knows nothing of models: who does is `manager`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from tidegate.api import CheckpointInfo, SessionKey
@@ -22,6 +22,7 @@ from tidegate.errors import (
     SessionEndedError,
     TidegateError,
     UnavailableError,
+    known_names,
     shown,
     without_traceback,
 )
@@ -216,8 +217,9 @@ class DurableRecords:
             # Read behind the record: it is of this revision, or the write will not be made. An id and a checkpoint's
             # name may be given again, to another state.
             content = await self._committer.ask(lambda store: store.read_attachment(key, name))
-            if content is None or name not in {kept.name for kept in record.summary.checkpoints}:
-                raise unknown_checkpoint(id_, name)
+            names = [kept.name for kept in record.summary.checkpoints]
+            if content is None or name not in names:
+                raise unknown_checkpoint(id_, name, names)
             with self._committer.counting_damage():
                 kept = decode_checkpoint(key, name, content)
             record.summary.position, record.summary.used_at = kept.position, self.now()
@@ -395,6 +397,7 @@ def _contended(id_: str) -> UnavailableError:
     )
 
 
-def unknown_checkpoint(id_: str, name: str) -> NotFoundError:
-    """Return the error for a session that has no such checkpoint."""
-    return NotFoundError(f"session {id_} has no checkpoint {shown(name)}", reason="UNKNOWN_CHECKPOINT")
+def unknown_checkpoint(id_: str, name: str, names: Iterable[str] | None = None) -> NotFoundError:
+    """Return the error for a session that has no such checkpoint; ``names`` are those that it has."""
+    allowed = "" if names is None else known_names(name, names, "it has")
+    return NotFoundError(f"session {id_} has no checkpoint {shown(name)}{allowed}", reason="UNKNOWN_CHECKPOINT")

@@ -524,9 +524,10 @@ class SessionManager:
         session = self._get_ephemeral(id_)
 
         def rewind() -> None:
-            state = self._checkpoints.get(session.id, OrderedDict()).get(checkpoint)
+            kept = self._checkpoints.get(session.id, OrderedDict())
+            state = kept.get(checkpoint)
             if state is None:
-                raise unknown_checkpoint(session.id, checkpoint)
+                raise unknown_checkpoint(session.id, checkpoint, kept)
             session.position, session.last = state.position, None
             session.model.engine.load(session, state.state)
 

@@ -195,7 +195,8 @@ async def test_each_route_wants_an_object_of_json(
 @pytest.mark.parametrize(("path", "body"), WITH_BODY)
 async def test_an_unknown_key_is_named(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> None:
     reply = await client.post(path, json={**body, "sise": 1})
-    assert (reply.status_code, reply.json()["detail"]) == (400, "unknown key 'sise'")
+    assert reply.status_code == 400
+    assert reply.json()["detail"].startswith("unknown key 'sise': the keys are ")
 
 
 def test_one_complaint_is_made_of_a_body_however_much_is_wrong() -> None:

@@ -26,6 +26,7 @@ from tidegate.errors import (
     TidegateError,
     TooLargeError,
     UnavailableError,
+    did_you_mean,
 )
 from tidegate.transports.asgi import Receive, Scope, Send
 from tidegate.transports.grpc.blocking import is_async, run_in_threads
@@ -230,7 +231,8 @@ class GrpcAdapter:
         details = CallDetails(call.path, call.invocation_metadata())
         handler = await (self._continuation or self._find_handler)(details)
         if handler is None:
-            raise NotSupportedError(f"no method {call.path[:200]!r}", reason="UNKNOWN_METHOD")
+            meant = did_you_mean(call.path, self._handlers)
+            raise NotSupportedError(f"no method {call.path[:200]!r}{meant}", reason="UNKNOWN_METHOD")
         return self._methods[call.path] if handler is self._handlers.get(call.path) else Method(handler)
 
     async def _find_handler(self, details: CallDetails) -> Handler | None:

@@ -29,7 +29,7 @@ from tidegate.api import (
     check_sequences,
     check_steps,
 )
-from tidegate.errors import InvalidInputError, shown
+from tidegate.errors import InvalidInputError, known_names, shown
 from tidegate.transports.http.large_json import Pieces
 
 Json = Any
@@ -96,7 +96,8 @@ def parse_whole(body: Object, key: str, most: int) -> int | None:
 def _only(body: Object, known: frozenset[str], path: str = "") -> None:
     for key in body:
         if key not in known:
-            raise InvalidInputError(f"unknown key {shown(path + key)}")
+            allowed = known_names(key, sorted(known), "the keys are")
+            raise InvalidInputError(f"unknown key {shown(path + key)}{allowed}")
 
 
 def _parse_ask(body: Object) -> StepOptions:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple, TypeVar
 
@@ -141,15 +141,18 @@ def read_form(kind: type[Form], document: dict[str, Any]) -> Form:
     """A request's body as its schema has it; InvalidInputError where it is not so."""
     for key in document:  # pydantic would make an error of each unknown key, and there may be hundreds of thousands
         if key not in kind.model_fields:
-            raise unknown_key(key)
+            raise unknown_key(key, kind.model_fields)
     try:
         return kind.model_validate(document)
     except ValidationError as error:
         raise invalid(error.errors()) from None
 
 
-def unknown_key(key: str) -> errors.InvalidInputError:
-    return errors.InvalidInputError(f"unknown key {errors.shown(key)}")
+def unknown_key(key: str, known: Iterable[str] = (), path: str = "") -> errors.InvalidInputError:
+    """The error for a key that is none of ``known``; ``path`` is where it stands."""
+    known = sorted(known)
+    allowed = errors.known_names(key, known, "the keys are") if known else ""
+    return errors.InvalidInputError(f"unknown key {errors.shown(path + key)}{allowed}")
 
 
 def invalid(complaints: Sequence[Any]) -> errors.InvalidInputError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tidegate.errors import InvalidInputError, shown
+from tidegate.errors import InvalidInputError, known_names, shown
 from tidegate.limits import LARGE_REPLY_BYTES
 from tidegate.slices import Slices, at_once
 from tidegate.transports.compression import ENCODINGS
@@ -166,7 +166,8 @@ def _header_end(body: bytes, header_length: str | None) -> int:
 def _check_keys(document: Mapping[str, Json], known: Sequence[str], what: str) -> None:
     for key in document:
         if key not in known:
-            raise InvalidInputError(f"unknown key {shown(key)} in {what}", reason="UNKNOWN_KEY")
+            allowed = known_names(key, known, "the keys are")
+            raise InvalidInputError(f"unknown key {shown(key)} in {what}{allowed}", reason="UNKNOWN_KEY")
 
 
 def _objects(document: Mapping[str, Json], key: str) -> list[dict[str, Json]]:

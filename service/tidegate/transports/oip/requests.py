@@ -6,10 +6,10 @@ and what each may be. Knows nothing of models and sequences.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tidegate.errors import InvalidInputError, NotSupportedError, shown
+from tidegate.errors import InvalidInputError, NotSupportedError, known_names, shown
 from tidegate.limits import MAX_PARAMETERS, MAX_SEQUENCE_ID_LENGTH, MAX_TENSORS
 from tidegate.transports.oip.tensors import NamedTensor
 
@@ -71,7 +71,7 @@ def read_options(parameters: Mapping[str, Any]) -> Options:
             field, read = reader
             found[field] = read(name, value)
         elif not name.startswith("triton_"):
-            raise _unknown(name)
+            raise _unknown(name, _READERS)
     options = Options(**found)
     if options.sequence is None and (options.start or options.end or options.position is not None):
         raise InvalidInputError(
@@ -90,7 +90,7 @@ def check_tensor_parameters(tensor: str, parameters: Mapping[str, Any], known: S
         if name == "classification":
             raise NotSupportedError(f"output {shown(tensor)}: classification is not supported: take the values")
         if name not in known and not name.startswith("triton_"):
-            raise _unknown(name)
+            raise _unknown(name, known)
 
 
 def check_count(num_inputs: int, num_outputs: int) -> None:
@@ -118,8 +118,9 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
         )
 
 
-def _unknown(name: str) -> InvalidInputError:
-    return InvalidInputError(f"unknown parameter {shown(name)}", reason="UNKNOWN_PARAMETER")
+def _unknown(name: str, known: Iterable[str]) -> InvalidInputError:
+    allowed = known_names(name, known, "the parameters are")
+    return InvalidInputError(f"unknown parameter {shown(name)}{allowed}", reason="UNKNOWN_PARAMETER")
 
 
 def _wrong(name: str, wanted: str, value: Any) -> InvalidInputError:

@@ -18,7 +18,7 @@ import numpy as np
 
 from tidegate.api import Tensor, check_steps
 from tidegate.bundle import BATCH, TIME, Manifest, TensorSpec, TokenCodec
-from tidegate.errors import InvalidInputError, TooLargeError, shown
+from tidegate.errors import InvalidInputError, TooLargeError, known_names, shown
 from tidegate.transports.oip.tensors import NAMES, NamedTensor
 
 Row = tuple[Tensor, ...]
@@ -126,7 +126,8 @@ class Signature:
         for name in names:
             if name not in self.outputs:
                 raise InvalidInputError(
-                    f"unknown output {shown(name)}: the model has {', '.join(self.outputs)}", reason="UNKNOWN_TENSOR"
+                    f"unknown output {shown(name)}{known_names(name, self.outputs, 'the model has')}",
+                    reason="UNKNOWN_TENSOR",
                 )
         return [self.outputs[name] for name in names]
 
@@ -154,7 +155,8 @@ class Signature:
         for name in given:
             if name not in self._by_name:
                 raise InvalidInputError(
-                    f"unknown input {shown(name)}: the model has {', '.join(self._by_name)}", reason="UNKNOWN_TENSOR"
+                    f"unknown input {shown(name)}{known_names(name, self._by_name, 'the model has')}",
+                    reason="UNKNOWN_TENSOR",
                 )
         missing = next(name for name in self._by_name if name not in given)
         raise InvalidInputError(f"the input {missing!r} is missing", reason="MISSING_TENSOR")
