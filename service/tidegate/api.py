@@ -9,7 +9,7 @@ from asyncio import Future
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from tidegate.bundle import Manifest
     from tidegate.clock import Clock
     from tidegate.config import Settings
-    from tidegate.engine.request import DirectReply, RowReply, RowsReply
-    from tidegate.engine.session import SessionGroup
+    from tidegate.reply import DirectReply, RowReply, RowsReply
 
 FloatArray = NDArray[np.floating]
 Tensor = NDArray[np.generic]
@@ -612,6 +611,23 @@ class KnownSession(NamedTuple):
 
 Events = AsyncGenerator[GeneratedToken | GenerationDone]
 """What a generation yields. Closing it ends the generation: nothing is committed afterwards."""
+
+
+class SessionGroup:
+    """Sessions that one caller steps together, again and again: whoever keeps them looks them up once.
+
+    Args:
+        ids: Of the sessions, all different, in the caller's order.
+
+    Attributes:
+        found: What the keeper remembers of the look-up.
+    """
+
+    __slots__ = ("found", "ids")
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self.ids = ids
+        self.found: Any = None
 
 
 class SequenceCore(Protocol):

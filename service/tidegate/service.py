@@ -37,6 +37,7 @@ from tidegate.api import (
     Sampling,
     ServedModel,
     ServiceStatistics,
+    SessionGroup,
     SessionInfo,
     SessionPage,
     SessionRequest,
@@ -52,8 +53,8 @@ from tidegate.config import Settings
 from tidegate.engine.lifecycle import Event, Phase
 from tidegate.engine.loop import QueueShare
 from tidegate.engine.model import LoadedModel
-from tidegate.engine.request import Generation, Reply, Request, RowReply, RowsReply, chunk, repeats
-from tidegate.engine.session import LastReply, Session, SessionGroup, ended
+from tidegate.engine.request import Generation, Request, chunk, repeats
+from tidegate.engine.session import FoundSessions, LastReply, Session, ended
 from tidegate.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -77,6 +78,7 @@ from tidegate.limits import (
     MAX_TOKENS,
 )
 from tidegate.registry import Registry
+from tidegate.reply import Reply, RowReply, RowsReply
 from tidegate.sessions.ids import SEQUENCE
 from tidegate.sessions.manager import SessionManager
 from tidegate.sessions.stores.making import make_store
@@ -415,25 +417,26 @@ class Service:
         deadline: float | None,
         reply: RowsReply,
     ) -> None:
-        self._sessions.find_group(group)
-        model: LoadedModel | None = group.model
+        found = self._sessions.find_group(group)
+        model: LoadedModel | None = found.model
         inputs: tuple[Tensor, ...] = ()
         if model is not None and not self._is_draining:
             with suppress(InvalidInputError):  # the row that it is of is told so below
                 inputs = model.codec.encode(steps.source)
         starts = steps.starts()
-        alike, other = _find_alike(group, steps.lengths) if inputs else ({}, range(len(rows)))
+        alike, other = _find_alike(found, steps.lengths) if inputs else ({}, range(len(rows)))
         for (length, _, _), places in alike.items():
             assert model is not None
             try:
                 self._check_options(model, options, model.codec.reply_bytes(length, options))
                 for start in range(0, len(places), model.engine.max_rows):
                     some = places[start : start + model.engine.max_rows]
-                    model.loop.submit(_rows_request(group, some, rows, steps, starts, inputs, options, deadline, reply))
+                    request = _rows_request(group, some, rows, steps, starts, inputs, options, deadline, reply)
+                    model.loop.submit(request)
             except TidegateError as error:
                 for place in places:
                     reply.put(rows[place], error)
-        self._sessions.touch_group(group)
+        self._sessions.touch_all(found)
         for place in other:
             source, position = steps.of(place, starts)
             try:
@@ -695,20 +698,20 @@ def _recall(last: LastReply, inputs: tuple[Tensor, ...], position: int) -> StepR
 
 
 def _find_alike(
-    group: SessionGroup, lengths: Sequence[int]
+    found: FoundSessions, lengths: Sequence[int]
 ) -> tuple[dict[tuple[int, Request | None, bool], Sequence[int]], Sequence[int]]:
     """Return the rows that may go as one request, by what they have in common (steps, the request that is last in the
     session's queue, durability), and those that must go one by one.
     """
-    sessions = group.sessions
-    if group.is_uniform and not lengths:
+    sessions = found.sessions
+    if found.is_uniform and not lengths:
         tails = {session.queue[-1] if session.queue else None for session in cast("Sequence[Session]", sessions)}
         if len(tails) == 1:
-            return {(1, tails.pop(), group.is_durable): range(len(sessions))}, ()
+            return {(1, tails.pop(), found.is_durable): range(len(sessions))}, ()
     alike: dict[tuple[int, Request | None, bool], list[int]] = {}
     other: list[int] = []
     for row, session in enumerate(sessions):
-        if session is None or session.model is not group.model:
+        if session is None or session.model is not found.model:
             other.append(row)
             continue
         tail = session.queue[-1] if session.queue else None
@@ -728,7 +731,7 @@ def _rows_request(  # noqa: PLR0913, PLR0917
     reply: RowsReply,
 ) -> Request:
     """Return the request of some of a group's sessions, whose steps are in ``inputs`` [step, …] of all."""
-    sessions = cast("Sequence[Session]", group.sessions)
+    sessions = cast("Sequence[Session]", group.found.sessions)
     if len(places) == len(sessions) and not starts:
         some = tuple([array[:, None] for array in inputs])
         return Request(sessions, some, options, steps.positions, deadline, reply, lanes=rows, caller=group)

@@ -30,6 +30,7 @@ from tidegate.api import (
     Sampling,
     ServedModel,
     ServiceStatistics,
+    SessionGroup,
     SessionInfo,
     SessionPage,
     SessionRequest,
@@ -42,10 +43,9 @@ from tidegate.api import (
 )
 from tidegate.clock import Clock
 from tidegate.config import Settings, load_settings
-from tidegate.engine.request import DirectReply, RowReply, RowsReply, follow
-from tidegate.engine.session import SessionGroup
 from tidegate.errors import NotFoundError, NotSupportedError, PositionConflictError, TidegateError
 from tidegate.faults import conceal
+from tidegate.reply import DirectReply, RowReply, RowsReply, follow
 from tidegate.sessions.snapshot import Body, decode_snapshot, encode_snapshot
 
 MODEL = ModelInfo(

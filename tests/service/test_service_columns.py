@@ -17,13 +17,12 @@ from hypothesis import strategies as st
 from tests.bundles import VOCABULARY, write_tiny_bundle, write_tiny_forecast_bundle, write_tiny_stream_bundle
 from tests.clock import ManualClock
 from tests.service.serving import change_bundle, started
-from tidegate.api import Input, RowSteps, SessionRequest, StepOptions
+from tidegate.api import Input, RowSteps, SessionGroup, SessionRequest, StepOptions
 from tidegate.bundle import DriftCalibration, Limit
 from tidegate.config import load_settings
-from tidegate.engine.request import RowReply, RowsReply
-from tidegate.engine.session import SessionGroup
 from tidegate.errors import TidegateError
 from tidegate.observability.requests import RequestMetrics
+from tidegate.reply import RowReply, RowsReply
 from tidegate.service import Service
 from tidegate.sessions.stores.memory import MemoryStore
 from tidegate.transports.grpc.calls import Context

@@ -30,6 +30,7 @@ from tidegate.api import (
     Sampling,
     ServedModel,
     ServiceStatistics,
+    SessionGroup,
     SessionInfo,
     SessionPage,
     SessionRequest,
@@ -41,11 +42,10 @@ from tidegate.client.requests import session_generate_request, step_request
 from tidegate.clock import Clock
 from tidegate.cluster.peers import KeyedLock, Peer, Peers
 from tidegate.config import Settings
-from tidegate.engine.request import DirectReply, RowReply, RowsReply, follow
-from tidegate.engine.session import SessionGroup
 from tidegate.errors import TidegateError, UnavailableError, without_traceback
 from tidegate.faults import conceal
 from tidegate.limits import DEFAULT_PAGE
+from tidegate.reply import DirectReply, RowReply, RowsReply, follow
 from tidegate.sessions.ids import DURABLE, EPHEMERAL
 from tidegate.sessions.snapshot import fork_snapshot
 from tidegate.v1 import models_pb2, sessions_pb2

@@ -207,36 +207,27 @@ def ended(id_: str, phase: Phase) -> SessionEndedError:
     return SessionEndedError(f"session {id_} has ended: {WHY[phase]}", reason=phase.value)
 
 
-class SessionGroup:
-    """Sessions that one caller steps together, again and again: found once, they need not be looked up each time.
+class FoundSessions:
+    """The sessions of a `tidegate.api.SessionGroup`, found once: while all are as they were, none is looked up again.
 
     What has ended never lives again, what has left has no slot, and steps only put a session's end off: so while all
     are as they were found, and none was overdue then, they are what a look-up would find.
 
     Args:
-        ids: Of the sessions, all different, in the caller's order.
+        sessions: As found, None where one is not held here.
 
     Attributes:
-        sessions: As found, None where one is not held here; replaced, never changed.
         model: Of the first one found.
         is_uniform: Whether all are held here, of one model, and durable or ephemeral alike.
         is_durable: Whether any is durable.
     """
 
-    __slots__ = ("_sound_until", "ids", "is_durable", "is_uniform", "model", "sessions")
+    __slots__ = ("_sound_until", "is_durable", "is_uniform", "model", "sessions")
 
-    def __init__(self, ids: Sequence[str]) -> None:
-        self.ids = ids
-        self.sessions: Sequence[Session | None] = ()
-        self.model: Any = None
-        self.is_uniform = self.is_durable = False
-        self._sound_until = -math.inf
-
-    def put(self, sessions: Sequence[Session | None]) -> None:
-        """Remember who was found."""
+    def __init__(self, sessions: Sequence[Session | None]) -> None:
         self.sessions = sessions
         found = [session for session in sessions if session is not None]
-        self.model = found[0].model if found else None
+        self.model: Any = found[0].model if found else None
         self.is_durable = any(session.is_durable for session in found)
         self.is_uniform = (
             len(found) == len(sessions)
@@ -251,9 +242,8 @@ class SessionGroup:
         if now >= self._sound_until:
             return False
         is_open, model = Phase.OPEN, self.model
-        for session in cast(
-            "Sequence[Session]", self.sessions
-        ):  # `all` takes twice as long, and this is for each message
+        # `all` takes twice as long, and this is for each message.
+        for session in cast("Sequence[Session]", self.sessions):
             if session.phase is not is_open or session.slot is None or session.model is not model:
                 return False
         return True

@@ -17,13 +17,21 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, cast
 
-from tidegate.api import CheckpointInfo, RestoreRequest, SessionInfo, SessionPage, SessionRequest, StoreStatistics
+from tidegate.api import (
+    CheckpointInfo,
+    RestoreRequest,
+    SessionGroup,
+    SessionInfo,
+    SessionPage,
+    SessionRequest,
+    StoreStatistics,
+)
 from tidegate.clock import Clock
 from tidegate.config import LONGEST_LIFE, Settings
 from tidegate.engine.lifecycle import TRANSITIONS, Event, Phase
 from tidegate.engine.model import LoadedModel, Models
 from tidegate.engine.request import Barrier, Outcome, Step
-from tidegate.engine.session import DurableSession, LastReply, Session, SessionGroup, ended
+from tidegate.engine.session import DurableSession, FoundSessions, LastReply, Session, ended
 from tidegate.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -233,19 +241,21 @@ class SessionManager:
         """A step of the session was taken in: it is the most recently used now."""
         self._residents.touch(session, self._clock.monotonic())
 
-    def find_group(self, group: SessionGroup) -> Sequence[Session | None]:
-        """Return the group's sessions, None for each that is not held here."""
-        if (group.is_durable and self._loading) or not group.is_sound(self._clock.monotonic()):
-            group.put([None if id_.startswith(SEQUENCE) else self.find(id_) for id_ in group.ids])
-        return group.sessions
+    def find_group(self, group: SessionGroup) -> FoundSessions:
+        """Return the group's sessions as they are now."""
+        found: FoundSessions | None = group.found
+        if found is None or (found.is_durable and self._loading) or not found.is_sound(self._clock.monotonic()):
+            found = FoundSessions([None if id_.startswith(SEQUENCE) else self.find(id_) for id_ in group.ids])
+            group.found = found
+        return found
 
-    def touch_group(self, group: SessionGroup) -> None:
+    def touch_all(self, found: FoundSessions) -> None:
         """A step of each session that is held here was taken in."""
         now = self._clock.monotonic()
-        if group.is_uniform and not group.is_durable:
-            self._residents.touch_all(cast("Sequence[Session]", group.sessions), now)
+        if found.is_uniform and not found.is_durable:
+            self._residents.touch_all(cast("Sequence[Session]", found.sessions), now)
             return
-        for session in group.sessions:
+        for session in found.sessions:
             if session is not None:
                 self._residents.touch(session, now)
 

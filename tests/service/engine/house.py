@@ -32,9 +32,10 @@ from tidegate.engine.engine import Engine
 from tidegate.engine.lifecycle import Event
 from tidegate.engine.loop import Committer, Loop
 from tidegate.engine.quality import Quality
-from tidegate.engine.request import Generation, Request, RowResult, RowsReply, chunk
+from tidegate.engine.request import Generation, Request, chunk
 from tidegate.engine.scheduler import Scheduler
 from tidegate.engine.session import DurableSession, Session
+from tidegate.reply import RowResult, RowsReply
 from tidegate.watchdog import NO_LIMIT, RunLimit
 
 VOCABULARY = "abcdefgh"

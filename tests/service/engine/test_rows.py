@@ -11,7 +11,6 @@ import pytest
 from tests.service.engine.house import POISON, House, house
 from tests.service.engine.test_durable import Records
 from tidegate.api import StepOptions, StepResult
-from tidegate.engine.request import RowResult
 from tidegate.engine.session import Session
 from tidegate.errors import (
     DeadlineExceededError,
@@ -22,6 +21,7 @@ from tidegate.errors import (
     TidegateError,
     UnavailableError,
 )
+from tidegate.reply import RowResult
 
 pytestmark = pytest.mark.usefixtures("arena")
 

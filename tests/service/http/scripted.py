@@ -43,7 +43,7 @@ from tidegate.api import (
     TensorInfo,
 )
 from tidegate.config import Settings, load_settings
-from tidegate.engine.request import DirectReply, RowReply, follow
+from tidegate.reply import DirectReply, RowReply, follow
 from tidegate.transports.asgi import cancel_on_disconnect
 from tidegate.v1.predictor_pb2 import StreamReply
 

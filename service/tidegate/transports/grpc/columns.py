@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from tidegate.engine.request import RowsReply
 from tidegate.errors import TidegateError
 from tidegate.faults import conceal
 from tidegate.observability.requests import OK, RequestMetrics, outcome_of
+from tidegate.reply import RowsReply
 from tidegate.slices import Slices, in_slices
 from tidegate.transports.reply_queue import abandon
 from tidegate.v1 import predictor_pb2

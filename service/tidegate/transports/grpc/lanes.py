@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from tidegate.api import Core, SessionInfo
-from tidegate.engine.session import SessionGroup
+from tidegate.api import Core, SessionGroup, SessionInfo
 from tidegate.errors import InvalidInputError, TidegateError
 from tidegate.faults import conceal
 from tidegate.limits import MAX_LANES, MAX_STORE_SUMMARIES

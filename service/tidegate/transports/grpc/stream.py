@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from tidegate.api import Core
 from tidegate.engine.loop import QueueShare
-from tidegate.engine.request import DirectReply, RowsReply
 from tidegate.errors import InvalidInputError
 from tidegate.limits import MAX_IN_FLIGHT
 from tidegate.observability.requests import OK, RequestMetrics, outcome_of
+from tidegate.reply import DirectReply, RowsReply
 from tidegate.slices import in_slices
 from tidegate.transports.grpc.calls import Context, client_seconds, queue_of, session_in_metadata
 from tidegate.transports.grpc.columns import PendingColumns, refusal

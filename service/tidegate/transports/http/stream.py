@@ -18,11 +18,11 @@ from functools import partial
 from typing import Any
 
 from tidegate.api import Core, SessionRequest
-from tidegate.engine.request import DirectReply
 from tidegate.errors import InvalidInputError, NotFoundError, TidegateError, without_traceback
 from tidegate.faults import conceal
 from tidegate.limits import LARGE_JSON_BYTES, MAX_IN_FLIGHT
 from tidegate.observability.requests import OK, RequestMetrics, RequestStart, outcome_of
+from tidegate.reply import DirectReply
 from tidegate.slices import in_slices
 from tidegate.transports.asgi import Event, Receive, Scope, Send
 from tidegate.transports.grpc.columns import refusal
