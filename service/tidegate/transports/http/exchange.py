@@ -78,7 +78,8 @@ class RawRoute(APIRoute):
 
 def service_of(request: Request) -> Core:
     """The service behind the application that ``request`` came to."""
-    return cast("Core", request.app.state.service)
+    core: Core = request.app.state.service
+    return core
 
 
 def link(request: Request, path: str) -> str:
