@@ -197,11 +197,13 @@ class GrpcAioServer:
 
     async def stop(self, grace: float) -> bool:
         """Accept no more, let calls finish for ``grace`` seconds, then cancel them; return that all has ended."""
-        stopping = asyncio.create_task(self._server.stop(grace))
-        if self._calls.running:
+        # Two stops at once, the one in the other's grace, once crashed grpc.aio where no call was running.
+        stopping = asyncio.create_task(self._server.stop(grace)) if self._calls.running else None
+        if stopping is not None:
             await asyncio.wait(set(self._calls.running), timeout=grace)
         await self._server.stop(None)  # health and reflection may go on for ever
-        await stopping
+        if stopping is not None:
+            await stopping
         return True
 
     def _take_over(self, listener: socket.socket) -> None:
