@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context, copy_context
 from typing import Any, Protocol, TypeAlias, cast
 
 from tidegate.errors import TidegateError, UnavailableError
 from tidegate.faults import conceal
+
+log = logging.getLogger(__name__)
 
 RowResult: TypeAlias = Any
 """A `tidegate.api.StepResult`, or the error in its place."""
@@ -98,7 +101,10 @@ class DirectReply:
         self._is_done = True
         if self._callback is not None:
             assert self._context is not None
-            self._context.run(self._callback, self)
+            try:
+                self._context.run(self._callback, self)
+            except Exception:  # of whoever waits for this; the tick has others to answer
+                log.exception("a reply could not be passed on")
 
 
 class RowsReply(DirectReply):

@@ -428,6 +428,7 @@ class Service:
         for (length, _, _), places in alike.items():
             assert model is not None
             try:
+                check_steps(length)
                 self._check_options(model, options, model.codec.reply_bytes(length, options))
                 for start in range(0, len(places), model.engine.max_rows):
                     some = places[start : start + model.engine.max_rows]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.bundles import VOCABULARY, write_tiny_bundle, write_tiny_forecast_bundle, write_tiny_stream_bundle
 from tests.clock import ManualClock
 from tests.service.serving import change_bundle, started
+from tidegate import limits
 from tidegate.api import Input, RowSteps, SessionGroup, SessionRequest, StepOptions
 from tidegate.bundle import DriftCalibration, Limit
 from tidegate.config import load_settings
@@ -439,3 +440,17 @@ async def test_an_idle_session_expires_and_a_stepped_one_does_not(root: Path) ->
     assert isinstance(last, ColumnsResult)
     assert last.positions == [5, 5]
     assert {error.reason for error in last.errors.values()} == {"SESSION_IDLE"}
+
+
+async def test_a_lane_of_too_many_steps_is_refused_and_no_other(root: Path) -> None:
+    async with started(Service(load_settings({"bundles": root / "tiny-lstm", "store": "none"}))) as service:
+        ids = [(await service.open_session(SessionRequest("tiny-lstm"))).id for _ in range(2)]
+        too_many = [1] * (limits.MAX_STEPS + 1)
+        steps = RowSteps(Input(tokens=[2, *too_many]), [1, len(too_many)], [])
+        reply, done = RowsReply(2), asyncio.Event()
+        reply.add_done_callback(lambda _: done.set())
+        service.submit_columns(SessionGroup(ids), range(2), steps, StepOptions(), None, reply)
+        await done.wait()
+        stepped, refused = reply.results()
+        assert stepped.position == 1
+        assert refused.reason == "REQUEST_TOO_LARGE"

@@ -13,6 +13,7 @@ from tests.bundles import VOCABULARY, write_tiny_bundle
 from tests.clock import EPOCH, START, ManualClock
 from tests.service.serving import collect, serving
 from tidegate.api import Input, Sampling, SessionInfo, SessionRequest
+from tidegate.engine.session import Session
 from tidegate.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -23,7 +24,9 @@ from tidegate.errors import (
     SessionEndedError,
     TidegateError,
 )
+from tidegate.limits import CHECKPOINT_BYTES
 from tidegate.service import Service
+from tidegate.slices import Slices
 
 TINY = SessionRequest("tiny")
 A = Input(text="a")
@@ -241,6 +244,40 @@ async def test_sessions_are_listed_in_pages(root: Path) -> None:
             with pytest.raises(InvalidInputError) as caught:
                 await service.list_sessions(limit=limit)
             assert caught.value.reason == "BAD_PAGE"
+
+
+async def test_a_page_whose_sessions_end_while_it_is_made_names_the_next(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Look-ups have turns of the event loop between them; here a turn is enough to end a session."""
+    async with serving(root) as service:
+        for number in range(4):
+            await service.open_session(SessionRequest("tiny", id=f"s{number}"))
+        manager = service._sessions  # noqa: SLF001
+        pages = manager._residents.page  # noqa: SLF001
+
+        def page_and_end(limit: int, after: str) -> Slices[tuple[list[Session], str]]:
+            sessions, token = yield from pages(limit, after)
+            ended = {session.id for session in sessions} & {"s0", "s1"}
+            return [session for session in sessions if session.id not in ended], token
+
+        monkeypatch.setattr(manager._residents, "page", page_and_end)  # noqa: SLF001
+        first = await service.list_sessions(limit=2)
+        assert (first.sessions, first.next_page_token) == ([], "s1")
+        rest = await service.list_sessions(limit=2, page_token=first.next_page_token)
+        assert ([info.id for info in rest.sessions], rest.next_page_token) == (["s2", "s3"], "")
+
+
+async def test_a_checkpoint_of_a_session_that_makes_its_own_room_takes_nothing_of_the_budget(root: Path) -> None:
+    async with serving(root, arena_mb=1, evict_idle=0) as service:
+        session = (await service.open_session(TINY)).id
+        await service.step(session, A)
+        budget = service._registry.budget  # noqa: SLF001
+        used, taken = budget.used, budget.total - budget.used - CHECKPOINT_BYTES
+        budget.take(taken)
+        with pytest.raises(SessionEndedError):
+            await service.checkpoint_session(session, "here")
+        assert budget.used - taken < used  # the session's slot is free, and nothing is taken
 
 
 async def test_repeats_and_conflicts_through_the_whole_house(root: Path) -> None:

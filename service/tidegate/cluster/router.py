@@ -61,6 +61,15 @@ from tidegate.wire.sessions import (
 )
 
 
+class _SplitGroup:
+    """Which sessions of a group are this worker's, by their places; kept, so that they stay one group."""
+
+    def __init__(self, ids: Sequence[str], peers: Peers) -> None:
+        self.local = [place for place, id_ in enumerate(ids) if peers.find_owner(id_) is None]
+        self.remote = [place for place, id_ in enumerate(ids) if peers.find_owner(id_) is not None]
+        self.group = SessionGroup([ids[place] for place in self.local])
+
+
 class Router:
     """`Core` for all sessions; ``local`` is the core of this worker's own."""
 
@@ -113,8 +122,11 @@ class Router:
     async def reload(self) -> ReloadReport:
         """Read the bundle directory again, on every worker; all find the same there, so this one's report tells."""
         report = await self._local.reload()
-        asked = (peer.call(peer.models.Reload, models_pb2.ReloadRequest()) for peer in self._peers)
-        await asyncio.gather(*asked)
+
+        async def ask(peer: Peer) -> None:
+            await peer.call(peer.models.Reload, models_pb2.ReloadRequest())
+
+        await asyncio.gather(*map(ask, self._peers))
         return report
 
     async def predict(
@@ -186,17 +198,17 @@ class Router:
         reply: RowsReply,
     ) -> None:
         """Let steps of many sessions wait: those of this worker together, each of the others by itself."""
-        far = [place for place, id_ in enumerate(group.ids) if self._peers.find_owner(id_) is not None]
-        if not far:
+        split = group.found
+        if split is None and any(self._peers.find_owner(id_) is not None for id_ in group.ids):
+            split = group.found = _SplitGroup(group.ids, self._peers)
+        if not isinstance(split, _SplitGroup):  # all are this worker's
             self._local.submit_columns(group, rows, steps, options, deadline, reply)
             return
-        starts, others = steps.starts(), set(far)
-        near = [place for place in range(len(rows)) if place not in others]
-        if near:
-            here = SessionGroup([group.ids[place] for place in near])
-            numbers = [rows[place] for place in near]
-            self._local.submit_columns(here, numbers, steps.select(near), options, deadline, reply)
-        for place in far:
+        starts = steps.starts()
+        if split.local:
+            numbers = [rows[place] for place in split.local]
+            self._local.submit_columns(split.group, numbers, steps.select(split.local), options, deadline, reply)
+        for place in split.remote:
             source, position = steps.of(place, starts)
             try:
                 self.submit_step(group.ids[place], source, options, position, deadline, RowReply(reply, rows[place]))
@@ -299,14 +311,20 @@ class Router:
         """Return a page of the live sessions of all workers by rising id; a token is the last id before it."""
         pages = [await self._local.list_sessions(limit, page_token)]
         request = sessions_pb2.ListSessionsRequest(limit=limit, page_token=page_token)
-        asked = (peer.call(peer.sessions.List, request) for peer in self._peers)
-        pages += map(decode_session_page, await asyncio.gather(*asked))
+
+        async def ask(peer: Peer) -> SessionPage:
+            return decode_session_page(await peer.call(peer.sessions.List, request))
+
+        pages += await asyncio.gather(*map(ask, self._peers))
         # What is in the store is in every worker's page.
         by_id = {session.id: session for page in reversed(pages) for session in page.sessions}
         found = [by_id[id_] for id_ in sorted(by_id)]
-        shown = found[: limit or DEFAULT_PAGE]
-        has_more = len(found) > len(shown) or any(page.next_page_token for page in pages)
-        return SessionPage(shown, shown[-1].id if has_more else "")
+        # Beyond the first of these tokens some worker's page says nothing.
+        token = min((page.next_page_token for page in pages if page.next_page_token), default="")
+        if token:
+            found = [session for session in found if session.id <= token]
+        size = limit or DEFAULT_PAGE
+        return SessionPage(found[:size], found[size - 1].id if len(found) > size else token)
 
     # ---- branching
 

@@ -279,11 +279,9 @@ class Engine:
 
     def commit(self, batch: Batch, now: float) -> list[Step]:
         """Move the sessions on whose only truth is the arena; return the steps that are to be stored first."""
-        self._scatter(batch)
         steps: list[Step] = []
         stored = [request for request in batch.requests if request.is_stored and request.offset == request.length]
-        if stored:
-            batch.requests = [request for request in batch.requests if request not in set(stored)]
+        if stored:  # before any slot is written: what fails here leaves all sessions as they were
             rows = [row for request in stored for row in request.rows]
             states = iter(self._arena.pack(_slots(rows), self._output.planes(batch)))
             for request in stored:
@@ -292,6 +290,9 @@ class Engine:
                     steps += self._steps_of(batch, request, some)
                 except Exception as error:  # noqa: BLE001 - told to the rows that it concerns
                     self._break(request, error)
+        self._scatter(batch)
+        if stored:
+            batch.requests = [request for request in batch.requests if request not in set(stored)]
         for request in batch.requests:
             if request.offset == request.length and request.sessions:
                 try:
@@ -551,7 +552,7 @@ class Engine:
         """Answer a durable request's rows; return whether it is a generation that goes on."""
         written: list[int] = []
         overtaken: list[int] = []
-        scratch = list(request.scratch)
+        scratch = request.scratch = list(request.scratch)
         for step, outcome in pairs:
             session, row = step.session, step.row
             if isinstance(outcome, bytes):
@@ -570,7 +571,6 @@ class Engine:
                 request.answer(row, _moved(session))
             else:
                 overtaken.append(row)
-        request.scratch = scratch
         if self._quality is not None and request.scored is not None and written:
             self._quality.commit(request.scored, request.sessions, written)
         if request.num_rows == 1 and overtaken:

@@ -405,8 +405,10 @@ class SessionManager:
         if self._records is not None:
             found += map(self._info_of, await self._records.page(limit + 1, page_token))
             found.sort(key=lambda info: info.id)
-        has_more = bool(token) or len(found) > limit
-        return SessionPage(found[:limit], found[limit - 1].id if has_more else "")
+        if token:  # what is stored beyond it comes behind ephemeral sessions that were not looked at
+            found = [info for info in found if info.id <= token]
+        # Sessions may have ended between two slices: then the page is shorter, or empty, and the list goes on.
+        return SessionPage(found[:limit], found[limit - 1].id if len(found) > limit else token)
 
     def recall_ephemeral(self, id_: str) -> Remembered | None:
         """Return what is remembered of a sequence that its client ended here, for a repeat of its last request."""
@@ -515,8 +517,8 @@ class SessionManager:
         while not self._models.budget.can_take(_num_bytes(state)):
             if not self.evict_one():
                 raise self._full()
-        self._models.budget.take(_num_bytes(state))
         session.check_open()  # it may have been the one that was evicted
+        self._models.budget.take(_num_bytes(state))
         kept = self._checkpoints.setdefault(session.id, OrderedDict())
         dropped = [kept.pop(name)] if name in kept else []
         kept[name] = state
