@@ -1,6 +1,6 @@
 """What all dashboards have in common: variables, links to each other, alerts as annotations, rows.
 
-Knows which labels choose what is shown. Knows no figure.
+Knows the labels that select what is shown, but no metric.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from deploy.grafana.panels import RED, SOURCE, Panel
 
 TAG = "tidegate"
 INSTANCE = 'job=~"$job",instance=~"$instance"'
-"""Chooses the servers that the variables name."""
+"""Selects the servers that the variables name."""
 
 MODEL = f'{INSTANCE},model=~"$model",version=~"$version"'
-"""Chooses the models on these servers that the variables name."""
+"""Selects the models on these servers that the variables name."""
 
 RATE = "$__rate_interval"
-"""At least four scrapes, and at least what lies between two points of a curve."""
+"""At least four scrapes, and at least the distance between two points of a curve."""
 
 ALERTS = 'ALERTS{alertname=~"Tidegate.+",alertstate="firing"}'
 

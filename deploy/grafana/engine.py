@@ -1,4 +1,4 @@
-"""The dashboard of what the engine does: steps, runs and how full they are, queues, the arena."""
+"""The dashboard of the engine: steps, runs and their batch sizes, queues, the arena."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RUNS = "suffix: runs/s"
 
 
 def board() -> Dashboard:
-    about = Board("tidegate-engine", "Engine and batching", "How steps of many sessions share runs, and what waits.")
+    about = Board("tidegate-engine", "Engine and batching", "Steps, batches, waiting times and memory of the engine.")
     rows = [
         Row("Steps", _steps()),
         Row("Batching", _batching()),
@@ -41,20 +41,20 @@ def _increase(metric: str) -> str:
 def _steps() -> list[Panel]:
     return [
         lines(
-            About("Steps by kind", "Of sessions, of prompts, of stateless predictions, and generated ones.", STEPS),
+            About("Steps by kind", "Steps of sessions, prompts, stateless predictions and generations.", STEPS),
             Query(_rate("tidegate_steps_total", "kind"), "{{kind}}"),
             is_stacked=True,
         ),
         lines(
-            About("Steps by model", "All kinds.", STEPS),
+            About("Steps by model", "Steps of all kinds.", STEPS),
             Query(_rate("tidegate_steps_total"), NAME),
         ),
         lines(
-            About("Generated tokens", "Tokens that were sampled and sent.", "suffix: tokens/s"),
+            About("Generated tokens", "Tokens sampled and sent.", "suffix: tokens/s"),
             Query(_rate("tidegate_generated_tokens_total"), NAME),
         ),
         lines(
-            About("Chunks not answered yet", "Waiting or in a run. At --max-queue more are refused.", COUNT),
+            About("Unanswered chunks", "Chunks waiting or running. Above --max-queue new ones are refused.", COUNT),
             Query(f"sum by ({BY}) (tidegate_queued_chunks{{{MODEL}}})", NAME),
         ),
     ]
@@ -64,21 +64,24 @@ def _batching() -> list[Panel]:
     return [
         lines(
             About(
-                "Rows in a run",
-                "Sessions that share a run, on average over five minutes. More is cheaper a step.",
+                "Rows per run",
+                "Mean number of sessions that share a run, over five minutes. More rows make a step cheaper.",
                 COUNT,
             ),
             Query(f"job_instance_model:tidegate_run_rows:mean_rate5m{{{MODEL}}}", NAME),
         ),
-        heat(About("Rows in a run, all", "How many runs had how many rows.", COUNT), _increase("tidegate_run_rows")),
+        heat(
+            About("Rows per run, distribution", "Number of runs by their number of rows.", COUNT),
+            _increase("tidegate_run_rows"),
+        ),
         lines(
-            About("Runs", "Of onnxruntime.", RUNS),
+            About("Runs", "Runs of onnxruntime.", RUNS),
             Query(_rate("tidegate_runs_total"), NAME),
         ),
         lines(
             About(
                 "Padding",
-                "Share of computed steps that only filled a run up: none on a CPU, else the buckets of CUDA graphs.",
+                "Share of computed steps that only pad a run: 0 on a CPU, batch buckets with CUDA graphs.",
                 SHARE,
             ),
             Query(f"job_instance_model:tidegate_padding_steps:ratio_rate5m{{{MODEL}}}", NAME),
@@ -90,33 +93,33 @@ def _time() -> list[Panel]:
     run, steps, runs = (_rate(f"tidegate_{name}_total") for name in ("run_seconds", "steps", "runs"))
     return [
         lines(
-            About(
-                "Waiting", "From a chunk's arrival in the engine to its first run. An alert at 0.5 s (p95).", SECONDS
-            ),
+            About("Waiting", "Time from a chunk's arrival to its first run. Alert: p95 above 0.5 s.", SECONDS),
             *_quantiles("tidegate_queue_seconds"),
             limit=0.5,
         ),
         lines(
-            About("Waiting by server, p95", "Over five minutes: what the alert judges.", SECONDS),
+            About("Waiting by server, p95", "Over five minutes; the alert uses this series.", SECONDS),
             Query(f"job_instance_model:tidegate_queue_seconds:p95_rate5m{{{MODEL}}}", NAME),
             limit=0.5,
         ),
         lines(
-            About("Ticks", "Plan, gather, run, commit, scatter, reply.", SECONDS),
+            About("Ticks", "Time of a tick: plan, gather, run, commit, scatter, reply.", SECONDS),
             *_quantiles("tidegate_tick_seconds"),
         ),
-        heat(About("Ticks, all", "How many ticks took how long.", SECONDS), _increase("tidegate_tick_seconds")),
+        heat(
+            About("Ticks, distribution", "Number of ticks by their time.", SECONDS), _increase("tidegate_tick_seconds")
+        ),
         lines(
             About(
                 "Time inside onnxruntime",
-                "Share of one core, or more with --threads. At 1 the model is the limit.",
+                "Share of one core; more with --threads. At 1 the model is the bottleneck.",
                 SHARE,
             ),
             Query(run, NAME),
             limit=1,
         ),
         lines(
-            About("Run time", "Of one run, and of one step in it.", SECONDS),
+            About("Run time", "Mean time of a run, and of one step in it.", SECONDS),
             Query(f"{run} / {runs}", f"run {NAME}"),
             Query(f"{run} / {steps}", f"step {NAME}"),
         ),
@@ -127,32 +130,32 @@ def _arena() -> list[Panel]:
     used = f"sum by (instance) (tidegate_arena_bytes{{{INSTANCE}}})"
     return [
         lines(
-            About("Arena", "Memory for states, taken as it is needed.", BYTES),
+            About("Arena", "Memory for states, allocated as needed.", BYTES),
             Query(used, "{{instance}}"),
             width=6,
         ),
         lines(
-            About("Arena of its limit", "What is taken of --arena-mb. Full, it evicts.", SHARE),
+            About("Arena, share of its limit", "Used share of --arena-mb. A full arena evicts sessions.", SHARE),
             Query(f"{used} / sum by (instance) (tidegate_arena_limit_bytes{{{INSTANCE}}})", "{{instance}}"),
             width=6,
             limit=1,
         ),
         lines(
-            About("Slots in use", "Sessions and unfinished chunks whose state is in memory.", COUNT),
+            About("Slots in use", "Sessions and unfinished chunks with a state in memory.", COUNT),
             Query(f"sum by ({BY}) (tidegate_arena_slots{{{MODEL}}})", NAME),
         ),
         lines(
-            About("Failed runs", "Each took all its rows with it; their sessions stayed where they were.", RUNS),
+            About("Failed runs", "All rows of a failed run fail; their sessions keep their positions.", RUNS),
             Query(_rate("tidegate_failed_runs_total"), NAME),
             width=6,
         ),
         lines(
-            About("Bundles loaded and refused", "By starts and reloads, in the last hour.", COUNT),
+            About("Bundles loaded and refused", "At starts and reloads, in the last hour.", COUNT),
             Query(f"sum by (outcome) (increase(tidegate_model_loads_total{{{INSTANCE}}}[1h]))", "{{outcome}}"),
             width=6,
         ),
         listing(
-            About("Models", "What is loaded, and where it runs.", COUNT),
+            About("Models", "Loaded models and where they run.", COUNT),
             Query(f"tidegate_model_info{{{MODEL}}}", ""),
             ["instance", "model", "version", "task", "cell", "provider"],
         ),

@@ -1,6 +1,6 @@
-"""The kinds of panel that the dashboards are made of, as functions of what they show.
+"""The kinds of panel, as functions of what they show.
 
-Knows how a figure looks: units, colours, legends, thresholds. Knows no metric.
+Knows how a value looks: units, colours, legends, thresholds. Knows no metric.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ REQUESTS = units.RequestsPerSecond
 
 
 class Query(NamedTuple):
-    """An expression, and what a series of it is called; ``{{label}}`` stands for a label's value."""
+    """An expression and the name of its series; ``{{label}}`` stands for a label's value."""
 
     expr: str
     legend: str
 
 
 class Level(NamedTuple):
-    """From which value on a figure has which colour."""
+    """The colour from this value on."""
 
     value: float
     color: str
 
 
 class About(NamedTuple):
-    """What a panel is called, what it tells, and in which of Grafana's units."""
+    """A panel's title, description and unit, one of Grafana's."""
 
     title: str
     text: str
@@ -76,7 +76,7 @@ def lines(
     is_stacked: bool = False,
     is_from_zero: bool = True,
 ) -> timeseries.Panel:
-    """Return curves over time; ``limit`` is drawn as a dashed line above which it is too much."""
+    """Return curves over time; ``limit`` is drawn as a dashed line."""
     panel = _described(timeseries.Panel(), about, width, HEIGHT).targets(_targets(queries))
     if is_from_zero:
         panel.min(0)

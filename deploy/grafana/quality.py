@@ -1,4 +1,4 @@
-"""The dashboard of how well models predict what comes: surprise and its control chart, inputs, intervals."""
+"""The dashboard of model quality: surprise and its control chart, inputs, intervals."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from deploy.grafana.panels import (
 BY = "model, version"
 NAME = "{{model}}/{{version}}"
 STATES = (State("normal", GREEN), State("warning", ORANGE), State("drift", RED))
-UNIT = "In bits a step (text), or in errors of the seasonal-naive forecast."
+UNIT = "In bits per step (text), or relative to the seasonal naive forecast's error."
 
 
 def board() -> Dashboard:
     about = Board(
         "tidegate-quality",
         "Model quality and drift",
-        "The next input is the truth for the last prediction: how surprised models are, and whether that changes.",
+        "How well models predict their next input, and whether that changes.",
     )
     rows = [
         Row("Drift", _drift()),
@@ -56,14 +56,14 @@ def _drift() -> list[Panel]:
 
     return [
         states(
-            About("State", "By the control chart of each model on each server: see docs/monitoring.md.", COUNT),
-            # Of several workers one may be in each: the worse counts.
+            About("State", "State of each model's control chart on each server: see docs/monitoring.md.", COUNT),
+            # Workers may differ in their state: the worst is shown.
             Query(f"clamp_max({of('warning')} + 2 * {of('drift')}, 2)", f"{NAME} {{{{instance}}}}"),
             STATES,
         ),
         _chart(),
         lines(
-            About("Changes of state", "In the last hour, by what it became.", COUNT),
+            About("Changes of state", "Changes in the last hour, by the new state.", COUNT),
             Query(
                 f"sum by ({BY}, state) (increase(tidegate_drift_changes_total{{{MODEL}}}[1h]))", f"{NAME} {{{{state}}}}"
             ),
@@ -73,10 +73,10 @@ def _drift() -> list[Panel]:
 
 
 def _chart() -> Panel:
-    """The control chart of one model; there is one for each that was chosen."""
+    """Return the control chart of one model, repeated for each selected model."""
     about = About(
         "Control chart of $model",
-        "Moving average of the mean surprise of blocks of steps, and its limits. Limits widen over the first blocks.",
+        "Moving average of the surprise of blocks of steps, and its limits. They widen over the first blocks.",
         COUNT,
     )
     limits = f"max by ({BY}, limit, side) (tidegate_drift_limit{{{MODEL}}})"
@@ -95,24 +95,22 @@ def _surprise() -> list[Panel]:
     increase = f"sum by (le) (increase(tidegate_surprise_bucket{{{MODEL}}}[{RATE}]))"
     return [
         lines(
-            About("Mean surprise", f"{UNIT} Of all servers.", COUNT),
+            About("Mean surprise", f"{UNIT} Over all servers.", COUNT),
             Query(_per_step("tidegate_surprise_sum_total"), NAME),
         ),
         lines(
-            About("Mean surprise over five minutes", f"{UNIT} As recorded.", COUNT),
+            About("Mean surprise over five minutes", f"{UNIT} The recorded series.", COUNT),
             Query('job_model:tidegate_surprise:mean_rate5m{job=~"$job",model=~"$model",version=~"$version"}', NAME),
         ),
-        heat(About("Blocks", f"How many blocks of steps had which mean surprise. {UNIT}", COUNT), increase),
+        heat(About("Blocks", f"Number of blocks of steps by their mean surprise. {UNIT}", COUNT), increase),
         lines(
-            About(
-                "Steps scored", "What a model generated itself, prompts and repeats do not count.", "suffix: steps/s"
-            ),
+            About("Steps scored", "Generated tokens, prompts and repeats do not count.", "suffix: steps/s"),
             Query(_rate("tidegate_surprise_steps_total"), NAME),
         ),
         lines(
             About(
-                "Surprise that is no number",
-                "States that overflowed, or damaged weights. Any is an alert.",
+                "Surprise that is not finite",
+                "A state overflowed, or weights are damaged. Alert: any.",
                 "suffix: steps/s",
             ),
             Query(_rate("tidegate_surprise_nan_total"), NAME),
@@ -125,30 +123,36 @@ def _inputs() -> list[Panel]:
     recorded = 'job=~"$job",model=~"$model",version=~"$version"'
     return [
         lines(
-            About("Coverage", "Share of inputs that the 80 % interval of the step before held, over an hour.", SHARE),
+            About(
+                "Coverage",
+                "Share of inputs inside the 80 % interval that the step before predicted, over an hour.",
+                SHARE,
+            ),
             Query(f"job_model:tidegate_forecast_coverage:ratio_rate1h{{{recorded}}}", NAME),
         ),
         lines(
             About(
-                "Unusual inputs a step",
-                "Unknown tokens and values beyond the training's, over an hour. Above 0.05 an alert.",
+                "Unusual inputs per step",
+                "Unknown tokens and values outside the training range, over an hour. Alert: above 0.05.",
                 COUNT,
             ),
             Query(f"job_model:tidegate_unusual_inputs:per_step_rate1h{{{recorded}}}", NAME),
             limit=0.05,
         ),
         lines(
-            About("Unknown tokens a step", "Tokens that the vocabulary lacks.", COUNT),
+            About("Unknown tokens per step", "Tokens outside the vocabulary.", COUNT),
             Query(_per_step("tidegate_input_unknown_total"), NAME),
             width=8,
         ),
         lines(
-            About("Values out of range a step", "Beyond the least and the greatest of the training.", COUNT),
+            About(
+                "Values out of range per step", "Values below the minimum or above the maximum of the training.", COUNT
+            ),
             Query(_per_step("tidegate_input_out_of_range_total"), NAME),
             width=8,
         ),
         lines(
-            About("Missing values", "Requests refused for a value that is no number.", REQUESTS),
+            About("Missing values", "Requests refused for a value that is not finite.", REQUESTS),
             Query(_rate("tidegate_input_missing_total"), NAME),
             width=8,
         ),

@@ -1,4 +1,4 @@
-"""The dashboard of sessions: how many there are, how they end, branching, and the store of durable ones."""
+"""The dashboard of sessions: their number, endings and branching, and the store of durable ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WRITES = "suffix: writes/s"
 
 
 def board() -> Dashboard:
-    about = Board("tidegate-sessions", "Sessions and store", "Running sequences, and where the durable ones are kept.")
+    about = Board("tidegate-sessions", "Sessions and store", "Open sessions, and the store of durable ones.")
     rows = [
         Row("Sessions", _sessions()),
         Row("Repeats and branching", _branching()),
@@ -30,31 +30,37 @@ def _rate(metric: str, by: str) -> str:
 def _sessions() -> list[Panel]:
     return [
         lines(
-            About("Sessions held", "Ephemeral ones live nowhere else; of durable ones these are copies.", COUNT),
+            About(
+                "Sessions held", "Sessions in memory. Ephemeral ones exist only here; durable ones are copies.", COUNT
+            ),
             Query(f"sum by (tier, instance) (tidegate_sessions{{{INSTANCE}}})", "{{tier}} {{instance}}"),
         ),
         lines(
-            About(
-                "Opened and restored", "Requests that succeeded; opening again what is open counts as well.", SESSIONS
-            ),
+            About("Opened and restored", "Successful requests; opening an open session again counts too.", SESSIONS),
             Query(
                 f"sum by (method) (rate(tidegate_requests_total{{{INSTANCE},{OPENED}}}[{RATE}]))",
                 "{{method}}",
             ),
         ),
         lines(
-            About("Ephemeral sessions ended", "By reason. Evicted ones lost their state.", SESSIONS),
+            About("Ephemeral sessions ended", "By reason. Evicted sessions are lost.", SESSIONS),
             Query(_rate("tidegate_sessions_ended_total", "reason"), "{{reason}}"),
             is_stacked=True,
         ),
         lines(
             About(
-                "Evictions", "Sessions that made room in the arena. Durable ones are read again when stepped.", SESSIONS
+                "Evictions",
+                "Sessions evicted from a full arena. Durable ones are read again at their next step.",
+                SESSIONS,
             ),
             Query(_rate("tidegate_evictions_total", "tier, reason"), "{{tier}} {{reason}}"),
         ),
         lines(
-            About("Evicted of those held", "Within five minutes. Above 10 % an alert: the arena is too small.", SHARE),
+            About(
+                "Evicted share of sessions held",
+                "Within five minutes. Alert: above 10 %, the arena is too small.",
+                SHARE,
+            ),
             Query(
                 f"job_instance_tier:tidegate_evictions:ratio_increase5m{{{INSTANCE}}}",
                 "{{tier}} {{instance}}",
@@ -70,7 +76,7 @@ def _branching() -> list[Panel]:
         lines(
             About(
                 "Repeats served",
-                "Chunks that came again and got the stored reply: retries at work.",
+                "Repeated chunks that got the stored reply: clients retry.",
                 "suffix: chunks/s",
             ),
             Query(_rate("tidegate_repeats_total", "model, version"), "{{model}}/{{version}}"),
@@ -79,7 +85,7 @@ def _branching() -> list[Panel]:
         lines(
             About(
                 "Position conflicts",
-                "Chunks refused because their session is elsewhere: clients that disagree.",
+                "Chunks refused because the session is at another position: clients disagree.",
                 "suffix: chunks/s",
             ),
             Query(_rate("tidegate_conflicts_total", "model, version"), "{{model}}/{{version}}"),
@@ -100,46 +106,50 @@ def _store() -> list[Panel]:
     return [
         states(
             About(
-                "Store", "Whether it answers. While it is away, steps of durable sessions end with UNAVAILABLE.", COUNT
+                "Store",
+                "Whether the store can be written. While it is away, durable steps fail with UNAVAILABLE.",
+                COUNT,
             ),
             Query(f"tidegate_store_up{{{INSTANCE}}}", "{{store}} {{instance}}"),
             (State("away", RED), State("up", GREEN)),
         ),
         lines(
-            About("Commit time", "Of a group of writes: every durable step waits for one.", SECONDS),
+            About("Commit time", "Time of a group of writes. Every durable step waits for one.", SECONDS),
             *(
                 Query(f"histogram_quantile({q}, {commits})", f"{{{{store}}}} p{round(100 * q)}")
                 for q in (0.5, 0.95, 0.99)
             ),
             limit=0.25,
         ),
-        heat(About("Commit time, all", "How many groups took how long.", SECONDS), increase),
+        heat(About("Commit time, distribution", "Number of groups of writes by their time.", SECONDS), increase),
         lines(
-            About("Commit time by server, p99", "Over five minutes. Above 0.25 s an alert.", SECONDS),
+            About("Commit time by server, p99", "Over five minutes. Alert: above 0.25 s.", SECONDS),
             Query(
                 f"job_instance_store:tidegate_store_commit_seconds:p99_rate5m{{{INSTANCE}}}", "{{store}} {{instance}}"
             ),
             limit=0.25,
         ),
         lines(
-            About("Writes", "Each is the commit of one session.", WRITES),
+            About("Writes", "A write commits one session.", WRITES),
             Query(_rate("tidegate_store_writes_total", "store, instance"), "{{store}} {{instance}}"),
         ),
         lines(
-            About("Writes in a group", "How many commits share a transaction, or a round trip.", COUNT),
+            About("Writes per group", "Mean number of commits that share a transaction or a round trip.", COUNT),
             Query(f"{_rate('tidegate_store_writes_total', 'store, instance')} / {groups}", "{{store}} {{instance}}"),
             width=8,
         ),
         lines(
             About(
-                "Conflicts", "Share of writes that came second. Above 10 % an alert: replicas share sessions.", SHARE
+                "Conflicts",
+                "Share of writes that conflict. Alert: above 10 %, several replicas serve one session.",
+                SHARE,
             ),
             Query(f"job_instance_store:tidegate_store_conflicts:ratio_rate5m{{{INSTANCE}}}", "{{store}} {{instance}}"),
             width=8,
             limit=0.1,
         ),
         lines(
-            About("Writes without an answer", "Nobody knows what became of them until they are read again.", WRITES),
+            About("Writes without an answer", "Their outcome is unknown until the session is read again.", WRITES),
             Query(_rate("tidegate_store_failures_total", "store, instance"), "{{store}} {{instance}}"),
             width=8,
         ),
