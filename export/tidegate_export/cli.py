@@ -1,8 +1,7 @@
-"""`tidegate export`, a training run or a module of the user's own becomes a bundle, and `tidegate quantize`, a bundle
-becomes a smaller one.
+"""`tidegate export` makes a bundle of a training run or a user's module; `tidegate quantize` makes a smaller bundle.
 
-Knows the command line. Imports torch and onnx only when called, so that a serving-only installation can list the
-commands. A verb does its work in a process of its own, with limits, for the graph may be anybody's.
+Torch and onnx are imported only when a command runs, so that an installation without them can list the commands. The
+work runs in a separate process with limits on memory and time, because the graph may come from an untrusted source.
 """
 
 from __future__ import annotations
@@ -18,36 +17,40 @@ from tidegate.errors import BundleError
 from tidegate.sandbox import MEMORY_MB, ResourceLimits, run_limited
 
 LONG_SECONDS = 3600.0
-"""For what trains nothing, but may run a graph over years of held-out data."""
+"""Default time limit. An export may run a graph over years of held-out data."""
 
-MemoryLimit = Annotated[
-    int, typer.Option("--memory-limit", "--memory-mb", min=256, help="MiB of memory that it may take.")
-]
-TimeLimit = Annotated[float, typer.Option("--time-limit", min=1, help="Seconds that it may take.")]
+MemoryLimit = Annotated[int, typer.Option("--memory-limit", "--memory-mb", min=256, help="Memory limit, in MiB.")]
+TimeLimit = Annotated[float, typer.Option("--time-limit", min=1, help="Time limit, in seconds.")]
 
 
 def export(  # noqa: PLR0913, PLR0917 - the command line's options
     source: Annotated[
         str,
         typer.Argument(
-            help="A run directory; my_module:factory or FILE.py:factory of a module of your own; a bundle to calibrate."
+            help="Folder of a run; my_module:factory or FILE.py:factory for your own module; or a bundle to calibrate."
         ),
     ],
-    weights: Annotated[Path | None, typer.Option(help="State dict of that module, read with weights_only.")] = None,
-    name: Annotated[str | None, typer.Option(help="The bundle's name (default: the run's).")] = None,
-    version: Annotated[int | None, typer.Option(min=1, help="(default: the next that is free)")] = None,
+    weights: Annotated[Path | None, typer.Option(help="State dict of your own module, read with weights_only.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the bundle.", show_default="the run's")] = None,
+    version: Annotated[
+        int | None, typer.Option(min=1, help="Version of the bundle.", show_default="the next free one")
+    ] = None,
     shape: Annotated[
         str | None,
-        typer.Option("--example-shape", "--input", help="1,8,16 (batch, time, features), time,batch,16 or tokens."),
+        typer.Option(
+            "--example-shape",
+            "--input",
+            help="Input of your own module: 1,8,16 (batch, time, features), time,batch,16 or tokens.",
+        ),
     ] = None,
-    task: Annotated[Literal["stream", "next_token"], typer.Option(help="What the module's output is.")] = "stream",
-    vocabulary: Annotated[Path | None, typer.Option(help='JSON: {"tokens": […], "unknown": id or null}.')] = None,
-    features: Annotated[str | None, typer.Option(help="Names of the input's columns: a,b,c.")] = None,
-    out: Annotated[Path, typer.Option(help="Where bundles lie.")] = Path("bundles"),
+    task: Annotated[Literal["stream", "next_token"], typer.Option(help="Task of your own module.")] = "stream",
+    vocabulary: Annotated[Path | None, typer.Option(help='JSON file: {"tokens": […], "unknown": id or null}.')] = None,
+    features: Annotated[str | None, typer.Option(help="Names of the input columns, like a,b,c.")] = None,
+    out: Annotated[Path, typer.Option(help="Directory of bundles to write to.")] = Path("bundles"),
     memory_limit: MemoryLimit = MEMORY_MB,
     time_limit: TimeLimit = LONG_SECONDS,
 ) -> None:
-    """Export a model as a bundle, and prove that it streams and computes what PyTorch computes."""
+    """Export a model as a bundle. Prove that it can stream and that its results are equal to PyTorch's."""
     require("train", "torch", "onnx", "onnxscript", "onnxruntime")
     said = {
         "source": source,
@@ -60,25 +63,32 @@ def export(  # noqa: PLR0913, PLR0917 - the command line's options
         "features": features,
         "out": str(out),
     }
-    # What the module's own code prints is for the user.
+    # The user sees what the module's own code prints.
     run_verb("tidegate_export.command:run", said, ResourceLimits(memory_limit, time_limit), is_quiet=False)
 
 
 def quantize(  # noqa: PLR0913, PLR0917 - the command line's options
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE_DIR", help="NAME/VERSION of the bundle to start from.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE_DIR", help="Folder of the bundle, .../NAME/VERSION.")],
     method: Annotated[
         Literal["static", "dynamic", "weight-only"] | None,
-        typer.Option(help="int8 with fixed scales, with each run's own, or of stored weights only (default: static)."),
+        typer.Option(
+            help="int8 with fixed scales (static), with scales of each run (dynamic), or only for stored weights.",
+            show_default="static",
+        ),
     ] = None,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Half precision instead of int8, for CUDA.")] = False,
-    name: Annotated[str | None, typer.Option(help="(default: the bundle's with -int8 or -fp16)")] = None,
-    version: Annotated[int | None, typer.Option(min=1, help="(default: the next that is free)")] = None,
-    out: Annotated[Path, typer.Option(help="Where bundles lie.")] = Path("bundles"),
-    seconds: Annotated[float, typer.Option(min=0, help="How long each timing takes; there are 30.")] = 0.3,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Half precision instead of int8; meant for CUDA.")] = False,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the new bundle.", show_default="the bundle's with -int8 or -fp16")
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option(min=1, help="Version of the bundle.", show_default="the next free one")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Directory of bundles to write to.")] = Path("bundles"),
+    seconds: Annotated[float, typer.Option(min=0, help="Seconds for each of the 30 timings.")] = 0.3,
     memory_limit: MemoryLimit = MEMORY_MB,
     time_limit: TimeLimit = LONG_SECONDS,
 ) -> None:
-    """Make a smaller bundle of a bundle, prove that it streams, and measure what it costs and gains."""
+    """Make a smaller bundle from a bundle. Prove that it can stream, and measure its speed and its loss of accuracy."""
     require("cpu,quantize", "onnx", "onnx_ir", "onnxruntime")
     if fp16 and method is not None:
         typer.echo("--fp16 is a method of its own: leave --method out", err=True)
@@ -96,7 +106,7 @@ def quantize(  # noqa: PLR0913, PLR0917 - the command line's options
 
 
 def require(extra: str, *packages: str) -> None:
-    """End with one line where a package is not installed."""
+    """Exit with one line on standard error if a package is not installed."""
     for package in packages:
         if find_spec(package) is None:
             typer.echo(f"{package} is not installed: pip install 'tidegate[{extra}]'", err=True)
@@ -104,10 +114,12 @@ def require(extra: str, *packages: str) -> None:
 
 
 def run_verb(function: str, said: Json, limits: ResourceLimits, *, is_quiet: bool = True) -> None:
-    """Let ``function`` (``module:name``), which returns what to tell and whether there is a bundle, do what was said.
+    """Call ``function`` (``module:name``) in a limited process, and print the text that it returns.
+
+    The function takes ``said`` and returns a text and whether it wrote a bundle.
 
     Raises:
-        typer.Exit: There is none.
+        typer.Exit: No bundle was written.
     """
     try:
         told, is_done = run_limited(function, said, limits, is_quiet=is_quiet)

@@ -1,6 +1,6 @@
-"""`tidegate train`: resolves a recipe, the data and the device, and runs the training.
+"""`tidegate train`: the command line of the training.
 
-Knows the command line. Imports torch only when called, so that a serving-only installation can list the command.
+Torch is imported only when the command runs, so that an installation without it can list the command.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from tidegate_models.errors import TrainingInputError
 
 
 def train(  # noqa: PLR0913, PLR0917 - one parameter per option
-    recipe: Annotated[str, typer.Argument(help="A packaged recipe's name, or the path of a recipe's TOML file.")],
-    data: Annotated[Path | None, typer.Option(help="Your own text file or CSV instead of the recipe's data.")] = None,
+    recipe: Annotated[str, typer.Argument(help="Name of a packaged recipe, or path of a recipe's TOML file.")],
+    data: Annotated[Path | None, typer.Option(help="Text or CSV file to use in place of the recipe's data.")] = None,
     target: Annotated[str | None, typer.Option(help="CSV column to forecast.")] = None,
     time: Annotated[str | None, typer.Option(help="CSV column with ISO 8601 timestamps.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/NAME).")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in that folder.")] = False,
-    minutes: Annotated[float | None, typer.Option(min=0.01, help="Choose the number of steps by time.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    devices: Annotated[int, typer.Option(min=1, help="How many devices to train on (DDP).")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/NAME")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder of --out.")] = False,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="Train for about this many minutes.")] = None,
+    device: Annotated[str, typer.Option(help="Device to train on: auto, cpu, cuda or mps.")] = "auto",
+    devices: Annotated[int, typer.Option(min=1, help="Number of devices for data-parallel training (DDP).")] = 1,
 ) -> None:
-    """Train a model by a recipe, on the recipe's data or on your own."""
+    """Train a model from a recipe, on its data or on your own."""
     try:
         from tidegate_models.session import TrainRequest, run  # torch may be absent
     except ModuleNotFoundError as error:

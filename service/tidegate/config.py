@@ -1,7 +1,7 @@
-"""What a server is told before it starts: frozen settings, parsed once.
+"""The settings of a server: parsed once at the start, then frozen.
 
-Knows names, defaults and where a value came from: a flag goes before the environment (``TIDEGATE_…``), that before the
-TOML file, that before the default. Knows nothing of how a setting is used.
+This module knows their names, defaults and sources. A flag overrides the environment (``TIDEGATE_…``), which overrides
+the TOML file, which overrides the default.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tidegate.errors import ConfigurationError, did_you_mean, known_names, shown
 ENVIRONMENT_PREFIX = "TIDEGATE_"
 
 LONGEST_LIFE = 100 * 365 * 86400.0
-"""The most seconds that a session may be given: what its end is told in holds no year beyond 9999."""
+"""Longest lifetime of a session, in seconds: its end must lie before the year 10000, the last that a date can hold."""
 
 _REDIS = ("redis://", "rediss://")
 
@@ -30,7 +30,7 @@ _ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:\[\]/]+)):(
 
 
 class Address(NamedTuple):
-    """Where to listen: a host name or an address (IPv6 without brackets), and a port; port 0 takes a free one."""
+    """Where to listen: a host name or an IP address (IPv6 without brackets), and a port. Port 0 picks a free one."""
 
     host: str
     port: int
@@ -40,7 +40,7 @@ class Address(NamedTuple):
 
 
 def parse_address(text: str) -> Address:
-    """Read ``HOST:PORT``, the host of IPv6 in brackets: ``127.0.0.1:8080``, ``localhost:0``, ``[::1]:8080``.
+    """Parse ``HOST:PORT``, with an IPv6 host in brackets: ``127.0.0.1:8080``, ``localhost:0``, ``[::1]:8080``.
 
     Raises:
         ValueError: With what is wrong.
@@ -55,7 +55,7 @@ def parse_address(text: str) -> Address:
 
 
 UNIX = "unix:"
-"""What the address of a Unix socket begins with; the rest is its path."""
+"""Prefix of a Unix socket's address; the rest is its path."""
 
 
 def _meant_address(text: str) -> str:
@@ -77,7 +77,7 @@ def _checked_address(text: str) -> str:
 
 
 def without_password(url: str) -> str:
-    """Return a URL as it may be shown: without the user and the password that it may hold."""
+    """Return a URL without its user and password, so that it can be shown."""
     shown_url = re.sub(r"//.*@", "//***@", url)
     return shown_url if shown_url != url or "@" not in url else f"***@{url.rpartition('@')[2]}"
 
@@ -104,22 +104,22 @@ def _checked_url(text: str | None) -> str | None:
 
 
 def _none_by_word(value: object) -> object:
-    """TOML, flags and variables have no null: the word ``none`` lifts a limit."""
+    """Return None for the word ``none``, because TOML, flags and variables have no null."""
     return None if value == "none" else value
 
 
 UNIX_PEERS = "unix"
-"""Stands among networks for whoever connects to a Unix socket."""
+"""Entry in a list of networks that matches every peer on a Unix socket."""
 
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)*", re.ASCII)
 _OWN_PATHS = frozenset({"v1", "v2"})
 
 
 def parse_root_path(text: str) -> str:
-    """Return the path below which a proxy shows the server, without a slash at its end; empty for the whole host.
+    """Return the path under which a proxy exposes the server, without a trailing slash; empty for the whole host.
 
     Raises:
-        ValueError: With what is wrong. What begins like a path of ours could not be told from it.
+        ValueError: It is no path, or it begins like one of the server's own paths.
     """
     path = text.rstrip("/")
     if _ROOT_PATH.fullmatch(path) is None or {"", ".", ".."} & set(path.split("/")[1:]):
@@ -134,7 +134,7 @@ def _checked_root_path(text: str | None) -> str | None:
 
 
 def _listed(value: object) -> object:
-    """A list in one text has commas between its entries; the word ``none``, or nothing, is no list."""
+    """Split a list at its commas; return None for the word ``none`` and for an empty list."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(each, str) for each in texts):
         return value
@@ -163,7 +163,7 @@ Limit = Annotated[Annotated[Seconds, Field(le=LONGEST_LIFE)] | None, BeforeValid
 
 
 class ModelSettings(BaseModel):
-    """What the file's table ``[models.NAME]`` may say of one model, in place of the setting of the same name."""
+    """Settings of one model, from the file's table ``[models.NAME]``. Each overrides the setting of the same name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -176,164 +176,225 @@ class ModelSettings(BaseModel):
 
 
 class Settings(BaseSettings):
-    """Everything a server can be told. The descriptions are the command line's help and docs/configuration.md."""
+    """All settings of a server. The descriptions are also the command line's help and docs/configuration.md."""
 
-    # Unknown TIDEGATE_ variables are let through on purpose: Kubernetes sets TIDEGATE_PORT and the like for every pod
+    # Unknown TIDEGATE_ variables are ignored on purpose: Kubernetes sets variables like TIDEGATE_PORT in every pod
     # beside a service called tidegate. An unknown key in the file is an error.
     model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
 
-    bundles: Path = Field(Path("bundles"), description="Directory of bundles: NAME/VERSION/manifest.json.")
-    http: AddressText = Field(
-        "127.0.0.1:8080", description="HOST:PORT or unix:PATH that speaks everything; port 0 takes a free one."
+    bundles: Path = Field(
+        Path("bundles"), description="Directory of the bundles, laid out as NAME/VERSION/manifest.json."
     )
-    grpc: AddressText = Field("127.0.0.1:8081", description="A second address that speaks everything, likewise.")
+    http: AddressText = Field(
+        "127.0.0.1:8080",
+        description="First address to listen on, HOST:PORT or unix:PATH, for HTTP, WebSocket and gRPC. Port 0 picks "
+        "a free port.",
+    )
+    grpc: AddressText = Field(
+        "127.0.0.1:8081", description="Second address to listen on, in the same form and with the same protocols."
+    )
     asgi_server: Literal["h2corn", "uvicorn"] = Field(
         "h2corn",
-        description="h2corn, or the fallback: uvicorn for HTTP and WebSockets at --http, grpc.aio for gRPC at --grpc.",
+        description="Server library: h2corn, or the fallback uvicorn (HTTP and WebSocket at --http, grpc.aio for "
+        "gRPC at --grpc).",
     )
     tls_cert: OptionalPath = Field(
-        None, description="PEM file of the server's certificate and its chain: both ports speak TLS, Unix sockets not."
+        None,
+        description="PEM file with the server's certificate and its chain. Both addresses then speak only TLS; Unix "
+        "sockets stay plain.",
     )
-    tls_key: OptionalPath = Field(None, description="PEM file of the certificate's key.")
+    tls_key: OptionalPath = Field(None, description="PEM file with the private key of the certificate.")
     tls_client_ca: OptionalPath = Field(
-        None, description="PEM file of who signs clients' certificates: clients without one are turned away."
+        None,
+        description="PEM file with the authorities that sign client certificates. Clients without such a certificate "
+        "are rejected.",
     )
     tls_overlap: Seconds = Field(
-        3600, description="Seconds that connections may last that were opened before the certificate was renewed."
+        3600, description="Seconds that connections opened before a certificate renewal may stay open."
     )
     root_path: RootPath = Field(
-        None, description="Path below which a proxy in front shows this server, like /models; links begin with it."
+        None,
+        description="URL path under which a proxy exposes this server, like /models. Links in replies begin with it.",
     )
     trusted_proxy: Networks = Field(
         None,
-        description="Networks (CIDR, or unix for Unix sockets; several times, or with commas) of proxies whose "
-        "X-Forwarded-For, -Proto and -Prefix are believed.",
+        description="Networks of trusted proxies, in CIDR notation, or unix for Unix sockets; repeat the flag, or "
+        "separate them by commas. X-Forwarded-For, -Proto and -Prefix are accepted from these only.",
     )
-    data_dir: Path = Field(Path(".tidegate"), description="Where this server keeps what must outlive it.")
+    data_dir: Path = Field(
+        Path(".tidegate"), description="Directory for data that outlives the server, such as the SQLite file."
+    )
     store: Annotated[str, AfterValidator(_known_store)] = Field(
         "sqlite",
-        description="Where durable sessions are kept: sqlite (under data_dir), redis://HOST:PORT/DATABASE, or none: "
-        "there are no durable sessions then.",
+        description="Store of durable sessions: sqlite (a file in data_dir), redis://HOST:PORT/DATABASE, or none to "
+        "have no durable sessions.",
     )
     durable: bool = Field(
         False,
-        description="Make the sequences of the Open Inference Protocol, which cannot ask for it, durable sessions.",
+        description="Make sequences of the Open Inference Protocol durable. The protocol has no field to ask for this.",
     )
     sequences: bool = Field(
-        True, description="Let clients of the Open Inference Protocol keep sequences of the models."
+        True,
+        description="Accept sequences of the Open Inference Protocol, whose state the server keeps between requests.",
     )
     sqlite_sync: Literal["normal", "full"] = Field(
-        "normal", description="What a commit to SQLite survives: the end of the process (normal), or of power (full)."
+        "normal",
+        description="What a SQLite commit survives: the end of the process (normal), or also a power failure (full).",
     )
-    store_timeout: Seconds = Field(2, description="Seconds that the store of sessions may take for an answer.")
-    workers: int = Field(1, ge=1, le=1024, description="Processes that serve, behind the same ports.")
-    provider: Provider = Field("cpu", description="Where models run: cpu or cuda; fatal if not there.")
-    threads: int = Field(1, ge=1, le=1024, description="Threads of onnxruntime inside one run.")
+    store_timeout: Seconds = Field(2, description="Seconds to wait for an answer from the session store.")
+    workers: int = Field(1, ge=1, le=1024, description="Number of worker processes that share the addresses.")
+    provider: Provider = Field(
+        "cpu", description="Device that models run on: cpu or cuda. The server does not start if it is unavailable."
+    )
+    threads: int = Field(1, ge=1, le=1024, description="Number of onnxruntime threads in one run.")
     execution: Literal["inline", "thread"] = Field(
-        "inline", description="Whether onnxruntime runs in the event loop (inline) or beside it (thread)."
+        "inline", description="Where onnxruntime runs: in the event loop (inline) or in a separate thread (thread)."
     )
     cuda_graphs: bool = Field(
-        False, description="Replay single steps as CUDA graphs, where a device arena holds the states."
+        False, description="Replay single steps as CUDA graphs, if a device arena holds the states."
     )
     allow_batch_dependence: bool = Field(
-        False, description="Batch the rows of bundles that are not batch-invariant (dynamic int8) all the same."
+        False, description="Batch rows even for bundles that are not batch-invariant, such as dynamic int8."
     )
     arena: ArenaPlace = Field(
-        "auto", description="Where states lie: host, device (where the model runs), or auto (device with cuda)."
+        "auto",
+        description="Memory that holds session states: host, device (where the model runs), or auto (device with "
+        "cuda, else host).",
     )
-    arena_mb: int = Field(1024, ge=1, le=2**24, description="MiB for the states of running sessions, taken as needed.")
+    arena_mb: int = Field(
+        1024, ge=1, le=2**24, description="MiB for session states in each process, allocated as needed."
+    )
     max_sessions: int = Field(
-        250_000, ge=1, description="Sessions that a process holds, copies of durable ones too; idle ones leave first."
+        250_000,
+        ge=1,
+        description="Largest number of sessions in a process, with cached copies of durable ones. Idle sessions are "
+        "evicted first.",
     )
-    replies_mb: int = Field(64, ge=0, description="MiB for sessions' last replies, kept for a repeat, that are large.")
+    replies_mb: int = Field(
+        64,
+        ge=0,
+        description="MiB for the large last replies of ephemeral sessions. A repeated request gets such a reply again.",
+    )
     evict_idle: float = Field(
-        60, ge=0, allow_inf_nan=False, description="Seconds idle before a full arena may evict an ephemeral session."
+        60,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds that an ephemeral session must be idle before it can be evicted to make room.",
     )
-    ttl_seconds: Limit = Field(None, description="A session ends this long after opening, unless it says so.")
-    idle_seconds: Limit = Field(86400, description="A session ends this long after its last step, likewise.")
-    max_rows: int = Field(256, ge=1, description="Rows (sessions or sequences) in one run of a model.")
-    max_steps: int = Field(4096, ge=1, description="Steps of all rows together in one tick of a model.")
-    max_queue: int = Field(16384, ge=1, description="Chunks that may wait for a model; more are refused.")
-    max_message_mb: float = Field(4, gt=0, le=1024, description="MiB of one request or one message of a stream.")
-    max_url_kb: int = Field(8, ge=1, le=1024, description="KiB of a request's URL.")
+    ttl_seconds: Limit = Field(
+        None, description="Default lifetime of a session, in seconds; a request can override it."
+    )
+    idle_seconds: Limit = Field(
+        86400,
+        description="Default time without a step after which a session ends, in seconds; a request can override it.",
+    )
+    max_rows: int = Field(
+        256, ge=1, description="Largest number of rows (sessions or sequences) in one run of a model."
+    )
+    max_steps: int = Field(
+        4096, ge=1, description="Largest number of steps in one run of a model, summed over its rows."
+    )
+    max_queue: int = Field(16384, ge=1, description="Largest number of chunks that wait for a model; more are refused.")
+    max_message_mb: float = Field(
+        4, gt=0, le=1024, description="Largest size of a request, or of one message of a stream, in MiB."
+    )
+    max_url_kb: int = Field(8, ge=1, le=1024, description="Largest size of a request's URL, in KiB.")
     max_connections: int = Field(
-        4096, ge=1, description="Connections of one address at once; further ones wait. Fewer where open files are few."
+        4096,
+        ge=1,
+        description="Largest number of connections per address; more have to wait. A low limit on open files reduces "
+        "it.",
     )
-    max_streams: int = Field(256, ge=1, le=65536, description="Requests at once on one HTTP/2 connection.")
+    max_streams: int = Field(
+        256, ge=1, le=65536, description="Largest number of concurrent requests on one HTTP/2 connection."
+    )
     stream_window_kb: int = Field(
-        1024, ge=64, le=2**20, description="KiB that a client may send ahead on one HTTP/2 stream."
+        1024,
+        ge=64,
+        le=2**20,
+        description="Flow-control window of one HTTP/2 stream, in KiB: how much a client can send ahead.",
     )
-    handshake_timeout: Seconds = Field(10, description="Seconds for TLS and the first bytes of HTTP/2.")
+    handshake_timeout: Seconds = Field(10, description="Seconds for the TLS handshake and the first bytes of HTTP/2.")
     keep_alive: Seconds = Field(
-        620, description="Seconds that a connection without a request stays open; over HTTP/1.1 also those for a head."
+        620,
+        description="Seconds that a connection without a request stays open. Over HTTP/1.1 it also bounds pauses in "
+        "a request's head.",
     )
-    stall_timeout: Seconds = Field(30, description="Seconds that a client may leave what it is sent unread.")
+    stall_timeout: Seconds = Field(
+        30, description="Seconds that a client may leave sent data unread before its stream or connection is closed."
+    )
     ping_interval: Seconds = Field(
-        30, description="Seconds between pings of a WebSocket; one that leaves a ping unanswered as long is closed."
+        30,
+        description="Seconds between WebSocket pings, and for each answer. Without an answer the connection is closed.",
     )
     run_timeout: Seconds = Field(
-        30, description="Seconds that one run of a model may take; one that takes longer is ended, and its rows fail."
+        30, description="Seconds that one run of a model may take. A longer run is stopped and its rows fail."
     )
     load_timeout: Seconds = Field(
-        120, description="Seconds that a model may take to load; one that takes longer is refused."
+        120, description="Seconds that a model may take to load. A model that takes longer is refused."
     )
-    request_timeout: Seconds = Field(60, description="Seconds for a request that brings no deadline.")
+    request_timeout: Seconds = Field(60, description="Seconds for a request that sets no deadline.")
     max_head_kb: int = Field(
-        64, ge=1, le=1024, description="KiB of a request's URL and header fields, each with 32 bytes more."
+        64,
+        ge=1,
+        le=1024,
+        description="Largest size of a request's URL and header fields, in KiB; each field counts 32 bytes extra.",
     )
-    body_timeout: Seconds = Field(60, description="Seconds that the body of a request over HTTP may take to come.")
+    body_timeout: Seconds = Field(60, description="Seconds for the body of an HTTP request to arrive.")
     drain_timeout: float = Field(
         30, ge=0, allow_inf_nan=False, description="Seconds that running requests get to finish after SIGTERM."
     )
     replica: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,63}$")] | None = Field(
-        None, description="This server's name in the ids of sessions; random if unset."
+        None, description="Name of this server in session ids; random if unset."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="The least that is logged: debug, info, warning or error."
+        "info", description="Lowest level that is logged: debug, info, warning or error."
     )
     log_format: Literal["console", "json"] = Field(
-        "console", description="console (for people) or json (an object a line)."
+        "console", description="Format of log lines: console (for people) or json (one object per line)."
     )
-    access_log: bool = Field(False, description="A line a request: what was asked for, how it ended, how long it took.")
+    access_log: bool = Field(False, description="Log one line per request, with its target, outcome and duration.")
     otlp: Annotated[str | None, AfterValidator(_checked_url), BeforeValidator(_none_by_word)] = Field(
-        None, description="http://HOST:PORT of an OpenTelemetry collector (OTLP over gRPC) for traces (extra otel)."
+        None,
+        description="http://HOST:PORT of an OpenTelemetry collector that receives traces by OTLP over gRPC. Needs "
+        "the extra otel.",
     )
     models: Annotated[dict[str, ModelSettings], NoDecode] = Field(
-        {}, description="Settings of single models, by name: tables of the file, neither flags nor variables."
+        {}, description="Settings of single models, by name. These are tables of the TOML file, not flags or variables."
     )
 
     def of(self, model: str) -> Settings:
-        """Return the settings that hold for a model: the file's table of its name goes before everything else."""
+        """Return the settings of a model: the file's table of its name overrides everything else."""
         own = self.models.get(model)
         return self if own is None else self.model_copy(update=own.model_dump(exclude_none=True))
 
 
 LISTS = frozenset({"trusted_proxy"})
-"""The settings that may be given several times."""
+"""Settings that can be given several times."""
 
 REMOVED = {
     "native_grpc": "--http and --grpc both speak gRPC, from a server in Rust: there is no port beside them",
 }
-"""What was a setting once, and what is in its place."""
+"""Former settings, and what replaces each."""
 
 _OTHER_VARIABLES = frozenset(
     f"{ENVIRONMENT_PREFIX}{name}"
     for name in ("CONFIG", "SERVER", "TOKEN", "SERVER_HTTP", "CACHE", "TLS", "CA", "CLIENT_CERT", "CLIENT_KEY")
 )
-"""Variables that are read beside the settings'."""
+"""Variables that are no settings but are read too."""
 
 _KUBERNETES = re.compile(r"_(?:SERVICE_HOST|SERVICE_PORT\w*|PORT(?:_\d+_\w+)?)$")
-"""What Kubernetes tells of a service called tidegate, or tidegate-something, ends so."""
+"""Endings of the variables that Kubernetes sets for a service called tidegate or tidegate-something."""
 
 FLAGS = tuple(name for name in Settings.model_fields if name != "models")
-"""The settings that are flags and variables; the others are tables of the file."""
+"""Settings that are flags and variables. The others are tables of the file."""
 
 
 def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> Settings:
-    """Return the settings from ``flags`` (by field name, only those that were given), environment and TOML ``file``.
+    """Load the settings from ``flags`` (by field name, only those that were given), environment and TOML ``file``.
 
     Raises:
-        ConfigurationError: On the first bad value or unknown key, with the flag, variable or file that it came from.
+        ConfigurationError: A value is bad or a key unknown. The message names the flag, variable or file of the first.
     """
     table = {} if file is None else _read_table(file)
     _check_removed(flags, table, file)
@@ -346,9 +407,9 @@ def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> Setting
 
 
 def misspelt_variables() -> list[str]:
-    """Return a warning for each variable of the environment that looks like a setting's and is none.
+    """Return a warning for each environment variable that looks like a misspelt setting.
 
-    It is no error: Kubernetes sets variables like ``TIDEGATE_PORT`` beside a service of that name.
+    These are not errors, because Kubernetes sets variables like ``TIDEGATE_PORT`` beside a service of that name.
     """
     known = [f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in FLAGS]
     given = [name for name in os.environ if name.upper().startswith(ENVIRONMENT_PREFIX)]
@@ -368,7 +429,7 @@ def _check_removed(flags: Mapping[str, Any], table: Mapping[str, Any], file: Pat
 
 
 def _reader(table: dict[str, Any]) -> type[Settings]:
-    """The settings with ``table`` as a source below the environment; pydantic-settings binds sources to classes."""
+    """Return a class with ``table`` as a source below the environment: pydantic-settings binds sources to classes."""
 
     class FromTable(Settings):
         @classmethod
@@ -411,7 +472,7 @@ def _origin(place: tuple[int | str, ...], flags: Mapping[str, Any], file: Path |
 
 
 def flag(name: str) -> str:
-    """Return the command line's spelling of the setting ``name``."""
+    """Return the flag of the setting ``name``."""
     return f"--{name.replace('_', '-')}"
 
 

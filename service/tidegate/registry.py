@@ -1,6 +1,6 @@
-"""The models that are loaded: which versions there are, which one a name means, and what a reload changes.
+"""The loaded models: their versions, the choice of a version by name, and the reload.
 
-A version that leaves the directory is no longer offered, but stays loaded for as long as sessions run on it.
+A version that is removed from the directory is no longer offered, but stays loaded while sessions run on it.
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ from tidegate.watchdog import RunLimit, Watchdog, load_timeout
 log = logging.getLogger(__name__)
 
 _LOAD_GRACE = 5.0
-"""Seconds that onnxruntime gets to end the loading of a graph that it was told to stop."""
+"""Seconds for onnxruntime to stop loading a graph after the request to stop."""
 
 _DEVICE_ROWS = 1024
-"""Rows of states that a device arena begins with, where the budget has room for them."""
+"""Initial rows of states in a device arena, if the budget has room for them."""
 
 
 class Registry:
     """Loaded models by name and version.
 
     Args:
-        settings: Where bundles are, and how they run.
+        settings: Settings of the server.
         clock: Monotonic seconds.
 
     Attributes:
-        sessions: Who holds sessions on the models; to be set before the first reload.
+        sessions: Holder of the sessions on the models; must be set before the first reload.
     """
 
     sessions: SessionHost
@@ -76,22 +76,24 @@ class Registry:
         self._reloading = asyncio.Lock()
 
     def __iter__(self) -> Iterator[LoadedModel]:
-        """The models that are offered, by name, then rising version."""
+        """Iterate over the offered models by name, then by rising version."""
         return (self._models[key] for key in sorted(self._models) if self._models[key].is_offered)
 
     def loaded(self) -> list[LoadedModel]:
-        """Return every model in memory, also those that are only kept for running sessions."""
+        """Return every model in memory, including those kept only for running sessions."""
         return list(self._models.values())
 
     def versions(self, name: str) -> list[int]:
-        """Return the offered versions of a model, rising."""
+        """Return the offered versions of a model in rising order."""
         return sorted(
             number for other, number in self._models if other == name and self._models[other, number].is_offered
         )
 
     def get(self, name: str, version: str | None = None) -> LoadedModel:
-        """Return the version, or the highest where ``version`` is None or empty; NotFoundError where it is not
-        offered.
+        """Return the version, or the highest one if ``version`` is None or empty.
+
+        Raises:
+            NotFoundError: It is not offered.
         """
         versions = self.versions(name)
         if not versions:
@@ -114,7 +116,7 @@ class Registry:
         return self._models.get((name, int(version))) if version.isdecimal() else None
 
     def info(self, model: LoadedModel) -> ModelInfo:
-        """Return what callers may know of a model."""
+        """Return the public description of a model."""
         manifest = model.manifest
         return ModelInfo(
             name=manifest.name,
@@ -135,10 +137,10 @@ class Registry:
         )
 
     async def reload(self) -> ReloadReport:
-        """Make the models those of the bundle directory; a bundle that is refused disturbs no other.
+        """Load and remove models to match the bundle directory. A refused bundle does not affect the others.
 
         Raises:
-            ConfigurationError: The directory cannot be read, or the provider is not there.
+            ConfigurationError: The directory cannot be read, or the provider is unavailable.
         """
         async with self._reloading:
             report = ReloadReport()
@@ -150,13 +152,13 @@ class Registry:
                 report.removed.append(self._models[key].label)
                 self._models[key].is_offered = False
             for name in sorted(set(self._settings.models) - {path.parent.name for path in found}):
-                log.warning("there are settings for the model %s, which is not there", name)
+                log.warning("there are settings for the model %s, but no bundle", name)
             await self.retire()
             return report
 
     async def retire(self) -> None:
-        """Unload the models that are not offered any more, once the last session and the last request are over."""
-        # Looked for anew each time: while one stops, others are needed again, or unloaded by somebody else.
+        """Unload the models that are no longer offered and have no session and no request left."""
+        # Search again each time: while one stops, others may be needed again or be unloaded by another caller.
         while (model := next((each for each in self._models.values() if not each.is_needed), None)) is not None:
             del self._models[model.key]
             await model.stop()
@@ -185,20 +187,20 @@ class Registry:
                 report.loaded.append(present.label)
         except ConfigurationError:
             raise
-        except Exception as error:  # whatever a bundle does to the code that loads it, the others are served
+        except Exception as error:  # the others are served, whatever a bundle does to the loading code
             if not isinstance(error, TidegateError):
-                log.exception("bundle %s could not be loaded", path)
-                error = BundleError(f"{path}: it could not be loaded ({type(error).__name__})")
+                log.exception("could not load bundle %s", path)
+                error = BundleError(f"{path}: could not be loaded ({type(error).__name__})")
             label = encodable(f"{path.parent.name}/{path.name}")
-            # The log says where the folder is; callers are told its name and nothing of our disk.
-            log.warning("bundle %s refused: %s", path, error)
+            # The log has the full path. Callers get only the name, nothing about the disk.
+            log.warning("refused bundle %s: %s", path, error)
             told = error.message.replace(encodable(str(path)), label).removeprefix(f"{label}: ")
             report.refused.append(Refusal(label, error.reason, told))
 
     async def _assemble_in_time(self, bundle: Bundle, settings: Settings) -> LoadedModel:
-        """Build everything that runs a bundle, in a thread that is left behind where the graph takes too long to load.
+        """Build everything that runs a bundle, in a thread that is abandoned if the graph takes too long to load.
 
-        The watchdog stops it before, where onnxruntime listens: not while it computes the graph's constants.
+        The watchdog usually stops it earlier, but onnxruntime cannot be stopped while it folds the graph's constants.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[LoadedModel] = loop.create_future()
@@ -207,13 +209,13 @@ class Registry:
             settle: Callable[[], None]
             try:
                 settle = functools.partial(future.set_result, self._assemble(bundle, settings))
-            except BaseException as error:  # noqa: BLE001 - told to who waits
+            except BaseException as error:  # noqa: BLE001 - raised in the caller that waits
                 settle = functools.partial(future.set_exception, error)
-            with contextlib.suppress(RuntimeError):  # the loop is over: nobody waits
+            with contextlib.suppress(RuntimeError):  # the loop is closed: no caller waits
                 loop.call_soon_threadsafe(finish, settle)
 
         def finish(settle: Callable[[], None]) -> None:
-            if not future.done():  # else it was given up
+            if not future.done():  # else the caller has given up
                 settle()
 
         threading.Thread(target=assemble, name=f"load-{bundle.manifest.name}", daemon=True).start()
@@ -262,7 +264,7 @@ class Registry:
         planes = {spec.input: Plane.of_state(spec) for spec in manifest.states}
         if kept is not None and codec.kept_output is not None:
             planes[codec.kept_output] = kept
-        # What was read of the files is in the codec and the runner by now.
+        # The codec and the runner hold the files' content by now.
         return LoadedModel(replace(bundle, files={}), codec, runner, arena, engine, loop, executor, planes, quality)
 
 
@@ -280,14 +282,14 @@ def _find(root: Path) -> list[Path]:
 def _states_home(
     bundle: Bundle, kept: Plane | None, settings: Settings, budget: Budget, limit: RunLimit
 ) -> tuple[Runner | DeviceRunner, ArenaLike]:
-    """Build the runner and the arena, which belong together: states are copied for each run, or stay on the device."""
+    """Build the runner and its arena: states are copied for each run, or stay on the device."""
     manifest = bundle.manifest
     is_on_device = settings.arena == "device" or (settings.arena == "auto" and settings.provider == "cuda")
     if not is_on_device:
         planes = [Plane.of_state(spec) for spec in manifest.states]
         runner = Runner(bundle, settings.provider, settings.threads, limit=limit)
         return runner, Arena(planes if kept is None else [*planes, kept], budget)
-    check_provider(settings.provider)  # before memory of the device is asked for
+    check_provider(settings.provider)  # before device memory is allocated
     num_rows = max(1, min(_DEVICE_ROWS, budget.total // manifest.state_bytes))
     memory = DeviceMemory(manifest.states, settings.provider, FIRST_ROW + num_rows)
     device_runner = open_device_runner(

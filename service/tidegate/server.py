@@ -1,7 +1,7 @@
-"""One process from start to stop: binds, loads, serves, drains. It is the whole server, or one of its workers.
+"""One process from start to stop: bind, load, serve, drain. It is the whole server, or one of its workers.
 
-SIGTERM and SIGINT begin the drain, a second one cuts it short, SIGHUP reads the bundles and the certificate
-again. This module knows in which order the parts start and stop, and nothing of what they do.
+SIGTERM and SIGINT begin the drain, a second one cuts it short, and SIGHUP reads the bundles and the certificate again.
+This module knows the order in which the parts start and stop, and nothing else about them.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ def run(settings: Settings) -> bool:
     """Serve until a signal ends it.
 
     Returns:
-        Whether all has ended. If not, the process must leave by `os._exit`: its event loop could not be closed.
+        Whether everything has ended. If not, the process must exit by `os._exit`: its event loop cannot be closed.
 
     Raises:
-        ConfigurationError: It cannot start: a port in use, a provider or directory that is not there.
+        ConfigurationError: The server cannot start: a port is in use, or a provider or directory is missing.
     """
     return run_in_loop(lambda: serve(settings, Signals(), lambda facts: log.info("ready", **facts)))
 
 
 def run_in_loop(serving: Callable[[], Coroutine[None, None, bool]]) -> bool:
-    """Run `serve` in an event loop of its own, and close that if all has ended."""
+    """Run `serve` in its own event loop, and close the loop if everything has ended."""
     runner = asyncio.Runner(loop_factory=loop_factory())
     has_ended = True
     try:
@@ -68,24 +68,24 @@ def run_in_loop(serving: Callable[[], Coroutine[None, None, bool]]) -> bool:
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
         import uvloop
-    except ImportError:  # there is none for every system
+    except ImportError:  # not available on every system
         return None
     return uvloop.new_event_loop
 
 
 _LAST_SECONDS = 0.25
-"""For the last answers of a server that was told to hurry."""
+"""Time for the last answers after the drain, or after it was cut short."""
 
 Facts = dict[str, Any]
-"""Where a server answers (``http``, ``grpc``), and its ``models``."""
+"""Addresses of a server (``http``, ``grpc``) and its ``models``."""
 
 
 class Cluster(Protocol):
-    """The other workers of this server, as one of them needs them: `tidegate.cluster.worker.Cluster`."""
+    """What a worker needs of the other workers of its server: `tidegate.cluster.worker.Cluster`."""
 
     @property
     def address(self) -> str:
-        """Where peers ask this worker."""
+        """Address at which peers call this worker."""
 
     def join(
         self, core: Core, inference: Inference, metrics: Callable[[], Awaitable[Snapshot]]
@@ -99,9 +99,9 @@ class Cluster(Protocol):
 async def serve(
     settings: Settings, signals: Signals, announce: Callable[[Facts], None], cluster: Cluster | None = None
 ) -> bool:
-    """Bind first, so that a port in use is told before any model is read; then load, serve, and stop when told.
+    """Bind, load, serve, and stop at a signal. Binding comes first, to report a port in use before any model is read.
 
-    ``announce`` is called once, when both addresses answer. One of several workers is given the others.
+    ``announce`` is called once, when both addresses answer. ``cluster`` is the other workers, if there are any.
 
     Returns:
         Whether all servers have ended: see `run`.
@@ -125,7 +125,7 @@ async def serve(
         servers.add(listeners[0], application, adapters[0].is_probe, end_streams=end_streams)
         servers.add(listeners[1], application, adapters[0].is_probe, grpc[0].add_to, end_streams)
         if cluster is not None:
-            # Peers come in here. They have found the owner and counted the request: nothing is passed on twice.
+            # Peers connect here. They have found the owner and counted the request, so nothing is passed on twice.
             traced = None if tracing is None else RequestRecorder(local.clock, None, tracing)
             grpc.append(GrpcServices(local, own, traced, [cluster.handler()]))
             adapters.append(grpc[1].over_asgi())
@@ -150,7 +150,7 @@ async def serve(
 
 @contextlib.contextmanager
 def _listening(settings: Settings, cluster: Cluster | None) -> Iterator[list[socket.socket]]:
-    """Listen at HTTP's address, at gRPC's and, as a worker, where peers come in."""
+    """Listen at HTTP's address, at gRPC's and, in a worker, at the one for peers."""
     with contextlib.ExitStack() as stack:
         listeners = [
             stack.enter_context(listening(name, text, is_shared=settings.workers > 1, stalled=settings.stall_timeout))
@@ -164,17 +164,17 @@ def _listening(settings: Settings, cluster: Cluster | None) -> Iterator[list[soc
 def _check_directory(bundles: Path) -> None:
     try:
         is_directory = bundles.is_dir()
-    except OSError as error:  # a folder above it may not be entered
+    except OSError as error:  # no permission for a folder above it
         raise ConfigurationError(f"--bundles: {bundles}: {error.strerror}") from None
     if not is_directory:
         raise ConfigurationError(f"--bundles: {bundles} is not a directory")
 
 
 def _settle_memory() -> None:
-    """Exempt what is loaded by now from garbage collection: a full one would stall every stream for some 50 ms.
+    """Exempt the loaded objects from garbage collection: a full collection would stall every stream for some 50 ms.
 
-    Steps leave no cycles, so young objects are looked through after 10,000 and not, as by default, 700: 4 % of a unary
-    step's time.
+    Steps leave no cycles, so young objects are collected after 10,000 allocations instead of the default 700. This
+    saves 4 % of a unary step's time.
     """
     gc.freeze()
     gc.set_threshold(10_000)
@@ -182,7 +182,7 @@ def _settle_memory() -> None:
 
 
 class Parts(NamedTuple):
-    """What drains."""
+    """The parts that take part in a drain."""
 
     service: Service
     core: Core
@@ -192,13 +192,13 @@ class Parts(NamedTuple):
     cluster: Cluster | None
 
     async def abort(self) -> None:
-        """Answer everything with UNAVAILABLE, now: what was passed on, too."""
+        """Answer all requests with UNAVAILABLE at once, those passed on to peers too."""
         if self.cluster is not None:
             await self.cluster.disconnect()
         await self.service.abort()
 
     async def drain(self) -> None:
-        """Let all finish what runs. New work is the core's to refuse, and /readyz tells that it should go elsewhere."""
+        """Wait until running requests are finished. The core refuses new ones, and /readyz sends them elsewhere."""
         await asyncio.gather(self.service.drain(), self.streams.drain(), *(services.drain() for services in self.grpc))
         await asyncio.gather(*(adapter.wait_idle() for adapter in self.adapters))
 
@@ -230,19 +230,19 @@ async def _serve_until_told(
             task.cancel()
         log.info("draining", seconds=seconds)
         if not await _is_done(_drain(parts, servers, seconds), seconds, signals.hurry):
-            log.warning("drain cut short: what still ran is cancelled")
-            await parts.abort()  # callers that still wait are told UNAVAILABLE, rather than find a broken connection
+            log.warning("drain cut short: remaining requests are cancelled")
+            await parts.abort()  # waiting callers get UNAVAILABLE, not a broken connection
         return await servers.stop(_LAST_SECONDS)
 
 
 async def _drain(parts: Parts, servers: Servers, seconds: float) -> None:
-    """Let all finish what runs. The servers go last: until then they answer who asks whether to go elsewhere."""
+    """Wait until running requests are finished. The servers stop last: until then they answer readiness probes."""
     await parts.drain()
     await servers.stop(seconds)
 
 
 async def _tell_readiness(service: Service, grpc: Sequence[GrpcServices]) -> None:
-    """Keep grpc.health.v1 in step with the store, which may go and come back."""
+    """Keep grpc.health.v1 up to date with the store, which may go away and come back."""
     while True:
         await service.readiness_changed()
         for services in grpc:
@@ -250,7 +250,7 @@ async def _tell_readiness(service: Service, grpc: Sequence[GrpcServices]) -> Non
 
 
 async def _is_done(work: Coroutine[None, None, None], seconds: float, hurry: asyncio.Event) -> bool:
-    """Whether ``work`` came to its end within ``seconds`` and before ``hurry``; else it is cancelled."""
+    """Return whether ``work`` ended within ``seconds`` and before ``hurry``. If not, it is cancelled."""
     working, hurried = asyncio.ensure_future(work), asyncio.ensure_future(hurry.wait())
     done, unfinished = await asyncio.wait({working, hurried}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     for task in unfinished:
@@ -267,7 +267,7 @@ async def _reload_when_told(core: Core, servers: Servers, told: asyncio.Event) -
         try:
             report = await core.reload()
         except TidegateError as error:
-            log.error("reload failed", error=error.message)  # noqa: TRY400 - an error of theirs, told without a stack
+            log.error("reload failed", error=error.message)  # noqa: TRY400 - the user's error, logged without a stack
         except Exception:
             log.exception("reload failed")
         else:
@@ -282,7 +282,7 @@ def _facts(service: Service, listeners: Sequence[socket.socket]) -> Facts:
         for listener, text in zip(listeners, (settings.http, settings.grpc), strict=False)
     )
     models = service.models(limit=0, page_token="").models
-    # gRPC's targets have no scheme where there is no TLS.
+    # gRPC targets have no scheme without TLS.
     return {
         "http": http,
         "grpc": grpc.removeprefix("http://"),

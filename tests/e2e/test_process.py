@@ -128,7 +128,7 @@ def test_a_second_signal_stops_at_once(bundles: Path) -> None:
         server.tell(signal.SIGTERM)
         server.wait_for("draining")
         server.tell(signal.SIGTERM)
-        server.wait_for("drain cut short: what still ran is cancelled")
+        server.wait_for("drain cut short: remaining requests are cancelled")
         with pytest.raises(TidegateError):
             list(events)
         assert server.wait() == 0
@@ -139,7 +139,7 @@ def test_a_drain_is_bounded(bundles: Path) -> None:
         events = client.generate("tiny", "A", max_tokens=ENDLESS)
         next(events)
         server.tell(signal.SIGINT)
-        server.wait_for("drain cut short: what still ran is cancelled")
+        server.wait_for("drain cut short: remaining requests are cancelled")
         with pytest.raises(TidegateError):
             list(events)
         assert server.wait() == 0

@@ -296,7 +296,7 @@ async def test_a_model_has_its_own_settings_and_settings_without_a_model_are_tol
             await service.predict(name, None, [ABC] * 4, StepOptions())
         runs = {model.model: model.rows_per_run for model in service.statistics().models if model.num_runs}
     assert runs == {"careful": {1: 4}, "careless": {4: 1}}
-    assert "settings for the model absent, which is not there" in caplog.text
+    assert "settings for the model absent, but no bundle" in caplog.text
 
 
 async def test_models_share_the_arenas_budget(tmp_path: Path) -> None:

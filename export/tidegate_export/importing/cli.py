@@ -1,6 +1,6 @@
-"""`tidegate import`: an ONNX file that carries its state in tensors becomes a bundle.
+"""`tidegate import`: the command that makes a bundle of an ONNX file with states as tensors.
 
-Knows the command line. Imports onnx only when called, so that a serving-only installation can list the commands.
+onnx is imported only when the command runs, so that an installation without it can list the command.
 """
 
 from __future__ import annotations
@@ -14,49 +14,60 @@ from tidegate.sandbox import MEMORY_MB, SECONDS, ResourceLimits
 from tidegate_export.cli import MemoryLimit, require, run_verb
 
 Many = list[str]
-ImportTimeLimit = Annotated[float, typer.Option("--time-limit", "--seconds", min=1, help="Seconds that it may take.")]
+ImportTimeLimit = Annotated[float, typer.Option("--time-limit", "--seconds", min=1, help="Time limit, in seconds.")]
 
 
 def import_(  # noqa: PLR0913, PLR0917 - the command line's options
-    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="The model.")],
-    state: Annotated[
-        Many, typer.Option(metavar="IN:OUT", help="A state: the input, and the output it comes out of. Repeatable.")
-    ] = [],  # noqa: B006 - typer's way; nobody writes to it
+    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="ONNX file of the model.")],
+    state: Annotated[Many, typer.Option(metavar="IN:OUT", help="Input and output of a state; repeatable.")] = [],  # noqa: B006 - typer's way; nobody writes to it
     shape: Annotated[
         Many,
-        typer.Option(metavar="NAME=AXES", help="Axes of an input as callers send it: x=batch,time,80 or x=batch,512."),
+        typer.Option(
+            metavar="NAME=AXES", help="Axes of an input as clients send it, like x=batch,time,80 or x=batch,512."
+        ),
     ] = [],  # noqa: B006
     batch_axis: Annotated[
-        Many, typer.Option(metavar="N", help="The batch axis, from 0, or none; NAME=N for one input.")
+        Many, typer.Option(metavar="N", help="Batch axis, counted from 0, or none; NAME=N for one input.")
     ] = [],  # noqa: B006
     time_axis: Annotated[
         Many,
-        typer.Option(metavar="N", help="The time axis, from 0, or none: one run is one step. NAME=N for one input."),
+        typer.Option(
+            metavar="N", help="Time axis, counted from 0, or none if a run is one step; NAME=N for one input."
+        ),
     ] = [],  # noqa: B006
     constant: Annotated[
-        Many, typer.Option(metavar="NAME=VALUE", help="An input that is always this: sr=16000. Repeatable.")
+        Many, typer.Option(metavar="NAME=VALUE", help="Constant value of an input, like sr=16000; repeatable.")
     ] = [],  # noqa: B006
     context: Annotated[
         Many,
-        typer.Option(metavar="NAME=N", help="The graph wants the last N elements of this input again (4@time: steps)."),
+        typer.Option(
+            metavar="NAME=N", help="Put the last N elements of an input before the next ones; N@time counts steps."
+        ),
     ] = [],  # noqa: B006
     initial: Annotated[
-        Path | None, typer.Option(metavar="FILE.npz", help="First states by input name (default: zeros).")
+        Path | None, typer.Option(metavar="FILE.npz", help="Initial states by input name.", show_default="zeros")
     ] = None,
     within_frame: Annotated[
-        bool, typer.Option("--within-frame", help="Layers without state run across each frame, not along time.")
+        bool, typer.Option("--within-frame", help="Layers without state run across a frame, not along time.")
     ] = False,
     tolerance: Annotated[
         float | None,
-        typer.Option(min=1e-5, max=1.0, help="What counts as equal (default: 1e-5, more in int8 and fp16)."),
+        typer.Option(
+            min=1e-5,
+            max=1.0,
+            help="Largest difference that counts as equal.",
+            show_default="1e-5, more in int8 and fp16",
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="The bundle's name (default: the file's).")] = None,
-    version: Annotated[int | None, typer.Option(min=1, help="(default: the next that is free)")] = None,
-    out: Annotated[Path, typer.Option(help="Where bundles lie.")] = Path("bundles"),
+    name: Annotated[str | None, typer.Option(help="Name of the bundle.", show_default="the file's")] = None,
+    version: Annotated[
+        int | None, typer.Option(min=1, help="Version of the bundle.", show_default="the next free one")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Directory of bundles to write to.")] = Path("bundles"),
     memory_limit: MemoryLimit = MEMORY_MB,
     time_limit: ImportTimeLimit = SECONDS,
 ) -> None:
-    """Import a streaming ONNX model: find its states, prove that it streams, write a bundle."""
+    """Import a streaming ONNX model as a bundle. Find its states, and prove that it can stream."""
     require("cpu,quantize", "onnx", "onnx_ir", "onnxruntime")
     run_verb(
         "tidegate_export.importing.importer:run",

@@ -1,7 +1,7 @@
-"""``tidegate``: finds the verb that was asked for and turns errors into one line and an exit code.
+"""``tidegate``: finds the requested command and turns errors into one line and an exit code.
 
-Verbs are imported when they are asked for, or when the help lists them all. Those of other packages (train, export) are
-found by the entry points of the group ``tidegate.commands``; nothing of theirs is named here.
+A command is imported when it is called, or when the help lists all commands. Those of other packages (train, export)
+are found through the entry point group ``tidegate.commands``.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ VERBS = {
 
 FAILED = 1
 CANNOT_START = 2
-EXIT_CODES = "Exit codes: 0 done; 1 refused or failed; 2 wrong usage or settings, or no server there; 130 interrupted."
+EXIT_CODES = (
+    "Exit codes: 0 success; 1 refused or failed; 2 wrong usage or settings, or no server reached; 130 interrupted."
+)
 
 
 class Verbs(TyperGroup):
-    """The group of all verbs; knows their names without importing them."""
+    """The group of all commands. It knows their names without importing them."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         return [*VERBS, *sorted(_plugins())]
@@ -60,9 +62,9 @@ class Verbs(TyperGroup):
             typer.echo(f"tidegate: {error}", err=True)
             raise typer.Exit(CANNOT_START if isinstance(error, ConfigurationError) else FAILED) from None
         except BrokenPipeError:
-            raise  # who reads the output has seen enough: typer ends quietly
+            raise  # the reader of the output is gone: typer ends quietly
         except OSError as error:
-            # A directory that cannot be written, a full disk: no fault of the program.
+            # For example a directory without write permission, or a full disk: not a bug.
             place = "" if error.filename is None else f"{error.filename}: "
             typer.echo(f"tidegate: {place}{error.strerror or error}", err=True)
             raise typer.Exit(FAILED) from None
@@ -73,7 +75,7 @@ def _plugins() -> dict[str, EntryPoint]:
 
 
 def command_of(name: str, target: typer.Typer | Callable[..., None]) -> Any:
-    """Make a command from a typer-annotated function, or a group from an app of several."""
+    """Make a command from a typer-annotated function, or a group of commands from a typer app."""
     if isinstance(target, typer.Typer):
         command = typer.main.get_command(target)
         command.name = name
@@ -95,10 +97,10 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def tidegate(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say which.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Serve recurrent sequence models with their state, and talk to a server that does."""
+    """Serve recurrent sequence models with their state, and call a running server."""
 
 
 def main() -> None:

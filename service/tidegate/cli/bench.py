@@ -1,4 +1,4 @@
-"""``tidegate bench``: loads a running server and tells its rates and latencies."""
+"""``tidegate bench``: puts load on a running server and reports its rates and latencies."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from tidegate.loadgen.report import LATENCY_COLUMNS, as_json, as_text, draw_late
 
 HTTP_PORT = 8080
 MAX_SELECTED = 500
-"""Connections up to which select(2) is cheap; it cannot have more than 1024."""
+"""Number of connections up to which select(2) is cheap; its limit is 1024."""
 LARGEST_MESSAGE = 256
-"""Sessions that a columnar message carries unless it is said."""
+"""Default number of sessions in a columnar message, at most."""
 INTERRUPTED = 130
 
 Loop = Callable[[], asyncio.AbstractEventLoop]
@@ -39,51 +39,63 @@ Loop = Callable[[], asyncio.AbstractEventLoop]
 def bench(  # noqa: PLR0913, PLR0917 - one parameter per option
     model: Annotated[str, typer.Argument(help="Name of the model.")],
     interface: Annotated[
-        Interface, typer.Option("--interface", "-i", help="How requests are sent.")
+        Interface, typer.Option("--interface", "-i", help="Interface that requests use.")
     ] = Interface.STREAM,
-    sessions: Annotated[int, typer.Option(min=1, help="Sessions, or callers of predict and generate.")] = 64,
+    sessions: Annotated[
+        int, typer.Option(min=1, help="Number of sessions; for predict and generate, of callers.")
+    ] = 64,
     chunk: Annotated[
-        str, typer.Option(metavar="MIX", help="Steps of a request: 1, or 16-512, or by weight 1:99,1024:1.")
+        str, typer.Option(metavar="MIX", help="Steps in a request: 64, a range 16-512, or sizes by weight 1:99,1024:1.")
     ] = "1",
     rate: Annotated[
         float | None,
-        typer.Option(help="Requests a second by the clock.", show_default="each when its last is answered"),
+        typer.Option(
+            help="Requests per second in total, sent by the clock.", show_default="each sender waits for its reply"
+        ),
     ] = None,
-    arrivals: Annotated[Arrivals | None, typer.Option(help="How they follow each other.", show_default="even")] = None,
+    arrivals: Annotated[
+        Arrivals | None, typer.Option(help="Spacing of the requests of --rate.", show_default="even")
+    ] = None,
     batch: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Sessions in a columnar message, sequences in a predict call.",
+            help="Sessions in a columnar message, or sequences in a predict call.",
             show_default="columnar 256, predict 1",
         ),
     ] = None,
-    prompt_sessions: Annotated[int, typer.Option(min=0, help="More senders that push long chunks beside them.")] = 0,
-    prompt_length: Annotated[int | None, typer.Option(min=1, help="Steps of those.", show_default="1024")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a generation.", show_default="64")] = None,
-    top: Annotated[int, typer.Option(min=0, help="Candidates a step.")] = 1,
-    seconds: Annotated[float, typer.Option(help="How long is measured.")] = 10,
-    warmup: Annotated[float, typer.Option(min=0, help="Seconds of load before.")] = 1,
-    max_requests: Annotated[int, typer.Option(min=1, help="End after that many, warm-up included.")] = 10_000_000,
-    timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 60,
-    seed: Annotated[int, typer.Option(help="Of inputs, mix and arrivals.")] = 0,
+    prompt_sessions: Annotated[int, typer.Option(min=0, help="Number of additional senders of long chunks.")] = 0,
+    prompt_length: Annotated[
+        int | None, typer.Option(min=1, help="Steps in each long chunk.", show_default="1024")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens in a generation.", show_default="64")] = None,
+    top: Annotated[int, typer.Option(min=0, help="Candidates in the reply to each step.")] = 1,
+    seconds: Annotated[float, typer.Option(help="Seconds to measure.")] = 10,
+    warmup: Annotated[float, typer.Option(min=0, help="Seconds of load before the measurement.")] = 1,
+    max_requests: Annotated[
+        int, typer.Option(min=1, help="Requests after which to stop, warm-up included.")
+    ] = 10_000_000,
+    timeout: Annotated[float, typer.Option(help="Seconds that a request may take before it fails.")] = 60,
+    seed: Annotated[int, typer.Option(help="Random seed of inputs, chunk sizes and arrivals.")] = 0,
     vocabulary: Annotated[
-        int | None, typer.Option(min=1, help="Tokens to draw from.", show_default="as the model says")
+        int | None, typer.Option(min=1, help="Number of tokens to draw from.", show_default="the model's")
     ] = None,
     version: Annotated[str | None, typer.Option(help="Version of the model.", show_default="highest")] = None,
     server: Server = DEFAULT_SERVER,
     http: Annotated[
         str | None,
         typer.Option(
-            metavar="ADDRESS", help="Server's HTTP.", show_default="--server's URL or socket, else its host, port 8080"
+            metavar="ADDRESS",
+            help="HTTP address of the server.",
+            show_default="--server's URL or socket, else its host at port 8080",
         ),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write latencies as PNG.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the latencies into this PNG file.")] = None,
     as_json_document: AsJson = False,
 ) -> None:
-    """Load a running server; tell rates, exact latency percentiles, rows per run and errors.
+    """Put load on a running server; report rates, exact latency percentiles, rows per run and errors.
 
-    Ctrl-C ends it early and prints what was measured.
+    Ctrl-C stops early and prints the figures so far.
     """
     _refuse_ignored("--arrivals", arrivals, "--rate", is_there=rate is not None)
     _refuse_ignored("--prompt-length", prompt_length, "--prompt-sessions", is_there=prompt_sessions > 0)
@@ -125,7 +137,7 @@ def _refuse_ignored(option: str, given: object, needed: str, *, is_there: bool) 
 
 
 def _http(given: str | None, server: Server) -> HttpServer:
-    """The server's HTTP: where it is said to be; else at the same URL or socket, or on the same host."""
+    """Return the server's HTTP address: the given one, else the same URL or socket, else port 8080 of the same host."""
     endpoint = server.plan("--server").endpoint
     if given is not None:
         server = replace(server, address=given)
@@ -138,7 +150,7 @@ def _http(given: str | None, server: Server) -> HttpServer:
 
 
 def _run(load: Load, target: Target, source: InputSource, *, is_quiet: bool) -> tuple[Measurement, bool]:
-    """Measure; returns also whether the user broke it off."""
+    """Return the measurement, and whether the user interrupted it."""
 
     async def measure_until_stopped() -> tuple[Measurement, bool]:
         stop = asyncio.Event()
@@ -151,7 +163,7 @@ def _run(load: Load, target: Target, source: InputSource, *, is_quiet: bool) -> 
 
 @contextlib.contextmanager
 def _interruptible(stop: asyncio.Event) -> Iterator[None]:
-    """The first Ctrl-C sets ``stop``; a second one does what it always does."""
+    """Let the first Ctrl-C set ``stop``. A second one has its usual effect."""
     loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGINT)
 
     def interrupt() -> None:
@@ -168,7 +180,7 @@ def _interruptible(stop: asyncio.Event) -> Iterator[None]:
 
 
 def _loop_factory(load: Load) -> Loop | None:
-    """The fast loop, or for due times the punctual one: timers of uvloop and epoll know milliseconds, select's more."""
+    """Return uvloop; with ``rate`` one on select, whose timers are finer than the milliseconds of uvloop and epoll."""
     if load.rate is not None and load.num_connections <= MAX_SELECTED:
         return lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())
     try:
@@ -180,7 +192,7 @@ def _loop_factory(load: Load) -> Loop | None:
 
 @contextlib.contextmanager
 def _progress(load: Load, *, is_quiet: bool) -> Iterator[Progress | None]:
-    """A bar on standard error, for people."""
+    """Show a progress bar on standard error, if that is a terminal."""
     if is_quiet or not sys.stderr.isatty():
         yield None
         return

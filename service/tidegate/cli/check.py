@@ -1,4 +1,4 @@
-"""``tidegate check``: verifies bundles and proves anew that they stream. Needs no server."""
+"""``tidegate check``: verifies bundles and repeats the proof that they stream. Needs no server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tidegate.sandbox import MEMORY_MB, SECONDS, ResourceLimits, run_limited
 
 
 class Finding(NamedTuple):
-    """What is true of one bundle: its proof, or why there is none."""
+    """Result for one bundle: its proof, or the error."""
 
     path: Path
     proof: Proof | None
@@ -41,14 +41,16 @@ class Finding(NamedTuple):
 
 
 def check(
-    paths: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Bundles, or directories of bundles.")],
-    memory_limit: Annotated[int, typer.Option(min=256, help="MiB that the check of each may take.")] = MEMORY_MB,
-    time_limit: Annotated[float, typer.Option(min=1, help="Seconds that the check of each may take.")] = SECONDS,
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Bundles, folders of models, or directories of bundles.")
+    ],
+    memory_limit: Annotated[int, typer.Option(min=256, help="MiB of memory for the check of one bundle.")] = MEMORY_MB,
+    time_limit: Annotated[float, typer.Option(min=1, help="Seconds for the check of one bundle.")] = SECONDS,
     as_json: AsJson = False,
 ) -> None:
-    """Verify bundles and prove that each streams: any split and any batch give the same result.
+    """Verify bundles and prove that each can stream: every split and every batch give the same result.
 
-    Each is looked at in a process of its own. Exits with 1 if one does not pass.
+    Each check runs in its own process. The exit code is 1 if a bundle does not pass.
     """
     limits = ResourceLimits(memory_limit, time_limit)
     findings = [_look_at(bundle, limits) for path in paths for bundle in _bundles(path)]
@@ -62,8 +64,8 @@ def check(
 
 
 def _bundles(path: Path) -> list[Path]:
-    """The bundles that ``path`` means: itself, the versions in a model's folder, or all in a directory of models."""
-    if os.path.lexists(path / MANIFEST):  # whatever it is: reading it says what is wrong with it
+    """Return the bundles at ``path``: itself, all versions in a model's folder, or all in a directory of models."""
+    if os.path.lexists(path / MANIFEST):  # of any kind: reading it reports what is wrong
         return [Path(os.path.abspath(path))]  # noqa: PTH100 - a link of the model's folder keeps the model's name
     found = list(find_bundles(path)) if path.is_dir() else []
     found = found or [manifest.parent for manifest in sorted(path.glob(f"*/{MANIFEST}"))]

@@ -1,4 +1,4 @@
-"""How the verbs reach a running server, and what they say where there is none."""
+"""How commands connect to a running server, and the error if there is none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-# gRPC would say on standard error, in words of its own, what we say in one line.
+# gRPC would print its own text on standard error; the commands report the error in one line.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from tidegate.client import Client, Tls
@@ -26,7 +26,7 @@ TOKEN_VARIABLE = "TIDEGATE_TOKEN"  # noqa: S105 - its name
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where a server is and how it is reached, as the options say that `reaches_a_server` gives a verb."""
+    """A server's address and how to connect to it, from the options that `reaches_a_server` adds."""
 
     address: str
     tls: bool = False
@@ -38,19 +38,19 @@ class Server:
 
     @property
     def how(self) -> ConnectionOptions:
-        """The same for a client."""
+        """The same as arguments of a `Client`."""
         files = Tls(self.ca, self.client_cert, self.client_key)
         says_plain = self.address.startswith(("http://", "unix"))
-        # Files may stand in a profile for all servers, so those that are plain in so many words stay it.
+        # The files may be set for all servers in a shell profile, so an address that asks for plain text stays plain.
         tls = files if self.tls or (files != Tls() and not says_plain) else None
         token = os.environ.get(TOKEN_VARIABLE) or None
         return {"tls": tls, "credentials": token, "proxy": not self.no_proxy, "insecure": self.insecure}
 
     def plan(self, option: str) -> ChannelPlan:
-        """The same, read; for HTTP too, where the address names a host or a socket.
+        """The same, parsed. The option ``--http`` needs an address with a host or a socket.
 
         Raises:
-            ConfigurationError: It cannot be read; ``option`` names the address.
+            ConfigurationError: The options are invalid; the message names ``option``, which holds the address.
         """
         try:
             plan = ChannelPlan(self.address, **self.how)
@@ -66,42 +66,56 @@ DEFAULT_SERVER = Server("127.0.0.1:8081")
 _ADDRESS = "HOST:PORT, https://HOST:PORT or unix:PATH."
 _PREFIX = "TIDEGATE_"
 _OPTIONS = {
-    "tls": (bool, typer.Option("--tls", envvar=f"{_PREFIX}TLS", help="Speak TLS, as https:// in the address says.")),
+    "tls": (
+        bool,
+        typer.Option("--tls", envvar=f"{_PREFIX}TLS", help="Use TLS, like an address that begins with https://."),
+    ),
     "ca": (
         Path | None,
         typer.Option(
-            "--ca", envvar=f"{_PREFIX}CA", metavar="FILE", help="Who signs the server's certificate, PEM; speaks TLS."
+            "--ca",
+            envvar=f"{_PREFIX}CA",
+            metavar="FILE",
+            help="PEM file with the authority that signs the server's certificate; implies TLS.",
         ),
     ),
     "client_cert": (
         Path | None,
         typer.Option(
-            "--client-cert", envvar=f"{_PREFIX}CLIENT_CERT", metavar="FILE", help="Certificate to show the server, PEM."
+            "--client-cert",
+            envvar=f"{_PREFIX}CLIENT_CERT",
+            metavar="FILE",
+            help="PEM file with the client's certificate; implies TLS.",
         ),
     ),
     "client_key": (
         Path | None,
-        typer.Option("--client-key", envvar=f"{_PREFIX}CLIENT_KEY", metavar="FILE", help="Its key, PEM, no password."),
+        typer.Option(
+            "--client-key",
+            envvar=f"{_PREFIX}CLIENT_KEY",
+            metavar="FILE",
+            help="PEM file with the key of the client's certificate, without a password.",
+        ),
     ),
     "no_proxy": (
         bool,
-        typer.Option("--no-proxy", help="Reach other machines without the proxy that the environment names."),
+        typer.Option("--no-proxy", help="Connect directly to other machines, without the environment's proxy."),
     ),
     "insecure": (
         bool,
-        typer.Option("--insecure", help=f"Send the token in {TOKEN_VARIABLE} to another machine without TLS too."),
+        typer.Option("--insecure", help=f"Send the token in {TOKEN_VARIABLE} to another machine even without TLS."),
     ),
 }
 
 
 def reaches_a_server(variable: str, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb the options by which it reaches a server, in place of the parameter that takes a `Server`.
+    """Replace a command's parameter of type `Server` by the options for a connection.
 
-    That one's name and default are the option's of the address.
+    The option of the address takes the parameter's name and default.
 
     Args:
-        variable: Names the address too.
-        what: Help for it.
+        variable: Environment variable of the address.
+        what: What the address is, for the help.
     """
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
@@ -132,15 +146,15 @@ def reaches_a_server(variable: str, what: str) -> Callable[[Callable[..., None]]
     return decorate
 
 
-reaches_grpc = reaches_a_server(f"{_PREFIX}SERVER", "Server's gRPC")
+reaches_grpc = reaches_a_server(f"{_PREFIX}SERVER", "gRPC address of the server")
 
 
 @contextlib.contextmanager
 def connected(server: Server) -> Iterator[Client]:
-    """A client of ``server``.
+    """Yield a client of ``server``.
 
     Raises:
-        ConfigurationError: Nobody answers there, or the options do not go together.
+        ConfigurationError: No server answers there, or the options contradict each other.
     """
     server.plan("--server")
     try:

@@ -1,4 +1,4 @@
-"""``tidegate generate``: characters from a running server, printed as they come."""
+"""``tidegate generate``: text from a running server, printed as it arrives."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from tidegate.cli.output import AsJson, print_json
 from tidegate.transports.http.convert import generation_json
 
 TIMEOUT = 3600.0
-"""Seconds: whoever waits too long interrupts."""
+"""In seconds. Long, because the user can interrupt."""
 
 
 @reaches_grpc
 def generate(  # noqa: PLR0913, PLR0917 - one parameter per option
     model: Annotated[str, typer.Argument(help="Name of the model.")],
-    prompt: Annotated[str, typer.Option(help="What the text begins with.")],
-    max_tokens: Annotated[int, typer.Option(min=1, help="Characters at most.")] = 500,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the most probable; 1 samples as learned.")] = 0.8,
-    top_k: Annotated[int, typer.Option(min=0, help="Sample among this many; 0 among all.")] = 0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample among the likeliest of this total.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same text.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    max_tokens: Annotated[int, typer.Option(min=1, help="Largest number of characters to generate.")] = 500,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest, 1 samples as trained.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample among this many tokens; 0 for all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(min=0, max=1, help="Sample among the likeliest tokens with this total probability.")
+    ] = 1.0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed; the same seed gives the same text.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; repeatable.")] = None,
     version: Annotated[str | None, typer.Option(help="Version of the model.", show_default="highest")] = None,
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
-    """Continue a prompt; the text is printed as it comes."""
+    """Continue a prompt, and print the text as it arrives."""
     with connected(server) as client:
         events = client.generate(
             model,

@@ -1,4 +1,4 @@
-"""What the verbs print: tables for people, JSON for scripts."""
+"""Output of the commands: tables for people, JSON for scripts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table or text.")]
 
 
 def print_json(document: Any) -> None:
@@ -25,7 +25,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")  # an id or a path that lost its end names nothing
+        table.add_column(column, overflow="fold")  # a truncated id or path would be useless
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     if title is not None:

@@ -23,12 +23,14 @@ from tidegate.transports.http.large_json import write
 @reaches_grpc
 def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     model: Annotated[str, typer.Argument(help="Name of the model.")],
-    text: Annotated[list[str] | None, typer.Option(help="A sequence of characters; may be repeated.")] = None,
-    file: Annotated[Path | None, typer.Option(help="A text file as one sequence; - is standard input.")] = None,
-    table: Annotated[Path | None, typer.Option("--csv", help="A CSV with a column for each feature.")] = None,
-    tokens: Annotated[list[str] | None, typer.Option(help="Token ids: 17,4,9; may be repeated.")] = None,
-    top: Annotated[int, typer.Option(min=0, help="Candidates a step.")] = 5,
-    every_step: Annotated[bool, typer.Option("--every-step", help="Tell every step, not only the last.")] = False,
+    text: Annotated[list[str] | None, typer.Option(help="Text of one sequence; repeatable.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Text file of one sequence; - for standard input.")] = None,
+    table: Annotated[Path | None, typer.Option("--csv", help="CSV file with a column for each feature.")] = None,
+    tokens: Annotated[
+        list[str] | None, typer.Option(help="Token ids of one sequence, like 17,4,9; repeatable.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=0, help="Number of candidates for each step.")] = 5,
+    every_step: Annotated[bool, typer.Option("--every-step", help="Print every step, not only the last.")] = False,
     version: Annotated[str | None, typer.Option(help="Version of the model.", show_default="highest")] = None,
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
@@ -144,5 +146,5 @@ def _forecast_rows(prediction: Prediction, forecasts: Sequence[Forecast]) -> Ite
 
 
 def _steps(prediction: Prediction, entries: Sequence[object]) -> range:
-    """The step of each entry: all, or only the last."""
+    """Return the step of each entry: all steps, or only the last."""
     return range(prediction.length - len(entries) + 1, prediction.length + 1)

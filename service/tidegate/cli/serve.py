@@ -1,4 +1,4 @@
-"""``tidegate serve``: the settings as flags, made from the class that holds them."""
+"""``tidegate serve``: its flags are made from the class `Settings`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 def serve(config: Path | None = None, **flags: str | bool | list[str] | None) -> None:
     """Serve the bundles over HTTP and gRPC until SIGTERM.
 
-    Each setting is a flag, a variable TIDEGATE_NAME or a key of the TOML file, in this order.
+    Each setting is taken from its flag, else the variable TIDEGATE_NAME, else the TOML file, else the default.
     """
     given = {name: value for name, value in flags.items() if value not in (None, [])}
     settings = load_settings(given, config)
-    # Collecting garbage while modules load finds none and takes a tenth of the start; the server turns it on again.
+    # Garbage collection while modules load finds nothing and takes a tenth of the start. The server turns it on again.
     gc.disable()
-    # Only now: a bad setting is told at once, and the help does not load a server.
+    # Imported late, so that a bad setting is reported at once and the help does not load a server.
     from tidegate import open_files
     from tidegate.observability.logs import logging_to
     from tidegate.observability.stderr import stderr_logged
@@ -48,18 +48,20 @@ def serve(config: Path | None = None, **flags: str | bool | list[str] | None) ->
 
 
 def _config() -> Parameter:
-    option = typer.Option("--config", envvar=f"{ENVIRONMENT_PREFIX}CONFIG", metavar="FILE", help="TOML file.")
+    option = typer.Option(
+        "--config", envvar=f"{ENVIRONMENT_PREFIX}CONFIG", metavar="FILE", help="TOML file with settings."
+    )
     return Parameter("config", Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, option])
 
 
 def _removed(name: str) -> Parameter:
-    """A flag that there was once: whoever gives it is told what is in its place."""
+    """Accept a removed flag, so that the error can name its replacement."""
     option = typer.Option(flag(name), hidden=True)
     return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option])
 
 
 def _setting(name: str) -> Parameter:
-    """The flag of one setting: its text is parsed by the settings, so that every source is checked in one place."""
+    """Return the flag of one setting. `Settings` parses its text, so that every source is checked in one place."""
     field = Settings.model_fields[name]
     default = "none" if field.default is None else str(field.default)
     if field.annotation is bool:

@@ -1,4 +1,4 @@
-"""``tidegate sessions``: the running sessions of a server, and the store of one that does not run."""
+"""``tidegate sessions``: manages the sessions of a running server, and migrates the store of a stopped one."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tidegate.config import load_settings
 from tidegate.errors import InvalidInputError, SessionEndedError
 
 sessions = typer.Typer(
-    help="List, show, close, export and import the sessions of a running server, or migrate a stopped one's.",
+    help="List, show, close, export and import sessions of a running server; migrate the store of a stopped one.",
     no_args_is_help=True,
 )
 
-Id = Annotated[str, typer.Argument(help="The session.")]
+Id = Annotated[str, typer.Argument(help="Id of the session.")]
 
 
 @sessions.command("list")
@@ -52,10 +52,10 @@ def show(session: Id, server: Server = DEFAULT_SERVER, as_json: AsJson = False) 
 @sessions.command()
 @reaches_grpc
 def close(
-    names: Annotated[list[str], typer.Argument(metavar="SESSION...", help="The sessions.")],
+    names: Annotated[list[str], typer.Argument(metavar="SESSION...", help="Ids of the sessions.")],
     server: Server = DEFAULT_SERVER,
 ) -> None:
-    """Close sessions; what is closed already stays so."""
+    """Close sessions. A session that has already ended is no error."""
     with connected(server) as client:
         for name in names:
             with suppress(SessionEndedError):
@@ -66,11 +66,11 @@ def close(
 @reaches_grpc
 def export_session(
     session: Id,
-    file: Annotated[Path, typer.Argument(help="Where to write; - is standard output.")],
+    file: Annotated[Path, typer.Argument(help="File to write; - for standard output.")],
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
-    """Write a session to a file, for `import` on this or another server. It goes on as if nothing had been."""
+    """Write a session to a file, for `import` on this or another server. The session stays open, unchanged."""
     with connected(server) as client:
         snapshot = client.session(session).snapshot()
     if str(file) == "-":
@@ -84,14 +84,23 @@ def export_session(
 @sessions.command("import")
 @reaches_grpc
 def import_session(
-    file: Annotated[Path, typer.Argument(help="What `export` wrote; - is standard input.")],
-    name: Annotated[str | None, typer.Option("--id", help="Id of the new session.", show_default="server's")] = None,
+    file: Annotated[Path, typer.Argument(help="File that `export` wrote; - for standard input.")],
+    name: Annotated[
+        str | None, typer.Option("--id", help="Id of the new session.", show_default="chosen by the server")
+    ] = None,
     durable: Annotated[bool, typer.Option("--durable", help="Keep the session in the server's store.")] = False,
     ttl: Annotated[
-        float | None, typer.Option("--ttl-seconds", min=0, help="End it then, from now.", show_default="server's")
+        float | None,
+        typer.Option("--ttl-seconds", min=0, help="Lifetime of the session, in seconds.", show_default="the server's"),
     ] = None,
     idle: Annotated[
-        float | None, typer.Option("--idle-seconds", min=0, help="End it after no step.", show_default="server's")
+        float | None,
+        typer.Option(
+            "--idle-seconds",
+            min=0,
+            help="Time without a step after which the session ends, in seconds.",
+            show_default="the server's",
+        ),
     ] = None,
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
@@ -106,16 +115,16 @@ def import_session(
 @sessions.command()
 def migrate(
     store: Annotated[
-        str | None, typer.Option("--store", help="sqlite or redis://HOST:PORT/DATABASE.", show_default="as of serve")
+        str | None, typer.Option("--store", help="sqlite or redis://HOST:PORT/DATABASE.", show_default="as for serve")
     ] = None,
     data_dir: Annotated[
-        str | None, typer.Option("--data-dir", help="Where sqlite's file is.", show_default="as of serve")
+        str | None, typer.Option("--data-dir", help="Directory of the SQLite file.", show_default="as for serve")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring a store of an older format to the one that this tidegate reads. Stop every server before.
+    """Migrate a store from an older format to the one that this version reads. Stop all servers first.
 
-    What was cut short is begun again. SQLite's file is copied first; a server that starts migrates it by itself.
+    An interrupted migration can be run again. The SQLite file is copied first; a server migrates it itself on start.
     """
     given = {"store": store, "data_dir": data_dir}
     settings = load_settings({name: value for name, value in given.items() if value is not None})
@@ -134,7 +143,7 @@ def migrate(
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar where somebody looks."""
+    """Show a progress bar, if standard error is a terminal."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
@@ -154,7 +163,7 @@ def _read(file: Path) -> bytes:
 
 
 def _write(file: Path, content: bytes) -> None:
-    """Write the file whole, or leave what is there."""
+    """Replace the file atomically: after an error the old one is still there."""
     try:
         with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as part:
             try:
@@ -182,7 +191,7 @@ def _shown(value: object) -> str:
 
 
 def _document(info: SessionInfo) -> dict[str, object]:
-    """As over HTTP: times in RFC 3339."""
+    """Return the session as the HTTP interface shows it, with times in RFC 3339."""
     expires = None if info.expires_at is None else _moment(info.expires_at, "microseconds")
     return {**info._asdict(), "created_at": _moment(info.created_at, "microseconds"), "expires_at": expires}
 

@@ -1,4 +1,4 @@
-"""``tidegate top``: the live figures of a running server in a terminal, for who has no dashboards."""
+"""``tidegate top``: live figures of a running server in the terminal."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ DEFAULT_HTTP = Server("127.0.0.1:8080")
 AWAY = "no answer: is it running?"
 
 
-@reaches_a_server("TIDEGATE_SERVER_HTTP", "Server's HTTP")
+@reaches_a_server("TIDEGATE_SERVER_HTTP", "HTTP address of the server")
 def top(
     http: Server = DEFAULT_HTTP,
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two readings.")] = 1.0,
-    once: Annotated[bool, typer.Option("--once", help="Print the figures of one interval, and end.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two readings of /metrics.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print the figures of one interval and exit.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the figures of a running server until Ctrl-C: rates between two readings of its /metrics."""
+    """Show live figures of a running server until Ctrl-C. Rates are between two readings of its /metrics."""
     plan = http.plan("--http")
     with _http_client(plan, is_proxied=not http.no_proxy) as client, suppress(KeyboardInterrupt):
         reader = Reader(client, time.monotonic)
@@ -62,7 +62,7 @@ def _http_client(plan: ChannelPlan, *, is_proxied: bool) -> httpx.Client:
 
 
 def watch(reader: Reader, pause: Callable[[], None]) -> Iterator[View | None]:
-    """Yield a view a reading, from the second on; None while nobody answers. It goes on for ever."""
+    """Yield a view for each reading from the second on, without end; None while the server does not answer."""
     before = None
     while True:
         now = reader.read()

@@ -1,4 +1,4 @@
-"""``python -m tidegate.cli.worker FD``: a worker's process, started by the supervisor with its end of a socket pair."""
+"""``python -m tidegate.cli.worker FD``: a worker's process. The supervisor starts it; FD is an end of a socket pair."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Several processes behind one port of each interface: who they are, who starts them, whose a session is."""
+"""Several worker processes behind the same ports: their identity, their start, and the owner of each session."""

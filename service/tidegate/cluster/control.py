@@ -1,7 +1,7 @@
-"""The line between the supervisor and a worker: a socket pair, on which each says one thing.
+"""Messages between the supervisor and a worker, one each way over a socket pair.
 
-The supervisor sends the settings and the worker; the worker answers that it is ready, or why it cannot start. The line
-then stays open for as long as both live: its end tells either that the other is gone.
+The supervisor sends the settings and the worker's identity. The worker answers that it is ready, or why it cannot
+start. The pair then stays open while both live: its end tells each that the other is gone.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from tidegate.config import Settings, load_settings
 
 
 class Task(NamedTuple):
-    """What a worker is started with."""
+    """Settings and identity of a worker to start."""
 
     settings: Settings
     worker: WorkerInfo
 
 
 class Ready(NamedTuple):
-    """The worker answers; ``facts`` as `tidegate.server` announces them."""
+    """The worker is ready; ``facts`` are those that `tidegate.server` announces."""
 
     facts: dict[str, Any]
 
@@ -45,7 +45,7 @@ def decode_task(line: bytes) -> Task:
     message = json.loads(line)
     place = message["worker"]
     worker = WorkerInfo(**place | {"folder": None if place["folder"] is None else Path(place["folder"])})
-    # Everything is given, so nothing is taken from this process's environment.
+    # Every setting is given, so none is taken from this process's environment.
     settings = load_settings(message["settings"])
     return Task(settings.model_copy(update={"replica": worker.name}), worker)
 

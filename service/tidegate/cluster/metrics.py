@@ -1,9 +1,9 @@
-"""The metrics of all workers, whichever is asked: it asks its peers for theirs and adds up.
+"""The metrics of all workers: the worker that is asked collects those of its peers and adds them up.
 
-What a worker has counted outlives it. Before it tells its metrics to anybody, and once a second, it writes its counters
-to a file of its rank. The next worker of that rank counts on from there, and while there is none the file stands in for
-it. So sums never fall, not even by what was told a moment before a SIGKILL; what was counted after the last telling, a
-second's worth at most, dies with the worker. Gauges are told by living workers only.
+Counters outlive a worker. It writes them to a file of its rank once a second, and each time before it reports them. The
+next worker of that rank continues from the file, and while there is none the file stands in for it. So sums never fall,
+even if a worker is killed right after a report. Counts since the last report, of a second at most, die with the worker.
+Gauges are reported by living workers only.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class WorkerMetrics:
         return merged([await self.tell(), *others])
 
     async def _ask(self, rank: int) -> Snapshot:
-        """Return what a peer says, or, if it is away, what it had counted."""
+        """Return the metrics of a peer or, if it is away, its last written counters."""
         peer = self._peers.get(rank)
         assert peer is not None
         try:
@@ -68,14 +68,14 @@ class WorkerMetrics:
         return decode(zlib.decompress(answer))
 
     async def tell(self) -> Snapshot:
-        """Return this worker's metrics, with those of its rank's earlier workers, after writing them down."""
-        async with self._telling:  # one file, and what is written last is what was taken last
+        """Write the counters, then return this worker's metrics, which include those of earlier workers of its rank."""
+        async with self._telling:  # so that the file holds the latest snapshot
             snapshot = self._kept.take(await self._own())
             await asyncio.to_thread(_write, self._file, counted(snapshot))
         return snapshot
 
     def handler(self) -> grpc.GenericRpcHandler[bytes, bytes]:
-        """Return what answers the peers."""
+        """Return the gRPC handler that answers the peers."""
 
         async def answer(_: bytes, __: Any) -> bytes:
             return zlib.compress(encode(await self.tell()), 1)
@@ -83,7 +83,7 @@ class WorkerMetrics:
         return grpc.method_handlers_generic_handler(_SERVICE, {_METHOD: grpc.unary_unary_rpc_method_handler(answer)})
 
     async def stop(self) -> None:
-        """Write for the last time."""
+        """Write the counters for the last time."""
         self._writing.cancel()
         await asyncio.gather(self._writing, return_exceptions=True)
         await self.tell()
@@ -95,7 +95,7 @@ class WorkerMetrics:
 
 
 def _file_of(worker: WorkerInfo, rank: int) -> Path | None:
-    """Return where a rank's counters are kept; None without a folder: then they die with the worker."""
+    """Return the file of a rank's counters; None without a folder: then they die with the worker."""
     return None if worker.folder is None else worker.folder / f"{rank}.metrics"
 
 
@@ -109,7 +109,7 @@ def _read(file: Path | None) -> Snapshot:
 
 
 def _write(file: Path | None, snapshot: Snapshot) -> None:
-    """Put the file in its place whole: it may be read, or this process killed, at any moment."""
+    """Replace the file atomically: it can be read, or this process killed, at any moment."""
     if file is None:
         return
     part = file.with_suffix(".part")
@@ -117,8 +117,8 @@ def _write(file: Path | None, snapshot: Snapshot) -> None:
         part.write_bytes(encode(snapshot))
         part.replace(file)
     except OSError as error:
-        # A full disk: what is told is right all the same, as long as this process lives.
+        # A full disk, for example. The reported metrics stay correct as long as this process lives.
         if _TROUBLE.let_through(error.errno) is not None:
-            log.warning("the metrics could not be kept: %s", error.strerror)
+            log.warning("could not save the metrics: %s", error.strerror)
         with contextlib.suppress(OSError):
             part.unlink()

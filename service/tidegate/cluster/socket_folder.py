@@ -1,7 +1,7 @@
-"""Where the workers' sockets lie: in a folder of their own, wherever one can be made that sockets fit into.
+"""Finds a place for the workers' sockets: a new folder in the first directory that can hold them.
 
-A Unix socket's path has 107 bytes, which a long TMPDIR fills (batch systems), and a container's file system may be
-read-only. So each place is tried out.
+A Unix socket's path has 107 bytes, and a long TMPDIR, as on batch systems, exceeds that. A container's file system may
+be read-only. So each place is tried with a trial socket.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TRIAL = "trial.sock"
 
 
 class SocketPlace(NamedTuple):
-    """``folder`` is None where no folder can be had: then sockets are *abstract*, of names that begin so."""
+    """``folder``, or None if no directory is usable: then sockets are abstract and ``abstract`` is their prefix."""
 
     folder: Path | None
     abstract: str = ""
@@ -33,12 +33,12 @@ class SocketPlace(NamedTuple):
 
 @contextlib.contextmanager
 def socket_place(data_dir: Path, *, has_abstract: bool = sys.platform == "linux") -> Iterator[SocketPlace]:
-    """Yield where sockets are to lie; what was made for them is removed after the block.
+    """Yield the place for the sockets, and remove it after the block.
 
-    The first that will do: the temporary directory, ``data_dir``, and where the system has them, abstract sockets.
+    Tried in order: the temporary directory, ``data_dir`` and, where the system has them, abstract sockets.
 
     Raises:
-        ConfigurationError: None will do, with what is wrong with each.
+        ConfigurationError: No place works; the message says why for each.
     """
     problems: list[str] = []
     for base in (_temporary_directory, lambda: _made(data_dir)):
@@ -54,12 +54,10 @@ def socket_place(data_dir: Path, *, has_abstract: bool = sys.platform == "linux"
     told = "; ".join(problems)
     if not has_abstract:
         raise ConfigurationError(
-            f"--workers: the workers' sockets fit nowhere ({told}): set TMPDIR or --data-dir to a short path of a "
-            f"directory that can be written"
+            f"--workers: no place for the workers' sockets ({told}): set TMPDIR or --data-dir to a writable directory "
+            f"with a short path"
         )
-    log.warning(
-        "the workers' sockets lie in no directory: every user of this machine can reach them", extra={"why": told}
-    )
+    log.warning("the workers use abstract sockets: every user of this machine can connect to them", extra={"why": told})
     yield SocketPlace(None, f"tidegate-{secrets.token_hex(8)}")
 
 
@@ -74,7 +72,7 @@ def _made(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _folder_in(base: Path) -> Iterator[Path]:
-    """Yield a new folder that a socket fits into; OSError names ``base`` and says what is wrong."""
+    """Yield a new folder whose path is short enough for a socket; an OSError names ``base`` and the reason."""
     try:
         made = tempfile.TemporaryDirectory(prefix="tidegate-", dir=base)
     except OSError as error:
@@ -86,6 +84,6 @@ def _folder_in(base: Path) -> Iterator[Path]:
                 trial.bind(str(folder / _TRIAL))
             (folder / _TRIAL).unlink()
         except OSError as error:
-            # What does not fit has no number: "AF_UNIX path too long".
+            # "AF_UNIX path too long" comes without an errno.
             raise OSError(error.errno, error.strerror or str(error), str(base)) from error
         yield folder

@@ -1,7 +1,7 @@
-"""Starts the workers, starts them again when they die, and hands signals on. Serves nothing itself.
+"""Starts the workers, restarts them when they die, and passes signals on. It serves no requests itself.
 
-It reserves the ports, so that they stay the server's while a worker is away. Workers are fresh interpreters, never
-forks: gRPC and onnxruntime have threads, which a fork would lose.
+It reserves the ports, so that no other program can take them while a worker is away. Workers are new interpreters and
+not forks, because gRPC and onnxruntime have threads, which a fork would lose.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from tidegate.transports.listeners import hold
 LONG_LIVED_SECONDS = 60.0
 PAUSES = (0.1, 0.3, 1.0, 3.0, 10.0)
 _LAST_WORDS_SECONDS = 0.5
-"""For what a worker's standard error still holds; somebody else may hold it open."""
+"""Time to read the rest of a dead worker's standard error; another process may hold it open."""
 
 
 class Backoff:
-    """How long to wait before starting again: longer each time, anew when it had lived for long."""
+    """Pause before a restart: longer each time, and short again after a long life."""
 
     def __init__(self) -> None:
         self._ended_at = float("-inf")
         self._num_short = 0
 
     def next(self, now: float) -> float:
-        """Return the pause in seconds, of a worker that has ended at ``now``."""
+        """Return the pause in seconds for a worker that has ended at ``now``."""
         self._num_short = 0 if now - self._ended_at > LONG_LIVED_SECONDS else self._num_short + 1
         self._ended_at = now
         return PAUSES[min(self._num_short, len(PAUSES) - 1)]
 
 
 class WorkerProcess:
-    """One worker, whichever process it is at the moment."""
+    """One worker, across restarts of its process."""
 
     def __init__(self, task: Task) -> None:
         self.name = task.worker.name
@@ -60,11 +60,11 @@ class WorkerProcess:
         return None if self._process is None else self._process.pid
 
     async def start(self) -> Ready | Refusal:
-        """Start a process; return when it answers requests, or when it is clear that it never will."""
+        """Start a process; return when it answers requests, or when it has failed to start."""
         ours, theirs = socket.socketpair()
         with theirs:
-            # -P: nothing is imported from the folder that the server was started in. A session of its own: a terminal's
-            # Ctrl-C is the supervisor's to hand on.
+            # -P: do not import from the working directory. A new session: the supervisor passes the terminal's Ctrl-C
+            # on, so it must not reach the worker too.
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-m", "tidegate.cli.worker", str(theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
@@ -75,29 +75,29 @@ class WorkerProcess:
             self._line.close()
         self._line = ours
         line = await self._converse(ours)
-        return decode_answer(line) if line else Refusal(f"worker {self.name} died while it started")
+        return decode_answer(line) if line else Refusal(f"worker {self.name} died during its start")
 
     async def wait(self) -> int:
-        """Return the exit code when the process has ended, and what it said last is logged."""
+        """Wait for the end of the process and the rest of its output; return its exit code."""
         assert self._process is not None
         code = await self._process.wait()
         await asyncio.wait([self._logging], timeout=_LAST_WORDS_SECONDS)
         return code
 
     def tell(self, number: signal.Signals) -> None:
-        """Send a signal, if there is a process to hear it."""
+        """Send a signal, if the process is running."""
         if self._process is not None and self._process.returncode is None:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
     async def kill(self) -> None:
-        """End the process, if there is one, at once."""
+        """Kill the process, if there is one."""
         self.tell(signal.SIGKILL)
         if self._process is not None:
             await self.wait()
 
     async def _converse(self, line: socket.socket) -> bytes:
-        """Send the task and return the answer, empty where the line ended before it."""
+        """Send the task and return the answer; empty if the line ended before it."""
         loop = asyncio.get_running_loop()
         line.setblocking(False)
         received = b""
@@ -109,7 +109,7 @@ class WorkerProcess:
 
 
 async def _log(process: asyncio.subprocess.Process, worker: str) -> None:
-    """Log what a worker writes to its standard error, to the end of it."""
+    """Log a worker's standard error until it ends."""
     assert process.stderr is not None
     lines = StderrLines(worker=worker)
     while data := await process.stderr.read(2**16):
@@ -121,14 +121,14 @@ log = structlog.stdlib.get_logger(__name__)
 
 _ADDRESSES = ("http", "grpc")
 _LEEWAY_SECONDS = 5.0
-"""What workers get beyond the drain to end, before they are killed."""
+"""Time beyond the drain after which workers that still run are killed."""
 
 
 def run(settings: Settings) -> None:
     """Serve by ``settings.workers`` processes until a signal ends it.
 
     Raises:
-        ConfigurationError: A port cannot be had, or a worker cannot start: with the worker's own reason.
+        ConfigurationError: A port is unavailable, or a worker cannot start; the message has the worker's reason.
     """
     with reserved(settings) as bound, socket_place(settings.data_dir) as place:
         asyncio.run(Supervisor(bound, place).run())
@@ -146,7 +146,7 @@ class Supervisor:
         self._signals = Signals()
 
     async def run(self) -> None:
-        """Start all, keep them running, and end them when told."""
+        """Start all workers, keep them running, and stop them at a signal."""
         with self._signals.handled():
             try:
                 await self._start()
@@ -174,7 +174,7 @@ class Supervisor:
         await self._end()
 
     async def _keep(self, worker: WorkerProcess) -> None:
-        """Start the worker again whenever it has ended."""
+        """Restart the worker whenever it has ended."""
         backoff = Backoff()
         while True:
             code = await worker.wait()
@@ -195,7 +195,7 @@ class Supervisor:
                 worker.tell(signal.SIGHUP)
 
     async def _end(self) -> None:
-        """Let all drain, each within its bound; a second signal hurries them."""
+        """Drain all workers; a second signal cuts the drain short."""
         log.info("draining", seconds=self._settings.drain_timeout)
         for worker in self._workers:
             worker.tell(signal.SIGTERM)
@@ -213,10 +213,10 @@ class Supervisor:
 
 @contextmanager
 def reserved(settings: Settings) -> Iterator[Settings]:
-    """Hold the ports inside the block; yield the settings with the ports that were taken where 0 was asked for.
+    """Hold the ports during the block; yield the settings with the real ports in place of 0.
 
     Raises:
-        ConfigurationError: An address cannot be had, or somebody listens there.
+        ConfigurationError: An address is unavailable or in use.
     """
     with ExitStack() as stack:
         bound = {}

@@ -1,4 +1,4 @@
-"""One worker's process, from the line to its supervisor: it serves as part of the cluster until either is gone."""
+"""A worker's process. It serves as part of the cluster until a signal comes or the supervisor is gone."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from tidegate.transports.oip.inference import Inference
 
 
 class Cluster:
-    """The other workers, as `tidegate.server` asks for them.
+    """The other workers, with the interface that `tidegate.server` needs.
 
     Attributes:
-        address: Where peers ask this worker.
+        address: Address at which peers call this worker.
     """
 
     def __init__(self, worker: WorkerInfo) -> None:
@@ -42,11 +42,11 @@ class Cluster:
     def join(
         self, core: Core, inference: Inference, metrics: Callable[[], Awaitable[Snapshot]]
     ) -> tuple[Core, Inference]:
-        """Connect to the peers; return what serves the sessions and sequences of all workers.
+        """Connect to the peers; return a core and an inference over the sessions and sequences of all workers.
 
         Args:
-            core: This worker's own.
-            inference: Over that.
+            core: This worker's own core.
+            inference: Inference over that core.
             metrics: Reads this process's metrics.
         """
         self._peers = Peers(self._worker, core.settings, core.clock)
@@ -59,11 +59,11 @@ class Cluster:
         return await self._metrics.all()
 
     def handler(self) -> grpc.GenericRpcHandler[bytes, bytes]:
-        """Return what answers peers besides the services."""
+        """Return the gRPC handler that answers peers besides the services."""
         return self._metrics.handler()
 
     async def disconnect(self) -> None:
-        """Close the channels to the peers: what was passed on ends with UNAVAILABLE."""
+        """Close the channels to the peers. Requests that were passed on end with UNAVAILABLE."""
         await self._peers.close()
 
     async def stop(self) -> None:
@@ -85,7 +85,7 @@ def main(run: Callable[[Callable[[Serve], Coroutine[None, None, bool]]], bool]) 
     Args:
         run: Calls its argument with the serve function, in an event loop; it imports the server only then.
     """
-    # As in `tidegate serve`: no collection while modules load.
+    # As in `tidegate serve`: no garbage collection while modules load.
     gc.disable()
     with socket.socket(fileno=int(sys.argv[1])) as line:
         with line.makefile("rb") as reader:
@@ -93,7 +93,7 @@ def main(run: Callable[[Callable[[Serve], Coroutine[None, None, bool]]], bool]) 
         if not sent:
             return  # the supervisor is gone already
         task = decode_task(sent)
-        # Standard error leads to the supervisor, which makes lines of the log of it, even of the stack of a crash.
+        # The supervisor reads standard error and logs it line by line, even the stack of a crash.
         faulthandler.enable()
         with logging_to(task.settings.log_level, task.settings.log_format):
             try:
@@ -109,7 +109,7 @@ async def _serve(serve: Serve, task: Task, line: socket.socket) -> bool:
     signals, loop = Signals(), asyncio.get_running_loop()
 
     def end() -> None:
-        # Nothing is sent on the line any more, so it is its end: without a supervisor there is no time for a drain.
+        # Nothing more is sent on the line, so it has closed. Without a supervisor there is no drain.
         loop.remove_reader(line)
         signals.end()
         signals.end()

@@ -67,7 +67,7 @@ def test_where_no_directory_will_do_they_lie_in_none(
     with caplog.at_level(logging.WARNING), socket_place(short / ("e" * 100), has_abstract=True) as place:
         assert place.folder is None
         assert place.abstract.startswith("tidegate-")
-    assert "every user of this machine can reach them" in caplog.text
+    assert "every user of this machine can connect to them" in caplog.text
 
 
 def test_where_nothing_will_do_one_line_names_the_directories_and_what_to_do(short: Path, point_tmpdir: Point) -> None:
@@ -79,8 +79,8 @@ def test_where_nothing_will_do_one_line_names_the_directories_and_what_to_do(sho
     ):
         pass
     assert caught.value.message == (
-        f"--workers: the workers' sockets fit nowhere ({short / ('d' * 100)}: AF_UNIX path too long; "
-        f"{short / 'file'}: File exists): set TMPDIR or --data-dir to a short path of a directory that can be written"
+        f"--workers: no place for the workers' sockets ({short / ('d' * 100)}: AF_UNIX path too long; "
+        f"{short / 'file'}: File exists): set TMPDIR or --data-dir to a writable directory with a short path"
     )
 
 
