@@ -238,7 +238,7 @@ class Registry:
             )
         try:
             limit = self._watchdog.limit()
-            runner, arena = _states_home(bundle, kept, settings, self.budget, limit)
+            runner, arena = _make_runner_and_arena(bundle, kept, settings, self.budget, limit)
         except MemoryError:
             raise ConfigurationError(
                 f"--arena-mb: the system has no address space for {settings.arena_mb} MiB of states: ask for less, or "
@@ -279,7 +279,7 @@ def _find(root: Path) -> list[Path]:
         raise ConfigurationError(f"--bundles: {error.filename or root}: {error.strerror}") from error
 
 
-def _states_home(
+def _make_runner_and_arena(
     bundle: Bundle, kept: Plane | None, settings: Settings, budget: Budget, limit: RunLimit
 ) -> tuple[Runner | DeviceRunner, ArenaLike]:
     """Build the runner and its arena: states are copied for each run, or stay on the device."""

@@ -134,7 +134,7 @@ async def serve(
         _settle_memory()
         try:
             parts = Parts(local, core, app.state.streams, grpc, adapters, cluster)
-            has_ended = await _serve_until_told(parts, servers, listeners, signals, announce)
+            has_ended = await _serve_until_signal(parts, servers, listeners, signals, announce)
         finally:
             await inference.stop()
             if cluster is not None:
@@ -203,7 +203,7 @@ class Parts(NamedTuple):
         await asyncio.gather(*(adapter.wait_idle() for adapter in self.adapters))
 
 
-async def _serve_until_told(
+async def _serve_until_signal(
     parts: Parts,
     servers: Servers,
     listeners: Sequence[socket.socket],
@@ -218,7 +218,7 @@ async def _serve_until_told(
             await services.tell_health()
         await servers.start()
         background = [
-            tasks.create_task(_reload_when_told(parts.core, servers, signals.reload), name="tidegate-reload"),
+            tasks.create_task(_reload_on_signal(parts.core, servers, signals.reload), name="tidegate-reload"),
             tasks.create_task(_tell_readiness(service, parts.grpc), name="tidegate-readiness"),
             tasks.create_task(servers.renew_when_changed(), name="tidegate-certificates"),
             tasks.create_task(open_files.watch(), name="tidegate-open-files"),
@@ -259,7 +259,7 @@ async def _is_done(work: Coroutine[None, None, None], seconds: float, hurry: asy
     return working in done
 
 
-async def _reload_when_told(core: Core, servers: Servers, told: asyncio.Event) -> None:
+async def _reload_on_signal(core: Core, servers: Servers, told: asyncio.Event) -> None:
     while True:
         await told.wait()
         told.clear()

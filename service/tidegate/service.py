@@ -459,10 +459,10 @@ class Service:
         live = self._sessions.find(session)
         # A copy that is here now may have left when the caller asks for the first event.
         if live is None or live.is_durable:
-            return self._generate_elsewhere(session, prompt, sampling, position, deadline, is_streamed=is_streamed)
+            return self._generate_when_loaded(session, prompt, sampling, position, deadline, is_streamed=is_streamed)
         return self._generate(live.model, live, prompt, sampling, position, deadline, is_streamed=is_streamed)
 
-    async def _generate_elsewhere(
+    async def _generate_when_loaded(
         self,
         session: str,
         prompt: Input | None,

@@ -22,13 +22,13 @@ class Task(NamedTuple):
     worker: WorkerInfo
 
 
-class Ready(NamedTuple):
+class WorkerReady(NamedTuple):
     """The worker is ready; ``facts`` are those that `tidegate.server` announces."""
 
     facts: dict[str, Any]
 
 
-class Refusal(NamedTuple):
+class StartRefusal(NamedTuple):
     """The worker cannot start."""
 
     message: str
@@ -50,14 +50,14 @@ def decode_task(line: bytes) -> Task:
     return Task(settings.model_copy(update={"replica": worker.name}), worker)
 
 
-def encode_answer(answer: Ready | Refusal) -> bytes:
-    return _line({"facts": answer.facts} if isinstance(answer, Ready) else {"refusal": answer.message})
+def encode_answer(answer: WorkerReady | StartRefusal) -> bytes:
+    return _line({"facts": answer.facts} if isinstance(answer, WorkerReady) else {"refusal": answer.message})
 
 
-def decode_answer(line: bytes) -> Ready | Refusal:
+def decode_answer(line: bytes) -> WorkerReady | StartRefusal:
     """The inverse of `encode_answer`."""
     message = json.loads(line)
-    return Ready(message["facts"]) if "facts" in message else Refusal(message["refusal"])
+    return WorkerReady(message["facts"]) if "facts" in message else StartRefusal(message["refusal"])
 
 
 def _line(message: dict[str, Any]) -> bytes:

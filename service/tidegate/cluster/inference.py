@@ -47,7 +47,7 @@ class RoutedInference(Inference):
         peer = self._peers.find_owner(next(session_ids(key)))
         if peer is None:
             return super().submit(request, seconds, arrived)
-        return _PassedOn(asyncio.create_task(self._pass_on(key, peer, request, self._deadline(request, seconds))))
+        return _PeerReply(asyncio.create_task(self._pass_on(key, peer, request, self._deadline(request, seconds))))
 
     async def _pass_on(
         self, key: Key, peer: Peer, request: InferRequest, deadline: float
@@ -73,7 +73,7 @@ class RoutedInference(Inference):
         return {"model_stats": summed([own["model_stats"], *await asyncio.gather(*map(ask, self._peers))])}
 
 
-class _PassedOn:
+class _PeerReply:
     """The reply that a peer is due."""
 
     def __init__(self, task: asyncio.Task[service_pb2.ModelInferResponse]) -> None:

@@ -349,7 +349,9 @@ class Router:
         forks: list[SessionInfo] = []
         for rank, names in by_rank.items():
             forks += await (
-                self._fork(rank, session, names) if is_durable or rank == owner else self._transplant(session, names)
+                self._fork(rank, session, names)
+                if is_durable or rank == owner
+                else self._fork_by_snapshot(session, names)
             )
         by_id = {fork.id: fork for fork in forks}
         return [by_id[chosen] for chosen in ids or ()]
@@ -372,7 +374,7 @@ class Router:
             return session.startswith(DURABLE)
         return (await self.get_session(session)).durable
 
-    async def _transplant(self, session: str, ids: Sequence[str]) -> list[SessionInfo]:
+    async def _fork_by_snapshot(self, session: str, ids: Sequence[str]) -> list[SessionInfo]:
         """Fork by way of a snapshot."""
         snapshot = await self.snapshot_session(session)
         return [

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import structlog
 
 from tidegate.clock import Clock
-from tidegate.cluster.control import Ready, Refusal, Task, decode_answer, encode_task
+from tidegate.cluster.control import StartRefusal, Task, WorkerReady, decode_answer, encode_task
 from tidegate.cluster.info import WorkerInfo
 from tidegate.cluster.socket_folder import SocketPlace, socket_place
 from tidegate.config import Settings, parse_address
@@ -59,7 +59,7 @@ class WorkerProcess:
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
 
-    async def start(self) -> Ready | Refusal:
+    async def start(self) -> WorkerReady | StartRefusal:
         """Start a process; return when it answers requests, or when it has failed to start."""
         ours, theirs = socket.socketpair()
         with theirs:
@@ -75,7 +75,7 @@ class WorkerProcess:
             self._line.close()
         self._line = ours
         line = await self._converse(ours)
-        return decode_answer(line) if line else Refusal(f"worker {self.name} died during its start")
+        return decode_answer(line) if line else StartRefusal(f"worker {self.name} died during its start")
 
     async def wait(self) -> int:
         """Wait for the end of the process and the rest of its output; return its exit code."""
@@ -150,7 +150,7 @@ class Supervisor:
         with self._signals.handled():
             try:
                 await self._start()
-                await self._keep_until_told()
+                await self._run_until_signal()
             finally:
                 await asyncio.gather(*(worker.kill() for worker in self._workers))
         log.info("stopped")
@@ -158,14 +158,14 @@ class Supervisor:
     async def _start(self) -> None:
         answers = await asyncio.gather(*(worker.start() for worker in self._workers))
         for answer in answers:
-            if isinstance(answer, Refusal):
+            if isinstance(answer, StartRefusal):
                 raise ConfigurationError(answer.message)
             facts = answer.facts
         log.info("ready", **facts, workers={worker.name: worker.pid for worker in self._workers})
 
-    async def _keep_until_told(self) -> None:
+    async def _run_until_signal(self) -> None:
         keeping = [asyncio.create_task(self._keep(worker)) for worker in self._workers]
-        reloading = asyncio.create_task(self._reload_when_told())
+        reloading = asyncio.create_task(self._reload_on_signal())
         await self._signals.stop.wait()
         reloading.cancel()
         for task in keeping:
@@ -182,12 +182,12 @@ class Supervisor:
             log.error("worker ended", worker=worker.name, code=code, again_in=pause)
             await asyncio.sleep(pause)
             answer = await worker.start()
-            if isinstance(answer, Ready):
+            if isinstance(answer, WorkerReady):
                 log.info("worker ready", worker=worker.name, pid=worker.pid)
             else:
                 log.error("worker cannot start", worker=worker.name, error=answer.message)
 
-    async def _reload_when_told(self) -> None:
+    async def _reload_on_signal(self) -> None:
         while True:
             await self._signals.reload.wait()
             self._signals.reload.clear()
@@ -199,13 +199,13 @@ class Supervisor:
         log.info("draining", seconds=self._settings.drain_timeout)
         for worker in self._workers:
             worker.tell(signal.SIGTERM)
-        hurrying = asyncio.create_task(self._hurry_when_told())
+        hurrying = asyncio.create_task(self._hurry_on_signal())
         ended = asyncio.gather(*(worker.wait() for worker in self._workers))
         with suppress(TimeoutError):
             await asyncio.wait_for(ended, self._settings.drain_timeout + _LEEWAY_SECONDS)
         hurrying.cancel()
 
-    async def _hurry_when_told(self) -> None:
+    async def _hurry_on_signal(self) -> None:
         await self._signals.hurry.wait()
         for worker in self._workers:
             worker.tell(signal.SIGTERM)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import grpc
 
 from tidegate.api import Core
-from tidegate.cluster.control import Ready, Refusal, Task, decode_task, encode_answer
+from tidegate.cluster.control import StartRefusal, Task, WorkerReady, decode_task, encode_answer
 from tidegate.cluster.inference import RoutedInference
 from tidegate.cluster.info import WorkerInfo
 from tidegate.cluster.metrics import WorkerMetrics
@@ -99,7 +99,7 @@ def main(run: Callable[[Callable[[Serve], Coroutine[None, None, bool]]], bool]) 
             try:
                 has_ended = run(lambda serve: _serve(serve, task, line))
             except ConfigurationError as error:
-                line.sendall(encode_answer(Refusal(error.message)))
+                line.sendall(encode_answer(StartRefusal(error.message)))
                 raise SystemExit(2) from None
     if not has_ended:
         os._exit(0)
@@ -116,5 +116,5 @@ async def _serve(serve: Serve, task: Task, line: socket.socket) -> bool:
 
     loop.add_reader(line, end)
     return await serve(
-        task.settings, signals, lambda facts: line.sendall(encode_answer(Ready(facts))), Cluster(task.worker)
+        task.settings, signals, lambda facts: line.sendall(encode_answer(WorkerReady(facts))), Cluster(task.worker)
     )

@@ -37,7 +37,7 @@ from tidegate.engine.replies import LargeReply, Replies
 from tidegate.engine.request import GENERATED, Barrier, Generation, Outcome, Request, Step, StepBlock, Transcript
 from tidegate.engine.sampler import sample, uniform
 from tidegate.engine.scheduler import BatchingWindow, Plan, Scheduler
-from tidegate.engine.session import DurableSession, LastReply, Session, Verdict, ended
+from tidegate.engine.session import DurableSession, LastReply, PositionVerdict, Session, ended
 from tidegate.engine.stats import EngineStats
 from tidegate.errors import (
     DeadlineExceededError,
@@ -130,11 +130,11 @@ class Engine:
                 return False
         return True
 
-    def hold(self, session: Session) -> None:
+    def allocate_slot(self, session: Session) -> None:
         """Give the session its slot. Ask ``can_hold`` first."""
         session.slot = self._arena.allocate()
 
-    def let_go(self, session: Session) -> None:
+    def release_slot(self, session: Session) -> None:
         """Take the session's slot back, while only a `Barrier` of it is in hand: it moves to another engine."""
         self.window.on_arrival(session)
         self._free_slot(session)
@@ -153,7 +153,7 @@ class Engine:
             ValueError: It is not of this model's size.
         """
         assert session.slot is not None
-        session.lose_track()
+        session.reset_quality()
         if state:
             self._arena.load(session.slot, state)
 
@@ -222,7 +222,7 @@ class Engine:
         if plan is None:
             return None
         for request in plan.dropped:
-            self._drop(request, _too_late())
+            self._drop(request, _deadline_error())
         if plan.dropped:
             self._start_ready()
         self._running.update(plan.requests)
@@ -260,7 +260,7 @@ class Engine:
             request.rows = range(first, first + num_rows)
             first += num_rows
             if request.reply.done() or (request.deadline is not None and request.deadline <= now):
-                self._drop(request, _too_late())
+                self._drop(request, _deadline_error())
             elif self._is_wanted(request):
                 batch.requests.append(request)
         if failures := self._output.process(batch):
@@ -268,7 +268,7 @@ class Engine:
                 bad = {row: conceal(error, _UNUSABLE) for _, row, error in found}
                 for row, told in bad.items():
                     request.answer(row, told)
-                self._keep(request, [row for row in range(request.num_rows) if row not in bad])
+                self._retain_rows(request, [row for row in range(request.num_rows) if row not in bad])
             batch.requests = [request for request in batch.requests if request in self._waiting]
         if self._quality is not None:
             try:
@@ -289,7 +289,7 @@ class Engine:
                 try:
                     steps += self._steps_of(batch, request, some)
                 except Exception as error:  # noqa: BLE001 - told to the rows that it concerns
-                    self._break(request, error)
+                    self._fail_with_fault(request, error)
         self._scatter(batch)
         if stored:
             batch.requests = [request for request in batch.requests if request not in set(stored)]
@@ -298,12 +298,12 @@ class Engine:
                 try:
                     self._commit(request, now)
                 except Exception as error:  # noqa: BLE001 - told to the rows that it concerns
-                    self._break(request, error)
+                    self._fail_with_fault(request, error)
         return steps
 
     def reply(self, batch: Batch, now: float) -> None:
         """Answer the rows that ended, and let the others wait for their next run."""
-        hungry: list[Generation] = []
+        continuing: list[Generation] = []
         for request in batch.requests:
             if request not in self._waiting:
                 continue
@@ -313,34 +313,34 @@ class Engine:
                     self._scheduler.add(request)
                 elif isinstance(request, Generation):
                     if not self._accept(request, request.position, now):
-                        hungry.append(request)
+                        continuing.append(request)
                 else:
                     self._answer(request, now)
             except Exception as error:  # noqa: BLE001 - told to the rows that it concerns
-                self._break(request, error)
-        if hungry:
-            self._feed(self._output.logits(batch, [request.rows[0] for request in hungry]), hungry)
+                self._fail_with_fault(request, error)
+        if continuing:
+            self._sample_next(self._output.logits(batch, [request.rows[0] for request in continuing]), continuing)
         self._start_ready()
 
-    def settle(self, steps: Sequence[Step], outcomes: Sequence[Outcome], now: float) -> None:
+    def on_steps_stored(self, steps: Sequence[Step], outcomes: Sequence[Outcome], now: float) -> None:
         """Answer the steps that were stored; those that others overtook are decided again, from the record."""
-        hungry: list[tuple[Generation, Tensor]] = []
+        continuing: list[tuple[Generation, Tensor]] = []
         for request, found in groupby(zip(steps, outcomes, strict=True), key=lambda pair: pair[0].request):
             pairs = list(found)
             self._running.discard(request)
             if request not in self._waiting:  # the loop was stopped meanwhile
                 continue
             try:
-                if self._settle(request, pairs, now):
+                if self._finish_stored(request, pairs, now):
                     assert isinstance(request, Generation)
                     assert pairs[0][0].logits is not None
-                    hungry.append((request, pairs[0][0].logits))
+                    continuing.append((request, pairs[0][0].logits))
             except Exception as error:  # noqa: BLE001 - told to the rows that it concerns
                 for step, _ in pairs:
                     step.session.is_fresh = False  # its record says what became of it
-                self._break(request, error)
-        if hungry:
-            self._feed(np.stack([logits for _, logits in hungry]), [request for request, _ in hungry])
+                self._fail_with_fault(request, error)
+        if continuing:
+            self._sample_next(np.stack([logits for _, logits in continuing]), [request for request, _ in continuing])
         self._start_ready()
 
     def fail(self, plan: Plan, error: TidegateError) -> None:
@@ -360,7 +360,7 @@ class Engine:
                 continue
             if request.has_gone and not self._drop_ended(request):
                 continue
-            children = self._keep(request, (), range(request.num_rows))
+            children = self._retain_rows(request, (), range(request.num_rows))
             self._running.update(children)
             alone += children
         self._start_ready()
@@ -407,7 +407,7 @@ class Engine:
             scratch.append(self._arena.allocate())
         for row in range(len(scratch), request.num_rows):
             request.answer(row, OverloadedError("the arena is full", reason="ARENA_FULL", retry_after=1.0))
-        self._keep(request, range(len(scratch)))
+        self._retain_rows(request, range(len(scratch)))
         request.scratch = scratch
         return bool(scratch)
 
@@ -417,7 +417,7 @@ class Engine:
         for row in gone:
             session = request.sessions[row]
             request.answer(row, ended(session.id, session.phase))
-        self._keep(request, [row for row in range(request.num_rows) if row not in set(gone)])
+        self._retain_rows(request, [row for row in range(request.num_rows) if row not in set(gone)])
         return request in self._waiting
 
     def _scatter(self, batch: Batch) -> None:
@@ -510,7 +510,7 @@ class Engine:
 
     def _answer(self, request: Request, now: float) -> None:
         self.window.on_answer(request.caller, now)
-        self._forget(request)
+        self._finish_request(request)
         results = request.results if request.sessions else request.predictions
         if isinstance(results, StepBlock):
             request.answer_together(results)
@@ -526,27 +526,27 @@ class Engine:
         is_over = request.accept(position)
         if is_over:
             self.window.on_answer(request.caller, now)
-            self._forget(request)
+            self._finish_request(request)
         return is_over
 
-    def _feed(self, logits: Tensor, requests: Sequence[Generation]) -> None:
+    def _sample_next(self, logits: Tensor, requests: Sequence[Generation]) -> None:
         """Sample the next token of each generation from its row of ``logits``, and let it wait for its next run."""
         try:
             randoms = [uniform(request.seed, request.position) for request in requests]
             tokens = sample(logits, [request.sampling for request in requests], randoms)
         except Exception as error:  # noqa: BLE001 - told to the generation that it concerns
             if len(requests) == 1:
-                self._break(requests[0], error)
+                self._fail_with_fault(requests[0], error)
             else:
                 for row, request in enumerate(requests):
-                    self._feed(logits[row : row + 1], [request])
+                    self._sample_next(logits[row : row + 1], [request])
             return
         for request, token in zip(requests, tokens, strict=True):
             self._free_scratch(request)
             request.push(token)
             self._scheduler.add(request)
 
-    def _settle(  # noqa: C901, PLR0912
+    def _finish_stored(  # noqa: C901, PLR0912
         self, request: Request, pairs: Sequence[tuple[Step, Outcome]], now: float
     ) -> bool:
         """Answer a durable request's rows; return whether it is a generation that goes on."""
@@ -568,7 +568,7 @@ class Engine:
             if outcome is not None or session.phase is not Phase.OPEN:
                 request.answer(row, outcome or ended(session.id, session.phase))
             elif not request.can_start_over:
-                request.answer(row, _moved(session))
+                request.answer(row, _session_moved_error(session))
             else:
                 overtaken.append(row)
         if self._quality is not None and request.scored is not None and written:
@@ -576,7 +576,7 @@ class Engine:
         if request.num_rows == 1 and overtaken:
             self._start_over(request)
             return False
-        for child in self._keep(request, written, overtaken):
+        for child in self._retain_rows(request, written, overtaken):
             self._start_over(child)
         if not written:
             return False
@@ -607,7 +607,7 @@ class Engine:
     def _start(self, request: Request) -> None:
         """Decide what a request means at its sessions' positions: it waits for a run, or is answered."""
         if request.reply.done():
-            self._forget(request)
+            self._finish_request(request)
             return
         if not request.sessions:
             self._scheduler.add(request)
@@ -618,7 +618,7 @@ class Engine:
         if isinstance(request, Generation) and request.sampling.seed is None:
             request.seed = request.sessions[0].seed  # the record's, which may have been read since the request was made
         positions = [session.position for session in request.sessions]
-        if _applies(request, positions):
+        if _can_apply(request, positions):
             request.starts = positions
         elif not self._decide_rows(request):
             return
@@ -647,7 +647,7 @@ class Engine:
                     continue
                 verdict = session.decide(position, partial(request.fingerprint, row), request.most_steps)
                 start = session.position
-                if verdict is Verdict.REPEAT:
+                if verdict is PositionVerdict.REPEAT:
                     self.stats.num_repeats += 1
                     last = session.recall()
                     assert isinstance(last, LastReply)
@@ -668,7 +668,7 @@ class Engine:
         if unread and request.num_rows == 1:
             request.is_checked = True
             return False
-        for child in self._keep(request, kept, unread):
+        for child in self._retain_rows(request, kept, unread):
             child.is_checked = True
         request.starts = starts
         return bool(kept)
@@ -683,7 +683,7 @@ class Engine:
         except Exception as error:  # it is this request's answer
             log.exception("what was to be done to session %s failed", session.id)
             result = conceal(error, _UNUSABLE)
-        self._forget(request)
+        self._finish_request(request)
         request.answer(0, result)
 
     def _continue(self, request: Request) -> None:
@@ -696,7 +696,7 @@ class Engine:
             )
             self._drop(request, error)
             return
-        self._feed(self._arena.read(session.slot, self._num_states)[None], [request])
+        self._sample_next(self._arena.read(session.slot, self._num_states)[None], [request])
 
     def _start_over(self, request: Request) -> None:
         """Decide a request of one row again, which another replica has overtaken."""
@@ -709,9 +709,9 @@ class Engine:
         for request in [request for request in session.queue if request not in self._running]:
             row = request.sessions.index(session)
             request.answer(row, error or ended(session.id, session.phase))
-            self._keep(request, [other for other in range(request.num_rows) if other != row])
+            self._retain_rows(request, [other for other in range(request.num_rows) if other != row])
 
-    def _keep(self, request: Request, kept: Sequence[int], alone: Sequence[int] = ()) -> list[Request]:
+    def _retain_rows(self, request: Request, kept: Sequence[int], alone: Sequence[int] = ()) -> list[Request]:
         """Go on with some rows of a request. Those of ``alone`` go on as requests of their own at the same place, which
         are returned; the others have been answered, and leave.
         """
@@ -747,14 +747,14 @@ class Engine:
         self._running.discard(request)
         if request in self._waiting:
             self._scheduler.discard(request)
-            self._forget(request)
+            self._finish_request(request)
             request.fail(error)
 
-    def _break(self, request: Request, error: Exception) -> None:
+    def _fail_with_fault(self, request: Request, error: Exception) -> None:
         """Answer a request that met a fault of ours, unless it has its answer; whoever shared its run goes on."""
         self._drop(request, conceal(error, _UNUSABLE))
 
-    def _forget(self, request: Request) -> None:
+    def _finish_request(self, request: Request) -> None:
         """The request is over: give back what it held and let its sessions' next ones come."""
         self._waiting.discard(request)
         self.num_waiting -= request.num_rows
@@ -813,7 +813,7 @@ def _sources(request: Request) -> Sequence[int]:
     return [session.slot or INITIAL if session.position else INITIAL for session in request.sessions]
 
 
-def _applies(request: Request, positions: list[int]) -> bool:
+def _can_apply(request: Request, positions: list[int]) -> bool:
     """Whether all sessions can be stepped as they are here, at the positions that the caller gave, if any."""
     if request.positions and request.positions != positions:
         return False
@@ -845,7 +845,7 @@ def _check_held(session: Session) -> None:
     session.check_open()
 
 
-def _moved(session: Session) -> UnavailableError:
+def _session_moved_error(session: Session) -> UnavailableError:
     return UnavailableError(
         f"session {session.id} was moved on by another replica: repeat with the position that this began at",
         reason="SESSION_MOVED",
@@ -853,5 +853,5 @@ def _moved(session: Session) -> UnavailableError:
     )
 
 
-def _too_late() -> DeadlineExceededError:
+def _deadline_error() -> DeadlineExceededError:
     return DeadlineExceededError("the request's time ran out before its steps were committed")

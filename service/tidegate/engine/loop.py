@@ -161,7 +161,7 @@ class Loop:
             for timings in {step.request.timings for step in steps}:
                 if timings is not None:
                     timings.add_commit(began, now)
-        self._engine.settle(steps, outcomes, now)
+        self._engine.on_steps_stored(steps, outcomes, now)
         self._go_on()
 
     def _read_records(self) -> None:

@@ -39,7 +39,7 @@ _COUNTED = (STEP, PREDICT)
 
 
 @dataclass(slots=True)
-class Scored:
+class RequestScores:
     """What the steps of rows say of the model, and what their sessions keep of that once they are committed.
 
     Attributes:
@@ -145,7 +145,7 @@ class Quality:
             if request.offset < request.length:
                 continue
             if request.kind not in _COUNTED:
-                request.scored = Scored(None, [NOT_WHOLE] * len(request.sessions), {}, {})
+                request.scored = RequestScores(None, [NOT_WHOLE] * len(request.sessions), {}, {})
                 if not request.is_stored:
                     self.commit(request.scored, request.sessions)
             elif request.num_rows == 1 and request.length == length and request.sessions and not request.is_stored:
@@ -155,14 +155,14 @@ class Quality:
                 if not request.is_stored:
                     self.commit(request.scored, request.sessions)
                 for row, chart in request.scored.charts.items():
-                    request.tell_drift(row, chart.to_drift())
+                    request.set_drift(row, chart.to_drift())
         if singles:
             scored = self.score(singles, batch)
             self.commit(scored, [request.sessions[0] for request in singles])
             for row, chart in scored.charts.items():
-                singles[row].tell_drift(0, chart.to_drift())
+                singles[row].set_drift(0, chart.to_drift())
 
-    def score(self, requests: Sequence[Request], batch: Batch) -> Scored:
+    def score(self, requests: Sequence[Request], batch: Batch) -> RequestScores:
         """Score requests that end in a run, one or several that began in it too, and change nothing yet."""
         assert self._scores.surprise is not None
         band = self._scores.band if self._sees_inputs else None
@@ -190,7 +190,7 @@ class Quality:
                 _score_bands(scored, sessions, inputs[:, :, band.column], bands)
         return scored
 
-    def _score_surprise(self, values: FloatArray, sessions: Sequence[Session], starts: Sequence[int]) -> Scored:
+    def _score_surprise(self, values: FloatArray, sessions: Sequence[Session], starts: Sequence[int]) -> RequestScores:
         block = self._block
         sums: list[float] = []
         means: dict[int, list[float]] = {}
@@ -209,10 +209,10 @@ class Quality:
                     means[row] = ended
         charted = [row for row in means if sessions and sessions[row].request.drift]
         charts = {row: self._advanced(sessions[row], means[row]) for row in charted}
-        return Scored(values, sums, means, charts)
+        return RequestScores(values, sums, means, charts)
 
     def commit(  # noqa: C901
-        self, scored: Scored, sessions: Sequence[Session], rows: Sequence[int] | None = None
+        self, scored: RequestScores, sessions: Sequence[Session], rows: Sequence[int] | None = None
     ) -> None:
         """Count scored rows, for they are committed: all, or those of ``rows``. ``sessions`` are those of all."""
         values = scored.surprises
@@ -283,7 +283,7 @@ class Quality:
             now.mean - now.drift[0],
         )
 
-    def _count_inputs(self, scored: Scored, rows: list[int]) -> None:
+    def _count_inputs(self, scored: RequestScores, rows: list[int]) -> None:
         """Count what is unusual in the inputs of rows, and how many were where the model expected them."""
         scores, inputs = self._scores, scored.inputs
         assert inputs is not None
@@ -299,7 +299,7 @@ class Quality:
             self._num_outside += int(np.count_nonzero(known)) - inside
 
 
-def _score_bands(scored: Scored, sessions: Sequence[Session], truths: Any, bands: Any) -> None:
+def _score_bands(scored: RequestScores, sessions: Sequence[Session], truths: Any, bands: Any) -> None:
     """Hold each step's truth [row, step] against the band that the step before it gave; ``bands`` [row, step, 2]."""
     before = [session.band for session in sessions] if sessions else [None] * len(bands)
     first = np.array([band or (math.nan, math.nan) for band in before], bands.dtype)

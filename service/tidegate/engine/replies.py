@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tidegate.engine.session import LastReply, Session, SharedReply
 
 
-class Dropped(NamedTuple):
+class DroppedReply(NamedTuple):
     """What is left of a reply that was dropped: of what chunk it was. ``fingerprint`` None: not even that is known."""
 
     start: int
@@ -28,19 +28,23 @@ class LargeReply:
     __slots__ = ("__weakref__", "_length", "_own", "_shared")
 
     def __init__(self, own: LastReply | None, shared: SharedReply | None = None) -> None:
-        self._own: LastReply | Dropped | None = own
+        self._own: LastReply | DroppedReply | None = own
         self._shared = shared
         self._length = 0 if shared is None else shared.length
 
-    def recall(self, session: Session) -> LastReply | Dropped:
+    def recall(self, session: Session) -> LastReply | DroppedReply:
         if self._own is not None:
             return self._own
-        return Dropped(session.position - self._length, None) if self._shared is None else self._shared.recall(session)
+        return (
+            DroppedReply(session.position - self._length, None)
+            if self._shared is None
+            else self._shared.recall(session)
+        )
 
     def drop(self) -> None:
         """Forget what was answered."""
         if self._own is not None:
-            self._own = Dropped(self._own.start, self._own.fingerprint)
+            self._own = DroppedReply(self._own.start, self._own.fingerprint)
         self._shared = None
 
 
@@ -60,7 +64,7 @@ class Replies:
 
     Attributes:
         num_bytes: What they take.
-        num_dropped: Dropped since the start.
+        num_dropped: DroppedReply since the start.
     """
 
     def __init__(self, max_bytes: int) -> None:

@@ -34,7 +34,7 @@ from tidegate.reply import Reply, RowsReply
 
 if TYPE_CHECKING:
     from tidegate.api import Tensor
-    from tidegate.engine.quality import Scored
+    from tidegate.engine.quality import RequestScores
 
 _DIGEST_BYTES = 32
 _ROW_BYTES = 48  # beside its arrays: where it started, and a reference to its session's id
@@ -96,7 +96,7 @@ class StepBlock(NamedTuple):
     def recall(self, session: Session) -> LastReply:
         """Return what the session would remember had it been stepped alone."""
         row = self.ids.index(session.id)
-        name = name_of([array[row] for array in self.inputs], self.options)
+        name = short_fingerprint([array[row] for array in self.inputs], self.options)
         return LastReply(self.starts[row], name, self.result(row))
 
 
@@ -232,7 +232,7 @@ class Request:
         self.together: Predictions | None = None
         self.results: Sequence[Any] | None = None
         self.drift: dict[int, Drift] = {}
-        self.scored: Scored | None = None
+        self.scored: RequestScores | None = None
         self.arrived: float | None = None
         self.timings: RequestTimings | None = None
 
@@ -256,7 +256,7 @@ class Request:
 
     def fingerprint(self, row: int) -> Hashable:
         """Return what names a row: two chunks with equal input and options, and only such, have it equal."""
-        return (digest if self.is_stored else name_of)([array[row] for array in self.inputs], self.options)
+        return (digest if self.is_stored else short_fingerprint)([array[row] for array in self.inputs], self.options)
 
     # ---- answers
 
@@ -283,7 +283,7 @@ class Request:
         for row in range(self.num_rows):
             self.answer(row, error)
 
-    def tell_drift(self, row: int, drift: Drift) -> None:
+    def set_drift(self, row: int, drift: Drift) -> None:
         """Put into a row's prediction where its session's own chart is."""
         if self.predictions is not None:
             self.predictions[row].drift = drift
@@ -530,7 +530,7 @@ class Step(NamedTuple):
     state: bytes
     last: LastReply
     logits: Tensor | None
-    scored: Scored | None
+    scored: RequestScores | None
 
 
 Outcome = bytes | TidegateError | None
@@ -574,11 +574,11 @@ def _canonical_sampling(options: Sampling) -> bytes:
 
 def repeats(last: LastReply, inputs: Sequence[Tensor], options: StepOptions, position: int) -> bool:
     """Whether a request is the one that a session of either kind answered last."""
-    name = digest if isinstance(last.fingerprint, bytes) else name_of
+    name = digest if isinstance(last.fingerprint, bytes) else short_fingerprint
     return position == last.start and name(inputs, options) == last.fingerprint
 
 
-def name_of(inputs: Sequence[Tensor], options: StepOptions) -> Hashable:
+def short_fingerprint(inputs: Sequence[Tensor], options: StepOptions) -> Hashable:
     """Return the options and the canonical input; of input longer than its SHA-256, the SHA-256."""
     parts = [tensor.tobytes() for tensor in inputs]
     return options, *[part if len(part) <= _DIGEST_BYTES else hashlib.sha256(part).digest() for part in parts]

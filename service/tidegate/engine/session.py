@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast
 from tidegate.api import LAST_POSITION, SessionKey, SessionRequest
 from tidegate.drift import NOT_WHOLE, ChartState
 from tidegate.engine.lifecycle import TRANSITIONS, WHY, Event, Phase
-from tidegate.engine.replies import Dropped
+from tidegate.engine.replies import DroppedReply
 from tidegate.errors import FailedPreconditionError, InvalidInputError, PositionConflictError, SessionEndedError
 
 if TYPE_CHECKING:
@@ -32,22 +32,22 @@ class LastReply(NamedTuple):
     result: Any
 
 
-class Recollection(Protocol):
+class RecallableReply(Protocol):
     """A last reply that is found when a session asks for it: one that many sessions share, or a large one, which may be
     dropped.
     """
 
-    def recall(self, session: Session) -> LastReply | Dropped: ...
+    def recall(self, session: Session) -> LastReply | DroppedReply: ...
 
 
-class SharedReply(Recollection, Protocol):
+class SharedReply(RecallableReply, Protocol):
     """One that many sessions share; ``length`` are the steps of each."""
 
     @property
     def length(self) -> int: ...
 
 
-class Verdict(Enum):
+class PositionVerdict(Enum):
     """What to do with a chunk at the head of its session's queue."""
 
     APPLY = auto()
@@ -79,7 +79,7 @@ class Session:
     slot: int | None = None
     position: int = 0
     phase: Phase = Phase.OPEN
-    last: LastReply | Recollection | None = None
+    last: LastReply | RecallableReply | None = None
     queue: list[Request] = field(default_factory=list)  # a deque would take 600 bytes of every idle session
     block_sum: float = NOT_WHOLE
     band: tuple[float, float] | None = None
@@ -106,7 +106,7 @@ class Session:
             return Event.IDLE
         return None
 
-    def lose_track(self) -> None:
+    def reset_quality(self) -> None:
         """The session is somewhere else than its last step left it: what was expected of the next one is void."""
         self.block_sum, self.band, self.chart = NOT_WHOLE, None, None
 
@@ -119,7 +119,7 @@ class Session:
         if self.phase is not Phase.OPEN:
             raise ended(self.id, self.phase)
 
-    def decide(self, position: int | None, fingerprint: Callable[[], Hashable], steps: int = 0) -> Verdict:
+    def decide(self, position: int | None, fingerprint: Callable[[], Hashable], steps: int = 0) -> PositionVerdict:
         """Say whether a chunk of up to so many steps applies at the current position or repeats the last one.
 
         Raises:
@@ -134,7 +134,7 @@ class Session:
                     "go on with another session",
                     reason="LAST_POSITION",
                 )
-            return Verdict.APPLY
+            return PositionVerdict.APPLY
         if position > LAST_POSITION:
             raise InvalidInputError(f"position must be 0 to {LAST_POSITION}", reason="BAD_POSITION")
         last = self.recall()
@@ -148,16 +148,16 @@ class Session:
                 f"the session is at position {self.position}",
                 position=self.position,
             )
-        if isinstance(last, Dropped):
+        if isinstance(last, DroppedReply):
             raise PositionConflictError(
                 f"the chunk at position {position} was applied, and its reply, a large one, is not kept any more: "
                 f"the session is at position {self.position}",
                 position=self.position,
                 reason="REPLY_DROPPED",
             )
-        return Verdict.REPEAT
+        return PositionVerdict.REPEAT
 
-    def recall(self) -> LastReply | Dropped | None:
+    def recall(self) -> LastReply | DroppedReply | None:
         """Return the last reply, or None where there is none to be repeated."""
         return self.last if self.last is None or isinstance(self.last, LastReply) else self.last.recall(self)
 

@@ -19,7 +19,7 @@ from tidegate.loadgen.http1 import HttpConnection, HttpServer
 from tidegate.loadgen.inputs import InputSource
 from tidegate.loadgen.load import Load, Mix, due_times
 from tidegate.loadgen.record import LoadRecord
-from tidegate.loadgen.senders import Site, make_sender
+from tidegate.loadgen.senders import SenderContext, make_sender
 
 AT_ONCE = 64
 """Sessions that are opened or closed at a time."""
@@ -62,7 +62,7 @@ async def measure(
     async with contextlib.AsyncExitStack() as stack:
         client = AsyncClient(target.grpc, timeout=load.timeout, retry=Retry(attempts=1), **target.how)
         await stack.enter_async_context(client)
-        site = Site(load, client, target.http, source, clock)
+        site = SenderContext(load, client, target.http, source, clock)
         sessions = await stack.enter_async_context(_opened(client, load))
         senders = [make_sender(site, group) for group in _grouped(load, sessions)]
         stack.push_async_callback(_each, [sender.reset for sender in senders])

@@ -29,7 +29,7 @@ OK = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class SenderContext:
     """What all senders of a load share."""
 
     load: Load
@@ -39,7 +39,7 @@ class Site:
     clock: SendClock
 
 
-def make_sender(site: Site, sessions: Sequence[AsyncSession]) -> Sender:
+def make_sender(site: SenderContext, sessions: Sequence[AsyncSession]) -> Sender:
     """A sender of the load's interface that steps these sessions: none, one, or as many as a message carries."""
     return SENDERS[site.load.interface](site, sessions)
 
@@ -47,7 +47,7 @@ def make_sender(site: Site, sessions: Sequence[AsyncSession]) -> Sender:
 class StreamSender:
     """Steps one session over its own bidirectional stream; all streams share a connection."""
 
-    def __init__(self, site: Site, sessions: Sequence[AsyncSession]) -> None:
+    def __init__(self, site: SenderContext, sessions: Sequence[AsyncSession]) -> None:
         self._site = site
         (self._session,) = sessions
         self._stream: AsyncSessionStream | None = None
@@ -69,7 +69,7 @@ class StreamSender:
 class UnarySender:
     """Steps one session by gRPC calls."""
 
-    def __init__(self, site: Site, sessions: Sequence[AsyncSession]) -> None:
+    def __init__(self, site: SenderContext, sessions: Sequence[AsyncSession]) -> None:
         self._site = site
         (self._session,) = sessions
 
@@ -85,7 +85,7 @@ class UnarySender:
 class ColumnarSender:
     """Steps many sessions in each message of one stream. Positions are not sent. Where all fail, the message failed."""
 
-    def __init__(self, site: Site, sessions: Sequence[AsyncSession]) -> None:
+    def __init__(self, site: SenderContext, sessions: Sequence[AsyncSession]) -> None:
         self._site = site
         self._sessions = sessions
         self._lanes = range(len(sessions))
@@ -123,7 +123,7 @@ def _stacked(inputs: Sequence[Input]) -> np.ndarray[tuple[int, ...], np.dtype[np
 class HttpSender:
     """Steps one session by ``:step`` over a connection of its own."""
 
-    def __init__(self, site: Site, sessions: Sequence[AsyncSession]) -> None:
+    def __init__(self, site: SenderContext, sessions: Sequence[AsyncSession]) -> None:
         self._site = site
         (self._session,) = sessions
         self._connection = HttpConnection(site.http)
@@ -147,7 +147,7 @@ class HttpSender:
 class WebSocketSender:
     """Steps one session by frames of a WebSocket."""
 
-    def __init__(self, site: Site, sessions: Sequence[AsyncSession]) -> None:
+    def __init__(self, site: SenderContext, sessions: Sequence[AsyncSession]) -> None:
         self._site = site
         (self._session,) = sessions
         self._socket: ClientConnection | None = None
@@ -185,7 +185,7 @@ class WebSocketSender:
         return await connect(url, additional_headers=fields, ssl=server.tls, **options)
 
 
-def _step_json(site: Site, session: AsyncSession, length: int) -> str:
+def _step_json(site: SenderContext, session: AsyncSession, length: int) -> str:
     given = site.source.draw(length)
     steps = {"tokens": given.tokens} if given.values is None else {"values": given.values.tolist()}
     return json.dumps({**steps, "position": session.position, "top": site.load.top})
@@ -199,7 +199,7 @@ def problem(document: dict[str, Any]) -> TidegateError:
 class PredictSender:
     """Calls Predict with whole sequences, ``batch`` in a call."""
 
-    def __init__(self, site: Site, sessions: Sequence[AsyncSession]) -> None:
+    def __init__(self, site: SenderContext, sessions: Sequence[AsyncSession]) -> None:
         self._site = site
 
     async def request(self, length: int) -> LoadReply:
@@ -215,7 +215,7 @@ class PredictSender:
 class GenerateSender:
     """Calls Generate with a prompt and reads the tokens as they come."""
 
-    def __init__(self, site: Site, sessions: Sequence[AsyncSession]) -> None:
+    def __init__(self, site: SenderContext, sessions: Sequence[AsyncSession]) -> None:
         self._site = site
 
     async def request(self, length: int) -> LoadReply:
@@ -234,7 +234,7 @@ class GenerateSender:
         """A call leaves nothing."""
 
 
-SENDERS: dict[Interface, Callable[[Site, Sequence[AsyncSession]], Sender]] = {
+SENDERS: dict[Interface, Callable[[SenderContext, Sequence[AsyncSession]], Sender]] = {
     Interface.STREAM: StreamSender,
     Interface.UNARY: UnarySender,
     Interface.COLUMNAR: ColumnarSender,

@@ -19,13 +19,13 @@ from tidegate.sessions.committer import GroupCommitter
 from tidegate.sessions.expiry import StoreClock, ended_phase, ending_step
 from tidegate.sessions.ids import key_of
 from tidegate.sessions.records import (
-    KeptChart,
     Record,
+    StoredChart,
     Summary,
+    decode_chart,
     decode_record,
     encode_head,
     encode_step,
-    kept_chart,
     last_reply,
     new_revisions,
     request_of,
@@ -189,7 +189,7 @@ class DurableCopies:
             idle_seconds=summary.idle_seconds if summary.HasField("idle_seconds") else None,
             key=key_of(summary.id),
         )
-        model.engine.hold(session)
+        model.engine.allocate_slot(session)
         try:
             _copy_in(session, entry, record)
         except TidegateError:
@@ -238,7 +238,7 @@ def _copy_in(session: DurableSession, entry: Entry, record: Record) -> None:
         raise _does_not_fit(session, error) from error
     session.position = summary.position
     session.last = None
-    if (kept := kept_chart(summary)) is not None:
+    if (kept := decode_chart(summary)) is not None:
         session.block_sum, session.chart = kept
     session.seed = body.seed
     session.revision = entry.revision
@@ -267,7 +267,7 @@ def _write(step: Step, revision: bytes, now: float) -> Write:
     session = step.session
     scored, chart = step.scored, None
     if scored is not None and session.request.drift:
-        chart = KeptChart(scored.block_sums[step.row], scored.charts.get(step.row, session.chart))
+        chart = StoredChart(scored.block_sums[step.row], scored.charts.get(step.row, session.chart))
     if step.request.ends:
         return ending_step(session, step.position, step.last, revision, now)
     summary, body = encode_step(session.head, revision, step.position, now, step.state, step.last, chart)

@@ -30,7 +30,16 @@ from tidegate.limits import MAX_CHECKPOINTS, MAX_LOOKED_AT, MAX_LOOKS, MAX_SEEN_
 from tidegate.sessions.committer import GroupCommitter
 from tidegate.sessions.copies import DurableCopies
 from tidegate.sessions.endings import REMEMBERED_SECONDS, Endings, Remembered
-from tidegate.sessions.expiry import StoreClock, Verdict, closing, end_of, ended_phase, expiring, look_at, overdue
+from tidegate.sessions.expiry import (
+    ExpiryVerdict,
+    StoreClock,
+    closing_write,
+    decide_expiry,
+    end_of,
+    ended_phase,
+    expiry_write,
+    overdue,
+)
 from tidegate.sessions.ids import DEFAULT_TENANT, SEQUENCE, key_of
 from tidegate.sessions.records import (
     Record,
@@ -235,10 +244,10 @@ class DurableRecords:
         for _ in range(_TRIES):
             if phase is Phase.CLOSED and id_.startswith(SEQUENCE):  # it may be asked again for its last reply
                 entry, record = await self.read_open(id_)
-                write = closing(record.summary, entry.revision, phase, self.now(), record.body)
+                write = closing_write(record.summary, entry.revision, phase, self.now(), record.body)
             else:
                 stored, summary = await self.read_open_summary(id_)
-                write = closing(summary, stored.revision, phase, self.now())
+                write = closing_write(summary, stored.revision, phase, self.now())
             if await self._committer.write_one(write):
                 self._copies.end(id_, phase)
                 return
@@ -259,7 +268,7 @@ class DurableRecords:
                 if each is None or summary is None:
                     await self._postpone(key, None if each is None else now + REMEMBERED_SECONDS)
                 elif (phase := await self._look_at(key, each, summary, now)) is not None:
-                    over.append((expiring(summary, each.revision, phase, now), summary, phase))
+                    over.append((expiry_write(summary, each.revision, phase, now), summary, phase))
             written = await self._committer.write([write for write, _, _ in over]) if over else []
             for (_, summary, phase), made in zip(over, written, strict=True):
                 if made is True:  # otherwise a step may have come in time: the session goes on
@@ -287,7 +296,7 @@ class DurableRecords:
             since = self._seconds_since(summary)
             if summary.ended or (since is not None and since < REMEMBERED_SECONDS):
                 raise ended(key.id, phase)
-            if await self._committer.write_one(expiring(summary, stored.revision, phase, self.now())):
+            if await self._committer.write_one(expiry_write(summary, stored.revision, phase, self.now())):
                 self._on_expired(summary, phase)
                 raise ended(key.id, phase)
         raise _contended(key.id)
@@ -344,14 +353,14 @@ class DurableRecords:
         if (left := self._copies.seconds_left(stored, summary)) is not None:
             await self._postpone(key, now + max(left, 1.0))
             return None
-        look = look_at(summary, now, self._seconds_since(summary))
+        look = decide_expiry(summary, now, self._seconds_since(summary))
         match look.verdict:
-            case Verdict.EXPIRE:
+            case ExpiryVerdict.EXPIRE:
                 return overdue(summary, now)
-            case Verdict.FORGET:
+            case ExpiryVerdict.FORGET:
                 await self._committer.ask(lambda store: store.delete(key, stored.revision))
                 return None
-            case Verdict.WATCH:
+            case ExpiryVerdict.WATCH:
                 self._note_ending(summary)
         await self._postpone(key, look.again)
         return None

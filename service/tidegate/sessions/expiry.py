@@ -68,7 +68,7 @@ def ended_phase(summary: Summary, now: float) -> Phase | None:
     return phase if is_final or overdue(summary, now) is not None else None
 
 
-class Verdict(Enum):
+class ExpiryVerdict(Enum):
     """What to do with a session whose time to be looked at has come."""
 
     LEAVE = auto()
@@ -77,14 +77,14 @@ class Verdict(Enum):
     WATCH = auto()
 
 
-class Look(NamedTuple):
+class ExpiryDecision(NamedTuple):
     """What to do, and when to look again at what stays."""
 
-    verdict: Verdict
+    verdict: ExpiryVerdict
     again: float | None = None
 
 
-def look_at(summary: Summary, now: float, since: float | None) -> Look:
+def decide_expiry(summary: Summary, now: float, since: float | None) -> ExpiryDecision:
     """Say what to do with a session whose time to be looked at has come.
 
     Args:
@@ -94,20 +94,24 @@ def look_at(summary: Summary, now: float, since: float | None) -> Look:
     """
     if since is not None and since < REMEMBERED_SECONDS:
         # Still to be remembered; or revived by a replica whose clock disagrees, which is not to be told so at once.
-        return Look(Verdict.LEAVE, now + REMEMBERED_SECONDS - since)
+        return ExpiryDecision(ExpiryVerdict.LEAVE, now + REMEMBERED_SECONDS - since)
     if not summary.ended:
-        return Look(Verdict.EXPIRE) if overdue(summary, now) else Look(Verdict.LEAVE, end_of(summary))
+        return (
+            ExpiryDecision(ExpiryVerdict.EXPIRE)
+            if overdue(summary, now)
+            else ExpiryDecision(ExpiryVerdict.LEAVE, end_of(summary))
+        )
     if since is None and summary.ended_at > now:
         # By a clock that is ahead: what counts is an hour of this process's own.
-        return Look(Verdict.WATCH, now + REMEMBERED_SECONDS)
+        return ExpiryDecision(ExpiryVerdict.WATCH, now + REMEMBERED_SECONDS)
     if ended_phase(summary, now) is None:
-        return Look(Verdict.LEAVE, end_of(summary))
+        return ExpiryDecision(ExpiryVerdict.LEAVE, end_of(summary))
     if since is not None or summary.ended_at + REMEMBERED_SECONDS <= now:
-        return Look(Verdict.FORGET)
-    return Look(Verdict.LEAVE, summary.ended_at + REMEMBERED_SECONDS)
+        return ExpiryDecision(ExpiryVerdict.FORGET)
+    return ExpiryDecision(ExpiryVerdict.LEAVE, summary.ended_at + REMEMBERED_SECONDS)
 
 
-def closing(summary: Summary, expected: bytes, phase: Phase, now: float, body: Body | None = None) -> Write:
+def closing_write(summary: Summary, expected: bytes, phase: Phase, now: float, body: Body | None = None) -> Write:
     """Return the write that ends a session for good: what is left remembers who it was and why it ended.
 
     With its ``body`` it remembers the last reply, too, for a repeat.
@@ -125,7 +129,7 @@ def closing(summary: Summary, expected: bytes, phase: Phase, now: float, body: B
 
 
 def ending_step(session: DurableSession, position: int, last: LastReply, revision: bytes, now: float) -> Write:
-    """Return the write of a step that its session ends with: as `closing`, and the reply is kept for a repeat."""
+    """Return the write of a step that its session ends with: as `closing_write`, and the reply is kept for a repeat."""
     summary = Summary.FromString(session.head.summary)
     gone = _checkpoints_gone(summary)
     summary.ClearField("checkpoints")
@@ -139,7 +143,7 @@ def _checkpoints_gone(summary: Summary) -> dict[str, bytes | None]:
     return {kept.name: None for kept in summary.checkpoints}
 
 
-def expiring(summary: Summary, expected: bytes, phase: Phase, now: float) -> Write:
+def expiry_write(summary: Summary, expected: bytes, phase: Phase, now: float) -> Write:
     """Return the write that ends a session whose time is over, and keeps what it would go on from."""
     left = Summary()
     left.CopyFrom(summary)

@@ -328,7 +328,7 @@ class SessionManager:
             idle_seconds=idle,
         )
         self._make_room_for_one(model)
-        model.engine.hold(session)
+        model.engine.allocate_slot(session)
         if start is not None:
             session.position, session.seed = start.position, start.seed
             model.engine.load(session, start.state)
@@ -578,8 +578,8 @@ class SessionManager:
             return
         state = old.engine.dump(session)
         self._make_room(new)
-        old.engine.let_go(session)
-        new.engine.hold(session)
+        old.engine.release_slot(session)
+        new.engine.allocate_slot(session)
         session.model = new
         new.engine.load(session, state)
         old.num_sessions -= 1

@@ -83,7 +83,7 @@ class Record(NamedTuple):
     body: Body
 
 
-class KeptChart(NamedTuple):
+class StoredChart(NamedTuple):
     """What a durable session that has a chart of its own keeps of it: the unfinished block's sum, and the chart."""
 
     block_sum: float
@@ -173,7 +173,7 @@ def encode_step(
     used_at: float,
     state: bytes,
     last: LastReply,
-    chart: KeptChart | None = None,
+    chart: StoredChart | None = None,
     ended: Phase | None = None,
 ) -> tuple[bytes, bytes]:
     """Return the summary and the body of a session after a step, as they are stored at ``revision``.
@@ -218,7 +218,7 @@ def seal_checkpoint(key: SessionKey, name: str, checkpoint: Checkpoint) -> bytes
     return _seal(key, name.encode(), checkpoint.SerializeToString())
 
 
-def _encode_rest(chart: KeptChart | None, ended: Phase | None, used_at: float) -> bytes:
+def _encode_rest(chart: StoredChart | None, ended: Phase | None, used_at: float) -> bytes:
     rest = Summary()
     if chart is not None:
         _fill_chart(rest.chart, chart)
@@ -240,7 +240,7 @@ def _state_prefix(size: int) -> bytes:
     return tag + varint(size) if size else b""
 
 
-def _fill_chart(message: records_pb2.SessionChart, kept: KeptChart) -> None:
+def _fill_chart(message: records_pb2.SessionChart, kept: StoredChart) -> None:
     message.block_sum, chart = kept
     if chart is not None:
         message.ewma, message.blocks, message.state = chart
@@ -299,13 +299,13 @@ def decode_checkpoint(key: SessionKey, name: str, content: bytes) -> Checkpoint:
     return _check(key, lambda: _decode_checkpoint(key, name, content))
 
 
-def kept_chart(summary: Summary) -> KeptChart | None:
+def decode_chart(summary: Summary) -> StoredChart | None:
     """Return where the session's own chart is; None where it has none."""
     if not summary.HasField("chart"):
         return None
     message = summary.chart
     chart = ChartState(message.ewma, message.blocks, state_of(message.state)) if message.blocks else None
-    return KeptChart(message.block_sum, chart)
+    return StoredChart(message.block_sum, chart)
 
 
 def last_reply(record: Record) -> LastReply | None:
@@ -325,7 +325,7 @@ def last_reply(record: Record) -> LastReply | None:
 
 def info_of(summary: Summary, state_bytes: int, expires_at: float | None) -> SessionInfo:
     """Return what callers may know."""
-    kept = kept_chart(summary)
+    kept = decode_chart(summary)
     return SessionInfo(
         id=summary.id,
         model=summary.model,

@@ -72,7 +72,7 @@ def parse(text: str, at: float) -> Scrape:
     return Scrape(at, samples)
 
 
-class Between:
+class ScrapeDelta:
     """What was counted between two readings of a server. One that was started anew in between counts from nothing."""
 
     def __init__(self, before: Scrape, now: Scrape) -> None:

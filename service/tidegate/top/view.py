@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tidegate.top.scrape import Between, Labels, Scrape
+from tidegate.top.scrape import Labels, Scrape, ScrapeDelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class View:
 
 def view(before: Scrape, now: Scrape) -> View:
     """Return what happened between two readings of a server, and how it stands."""
-    between = Between(before, now)
+    between = ScrapeDelta(before, now)
     return View(
         version=next((labels["version"] for labels, _ in now.of("tidegate_build_info")), "?"),
         is_ready=now.total("tidegate_ready") > 0,
@@ -107,7 +107,7 @@ def _sorted(now: Scrape, name: str) -> list[Labels]:
     return sorted((labels for labels, _ in now.of(name)), key=lambda labels: list(labels.values()))
 
 
-def _request(between: Between, labels: Labels) -> RequestRow:
+def _request(between: ScrapeDelta, labels: Labels) -> RequestRow:
     rate = between.rate("tidegate_requests_total", **labels)
     return RequestRow(
         interface=labels["interface"],
@@ -119,7 +119,7 @@ def _request(between: Between, labels: Labels) -> RequestRow:
     )
 
 
-def _model(between: Between, info: Labels) -> ModelRow:
+def _model(between: ScrapeDelta, info: Labels) -> ModelRow:
     labels = {"model": info["model"], "version": info["version"]}
     states = [found["state"] for found, value in between.now.of("tidegate_drift_state", **labels) if value]
     return ModelRow(
@@ -140,7 +140,7 @@ def _model(between: Between, info: Labels) -> ModelRow:
     )
 
 
-def _store(between: Between, labels: Labels) -> StoreRow:
+def _store(between: ScrapeDelta, labels: Labels) -> StoreRow:
     return StoreRow(
         store=labels["store"],
         is_up=between.now.total("tidegate_store_up") > 0,

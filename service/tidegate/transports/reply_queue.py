@@ -60,7 +60,7 @@ class Pending(Protocol):
     def cancel(self) -> object: ...
 
 
-class Ready:
+class ReadyReply:
     """A reply that was known at once, like a refusal."""
 
     awaited = None

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.cluster.control import Ready, Refusal, Task, decode_answer, decode_task, encode_answer, encode_task
+from tidegate.cluster.control import (
+    StartRefusal,
+    Task,
+    WorkerReady,
+    decode_answer,
+    decode_task,
+    encode_answer,
+    encode_task,
+)
 from tidegate.cluster.info import WorkerInfo
 from tidegate.cluster.socket_folder import SocketPlace
 from tidegate.cluster.supervisor import LONG_LIVED_SECONDS, PAUSES, Backoff
@@ -30,8 +38,10 @@ def test_a_task_arrives_as_it_was_sent_whatever_the_environment(
     assert task.settings.model_dump() == settings.model_copy(update={"replica": "r-1"}).model_dump()
 
 
-@pytest.mark.parametrize("answer", [Ready({"http": "http://h:1", "models": ["m/1"]}), Refusal("no such directory")])
-def test_an_answer_arrives_as_it_was_sent(answer: Ready | Refusal) -> None:
+@pytest.mark.parametrize(
+    "answer", [WorkerReady({"http": "http://h:1", "models": ["m/1"]}), StartRefusal("no such directory")]
+)
+def test_an_answer_arrives_as_it_was_sent(answer: WorkerReady | StartRefusal) -> None:
     line = encode_answer(answer)
     assert line.endswith(b"\n")
     assert decode_answer(line) == answer

@@ -161,7 +161,7 @@ class House:
         kind = DurableSession if durable else Session
         session = kind(name, None, SessionRequest("fake", drift=drift), seed, created_at=0.0, used_at=0.0)
         assert self.engine.can_hold()
-        self.engine.hold(session)
+        self.engine.allocate_slot(session)
         self.sessions.append(session)
         return session
 

@@ -338,6 +338,6 @@ def test_forecasts_are_held_against_the_next_input(size: int) -> None:
     # Of the first nothing was forecast; 0.5, 0.0 and 1.0 are within [0, 1].
     assert (reading.num_inside, reading.num_outside) == (3, 4)
     assert reading.num_out_of_range == 3
-    session.lose_track()
+    session.reset_quality()
     take(quality, session, [1.0], rows[:1], bands[:1])
     assert quality.snapshot().num_inside + quality.snapshot().num_outside == 7

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tidegate.api import SessionRequest
-from tidegate.engine.replies import Dropped, LargeReply, Replies
+from tidegate.engine.replies import DroppedReply, LargeReply, Replies
 from tidegate.engine.session import LastReply, Session
 
 
@@ -44,7 +44,7 @@ def test_the_oldest_are_dropped_and_the_chunk_is_still_known() -> None:
         replies.hold(large, 40)
     assert (replies.num_bytes, replies.num_dropped) == (80, 2)
     assert [each.recall() for each in sessions] == [
-        Dropped(0, b"fingerprint"), Dropped(1, b"fingerprint"), reply(2), reply(3)
+        DroppedReply(0, b"fingerprint"), DroppedReply(1, b"fingerprint"), reply(2), reply(3)
     ]  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def test_one_that_is_over_the_budget_is_not_kept_at_all() -> None:
     replies, one = Replies(0), session()
     one.last = large = LargeReply(reply())
     replies.hold(large, 1)
-    assert one.recall() == Dropped(0, b"fingerprint")
+    assert one.recall() == DroppedReply(0, b"fingerprint")
     assert replies.num_bytes == 0
 
 
@@ -74,4 +74,4 @@ def test_of_what_many_share_only_the_place_is_known_once_it_is_dropped() -> None
     replies, one = Replies(10), session(5)
     one.last = shared = LargeReply(None, Shared())
     replies.hold(shared, 30)
-    assert one.recall() == Dropped(4, None)
+    assert one.recall() == DroppedReply(4, None)

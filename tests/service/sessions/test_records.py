@@ -21,9 +21,10 @@ from tidegate.engine.session import LastReply
 from tidegate.errors import FailedPreconditionError, InternalError
 from tidegate.sessions.expiry import ended_phase
 from tidegate.sessions.records import (
-    KeptChart,
     Record,
+    StoredChart,
     Summary,
+    decode_chart,
     decode_checkpoint,
     decode_record,
     decode_summary,
@@ -31,7 +32,6 @@ from tidegate.sessions.records import (
     encode_head,
     encode_record,
     encode_step,
-    kept_chart,
     last_reply,
     new_record,
     request_of,
@@ -86,11 +86,11 @@ def test_a_record_is_read_as_it_was_written() -> None:
     st.floats(0, 1e10),
     st.binary(max_size=300),
     st.sampled_from([LastReply(6, b"g" * 32, USUAL), LastReply(6, b"g" * 32, Transcript())]),
-    st.sampled_from([None, KeptChart(math.nan, None), KeptChart(2.5, ChartState(5.0, 4, "drift"))]),
+    st.sampled_from([None, StoredChart(math.nan, None), StoredChart(2.5, ChartState(5.0, 4, "drift"))]),
     st.sampled_from([None, Phase.CLOSED]),
 )
 def test_a_step_changes_what_it_says_and_nothing_else(
-    position: int, used_at: float, state: bytes, last: LastReply, chart: KeptChart | None, ended: Phase | None
+    position: int, used_at: float, state: bytes, last: LastReply, chart: StoredChart | None, ended: Phase | None
 ) -> None:
     record = made()
     record.summary.ended, record.summary.ended_at = Phase.IDLE.value, 5.0
@@ -100,7 +100,7 @@ def test_a_step_changes_what_it_says_and_nothing_else(
     found = last_reply(Record(summary, body))
     assert found is not None
     assert found[:2] == last[:2]
-    assert str(kept_chart(summary)) == str(chart)
+    assert str(decode_chart(summary)) == str(chart)
     assert (summary.ended, summary.ended_at) == ((ended.value, used_at) if ended else ("", 0.0))
     for field in ("position", "used_at", "body_bytes", "body_checksum", "chart", "ended", "ended_at"):
         summary.ClearField(field)

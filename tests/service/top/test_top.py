@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from tidegate.cli.top import AWAY, watch
-from tidegate.top.scrape import Between, Reader, parse
+from tidegate.top.scrape import Reader, ScrapeDelta, parse
 from tidegate.top.view import screen, view
 
 MODEL = 'model="tiny",version="2"'
@@ -97,7 +97,7 @@ def test_rates_are_those_between_two_readings() -> None:
 
 
 def test_quantiles_are_found_within_buckets() -> None:
-    between = Between(parse(text(fast=5, slow=5), 0.0), parse(text(fast=21, slow=9), 1.0))
+    between = ScrapeDelta(parse(text(fast=5, slow=5), 0.0), parse(text(fast=21, slow=9), 1.0))
     labels = {"interface": "grpc", "method": "Step"}
     # 16 below a millisecond, 4 below ten.
     assert between.quantile(0.5, "tidegate_request_seconds", **labels) == pytest.approx(0.001 * 10 / 16)
@@ -108,7 +108,7 @@ def test_quantiles_are_found_within_buckets() -> None:
 def test_values_beyond_the_last_bound_are_told_as_it() -> None:
     before = parse('# TYPE x histogram\nx_bucket{le="1"} 0\nx_bucket{le="+Inf"} 0\n', 0.0)
     now = parse('# TYPE x histogram\nx_bucket{le="1"} 1\nx_bucket{le="+Inf"} 9\n', 1.0)
-    assert Between(before, now).quantile(0.99, "x") == 1.0
+    assert ScrapeDelta(before, now).quantile(0.99, "x") == 1.0
 
 
 def test_a_server_that_was_started_anew_counts_from_nothing() -> None:

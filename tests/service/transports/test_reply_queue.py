@@ -14,7 +14,7 @@ import pytest
 from tidegate.clock import Clock
 from tidegate.errors import InvalidInputError, UnavailableError
 from tidegate.observability.requests import OK, RequestMetrics, outcome_of
-from tidegate.transports.reply_queue import Pending, Ready, ReplyQueue, abandon, result_of
+from tidegate.transports.reply_queue import Pending, ReadyReply, ReplyQueue, abandon, result_of
 
 SIZE = 4
 
@@ -78,7 +78,7 @@ class Stream:
 
     async def _submit(self, message: Any) -> Pending:
         if message == "known":
-            return Ready("Step", "known")
+            return ReadyReply("Step", "known")
         if message == "fault":
             raise ZeroDivisionError
         self.steps.append(Step(0 if isinstance(message, Large) else message))

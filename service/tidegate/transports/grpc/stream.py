@@ -12,7 +12,7 @@ from tidegate.slices import in_slices
 from tidegate.transports.grpc.calls import Context, client_seconds, queue_of, session_in_metadata
 from tidegate.transports.grpc.columns import PendingColumns, refusal
 from tidegate.transports.grpc.lanes import Lanes
-from tidegate.transports.reply_queue import Pending, Ready, ReplyQueue, result_of
+from tidegate.transports.reply_queue import Pending, ReadyReply, ReplyQueue, result_of
 from tidegate.v1 import predictor_pb2, sessions_pb2
 from tidegate.wire.columns import decode_columns
 from tidegate.wire.inputs import decode_input, decode_options
@@ -98,10 +98,10 @@ class StepMessages:
                 return await self._submit_columns(request.columns)
             if kind == "attach":
                 attached = await self._lanes.attach(request.attach)
-                return Ready("Attach", predictor_pb2.StreamReply(attached=attached))
+                return ReadyReply("Attach", predictor_pb2.StreamReply(attached=attached))
             raise InvalidInputError("the message is empty: set one of step, attach and columns")
         except Exception as error:  # noqa: BLE001 - it is this message's answer
-            return Ready("unknown" if kind is None else kind.capitalize(), refusal(error), outcome_of(error))
+            return ReadyReply("unknown" if kind is None else kind.capitalize(), refusal(error), outcome_of(error))
 
     def _submit_step(self, message: sessions_pb2.StepRequest) -> Pending:
         self.session = message.session or self.session

@@ -33,13 +33,13 @@ STREAM_PATHS = ("/v1/stream", "/v1/sessions/{session:name}/stream")
 health = APIRouter(tags=["health"], route_class=RawRoute)
 
 
-class FiguresLike(Protocol):
+class MetricsLike(Protocol):
     """Who knows the server's metrics."""
 
     async def all(self) -> Snapshot: ...
 
 
-def create_app(service: Core, requests: RequestMetrics | None = None, figures: FiguresLike | None = None) -> FastAPI:
+def create_app(service: Core, requests: RequestMetrics | None = None, figures: MetricsLike | None = None) -> FastAPI:
     """The HTTP interface of ``service``; it neither starts nor stops it.
 
     Args:
@@ -124,7 +124,7 @@ async def readyz(request: Request) -> Response:
 )
 async def metrics(request: Request) -> Response:
     """MetricsCollector of the whole server, for Prometheus."""
-    figures: FiguresLike = request.app.state.figures
+    figures: MetricsLike = request.app.state.figures
     text, content_type = await asyncio.to_thread(_rendered, await figures.all())
     return Response(text, media_type=content_type)
 

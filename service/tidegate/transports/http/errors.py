@@ -192,22 +192,22 @@ async def answer_invalid(_: Request, error: Exception) -> Response:
     return problem(invalid(error.errors())).response()
 
 
-class Nobody(Response):
+class NoResponse(Response):
     """The answer to a client that has left: nothing is sent, which the server would refuse."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[OUTCOME] = CANCELLED
 
 
-async def answer_nobody(_: Request, error: Exception) -> Response:
-    return Nobody()
+async def answer_disconnected(_: Request, error: Exception) -> Response:
+    return NoResponse()
 
 
 HANDLERS: dict[type[Exception], Callable[[Request, Exception], Any]] = {
     errors.TidegateError: answer_error,
     RequestValidationError: answer_invalid,
     HTTPException: answer_unrouted,
-    ClientDisconnect: answer_nobody,
+    ClientDisconnect: answer_disconnected,
 }
 
 

@@ -35,7 +35,7 @@ from tidegate.transports.http.large_json import write
 from tidegate.transports.reply_queue import (
     OpenStreams,
     Pending,
-    Ready,
+    ReadyReply,
     ReplyQueue,
     draining,
     result_of,
@@ -198,14 +198,14 @@ class WebSocketStream:
         if not self._session:
             self._failure = told
             self.queue.stop()
-        return Ready("Step" if self._session else "Open", _problem_frame(told), outcome_of(told), self._session)
+        return ReadyReply("Step" if self._session else "Open", _problem_frame(told), outcome_of(told), self._session)
 
     async def _submit_message(self, frame: bytes) -> Pending:
         try:
             self._check_size(frame)
             request = parsing.parse(predictor_pb2.StreamRequest, frame)
         except TidegateError as error:
-            return Ready("unknown", refusal(error), outcome_of(error), self._session)
+            return ReadyReply("unknown", refusal(error), outcome_of(error), self._session)
         return await self._messages.submit(request)
 
     async def _open(self, document: dict[str, Any]) -> Pending:
@@ -214,7 +214,7 @@ class WebSocketStream:
             self._width = width_of(self._service.model(form.model, form.version))
         info = await self._service.open_session(SessionRequest(**form.model_dump()))
         self._session = self._messages.session = info.id
-        return Ready("Open", _text_frame(dump(schemas.Session.model_validate(info))), OK, info.id)
+        return ReadyReply("Open", _text_frame(dump(schemas.Session.model_validate(info))), OK, info.id)
 
     def _submit_floats(self, frame: bytes) -> Pending:
         try:

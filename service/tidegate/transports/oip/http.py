@@ -20,7 +20,7 @@ from tidegate.faults import conceal
 from tidegate.observability.requests import outcome_of
 from tidegate.slices import in_slices
 from tidegate.transports.compression import compress
-from tidegate.transports.http.errors import Nobody, kind_of, problem
+from tidegate.transports.http.errors import NoResponse, kind_of, problem
 from tidegate.transports.http.exchange import OUTCOME, json_reply, read_body, read_json
 from tidegate.transports.oip import documents
 from tidegate.transports.oip.bodies import HEADER_LENGTH, Body, accepted, decode_body, encode_body
@@ -74,7 +74,7 @@ def answered(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(self, request)
         except ClientDisconnect:
-            return Nobody()
+            return NoResponse()
         except Exception as error:  # noqa: BLE001 - conceal logs what is not ours
             told = conceal(error)
             request.scope[OUTCOME] = outcome_of(told)

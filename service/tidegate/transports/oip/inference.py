@@ -79,7 +79,7 @@ class Answer(Protocol):
         """Abandon the request: what is not committed yet will not be."""
 
 
-class LocalAnswer:
+class LocalPendingReply:
     """The reply that one request is due."""
 
     __slots__ = ("_arrived", "_due", "_explain", "_fitted", "_statistics", "_submitted")
@@ -190,7 +190,7 @@ class Inference:
         except TidegateError:
             self.statistics.failed(model.key, arrived)
             raise
-        return LocalAnswer(self.statistics, fitted, due, arrived, partial(self._explain, request))
+        return LocalPendingReply(self.statistics, fitted, due, arrived, partial(self._explain, request))
 
     def _find(self, request: InferRequest) -> Model:
         """The model of a request: a running sequence stays on its version, also where that is not offered any more."""

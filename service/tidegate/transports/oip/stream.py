@@ -18,7 +18,7 @@ from tidegate.oip import service_pb2
 from tidegate.transports.grpc.calls import Context, client_seconds, queue_of
 from tidegate.transports.oip.fast_wire import Requests, Seen, parse, write_stream_reply
 from tidegate.transports.oip.inference import Answer, Inference
-from tidegate.transports.reply_queue import Pending, Ready, ReplyQueue
+from tidegate.transports.reply_queue import Pending, ReadyReply, ReplyQueue
 
 METHOD = "ModelInfer"
 
@@ -78,7 +78,7 @@ class InferMessages:
             asked, seen = self._requests.read(message)
             return _Due(message, self._inference.submit(asked, seconds, arrived), self._requests, seen)
         except Exception as error:  # noqa: BLE001 - it is this request's answer
-            return Ready(METHOD, refusal(message, error), outcome_of(error))
+            return ReadyReply(METHOD, refusal(message, error), outcome_of(error))
 
 
 def refusal(request: bytes, error: Exception) -> bytes:
