@@ -65,8 +65,10 @@ class _SplitGroup:
     """Which sessions of a group are this worker's, by their places; kept, so that they stay one group."""
 
     def __init__(self, ids: Sequence[str], peers: Peers) -> None:
-        self.local = [place for place, id_ in enumerate(ids) if peers.find_owner(id_) is None]
-        self.remote = [place for place, id_ in enumerate(ids) if peers.find_owner(id_) is not None]
+        self.local: list[int] = []
+        self.remote: list[int] = []
+        for place, id_ in enumerate(ids):
+            (self.local if peers.find_owner(id_) is None else self.remote).append(place)
         self.group = SessionGroup([ids[place] for place in self.local])
 
 

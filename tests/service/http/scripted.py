@@ -43,7 +43,6 @@ from tidegate.api import (
     TensorInfo,
 )
 from tidegate.config import Settings, load_settings
-from tidegate.reply import DirectReply, RowReply, follow
 from tidegate.transports.asgi import cancel_on_disconnect
 from tidegate.v1.predictor_pb2 import StreamReply
 
@@ -293,17 +292,6 @@ class ScriptedCore(FakeCore):
         if not self.is_holding:
             self.answer(future)
         return future
-
-    def submit_step(
-        self,
-        session: str,
-        source: Input,
-        options: StepOptions,
-        position: int | None,
-        deadline: float | None,
-        reply: DirectReply | RowReply,
-    ) -> None:
-        follow(self.step(session, source, options, position, deadline), reply)
 
     def answer(self, future: asyncio.Future[StepResult]) -> None:
         """Let a step go; its position tells which it was, counting from 1."""
