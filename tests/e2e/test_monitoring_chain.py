@@ -127,7 +127,7 @@ def test_somebody_hears_of_inputs_that_a_model_does_not_predict(house: House) ->
     assert (message.receiver, message.status) == ("somebody-today", "firing")
     told = message.alerts[0]
     assert {"model": MODEL, "version": "1", "severity": "warning", "job": "tidegate"}.items() <= told["labels"].items()
-    assert told["annotations"]["summary"].startswith(f"{MODEL}/1 does not predict its inputs")
+    assert told["annotations"]["summary"].startswith(f"{MODEL}/1 drifts on ")
 
     until(lambda: step(house, session, ORDINARY, 20 * BLOCK).is_success and not drifting(house))
 
