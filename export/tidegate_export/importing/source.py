@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -19,7 +19,7 @@ import onnx
 import onnx.inliner
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass, TopologicalSortPass
 
 from tidegate_export.errors import ExportError
@@ -61,11 +61,13 @@ def read_source(path: Path) -> ImportSource:
     """
     data = _read(path)
     model = _parsed(data, path)
+    model.ClearField("training_info")  # graphs of how it was trained: nothing that is served
     _load_external(model, path.parent)
-    for tensor in _tensors(model.graph):
+    for tensor in _tensors(model):
         _check_size(tensor)
     if model.functions:
         _check_functions(model)
+        _say_defaults(model)
         model = onnx.inliner.inline_local_functions(model)
     model = _in_order(model)
     for node in nodes(model.graph):
@@ -75,10 +77,7 @@ def read_source(path: Path) -> ImportSource:
 
 def nodes(graph: GraphProto) -> Iterator[NodeProto]:
     """Yield all nodes, those of nested graphs after the node that holds them."""
-    for node in graph.node:
-        yield node
-        for inner in inner_graphs(node):
-            yield from nodes(inner)
+    yield from _with_inner(graph.node)
 
 
 def inner_graphs(node: NodeProto) -> Graphs:
@@ -141,26 +140,50 @@ def _parsed(data: bytes, path: Path) -> onnx.ModelProto:
     return model
 
 
-def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    """Yield every constant: initializers and attributes, of nested graphs too."""
+def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Yield every constant of the model: of its graph, of its local functions, and of all that is nested in them."""
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        yield from _attribute_tensors(function.attribute_proto)
+        for node in function.node:
+            yield from _attribute_tensors(node.attribute)
+
+
+def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
-        raise ExportError(f"{sparse.values.name!r} is a sparse constant: save the model with dense ones")
+        yield from _sparse_tensors(sparse)
     for node in graph.node:
-        for item in node.attribute:
-            if item.type == AttributeProto.TENSOR:
-                yield item.t
-            yield from item.tensors
-        for inner in inner_graphs(node):
-            yield from _tensors(inner)
+        yield from _attribute_tensors(node.attribute)
+
+
+def _attribute_tensors(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]:
+    """Yield what attributes hold in any of their fields, whatever type they say they are of."""
+    for item in attributes:
+        if item.HasField("t"):
+            yield item.t
+        yield from item.tensors
+        for sparse in (*([item.sparse_tensor] if item.HasField("sparse_tensor") else ()), *item.sparse_tensors):
+            yield from _sparse_tensors(sparse)
+        for graph in (*([item.g] if item.HasField("g") else ()), *item.graphs):
+            yield from _graph_tensors(graph)
+
+
+def _sparse_tensors(sparse: SparseTensorProto) -> Iterator[TensorProto]:
+    yield sparse.values  # where they lie is looked at first
+    yield sparse.indices
+    name = sparse.values.name or sparse.indices.name
+    raise ExportError(f"{name!r} is a sparse constant: save the model with dense ones")
 
 
 def _load_external(model: onnx.ModelProto, folder: Path) -> None:
     """Take weights that lie in files of their own into the model; only from the model's folder."""
     total = model.ByteSize()
-    for tensor in _tensors(model.graph):
+    for tensor in _tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
             total += _fill(tensor, folder, MOST_BYTES - total)
+        tensor.ClearField("external_data")  # of one whose data is here, it would be said for nothing
+        tensor.ClearField("data_location")
 
 
 def _fill(tensor: TensorProto, folder: Path, room: int) -> int:
@@ -179,23 +202,33 @@ def _fill(tensor: TensorProto, folder: Path, room: int) -> int:
         )
     if length > room:
         raise ExportError(f"the model has more than {MOST_BYTES:,} bytes with its external data: no bundle holds that")
-    with file.open("rb") as stream:
-        stream.seek(offset)
-        tensor.raw_data = stream.read(length)
-    tensor.ClearField("external_data")
-    tensor.data_location = TensorProto.DEFAULT
+    try:
+        with file.open("rb") as stream:
+            stream.seek(offset)
+            tensor.raw_data = stream.read(length)
+    except OSError as error:
+        raise ExportError(
+            f"{tensor.name!r} has its data in {file.name!r}, which cannot be read: {error.strerror}"
+        ) from error
     return length
 
 
 def _external_file(name: str, location: str, folder: Path) -> Path:
     """Return the file, which must lie in the model's folder, links resolved."""
+    if not location:
+        raise ExportError(f"{name!r} has external data in no file: the model is damaged")
     root = folder.resolve()
-    file = (root / location).resolve()
-    if not location or Path(location).is_absolute() or not file.is_relative_to(root):
+    try:
+        file = (root / location).resolve()
+        is_inside = not Path(location).is_absolute() and file.is_relative_to(root)
+        is_file = is_inside and file.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, links in a circle
+        raise ExportError(f"{name!r} has its data in {location[:100]!r}, which is no file's name") from error
+    if not is_inside:
         raise ExportError(
             f"{name!r} has its data in {location!r}, outside the model's folder: put the data file beside the model"
         )
-    if not file.is_file():
+    if not is_file:
         raise ExportError(f"{name!r} has its data in {location!r}, which is not beside the model: copy it there")
     return file
 
@@ -238,8 +271,10 @@ def _check_functions(model: onnx.ModelProto) -> None:
 
     They are counted, not expanded: 30 functions that each call the next twice are a billion nodes.
     """
-    functions = {(item.domain, item.name): item for item in model.functions}
-    calls = {key: [(node.domain, node.op_type) for node in item.node] for key, item in functions.items()}
+    calls = {
+        (item.domain, item.name, item.overload): [_callee(node) for node in _with_inner(item.node)]
+        for item in model.functions
+    }
     try:
         order = list(
             TopologicalSorter(
@@ -248,11 +283,31 @@ def _check_functions(model: onnx.ModelProto) -> None:
         )
     except CycleError as error:
         raise ExportError(f"the local function {error.args[1][0][1]!r} calls itself: no graph comes of it") from error
-    sizes: dict[tuple[str, str], int] = {}
+    sizes: dict[tuple[str, str, str], int] = {}
     for key in order:
         sizes[key] = sum(sizes.get(other, 1) for other in calls[key])
-    if sum(sizes.get((node.domain, node.op_type), 1) for node in nodes(model.graph)) > MOST_NODES:
+    if sum(sizes.get(_callee(node), 1) for node in nodes(model.graph)) > MOST_NODES:
         raise ExportError(f"local functions expand to more than {MOST_NODES:,} nodes: the file is damaged or hostile")
+
+
+def _callee(node: NodeProto) -> tuple[str, str, str]:
+    return node.domain, node.op_type, node.overload
+
+
+def _say_defaults(model: onnx.ModelProto) -> None:
+    """Write the default attributes of local functions at their calls: the inliner leaves them out."""
+    defaults = {(item.domain, item.name, item.overload): item.attribute_proto for item in model.functions}
+    callers = [*nodes(model.graph), *(inner for item in model.functions for inner in _with_inner(item.node))]
+    for node in callers:
+        said = {item.name for item in node.attribute}
+        node.attribute.extend(item for item in defaults.get(_callee(node), ()) if item.name not in said)
+
+
+def _with_inner(some: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    for node in some:
+        yield node
+        for inner in inner_graphs(node):
+            yield from nodes(inner)
 
 
 def _check_operator(node: NodeProto, model: onnx.ModelProto) -> None:

@@ -44,6 +44,20 @@ def test_local_functions_that_never_end_are_refused(tmp_path: Path, calls: list[
     assert reason in refusal(file, tmp_path)
 
 
+def test_local_functions_that_multiply_in_branches_are_refused(tmp_path: Path) -> None:
+    """Each calls the next in both branches of an If: 2**30 nodes."""
+    model = with_functions(*(("Neg",) for _ in range(31)))
+    out = helper.make_tensor_value_info("out", 1, None)
+    for number, function in enumerate(model.functions[:-1]):
+        call = [helper.make_node(f"F{number + 1}", ["v"], ["out"], domain="acme")]
+        branch = helper.make_graph(call, "branch", [], [out])
+        del function.node[:]
+        function.node.append(helper.make_node("If", ["v"], ["w"], then_branch=branch, else_branch=branch))
+    file = tmp_path / "foreign.onnx"
+    file.write_bytes(model.SerializeToString())
+    assert "expand to more than 1,000,000 nodes" in refusal(file, tmp_path)
+
+
 def test_a_graph_with_a_cycle_is_refused(tmp_path: Path) -> None:
     model = lstm().model()
     model.graph.node.extend([helper.make_node("Add", ["y", "b"], ["a"]), helper.make_node("Neg", ["a"], ["b"])])

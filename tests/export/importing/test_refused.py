@@ -217,7 +217,7 @@ def test_external_data_beside_the_model_is_taken_into_the_bundle(tmp_path: Path)
     assert not any(item.external_data for item in onnx.load_from_string(bundle.graph).graph.initializer)
 
 
-@pytest.mark.parametrize("location", ["../weights.bin", "/etc/passwd", "a/../../weights.bin", "", "~/weights.bin", "."])
+@pytest.mark.parametrize("location", ["../weights.bin", "/etc/passwd", "a/../../weights.bin", "~/weights.bin", "."])
 def test_external_data_elsewhere_is_refused(tmp_path: Path, location: str) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
