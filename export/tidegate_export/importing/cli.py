@@ -19,7 +19,13 @@ ImportTimeLimit = Annotated[float, typer.Option("--time-limit", "--seconds", min
 
 def import_(  # noqa: PLR0913, PLR0917 - the command line's options
     file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="ONNX file of the model.")],
-    state: Annotated[Many, typer.Option(metavar="IN:OUT", help="Input and output of a state; repeatable.")] = [],  # noqa: B006 - typer's way; nobody writes to it
+    state: Annotated[
+        Many,
+        typer.Option(
+            metavar="IN:OUT", help="Input and output of a state, or none; repeatable. Name all states, or none at all."
+        ),
+    ] = [],  # noqa: B006 - typer's way; nobody writes to it
+    data: Annotated[Many, typer.Option(metavar="NAME", help="An input that is no state; repeatable.")] = [],  # noqa: B006
     shape: Annotated[
         Many,
         typer.Option(
@@ -77,6 +83,7 @@ def import_(  # noqa: PLR0913, PLR0917 - the command line's options
             "version": version,
             "out": str(out),
             "states": state,
+            "data": data,
             "shapes": shape,
             "batch_axes": batch_axis,
             "time_axes": time_axis,

@@ -23,8 +23,15 @@ from tidegate_export.importing.flow import Flow
 from tidegate_export.importing.foreign import Array, Arrays, Declared, Foreign, declared, random_array
 from tidegate_export.importing.pairing import STEPS, NotStreamableError, Search, likeliest_pairs
 from tidegate_export.importing.plan import Axes, Found, is_along_time, sized
-from tidegate_export.importing.refusals import RejectedError, grows, unsaid_setting, why_not_streamable, without_state
-from tidegate_export.importing.request import ImportRequest
+from tidegate_export.importing.refusals import (
+    RejectedError,
+    grows,
+    only_said,
+    unsaid_setting,
+    why_not_streamable,
+    without_state,
+)
+from tidegate_export.importing.request import ImportRequest, SaidRoles
 
 _MOST_ELEMENTS = 1 << 26
 """Of one input in a try: declared sizes may be anything."""
@@ -43,6 +50,7 @@ class Explorer:
     evidence: Evidence
     flow: Flow
     request: ImportRequest
+    roles: SaidRoles
     initial: Mapping[str, Array]
     slack: float
     tolerance: float
@@ -53,7 +61,7 @@ class Explorer:
         Raises:
             ExportError: Nothing holds; with the reason of the guess that got furthest, and what to do.
         """
-        if len(self.inputs) == 1:  # whatever its axes are
+        if len(self.inputs) == 1 and not self.request.contexts:  # whatever its axes are
             raise ExportError(str(without_state(self.flow)))
         self._refuse_settings()
         rejections: list[RejectedError] = []
@@ -96,12 +104,13 @@ class Explorer:
         }
         outputs = declared(self.model.graph.output)
         pairs = [(item.name, output.name) for item in self.inputs for output in outputs if _may_be_one(item, output)]
-        said = self.request.states
+        said = self.roles.states
         likely = dict.fromkeys(said, math.inf)
         claimed = set(said.values())
         for name, output in sorted(pairs, key=lambda pair: (self.evidence.score(pair), ranks[pair[0]]), reverse=True):
             score = self.evidence.score((name, output))
-            if score >= STRONG and name not in likely and output not in claimed:
+            is_open = name not in likely and output not in claimed and self.roles.may_be_state(name)
+            if score >= STRONG and is_open:
                 likely[name] = score
                 claimed.add(output)
         return likely
@@ -230,7 +239,9 @@ class _Try:
         kind = self.dtypes[name], self.axes[name]
         outputs = self.explorer.foreign.outputs
         fits = [each for each in outputs if TIME not in kind[1] and (self.dtypes[each], self.axes[each]) == kind]
-        said = self.explorer.request.states
+        said = self.explorer.roles.states
+        if not self.explorer.roles.may_be_state(name):
+            return []
         if name in said:
             output = said[name]
             if output not in fits:
@@ -248,8 +259,8 @@ class _Try:
         lengths = [name for name in rest if self._is_length(name)]
         sides = [name for name in rest if name not in lengths]
         self._refuse_unsaid(sides, lengths)
-        if not states:
-            raise without_state(self.explorer.flow)
+        if not states and not self.explorer.request.contexts:
+            raise self._without_state()
         pairs = self._searched(states, sides, lengths)
         data = [item.name for item in self.explorer.inputs if item.name not in (*pairs, *lengths)]
         return self._described(data, pairs, lengths[0] if lengths else None, is_frame=bool(sides), is_proved=True)
@@ -279,23 +290,26 @@ class _Try:
         try:
             return search.pairs()
         except NotStreamableError as error:
-            raise RejectedError(
-                3, f"cannot stream: {error}; {why_not_streamable(explorer.flow, list(states))}"
-            ) from error
+            why = only_said(explorer.roles) or why_not_streamable(explorer.flow, list(states))
+            raise RejectedError(3, f"cannot stream: {error}; {why}") from error
         except ExportError as error:
             raise RejectedError(2, str(error)) from error
 
     def _by_frame(self, candidates: Mapping[str, Sequence[str]]) -> Found:
         self._refuse_unsaid([name for name in self._names() if not candidates[name]], [])
-        pairs = likeliest_pairs(candidates, self.explorer.request.states, self.explorer.evidence)
-        if not pairs:
-            raise without_state(self.explorer.flow)
+        pairs = likeliest_pairs(candidates, self.explorer.roles, self.explorer.evidence)
+        if not pairs and not self.explorer.request.contexts:
+            raise self._without_state()
         data = [name for name in self._names() if name not in pairs]
         if not data:
             raise RejectedError(2, "every input looks like a state: say which are, --state INPUT:OUTPUT")
         return self._described(data, pairs, None, is_frame=True, is_proved=False)
 
     # ---- what is asked, and what is refused
+
+    def _without_state(self) -> RejectedError:
+        said = only_said(self.explorer.roles)
+        return RejectedError(4, said) if said else without_state(self.explorer.flow)
 
     def _refuse_unsaid(self, sides: Sequence[str], lengths: Sequence[str]) -> None:
         """A single number that is neither data nor a state is a setting."""
@@ -319,7 +333,7 @@ class _Try:
         outputs = [name for name in self.explorer.foreign.outputs if name not in pairs.values()]
         if not outputs:
             raise RejectedError(2, "every output is a state: there is nothing to tell a caller")
-        if any(BATCH in self.axes[name] for name in data) != all(BATCH in self.axes[name] for name in pairs):
+        if pairs and any(BATCH in self.axes[name] for name in data) != all(BATCH in self.axes[name] for name in pairs):
             raise RejectedError(
                 1, "a free axis of the input is no axis of the states: say which is the batch, --batch-axis"
             )
@@ -341,7 +355,7 @@ class _Try:
         )
 
     def _reason(self, name: str, output: str) -> str:
-        return "as you said" if name in self.explorer.request.states else self.explorer.evidence.reason((name, output))
+        return "as you said" if name in self.explorer.roles.states else self.explorer.evidence.reason((name, output))
 
     def _spec(self, name: str) -> TensorSpec:
         return TensorSpec.model_validate({"name": name, "dtype": self.dtypes[name], "axes": self.axes[name]})

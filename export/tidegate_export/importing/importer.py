@@ -53,8 +53,8 @@ from tidegate_export.importing.request import (
     parse_contexts,
     parse_named,
     parse_shapes,
-    parse_states,
     read_initial,
+    read_roles,
 )
 from tidegate_export.importing.source import ImportSource, nodes, read_source
 from tidegate_export.importing.wrap import Wrapped, wrap
@@ -120,7 +120,8 @@ def import_model(request: ImportRequest) -> Imported:
 def _explored(source: ImportSource, rounding: Rounding, request: ImportRequest) -> Found:
     inputs = {item.name: item for item in declared(source.model.graph.input)}
     declared(source.model.graph.output)
-    _refuse_unknown(inputs, source, request)
+    _refuse_unknown(inputs, request)
+    roles = read_roles(request, inputs, [item.name for item in source.model.graph.output])
     constants = {
         name: parse_constant(name, text, inputs[name].dtype, inputs[name].dims or ())
         for name, text in request.constants.items()
@@ -136,6 +137,7 @@ def _explored(source: ImportSource, rounding: Rounding, request: ImportRequest) 
         evidence=Evidence.gather([item.name for item in rest], foreign.outputs, flow),
         flow=flow,
         request=request,
+        roles=roles,
         initial=_initial(request, {item.name: inputs[item.name] for item in rest}),
         slack=rounding.slack,
         tolerance=request.tolerance or ABSOLUTE,
@@ -169,16 +171,10 @@ def _relaxed(found: Found, rounding: Rounding, request: ImportRequest) -> Found:
     return better
 
 
-def _refuse_unknown(inputs: Mapping[str, Declared], source: ImportSource, request: ImportRequest) -> None:
-    outputs = {item.name for item in source.model.graph.output}
-    for option, names, known in (
-        ("--constant", request.constants, inputs),
-        ("--state", request.states, inputs),
-        ("--state", request.states.values(), outputs),
-    ):
-        for name in names:
-            if name not in known:
-                raise ExportError(f"{option}: the graph has no {name!r}{known_names(name, sorted(known), 'it has')}")
+def _refuse_unknown(inputs: Mapping[str, Declared], request: ImportRequest) -> None:
+    for name in request.constants:
+        if name not in inputs:
+            raise ExportError(f"--constant: the graph has no {name!r}{known_names(name, sorted(inputs), 'it has')}")
 
 
 def _initial(request: ImportRequest, inputs: Mapping[str, Declared]) -> dict[str, Array]:
@@ -257,6 +253,7 @@ class Said(TypedDict):
     version: int | None
     out: str
     states: Sequence[str]
+    data: Sequence[str]
     shapes: Sequence[str]
     batch_axes: Sequence[str]
     time_axes: Sequence[str]
@@ -286,7 +283,8 @@ def _request(said: Said) -> ImportRequest:
         name=said["name"] or _plain(Path(said["file"]).stem),
         version=said["version"],
         out=Path(said["out"]),
-        states=parse_states(said["states"]),
+        states=tuple(said["states"]),
+        data=tuple(said["data"]),
         shapes=parse_shapes(said["shapes"]),
         batch_axes=parse_axes("--batch-axis", said["batch_axes"]),
         time_axes=parse_axes("--time-axis", said["time_axes"]),

@@ -10,7 +10,7 @@ or asks the caller.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,7 @@ from tidegate_export.importing.evidence import MEDIUM, STRONG, Evidence
 from tidegate_export.importing.foreign import Array, Arrays, Foreign
 from tidegate_export.importing.plan import Axes
 from tidegate_export.importing.refusals import RejectedError
+from tidegate_export.importing.request import SaidRoles
 
 MOST_RUNS = 2000
 _HEAD, _TAIL = 3, 4
@@ -148,8 +149,8 @@ Candidates = Mapping[str, Sequence[str]]
 """By input: the outputs of its shape and dtype."""
 
 
-def likeliest_pairs(candidates: Candidates, said: Mapping[str, str], evidence: Evidence) -> dict[str, str]:
-    """Return the states with their outputs, those that the caller `said` among them.
+def likeliest_pairs(candidates: Candidates, roles: SaidRoles, evidence: Evidence) -> dict[str, str]:
+    """Return the states with their outputs; what the caller said in `roles` is final.
 
     Raises:
         RejectedError: Two ways are equally likely, or something may be a state or not: the caller must say.
@@ -158,18 +159,18 @@ def likeliest_pairs(candidates: Candidates, said: Mapping[str, str], evidence: E
         ((evidence.score((a, b)), a, b) for a, outputs in candidates.items() for b in outputs),
         key=lambda item: -item[0],
     )
-    pairs = dict(said)
+    pairs = dict(roles.states)
+    if roles.is_complete:
+        return pairs
     for score, name, output in scored:
         if score >= STRONG and _is_open(name, output, pairs):
             _refuse_tie(score, name, output, [item for item in scored if _is_open(item[1], item[2], pairs)])
             pairs[name] = output
-    if said:
-        return pairs
     for score, name, output in scored:
         # A cell's state and a residual connection look alike: somebody must be the input.
         if MEDIUM <= score < STRONG and _is_open(name, output, pairs) and len(pairs) + 1 < len(candidates):
             pairs[name] = output
-    _refuse_doubtful(candidates, pairs, evidence)
+    _refuse_doubtful(candidates, pairs, roles.data, evidence)
     return pairs
 
 
@@ -184,9 +185,11 @@ def _refuse_tie(score: float, name: str, output: str, open_: Sequence[tuple[floa
         raise RejectedError(3, f"these pairs are equally likely: {told}; say which hold: --state INPUT:OUTPUT")
 
 
-def _refuse_doubtful(candidates: Candidates, pairs: Mapping[str, str], evidence: Evidence) -> None:
+def _refuse_doubtful(
+    candidates: Candidates, pairs: Mapping[str, str], told: Collection[str], evidence: Evidence
+) -> None:
     """Ask where an input that is no state yet could be one, beside another that surely is none."""
-    data = [name for name in candidates if name not in pairs]
+    data = [name for name in candidates if name not in pairs and name not in told]
     could_be = [name for name in data if set(candidates[name]) - set(pairs.values())]
     weak = [name for name, output in pairs.items() if evidence.score((name, output)) < STRONG]
     is_clear = pairs and len(could_be) <= 1 and (len(could_be) == len(data) or not (could_be or weak))

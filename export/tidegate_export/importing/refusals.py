@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tidegate_export.importing.flow import Flow
 from tidegate_export.importing.plan import Axes
+from tidegate_export.importing.request import SaidRoles
 
 
 class RejectedError(Exception):
@@ -27,6 +28,15 @@ def grows(name: str, output: str) -> RejectedError:
         f"{name} → {output} looks like a state, but comes out longer than it went in: a state keeps its size, so a "
         "cache that grows cannot be one; export the model with a cache of fixed length",
     )
+
+
+def only_said(roles: SaidRoles) -> str:
+    """Say which states the caller named, if that leaves out all others."""
+    if not roles.is_complete:
+        return ""
+    names = ", ".join(roles.states)
+    said = f"only {names} {'was' if len(roles.states) == 1 else 'were'}" if names else "no input was"
+    return f"{said} said to be a state (--state), so the others are data: name all states, or none"
 
 
 def without_state(flow: Flow) -> RejectedError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidegate.bundle import BATCH, TIME, Axis
+from tidegate.errors import known_names
 from tidegate_export.errors import ExportError
 
 Array: TypeAlias = NDArray[Any]
@@ -43,7 +44,10 @@ class ImportRequest:
     name: str
     version: int | None = None
     out: Path = Path("bundles")
-    states: Mapping[str, str] = field(default_factory=dict)
+    states: tuple[str, ...] = ()
+    """Items `in:out`, or `none`; `read_roles` finds out which names they mean."""
+    data: tuple[str, ...] = ()
+    """Inputs that are no states."""
     shapes: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict)
     """What a caller sends, contexts not included."""
     batch_axes: Mapping[str, int | None] = field(default_factory=dict)
@@ -56,24 +60,82 @@ class ImportRequest:
     tolerance: float | None = None
 
 
-def parse_states(pairs: Iterable[str]) -> dict[str, str]:
-    """Parse `in:out` items; names may hold colons themselves only where they come in pairs (`a::b:c::d`)."""
-    found = {}
-    for pair in pairs:
-        left, separator, right = pair.replace("::", "\0").partition(":")
-        if not separator or not left or not right:
-            raise ExportError(f"--state {pair}: say INPUT:OUTPUT")
-        found[left.replace("\0", "::")] = right.replace("\0", "::")
-    if len(set(found.values())) < len(found):
-        raise ExportError("--state: two states cannot come out of one output")
-    return found
+@dataclass(frozen=True, slots=True)
+class SaidRoles:
+    """Which inputs are states, and which are data, as far as the caller said so."""
+
+    states: Mapping[str, str] = field(default_factory=dict)
+    """Outputs by input."""
+    is_complete: bool = False
+    """There are no other states: at least one was named, or `none` was said."""
+    data: frozenset[str] = frozenset()
+
+    def may_be_state(self, name: str) -> bool:
+        return name in self.states or not (self.is_complete or name in self.data)
+
+
+def read_roles(request: ImportRequest, inputs: Collection[str], outputs: Collection[str]) -> SaidRoles:
+    """Return the roles that `request` names, for a graph of these `inputs` and `outputs`.
+
+    Raises:
+        ExportError: A name is no name of the graph, or two options contradict each other.
+    """
+    is_none = NONE in request.states
+    if is_none and set(request.states) != {NONE}:
+        raise ExportError("--state none says that no input is a state: leave it out, or the other --state")
+    states: dict[str, str] = {}
+    for item in request.states if not is_none else ():
+        name, output = _read_pair(item, inputs, outputs)
+        if states.get(name, output) != output:
+            raise ExportError(f"--state {item}: {name} comes out of {states[name]} already, as another --state says")
+        if output in states.values() and name not in states:
+            raise ExportError(f"--state {item}: two states cannot come out of one output")
+        states[name] = output
+    data = frozenset(_unquoted(name, inputs) for name in request.data)
+    for name in sorted(data):
+        if name not in inputs:
+            raise ExportError(f"--data: the graph has no input {name!r}{known_names(name, sorted(inputs), 'it has')}")
+    for first, names, second, others in (
+        ("--state", states, "--data", data),
+        ("--state", states, "--constant", request.constants),
+        ("--data", data, "--constant", request.constants),
+        ("--state", states, "--context", request.contexts),
+    ):
+        for name in names:
+            if name in others:
+                raise ExportError(f"{first} and {second} contradict each other on {name!r}: leave one out")
+    return SaidRoles(states, bool(request.states), data)
+
+
+def _read_pair(item: str, inputs: Collection[str], outputs: Collection[str]) -> tuple[str, str]:
+    """Split `in:out` where both sides are names of the graph: TensorFlow's names end in `:0`, others hold `::`."""
+    colons = [at for at, letter in enumerate(item) if letter == ":"]
+    splits = [(_unquoted(item[:at], inputs), _unquoted(item[at + 1 :], outputs)) for at in colons]
+    fits = [(name, output) for name, output in splits if name in inputs and output in outputs]
+    if len(fits) == 1:
+        return fits[0]
+    if fits:
+        readings = " or ".join(f'\'"{name}":"{output}"\'' for name, output in fits)
+        raise ExportError(f"--state {item} can be read in several ways: say {readings}")
+    splits = [(name, output) for name, output in splits if name and output]
+    if not splits:
+        raise ExportError(f"--state {item}: say INPUT:OUTPUT, or none")
+    name, output = next((pair for pair in splits if pair[0] in inputs), splits[-1])
+    wrong, names = (output, outputs) if name in inputs else (name, inputs)
+    raise ExportError(f"--state: the graph has no {wrong!r}{known_names(wrong, sorted(names), 'it has')}")
+
+
+def _unquoted(text: str, names: Collection[str]) -> str:
+    """Take quotation marks off a name that was put between them."""
+    is_quoted = len(text) > 2 and text[0] == text[-1] and text[0] in "\"'" and text not in names
+    return text[1:-1] if is_quoted else text
 
 
 def parse_named(option: str, items: Iterable[str]) -> dict[str, str]:
-    """Parse `NAME=VALUE` items."""
+    """Parse `NAME=VALUE` items; a name may hold `=`, a value never does."""
     found = {}
     for item in items:
-        name, separator, value = item.partition("=")
+        name, separator, value = item.rpartition("=")
         if not separator or not name or not value:
             raise ExportError(f"{option} {item}: say NAME=VALUE")
         found[name] = value

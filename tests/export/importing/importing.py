@@ -27,6 +27,7 @@ def said(source: Net | Path, root: Path, **options: Any) -> Said:
         "version": options.get("version"),
         "out": str(root / "bundles"),
         "states": options.get("states", ()),
+        "data": options.get("data", ()),
         "shapes": options.get("shapes", ()),
         "batch_axes": options.get("batch_axes", ()),
         "time_axes": options.get("time_axes", ()),

@@ -122,7 +122,51 @@ def test_a_pair_that_was_said_is_taken_or_refused(tmp_path: Path) -> None:
     assert "cannot stream" in refusal(lstm(), tmp_path, states=crossed)
     assert "it has" in refusal(lstm(), tmp_path, states=["h_in:nowhere"])
     assert "one cannot be fed to the other" in refusal(lstm(), tmp_path, states=["h_in:y"])
-    assert pairs(imported(lstm(), tmp_path, states=["h_in:h_out"])) == {"h_in": "h_out", "c_in": "c_out"}
+
+
+def test_states_that_were_said_are_all_there_are(tmp_path: Path) -> None:
+    assert "only h_in was said to be a state" in refusal(lstm(), tmp_path, states=["h_in:h_out"])
+    assert "no input was said to be a state" in refusal(lstm(), tmp_path, states=["none"])
+    both = ["h_in:h_out", "c_in:c_out"]
+    assert pairs(imported(lstm(), tmp_path, states=both)) == {"h_in": "h_out", "c_in": "c_out"}
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"states": ["none", "h_in:h_out"]}, "--state none says that no input is a state"),
+        ({"states": ["h_in:h_out", "h_in:c_out"]}, "h_in comes out of h_out already"),
+        ({"states": ["h_in:h_out"], "data": ["h_in"]}, "--state and --data contradict each other on 'h_in'"),
+        ({"states": ["h_in:h_out"], "constants": ["h_in=0"]}, "--state and --constant contradict each other"),
+        ({"states": ["h_in:h_out"], "contexts": ["h_in=2"]}, "--state and --context contradict each other"),
+        ({"data": ["x"], "constants": ["x=0"]}, "--data and --constant contradict each other on 'x'"),
+        ({"data": ["h_im"]}, "--data: the graph has no input 'h_im'"),
+        ({"states": [":"]}, "say INPUT:OUTPUT, or none"),
+    ],
+)
+def test_what_contradicts_itself_is_told_in_one_line(
+    tmp_path: Path, options: dict[str, list[str]], reason: str
+) -> None:
+    assert reason in refusal(lstm(), tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ("state:0:h_out:0", "cell:0:c_out:0"),
+        ('"state:0":"h_out:0"', "'cell:0':c_out:0"),
+    ],
+)
+def test_names_that_hold_colons_can_be_said(tmp_path: Path, said: tuple[str, str]) -> None:
+    net = lstm(names=("x:0", "state:0", "cell:0", "out:0", "h_out:0", "c_out:0"))
+    assert pairs(imported(net, tmp_path, states=said)) == {"state:0": "h_out:0", "cell:0": "c_out:0"}
+
+
+def test_names_that_can_be_split_in_two_ways_must_be_quoted(tmp_path: Path) -> None:
+    net = lstm(names=("x", "a:b", "a", "y", "c", "b:c"))
+    assert 'can be read in several ways: say \'"a":"b:c"\' or \'"a:b":"c"\'' in refusal(net, tmp_path, states=["a:b:c"])
+    bundle = imported(net, tmp_path, states=['"a:b":"c"', '"a":"b:c"'])
+    assert pairs(bundle) == {"a:b": "c", "a": "b:c"}
 
 
 def test_where_one_run_is_one_step_and_nothing_tells_states_apart_the_caller_is_asked(tmp_path: Path) -> None:
