@@ -1,7 +1,8 @@
-"""Replays a bundle's graph in onnxruntime, on random sequences, in any cut and any company.
+"""Replays a bundle's graph as the server runs it, on random sequences, in any cut and any company.
 
-Speaks in the manifest's names: rows are cut along time and stacked along the batch wherever those axes are. Needs numpy
-and onnxruntime only. Knows nothing of what is proved with it, nor of sessions or the engine.
+Speaks in the manifest's names: rows are cut along time and stacked along the batch wherever those axes are. Runs go
+through the engine's runner, and states through its arena, so that what is proved is what is served. Knows nothing of
+what is proved with it, nor of sessions.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tidegate.bundle import BATCH, TIME, Manifest, StateSpec, TensorSpec, TokenCodec
-from tidegate.errors import BundleError
-from tidegate.ort import FAILURES, check_edges, load_session
+from tidegate.bundle import BATCH, GRAPH, TIME, Bundle, Manifest, StateSpec, TensorSpec, TokenCodec
+from tidegate.engine.arena import INITIAL, Arena, Budget, Plane
+from tidegate.engine.runner import Runner, from_graph, to_graph
+from tidegate.errors import BundleError, InvalidInputError
+from tidegate.ort import FAILURES
 
 Array: TypeAlias = NDArray[Any]
 Tensors: TypeAlias = dict[str, Array]
@@ -30,8 +34,45 @@ class Result:
     states: Tensors
 
 
+class StatePool:
+    """States of some rows in slots of the engine's arena, as the server keeps those of its sessions."""
+
+    def __init__(self, manifest: Manifest, rows: int) -> None:
+        planes = [Plane.of_state(state) for state in manifest.states]
+        self._states = manifest.states
+        self._arena = Arena(planes, Budget(rows * max(1, sum(plane.row_bytes for plane in planes))))
+        self._slots = np.array([self._arena.allocate() for _ in range(rows)], np.intp)
+        self._has_begun = np.zeros(rows, bool)
+
+    def gather(self, rows: Sequence[int]) -> list[Array]:
+        """Return the states of `rows` as the runner takes them; of those that have not begun, the initial ones."""
+        chosen = np.array(rows, np.intp)
+        return self._arena.gather(np.where(self._has_begun[chosen], self._slots[chosen], INITIAL), len(self._states))
+
+    def scatter(self, rows: Sequence[int], values: Sequence[Array]) -> None:
+        """Keep the states of `rows` as the runner gives them.
+
+        Raises:
+            BundleError: One has another shape than the manifest says.
+        """
+        chosen = np.array(rows, np.intp)
+        for state, value in zip(self._states, values, strict=True):
+            axes = state.axes if state.batch_axis is not None else (BATCH, *state.axes)
+            wanted = tuple(axis if isinstance(axis, int) else len(rows) for axis in axes)
+            if value.shape != wanted:
+                found = value.shape if state.batch_axis is not None else value.shape[1:]
+                raise BundleError(f"{state.output} has shape {found}, the manifest says {state.axes}")
+        self._arena.scatter(self._slots[chosen], values)
+        self._has_begun[chosen] = True
+
+    def move(self, row: int) -> None:
+        """Take the states of a row away and put them back as a snapshot does: as bytes."""
+        if self._has_begun[row]:
+            self._arena.load(int(self._slots[row]), self._arena.dump(int(self._slots[row])))
+
+
 class GraphRunner:
-    """A graph in onnxruntime on one CPU thread, spoken to in the manifest's names."""
+    """A graph in the engine's runner on one CPU thread, spoken to in the manifest's names."""
 
     def __init__(self, graph: bytes, manifest: Manifest) -> None:
         """Load `graph`, the content of an ONNX file.
@@ -40,12 +81,11 @@ class GraphRunner:
             BundleError: The runtime refuses the graph, or the manifest names what it does not have.
         """
         self.manifest = manifest
+        bundle = Bundle(Path(manifest.name) / manifest.version, manifest, "", {GRAPH: graph})
         try:
-            self._session = load_session(graph)
-        except FAILURES as error:
-            raise _refused(error) from error
-        self._fetches = [spec.name for spec in manifest.outputs] + [state.output for state in manifest.states]
-        check_edges(self._session, manifest)
+            self._runner = Runner(bundle)
+        except BundleError as error:
+            raise (_refused(error.__cause__) if error.__cause__ else error) from error
 
     def initial(self, rows: int) -> Tensors:
         """Return the states of `rows` sequences that have not begun."""
@@ -55,30 +95,61 @@ class GraphRunner:
         """Run all of `inputs` (rows of equal length) from `states`, once.
 
         Raises:
-            BundleError: The runtime fails.
+            BundleError: The runtime fails, or refuses the values (reason REFUSED_BY_MODEL).
         """
-        feeds = {**inputs, **states}
-        if self.manifest.lengths is not None:
-            feeds[self.manifest.lengths] = self._lengths(inputs)
-        try:
-            values = dict(zip(self._fetches, self._session.run(self._fetches, feeds), strict=True))
-        except FAILURES as error:
-            raise _refused(error) from error
-        outputs = {spec.name: values[spec.name] for spec in self.manifest.outputs}
-        return Result(outputs, {state.input: values[state.output] for state in self.manifest.states})
+        outputs, news = self._run(inputs, self._to_engine(states))
+        return Result(outputs, self._from_engine(news))
 
     def walk(self, inputs: Tensors, lengths: Sequence[int], states: Tensors | None = None) -> Result:
-        """Run `inputs` in consecutive chunks of `lengths` steps, state carried along.
+        """Run `inputs` in consecutive chunks of `lengths` steps, states kept in the engine's arena.
 
         Outputs are joined along time; one without a time axis is the last chunk's.
         """
-        carried = self.initial(self._rows(inputs)) if states is None else states
+        rows = range(self._rows(inputs))
+        pool = StatePool(self.manifest, len(rows))
+        if states is not None:
+            pool.scatter(rows, self._to_engine(states))
         pieces, start = [], 0
         for length in lengths:
-            piece = self.run(self.cut(inputs, start, start + length), carried)
-            pieces.append(piece.outputs)
-            carried, start = piece.states, start + length
-        return Result(self.join(pieces), carried)
+            pieces.append(self.step(pool, rows, self.cut(inputs, start, start + length)))
+            start += length
+        return Result(self.join(pieces), self.states_of(pool, rows))
+
+    def step(self, pool: StatePool, rows: Sequence[int], inputs: Tensors) -> Tensors:
+        """Run `inputs` from the states that `rows` have in `pool`, keep the new ones there, and return the outputs."""
+        outputs, news = self._run(inputs, pool.gather(rows))
+        pool.scatter(rows, news)
+        return outputs
+
+    def states_of(self, pool: StatePool, rows: Sequence[int]) -> Tensors:
+        """Return the states of `rows` in `pool`, as the graph has them."""
+        return self._from_engine(pool.gather(rows))
+
+    def _run(self, inputs: Tensors, states: Sequence[Array]) -> tuple[Tensors, list[Array]]:
+        manifest = self.manifest
+        try:
+            outputs, news = self._runner.run(
+                [from_graph(spec, inputs[spec.name]) for spec in manifest.inputs], list(states)
+            )
+            return {spec.name: to_graph(spec, outputs[spec.name]) for spec in manifest.outputs}, news
+        except InvalidInputError as error:
+            raise _refused(error.__cause__ or error, reason=error.reason) from error
+        except FAILURES as error:
+            raise _refused(error) from error
+        except ValueError as error:  # an output of fewer axes, which cannot be brought into order
+            raise BundleError("the graph's outputs do not have the axes that the manifest says") from error
+
+    def _to_engine(self, states: Tensors) -> list[Array]:
+        return [
+            states[state.input] if state.batch_axis is not None else np.asarray(states[state.input])[None]
+            for state in self.manifest.states
+        ]
+
+    def _from_engine(self, values: Sequence[Array]) -> Tensors:
+        return {
+            state.input: value if state.batch_axis is not None else np.asarray(value[0])
+            for state, value in zip(self.manifest.states, values, strict=True)
+        }
 
     def cut(self, inputs: Tensors, start: int, stop: int) -> Tensors:
         """Return steps `start` to `stop` of `inputs`."""
@@ -110,13 +181,6 @@ class GraphRunner:
         ]
         return int(sizes[0]) if sizes else 1
 
-    def _lengths(self, inputs: Tensors) -> Array:
-        steps = next(
-            inputs[spec.name].shape[spec.time_axis] for spec in self.manifest.inputs if spec.time_axis is not None
-        )
-        kind = {item.name: item.type for item in self._session.get_inputs()}[self.manifest.lengths]
-        return np.full(self._rows(inputs), steps, dtype=kind.removeprefix("tensor(").removesuffix(")"))
-
 
 def random_inputs(manifest: Manifest, rows: int, steps: int, rng: np.random.Generator) -> Tensors:
     """Make inputs of `rows` sequences from the manifest: tokens of the vocabulary, or values standard normal."""
@@ -134,18 +198,16 @@ def stream_together(
 ) -> list[Result]:
     """Run ragged `rows` in random batches: each turn, some that are not done advance by the same number of steps."""
     positions = [0] * len(rows)
-    states = [runner.initial(1) for _ in rows]
+    pool = StatePool(runner.manifest, len(rows))
     pieces: list[list[Tensors]] = [[] for _ in rows]
     for chosen, length in _turns(positions, lengths, rng):
         cuts = [runner.cut(rows[i], positions[i], positions[i] + length) for i in chosen]
-        inputs = runner.stack(cuts, runner.manifest.inputs)
-        result = runner.run(inputs, runner.stack([states[i] for i in chosen], runner.manifest.states))
+        outputs = runner.step(pool, chosen, runner.stack(cuts, runner.manifest.inputs))
         for place, i in enumerate(chosen):
-            own = runner.row_of(result, place)
-            pieces[i].append(own.outputs)
-            states[i] = own.states
+            pieces[i].append(runner.row(outputs, runner.manifest.outputs, place))
             positions[i] += length
-    return [Result(runner.join(piece), state) for piece, state in zip(pieces, states, strict=True)]
+        pool.move(chosen[0])
+    return [Result(runner.join(piece), runner.states_of(pool, [row])) for row, piece in enumerate(pieces)]
 
 
 def _turns(
@@ -193,13 +255,13 @@ def _joined(arrays: Sequence[Array], axis: int | None) -> Array:
     return arrays[-1] if axis is None else np.concatenate(arrays, axis)
 
 
-def _refused(error: Exception) -> BundleError:
+def _refused(error: BaseException, *, reason: str = "BAD_BUNDLE") -> BundleError:
     text = " ".join(str(error).split())
     if "layout" in text.lower():
         return not_streamable("a recurrent operator has layout=1, which onnxruntime's CPU kernels refuse")
     if "Failed to allocate memory" in text:
         return BundleError("the graph asks for more memory than there is", reason="OUT_OF_MEMORY")
-    return BundleError(f"onnxruntime refuses the graph: {text}")
+    return BundleError(f"onnxruntime refuses the graph: {text}", reason=reason)
 
 
 def not_streamable(message: str) -> BundleError:

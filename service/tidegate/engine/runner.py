@@ -91,7 +91,8 @@ class Runner:
         """
         feeds = {spec.name: to_graph(spec, array) for spec, array in zip(self._inputs, inputs, strict=True)}
         for spec, array in zip(self._states, states, strict=True):
-            feeds[spec.input] = array if spec.batch_axis is not None else array[0]
+            # Of a state without axes, array[0] is a number of numpy's, which onnxruntime takes for no tensor.
+            feeds[spec.input] = array if spec.batch_axis is not None else np.asarray(array[0])
         if self._lengths is not None:
             name, dtype = self._lengths
             rows, steps = inputs[0].shape[:2]
@@ -171,4 +172,4 @@ def from_graph(spec: TensorSpec, array: Tensor) -> Tensor:
 
 
 def _state(spec: StateSpec, array: Tensor) -> Tensor:
-    return array if spec.batch_axis is not None else array[None]
+    return array if spec.batch_axis is not None else np.asarray(array)[None]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from tests.service.engine.test_runner import bundle
 from tests.service.serving import write_bundles
 from tidegate.api import Tensor
-from tidegate.bundle import GRAPH, Axis, Bundle, StateSpec, read_bundle
+from tidegate.bundle import GRAPH, Axis, Bundle, Manifest, StateSpec, TensorCodec, TensorSpec, read_bundle
 from tidegate.engine.arena import INITIAL, Arena, Budget, Plane
 from tidegate.engine.device.arena import FIRST_ROW, INITIAL_ROW, SPARE_ROW, DeviceArena, DeviceMemory
 from tidegate.engine.device.runner import DeviceRunner, open_device_runner
@@ -218,3 +219,44 @@ def test_a_graph_that_differs_when_it_is_replayed_runs_as_it_is(
     assert isinstance(runner, DeviceRunner)
     assert not runner.captures
     assert "no CUDA graphs: y of a replayed run is not that of a plain one" in caplog.text
+
+
+NO_AXES = [
+    ("int64", "h_out = Add(h, one)"),
+    ("float", "h_out = Add(h, one)"),
+    ("float16", "h_out = Add(h, one)"),
+    ("bool", "h_out = Not(h)"),
+]
+
+
+@pytest.mark.parametrize(("dtype", "body"), NO_AXES)
+def test_a_state_without_axes_is_kept_by_both_arenas_alike(dtype: str, body: str) -> None:
+    text = f"""<ir_version: 10, opset_import: ["" : 21]> g (float[time,2] x, {dtype}[] h)
+        => (float[time,2] y, {dtype}[] h_out) {{
+            number = Constant<value = float {{1}}>() one = CastLike(number, h)
+            h_float = Cast<to=1>(h) y = Add(x, h_float) {body} }}"""
+    axes: tuple[Axis, ...] = ("time", 2)
+    manifest = Manifest(
+        name="hand-made",
+        version="1",
+        task="stream",
+        cell="foreign",
+        inputs=(TensorSpec(name="x", dtype="float32", axes=axes),),
+        outputs=(TensorSpec(name="y", dtype="float32", axes=axes),),
+        states=(StateSpec.model_validate({"input": "h", "output": "h_out", "dtype": KINDS[dtype], "axes": ()}),),
+        codec=TensorCodec(outputs=("y",)),
+    )
+    model = onnx.parser.parse_model(text)
+    pair = Pair(Bundle(Path(), manifest, "", {GRAPH: model.SerializeToString()}), 8)
+    first, second = pair.slots[:2]
+    x: Tensor = np.zeros((1, 1, 2), np.float32)
+    pair.step([INITIAL], [first], [0], [x])
+    for arena in (pair.host, pair.device):
+        arena.load(second, arena.dump(first))
+    pair.step([second], [second], [0], [x])
+    for slot, steps in ((first, 1), (second, 2)):
+        wanted = steps % 2 if dtype == "bool" else steps
+        assert [float(value) for value in pair.states(slot)[0]] == [wanted, wanted]
+
+
+KINDS = {"int64": "int64", "float": "float32", "float16": "float16", "bool": "bool"}
