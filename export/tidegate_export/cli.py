@@ -30,7 +30,16 @@ def export(  # noqa: PLR0913, PLR0917 - the command line's options
             help="Folder of a run; my_module:factory or FILE.py:factory for your own module; or a bundle to calibrate."
         ),
     ],
-    weights: Annotated[Path | None, typer.Option(help="State dict of your own module, read with weights_only.")] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Weights of your own module: a file of torch.save, .safetensors or .npz. No code in it runs."
+        ),
+    ] = None,
+    weights_key: Annotated[
+        str | None,
+        typer.Option(help="Which weights to take where the file has them more than once, like state_dict_ema."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle.", show_default="the run's")] = None,
     version: Annotated[
         int | None, typer.Option(min=1, help="Version of the bundle.", show_default="the next free one")
@@ -51,10 +60,11 @@ def export(  # noqa: PLR0913, PLR0917 - the command line's options
     time_limit: TimeLimit = LONG_SECONDS,
 ) -> None:
     """Export a model as a bundle. Prove that it can stream and that its results are equal to PyTorch's."""
-    require("train", "torch", "onnx", "onnxscript", "onnxruntime")
+    require("train", "torch", "onnx", "onnxscript", "onnxruntime", "safetensors")
     said = {
         "source": source,
         "weights": None if weights is None else str(weights),
+        "weights_key": weights_key,
         "name": name,
         "version": version,
         "shape": shape,

@@ -5,7 +5,6 @@ Knows files and Python imports of the user's; turns every error that is the user
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import json
@@ -15,7 +14,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-import torch
 from pydantic import ValidationError
 from torch import nn
 
@@ -26,6 +24,7 @@ from tidegate_export.candidate import ExportCandidate, Exported, export_candidat
 from tidegate_export.errors import ExportError
 from tidegate_export.modules import Description, InputShape, module_candidate
 from tidegate_export.trained import trained_candidate, trained_name
+from tidegate_export.weights import load_weights
 from tidegate_models.errors import TrainingInputError
 
 
@@ -35,6 +34,7 @@ class ExportRequest:
 
     source: str
     weights: Path | None = None
+    weights_key: str | None = None
     name: str | None = None
     version: int | None = None
     shape: str | None = None
@@ -83,8 +83,11 @@ def _candidate(request: ExportRequest) -> ExportCandidate:
         raise ExportError("a module of your own needs --name")
     module = _build(request.source)
     provenance: dict[str, Any] = {"factory": Path(request.source).name}
+    if request.weights is None and request.weights_key is not None:
+        raise ExportError("--weights-key goes with --weights")
     if request.weights is not None:
-        provenance["weights_sha256"] = _load_weights(module, request.weights)
+        loaded = load_weights(module, request.weights, request.weights_key)
+        provenance |= {"weights_sha256": loaded.sha256, "weights": [request.weights.name, *loaded.notes]}
     description = Description(
         name=request.name,
         version=_version(request, request.name),
@@ -101,6 +104,7 @@ def _refuse_options(request: ExportRequest) -> None:
     """A run says for itself what its network is: an option that would be ignored is an error."""
     given = {
         "--weights": request.weights,
+        "--weights-key": request.weights_key,
         "--example-shape or --input": request.shape,
         "--task": None if request.task == "stream" else request.task,
         "--vocabulary": request.vocabulary,
@@ -157,20 +161,6 @@ def _import(place: str) -> ModuleType:
         raise ExportError(f"{place} cannot be imported: {_first_line(error)}") from error
 
 
-def _load_weights(module: nn.Module, path: Path) -> str:
-    """Load a state dict, or a dictionary that has one under `state_dict`; return the file's SHA-256."""
-    try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # what is no pickle makes torch.load fail in whatever way its bytes are misread
-        raise ExportError(f"{path} is not a file of weights: {_first_line(error)}") from error
-    weights = content.get("state_dict", content) if isinstance(content, dict) else content
-    try:
-        module.load_state_dict(weights)
-    except (RuntimeError, TypeError) as error:
-        raise ExportError(f"{path} does not fit the module: {' '.join(str(error).split())}") from error
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _vocabulary(path: Path | None) -> dict[str, Any] | None:
     """Read a vocabulary file; a plain list of tokens is one without an unknown token."""
     if path is None:
@@ -193,6 +183,8 @@ def _told(exported: Exported) -> str:
         f"parity with PyTorch: {parity.cases} sequences, worst |Δ| - 1e-4·|x| = {parity.max_error:.1e}",
         f"streaming proof: {manifest.proof.cases} comparisons, worst {manifest.proof.max_error:.1e}",
     ]
+    if "weights" in manifest.provenance:
+        lines.append(f"weights: {', '.join(manifest.provenance['weights'])}")
     if manifest.drift is not None:
         lines.append(_chart(manifest.drift))
     elif manifest.task in {"next_token", "forecast"}:
