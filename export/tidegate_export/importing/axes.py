@@ -18,7 +18,7 @@ from tidegate_export.errors import ExportError
 from tidegate_export.importing.evidence import batch_likelihood, time_likelihood
 from tidegate_export.importing.flow import Flow, Link
 from tidegate_export.importing.foreign import Declared
-from tidegate_export.importing.plan import Axes
+from tidegate_export.importing.plan import Axes, context_place
 from tidegate_export.importing.request import ANY, ImportRequest
 
 MOST_GUESSES = 24
@@ -61,6 +61,8 @@ def _told(item: Declared, request: ImportRequest) -> Declared:
         if item.dims is not None and not _agree(dims, item.dims):
             told = ",".join(map(str, dims))
             raise ExportError(f"--shape {item.name}={told} (with context) contradicts the file's {list(item.dims)}")
+        if item.dims is not None:  # what the file fixes at 1 is freed later, where that can be
+            dims = tuple(1 if dim == 1 else axis for axis, dim in zip(dims, item.dims, strict=True))
     if dims is None:
         raise ExportError(f"{item.name!r} declares no shape: say it, as in --shape {item.name}=batch,time,80")
     for word, axes in ((BATCH, request.batch_axes), (TIME, request.time_axes)):
@@ -77,16 +79,17 @@ def _told(item: Declared, request: ImportRequest) -> Declared:
 def _with_context(name: str, request: ImportRequest) -> Axes:
     axes = list(request.shapes[name])
     context = request.contexts.get(name)
-    if context is not None and not context.is_time and axes[-1] != TIME:
-        if not isinstance(axes[-1], int):
-            raise ExportError(f"--context {name}: the last axis needs a size in --shape")
-        axes[-1] += context.size
+    place = None if context is None else context_place(context, tuple(axes))
+    if context is not None and place is not None:
+        size = axes[place]
+        if isinstance(size, int):
+            axes[place] = size + context.size
     return tuple(axes)
 
 
 def _agree(axes: Axes, dims: Sequence[int | str]) -> bool:
     return len(axes) == len(dims) and all(
-        not (isinstance(axis, int) and isinstance(dim, int)) or axis == dim
+        isinstance(dim, str) or dim in {axis, 1 if isinstance(axis, str) else axis}
         for axis, dim in zip(axes, dims, strict=True)
     )
 
@@ -148,7 +151,11 @@ def _guess(inputs: Sequence[Declared], meaning: Mapping[str, Axis]) -> Guess | N
 
 
 def _is_allowed(guess: Guess, request: ImportRequest) -> bool:
-    """Whether a guess respects `none`."""
+    """Whether a guess respects `none`, and has time where a context is counted in steps of it."""
+    for name, context in request.contexts.items():
+        place = context_place(context, guess[name])
+        if place is None or guess[name][place] == BATCH:
+            return False
     return all(
         word not in axes or axis is not None
         for word, said in ((BATCH, request.batch_axes), (TIME, request.time_axes))

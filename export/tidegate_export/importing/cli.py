@@ -47,7 +47,9 @@ def import_(  # noqa: PLR0913, PLR0917 - the command line's options
     context: Annotated[
         Many,
         typer.Option(
-            metavar="NAME=N", help="Put the last N elements of an input before the next ones; N@time counts steps."
+            metavar="NAME=N@AXIS",
+            help="Put the last N elements of an input before the next ones, along its axis number AXIS or its time; "
+            "without @AXIS along the last axis.",
         ),
     ] = [],  # noqa: B006
     initial: Annotated[

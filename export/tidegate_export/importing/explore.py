@@ -26,12 +26,16 @@ from tidegate_export.importing.plan import Axes, Found, is_along_time, sized
 from tidegate_export.importing.refusals import (
     RejectedError,
     grows,
+    lacks_rows,
     only_said,
     unsaid_setting,
     why_not_streamable,
     without_state,
 )
 from tidegate_export.importing.request import ImportRequest, SaidRoles
+
+_MOST_ALONE = 4
+"""Guesses that are tried to say what a graph without states lacks."""
 
 _MOST_ELEMENTS = 1 << 26
 """Of one input in a try: declared sizes may be anything."""
@@ -61,13 +65,15 @@ class Explorer:
         Raises:
             ExportError: Nothing holds; with the reason of the guess that got furthest, and what to do.
         """
-        if len(self.inputs) == 1 and not self.request.contexts:  # whatever its axes are
+        is_alone = len(self.inputs) == 1 and not self.request.contexts  # no state, whatever its axes are
+        if is_alone and self.flow.layers:
             raise ExportError(str(without_state(self.flow)))
         self._refuse_settings()
-        rejections: list[RejectedError] = []
+        rejections = [without_state(self.flow, self.inputs)] if is_alone else []
         does_not_stream = False
         known_widths = widths(self.flow, [item.name for item in self.inputs])
-        for guess in guesses(self.inputs, self.likely_states(), known_widths, self.request):
+        tried = guesses(self.inputs, self.likely_states(), known_widths, self.request)
+        for guess in tried[: _MOST_ALONE if is_alone else None]:
             attempt = _Try(self, guess)
             if does_not_stream and not attempt.has_time:
                 continue  # what fails as a stream is not made one by taking it step by step
@@ -180,6 +186,10 @@ class _Try:
                 axes.append(TIME)
             else:
                 self._refuse_growth(name)
+                if pair[1] - pair[0] == sizes[1][1] - sizes[0][1]:
+                    inputs = [other for other in self._names() if TIME in self.axes[other]]
+                    told = lacks_rows(name, sizes[0][1] - pair[0], self.overlaps, inputs)
+                    raise RejectedError(2, told) from NotStreamableError(told)
                 reason = (
                     f"output {name!r} has {pair[0]} elements where the input has {sizes[0][1]} steps: not one a step"
                 )
@@ -309,7 +319,7 @@ class _Try:
 
     def _without_state(self) -> RejectedError:
         said = only_said(self.explorer.roles)
-        return RejectedError(4, said) if said else without_state(self.explorer.flow)
+        return RejectedError(4, said) if said else without_state(self.explorer.flow, self.explorer.inputs)
 
     def _refuse_unsaid(self, sides: Sequence[str], lengths: Sequence[str]) -> None:
         """A single number that is neither data nor a state is a setting."""

@@ -36,6 +36,7 @@ from tidegate_export.errors import ExportError
 from tidegate_export.importing.axes import told
 from tidegate_export.importing.branches import with_branches_taken
 from tidegate_export.importing.card import Imported, checks, findings, imported_card
+from tidegate_export.importing.contexts import with_contexts_placed, with_first_contexts
 from tidegate_export.importing.edit import empty, is_empty, with_constants, without_empty_outputs
 from tidegate_export.importing.evidence import Evidence
 from tidegate_export.importing.explore import Explorer
@@ -121,6 +122,7 @@ def _explored(source: ImportSource, rounding: Rounding, request: ImportRequest) 
     inputs = {item.name: item for item in declared(source.model.graph.input)}
     declared(source.model.graph.output)
     _refuse_unknown(inputs, request)
+    request = with_contexts_placed(request, inputs)
     roles = read_roles(request, inputs, [item.name for item in source.model.graph.output])
     constants = {
         name: parse_constant(name, text, inputs[name].dtype, inputs[name].dims or ())
@@ -130,6 +132,7 @@ def _explored(source: ImportSource, rounding: Rounding, request: ImportRequest) 
     model = with_constants(without_empty_outputs(source.model), constants, inputs)
     rest = told([item for name, item in inputs.items() if name not in constants], request)
     flow, foreign = trace(model), Foreign(model)
+    first_contexts, initial = _initial(request, {item.name: inputs[item.name] for item in rest})
     explorer = Explorer(
         model=model,
         foreign=foreign,
@@ -138,11 +141,11 @@ def _explored(source: ImportSource, rounding: Rounding, request: ImportRequest) 
         flow=flow,
         request=request,
         roles=roles,
-        initial=_initial(request, {item.name: inputs[item.name] for item in rest}),
+        initial=initial,
         slack=rounding.slack,
         tolerance=request.tolerance or ABSOLUTE,
     )
-    found = with_branches_taken(explorer.explore())
+    found = with_branches_taken(with_first_contexts(explorer.explore(), first_contexts, request.initial))
     if found.is_frame and not request.is_within_frame:
         _refuse_forgetful(found, trace(found.model))
     if rounding.is_by_run and not found.is_frame:
@@ -177,8 +180,10 @@ def _refuse_unknown(inputs: Mapping[str, Declared], request: ImportRequest) -> N
             raise ExportError(f"--constant: the graph has no {name!r}{known_names(name, sorted(inputs), 'it has')}")
 
 
-def _initial(request: ImportRequest, inputs: Mapping[str, Declared]) -> dict[str, Array]:
+def _initial(request: ImportRequest, inputs: Mapping[str, Declared]) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return the first contexts, and the first states, by the names of their inputs."""
     arrays = read_initial(request.initial)
+    contexts = {name: arrays.pop(name) for name in request.contexts if name in arrays}
     for name, array in arrays.items():
         item = inputs.get(name)
         if item is None:
@@ -193,7 +198,7 @@ def _initial(request: ImportRequest, inputs: Mapping[str, Declared]) -> dict[str
             )
         if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
             raise ExportError(f"{request.initial}: {name!r} does not hold finite numbers")
-    return {name: array.astype(inputs[name].dtype) for name, array in arrays.items()}
+    return contexts, {name: array.astype(inputs[name].dtype) for name, array in arrays.items()}
 
 
 def _refuse_forgetful(found: Found, flow: Flow) -> None:

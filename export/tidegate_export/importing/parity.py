@@ -14,9 +14,10 @@ from tidegate.proof import ABSOLUTE, excess
 from tidegate.replay import GraphRunner, random_inputs
 from tidegate_export.errors import ExportError
 from tidegate_export.importing.foreign import Array, Arrays, Foreign, declared
-from tidegate_export.importing.plan import Found, is_along_time, sized
+from tidegate_export.importing.plan import Found, context_axes, context_place, num_left, sized
 
 _STEPS = 12
+_MOST_STEPS = 512
 _SEEDS = range(3)
 
 
@@ -50,11 +51,11 @@ def check_parity(found: Found, graph: bytes, manifest: Manifest, tolerance: floa
         ExportError: They differ.
     """
     runner, by_hand = GraphRunner(graph, manifest), _ByHand(found)
-    worst, largest, cases = -ABSOLUTE, 0.0, 0
+    worst, largest, cases, steps = -ABSOLUTE, 0.0, 0, _num_steps(found)
     for seed in _SEEDS:
-        inputs = random_inputs(manifest, 1, _STEPS, np.random.default_rng(seed))
-        wanted, states = by_hand.walk(inputs, manifest.inputs)
-        for lengths in ([_STEPS], [1] * _STEPS):
+        inputs = random_inputs(manifest, 1, steps, np.random.default_rng(seed))
+        wanted, states = by_hand.walk(inputs, manifest.inputs, steps)
+        for lengths in ([steps], [1] * steps):
             result = runner.walk(inputs, lengths)
             got = {spec.name: _rows(result.outputs[spec.name], spec) for spec in manifest.outputs}
             got |= {name: result.states[name].reshape(1, -1) for name in states}
@@ -68,6 +69,13 @@ def check_parity(found: Found, graph: bytes, manifest: Manifest, tolerance: floa
     return ImportParity(cases, largest, worst)
 
 
+def _num_steps(found: Found) -> int:
+    """Return so many steps that every context is filled and left behind."""
+    axes = {spec.name: spec.axes for spec in found.data}
+    filled = (-(-item.size // num_left(item, axes[name])) for name, item in found.contexts.items())
+    return min(_STEPS + max(filled, default=0), _MOST_STEPS)
+
+
 class _ByHand:
     """Runs the file's graph as a program would that knows its states."""
 
@@ -75,13 +83,13 @@ class _ByHand:
         self._found = found
         self._foreign = Foreign(found.model)
 
-    def walk(self, inputs: Arrays, specs: Sequence[TensorSpec]) -> tuple[Arrays, Arrays]:
+    def walk(self, inputs: Arrays, specs: Sequence[TensorSpec], steps: int) -> tuple[Arrays, Arrays]:
         """Return [steps, …] of every output and [1, …] of every last state, each flat behind the first axis."""
         states = {state.input: self._first(state.input) for state in self._found.states}
-        contexts = {name: self._no_context(name) for name in self._found.contexts}
+        contexts = {name: self._first_context(name) for name in self._found.contexts}
         told: dict[str, list[Array]] = {spec.name: [] for spec in self._found.outputs}
         by_name = {spec.name: spec for spec in specs}
-        for step in range(_STEPS):
+        for step in range(steps):
             feeds = dict(states)
             for spec in self._found.data:
                 rows = inputs[spec.name].take([step], axis=by_name[spec.name].axes.index(TIME))
@@ -104,31 +112,24 @@ class _ByHand:
             return np.broadcast_to(self._found.initial[name], shape).astype(state.dtype)
         return np.full(shape, state.initial, state.dtype)
 
-    def _no_context(self, name: str) -> Array:
+    def _first_context(self, name: str) -> Array:
         spec = next(spec for spec in self._found.data if spec.name == name)
-        axis = self._context_axis(spec)
-        shape = list(sized(spec.axes, 1, 1))
-        shape[axis] = self._found.contexts[name].size
-        return np.zeros(shape, spec.dtype)
+        shape = sized(context_axes(self._found.contexts[name], spec.axes), 1, 1)
+        first = self._found.first_contexts.get(name)
+        return np.zeros(shape, spec.dtype) if first is None else np.broadcast_to(first, shape)
 
     def _with_context(self, spec: TensorSpec, rows: Array, contexts: Arrays) -> Array:
-        context = contexts.get(spec.name)
+        """Return what one run takes: the context, and what is new behind it; keep the end of both."""
         shape = list(sized(spec.axes, 1, 1))
-        if context is None:
+        if spec.name not in contexts:
             return rows.reshape(shape)
-        axis = self._context_axis(spec)
-        shape[axis] = (
-            shape[axis]
-            if is_along_time(self._found.contexts[spec.name], spec.axes)
-            else shape[axis] - context.shape[axis]
-        )
-        whole = np.concatenate([context, rows.reshape(shape)], axis)
-        contexts[spec.name] = whole.take(range(whole.shape[axis] - context.shape[axis], whole.shape[axis]), axis)
+        said = self._found.contexts[spec.name]
+        place = context_place(said, spec.axes)
+        assert place is not None  # the exploration found it
+        shape[place] = num_left(said, spec.axes)
+        whole = np.concatenate([contexts[spec.name], rows.reshape(shape)], place)
+        contexts[spec.name] = whole.take(range(whole.shape[place] - said.size, whole.shape[place]), place)
         return whole
-
-    def _context_axis(self, spec: TensorSpec) -> int:
-        along_time = is_along_time(self._found.contexts[spec.name], spec.axes)
-        return spec.axes.index(TIME) if along_time else len(spec.axes) - 1
 
     def _length_type(self) -> str:
         return {item.name: item.dtype for item in declared(self._found.model.graph.input)}[self._found.lengths or ""]

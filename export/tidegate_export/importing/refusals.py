@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from tidegate_export.importing.contexts import wants_again
 from tidegate_export.importing.flow import Flow
+from tidegate_export.importing.foreign import Declared
 from tidegate_export.importing.plan import Axes
 from tidegate_export.importing.request import SaidRoles
 
@@ -39,8 +41,8 @@ def only_said(roles: SaidRoles) -> str:
     return f"{said} said to be a state (--state), so the others are data: name all states, or none"
 
 
-def without_state(flow: Flow) -> RejectedError:
-    """Return the refusal of a graph of which no input is a state."""
+def without_state(flow: Flow, inputs: Sequence[Declared] = ()) -> RejectedError:
+    """Return the refusal of a graph of which no input is a state; of its `inputs`, one may be a window."""
     if flow.layers:
         return RejectedError(
             4,
@@ -48,7 +50,26 @@ def without_state(flow: Flow) -> RejectedError:
             "sequence in pieces gives other results than the whole; export the model with its state as inputs and "
             "outputs",
         )
-    return RejectedError(1, "no input comes out again as an output, so there is no state to keep: nothing to stream")
+    reason = "no input comes out again as an output, so there is no state to keep"
+    hint = wants_again(inputs)
+    return RejectedError(1, f"{reason}; {hint}" if hint else f"{reason}: nothing to stream")
+
+
+def lacks_rows(output: str, lacking: int, overlaps: Mapping[str, int], inputs: Sequence[str]) -> str:
+    """Say which context makes an output have one row a step, where it has so many fewer (or more) than that.
+
+    Args:
+        output: Its name.
+        lacking: How many rows it has too few, next to the steps of the input; negative: too many.
+        overlaps: The contexts along time that were said, by input.
+        inputs: Those with a time axis.
+    """
+    fits = {name: overlaps.get(name, 0) + lacking for name in overlaps or inputs[:1]}
+    said = " ".join(f"--context {name}={size}@time" for name, size in fits.items() if size > 0)
+    wrong = f"output {output!r} has {abs(lacking)} rows {'fewer' if lacking > 0 else 'more'} than there are steps"
+    if not said:
+        return f"{wrong}: leave --context {', '.join(fits)} out" if overlaps else wrong
+    return f"{wrong}: if each run wants the last rows again, {said}"
 
 
 def why_not_streamable(flow: Flow, states: Sequence[str]) -> str:

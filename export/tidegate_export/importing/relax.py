@@ -20,7 +20,7 @@ from tidegate.proof import ABSOLUTE, excess
 from tidegate_export.errors import ExportError
 from tidegate_export.importing.edit import with_free_axes, with_free_reshapes
 from tidegate_export.importing.foreign import Array, Arrays, Foreign, random_array
-from tidegate_export.importing.plan import Found, sized
+from tidegate_export.importing.plan import Found, num_overlapping, sized
 
 _MOST_TRIES = 48
 _ONES = 3
@@ -160,7 +160,10 @@ def _steps_together(pair: _Pair) -> Found | None:
 def _feeds(pair: _Pair, rng: np.random.Generator) -> Arrays:
     """Return one step of one row, two where there is a time axis, and a random state: zeros would be too much alike."""
     steps = 1 if pair.found.is_frame else 2
-    feeds = {spec.name: random_array(spec.dtype, sized(spec.axes, 1, steps), rng) for spec in pair.found.data}
+    feeds = {
+        spec.name: random_array(spec.dtype, sized(spec.axes, 1, steps + num_overlapping(pair.found, spec)), rng)
+        for spec in pair.found.data
+    }
     for state in pair.found.states:
         shape = sized(state.axes, 1, 1)
         is_float = state.dtype.startswith("float")

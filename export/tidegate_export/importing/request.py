@@ -32,8 +32,13 @@ class Context:
     """So many of the last elements of an input that the graph wants again in front of the next."""
 
     size: int
-    is_time: bool = False
-    """Counted along the time axis, not the last one."""
+    axis: Axis | None = None
+    """Axis of the file's tensor that they are counted along: its number from 0, or `time`. None: the last one."""
+    keeps_axis: bool = False
+    """An axis with one element left is sent as one, because --shape says so; else it is left out."""
+
+    def __str__(self) -> str:
+        return str(self.size) if self.axis is None else f"{self.size}@{self.axis}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +109,7 @@ def read_roles(request: ImportRequest, inputs: Collection[str], outputs: Collect
         for name in names:
             if name in others:
                 raise ExportError(f"{first} and {second} contradict each other on {name!r}: leave one out")
-    return SaidRoles(states, bool(request.states), data)
+    return SaidRoles(states, bool(request.states), data | frozenset(request.contexts))
 
 
 def _read_pair(item: str, inputs: Collection[str], outputs: Collection[str]) -> tuple[str, str]:
@@ -133,11 +138,13 @@ def _unquoted(text: str, names: Collection[str]) -> str:
 
 def parse_named(option: str, items: Iterable[str]) -> dict[str, str]:
     """Parse `NAME=VALUE` items; a name may hold `=`, a value never does."""
-    found = {}
+    found: dict[str, str] = {}
     for item in items:
         name, separator, value = item.rpartition("=")
         if not separator or not name or not value:
             raise ExportError(f"{option} {item}: say NAME=VALUE")
+        if found.get(name, value) != value:
+            raise ExportError(f"{option}: {name} is said twice, {found[name]} and {value}")
         found[name] = value
     return found
 
@@ -159,13 +166,17 @@ def parse_axes(option: str, items: Iterable[str]) -> dict[str, int | None]:
 
 
 def parse_contexts(items: Iterable[str]) -> dict[str, Context]:
-    """Parse `NAME=64` and `NAME=4@time` items."""
-    found = {}
+    """Parse `NAME=64`, `NAME=15@1` and `NAME=4@time` items."""
+    found: dict[str, str] = {}
     for name, text in parse_named("--context", items).items():
-        number, _, axis = text.partition("@")
-        if not number.isdecimal() or not int(number) or axis not in {"", TIME}:
-            raise ExportError(f"--context {name}={text}: say how many of the last elements, as in {name}=64 or 4@time")
-        found[name] = Context(int(number), axis == TIME)
+        number, at, axis = text.partition("@")
+        is_axis = not at or axis == TIME or axis.isdecimal()
+        if not number.isdecimal() or not int(number) or not is_axis:
+            raise ExportError(
+                f"--context {name}={text}: say how many of the last elements, and along which axis if not the last: "
+                f"{name}=64, {name}=15@1 or {name}=4@time"
+            )
+        found[name] = Context(int(number), int(axis) if axis.isdecimal() else axis or None)
     return found
 
 

@@ -20,10 +20,12 @@ from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from tidegate.bundle import BATCH, TIME, StateSpec, TensorSpec
 from tidegate_export.errors import ExportError
 from tidegate_export.importing.edit import renamed
-from tidegate_export.importing.plan import Axes, Found, is_along_time
+from tidegate_export.importing.foreign import Array
+from tidegate_export.importing.plan import Axes, Found, context_axes, context_place, is_along_time, num_left
 
 _OPSET_OF_SCAN = 9
 _OPSET_OF_SLICE_INPUTS = 10
+_OPSET_OF_UNSQUEEZE_INPUTS = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,16 @@ def wrap(found: Found, opset: int) -> Wrapped:
     return Wrapped(model.SerializeToString(deterministic=True), tuple(data), tuple(states), tuple(outputs))
 
 
+@dataclass(frozen=True, slots=True)
+class _First:
+    """A state whose value before the first step is no single number: where it comes from and goes to."""
+
+    source: str
+    target: str
+    axes: Axes
+    value: Array
+
+
 @dataclass(slots=True)
 class _Wiring:
     """Nodes before and after the foreign ones, and the tensors at the edges."""
@@ -70,17 +82,21 @@ class _Wiring:
     data: list[TensorSpec] = field(default_factory=list)
     states: list[StateSpec] = field(default_factory=list)
     outputs: list[TensorSpec] = field(default_factory=list)
+    firsts: list[_First] = field(default_factory=list)
 
     def plain(self, graph: GraphProto) -> GraphProto:
         """Wire a graph that has a time axis of its own."""
         names = {spec.name: f"{spec.name}/whole" for spec in self.found.data if spec.name in self.found.contexts}
         names |= {name: f"{name}/first" for name in self.found.initial}
         renamed(graph, names)
-        self.states += self.found.states
+        for state in self.found.states:
+            self.states.append(state)
+            if state.input in self.found.initial:
+                self._first(state, state.input, names[state.input])
         self.outputs += self.found.outputs
         for spec in self.found.data:
             self.data.append(self._plain_context(spec) if spec.name in names else spec)
-        self._begin("begun_in", {name: (name, names[name]) for name in self.found.initial})
+        self._begin("begun_in")
         graph_nodes = [*self.before, *graph.node, *self.after]
         inputs = [_value(spec.name, spec.dtype, spec.axes) for spec in self.data]
         if self.found.lengths is not None:
@@ -99,11 +115,10 @@ class _Wiring:
         names = [spec.name for spec in (*found.data, *found.outputs)]
         names += [name for state in found.states for name in (state.input, state.output)]
         renamed(graph, {name: f"{name}/run" for name in names})
-        firsts = {}
         for state in found.states:
             self.states.append(state)
             if state.input in found.initial:
-                firsts[state.input] = (f"{state.input}/before", f"{state.input}/run")
+                self._first(state, f"{state.input}/before", f"{state.input}/run")
             else:
                 self._move(f"{state.input}/before", f"{state.input}/run")
             self._move(f"{state.output}/run", f"{state.output}/after", is_after=True)
@@ -111,7 +126,7 @@ class _Wiring:
             self._frame_in(spec)
         for spec in found.outputs:
             self._frame_out(spec)
-        self._begin("begun_in/before", firsts)
+        self._begin("begun_in/before")
         body = helper.make_graph(
             [*self.before, *graph.node, *self.after],
             "step",
@@ -141,60 +156,105 @@ class _Wiring:
     # ---- contexts
 
     def _plain_context(self, spec: TensorSpec) -> TensorSpec:
-        """Put the steps, or the elements of the step before, in front of each."""
-        context = self.found.contexts[spec.name]
-        time, last, name = spec.axes.index(TIME), len(spec.axes) - 1, spec.name
+        """Put the steps, or the elements of the steps before, in front of each."""
+        context, name = self.found.contexts[spec.name], spec.name
+        time, place = spec.axes.index(TIME), self._place(spec)
         if is_along_time(context, spec.axes):
-            self._context_state(spec, _replaced(spec.axes, time, context.size))
-            self._join([f"{name}.context_in", name], f"{name}/whole", time)
+            before = self._context_state(spec, context_axes(context, spec.axes), "context_in", f"{name}/context")
+            self._join([before, name], f"{name}/whole", time)
             self._slice(f"{name}/whole", f"{name}.context_out", time, -context.size)
             return spec
-        step = self._shortened(spec)
-        size = step.axes[last]
-        if isinstance(size, int) and size < context.size:
-            raise ExportError(f"--context {name}={context.size}: a step has only {size} elements")
-        self._context_state(spec, _replaced(_replaced(spec.axes, last, context.size), time, 1))
-        self._slice(name, f"{name}/tails", last, -context.size)
-        self._join([f"{name}.context_in", f"{name}/tails"], f"{name}/shifted", time)
-        self._slice(f"{name}/shifted", f"{name}/contexts", time, 0, -1)
-        self._slice(f"{name}/tails", f"{name}.context_out", time, -1)
-        self._join([f"{name}/contexts", name], f"{name}/whole", last)
-        return step
+        sent, left, source = self._sent(spec), num_left(context, spec.axes), name
+        if len(sent.axes) < len(spec.axes):
+            source = f"{name}/frames"
+            self._unsqueeze(name, source, place)
+        steps = -(-context.size // left)
+        if steps == 1:
+            self._slice(source, f"{name}/tails", place, -context.size)
+            axes = context_axes(context, spec.axes)
+        else:  # the context reaches back over several steps: these are kept whole
+            self._move(source, f"{name}/tails")
+            axes = _replaced(_replaced(spec.axes, place, left), time, steps)
+        before = self._context_state(spec, axes, "context_in", f"{name}/context")
+        self._join([before, f"{name}/tails"], f"{name}/history", time)
+        for step in range(steps):
+            self._slice(f"{name}/history", f"{name}/before{step}", time, step, step - steps)
+        self._slice(f"{name}/history", f"{name}.context_out", time, -steps)
+        self._join([*(f"{name}/before{step}" for step in range(steps)), source], f"{name}/joined", place)
+        self._slice(f"{name}/joined", f"{name}/whole", place, -(context.size + left))
+        return sent
 
-    def _context_state(self, spec: TensorSpec, axes: Axes) -> None:
+    def _context_state(self, spec: TensorSpec, axes: Axes, source: str, target: str) -> str:
+        """Add the state; return the tensor that holds the context, the first one chosen where that is needed."""
         name = spec.name
-        self.states.append(
-            StateSpec(input=f"{name}.context_in", output=f"{name}.context_out", dtype=spec.dtype, axes=axes)
+        first = self.found.first_contexts.get(name)
+        value = 0.0 if first is None or np.ptp(first) else first.flat[0].item()
+        state = StateSpec(
+            input=f"{name}.context_in",
+            output=f"{name}.context_out",
+            dtype=spec.dtype,
+            axes=axes,
+            initial=value,
         )
+        self.states.append(state)
+        if first is None or not np.ptp(first):
+            return f"{name}.{source}"
+        self.firsts.append(_First(f"{name}.{source}", target, axes, self._as_steps(first, spec, axes)))
+        return target
 
-    def _shortened(self, spec: TensorSpec) -> TensorSpec:
-        """Return what a caller sends where the context is counted along the last axis."""
-        size, whole = self.found.contexts[spec.name].size, spec.axes[-1]
-        if not isinstance(whole, int) or whole <= size:
-            raise ExportError(f"--context {spec.name}={size}: the graph takes {whole} elements in all")
-        return spec.model_copy(update={"axes": _replaced(spec.axes, len(spec.axes) - 1, whole - size)})
+    def _as_steps(self, first: Array, spec: TensorSpec, axes: Axes) -> Array:
+        """Return a first context as the state has it, which may keep whole steps; what is too much is never seen."""
+        place = self._place(spec)
+        size = axes[place]
+        if TIME not in spec.axes or size == first.shape[place]:
+            return first
+        time = spec.axes.index(TIME)
+        steps = axes[time]
+        assert isinstance(size, int)
+        assert isinstance(steps, int)
+        more = [(0, 0)] * first.ndim
+        more[place] = (steps * size - first.shape[place], 0)
+        return np.concatenate(np.split(np.pad(first, more), steps, place), time)
+
+    def _place(self, spec: TensorSpec) -> int:
+        place = context_place(self.found.contexts[spec.name], spec.axes)
+        assert place is not None  # the exploration found it
+        return place
+
+    def _sent(self, spec: TensorSpec) -> TensorSpec:
+        """Return what a caller sends of an input with a context: what is new, without an axis of one element."""
+        context, place = self.found.contexts[spec.name], self._place(spec)
+        if is_along_time(context, spec.axes):
+            return spec
+        left = num_left(context, spec.axes)
+        axes = _replaced(spec.axes, place, left)
+        if left == 1 and not context.keeps_axis:
+            axes = (*axes[:place], *axes[place + 1 :])
+        return spec.model_copy(update={"axes": axes})
 
     # ---- frames
 
     def _frame_in(self, spec: TensorSpec) -> None:
         """Turn one step into what the graph takes: with its context, and a time axis of one step if it has one."""
-        name, step = spec.name, spec
-        source = f"{name}/step"
+        name, sent = spec.name, spec
         context = self.found.contexts.get(name)
-        if context is not None:
-            if context.is_time:
-                raise ExportError(f"--context {name}: one run is one step, there is no time axis to count along")
-            step = self._shortened(spec)
-            axes = _without_time(spec.axes)
-            self._context_state(spec, _replaced(axes, len(axes) - 1, context.size))
-            self._join([f"{name}.context_in/before", source], f"{name}/joined", len(axes) - 1)
-            self._slice(f"{name}/joined", f"{name}.context_out/after", len(axes) - 1, -context.size)
-            source = f"{name}/joined"
-        if TIME in spec.axes:
-            self._reshape(source, f"{name}/run", spec.axes)
+        if context is None:
+            self._as_run(f"{name}/step", f"{name}/run", _without_time(spec.axes), spec.axes)
         else:
-            self._move(source, f"{name}/run")
-        self.data.append(step.model_copy(update={"axes": _with_time(step.axes)}))
+            sent, place = self._sent(spec), self._place(spec)
+            piece = _replaced(spec.axes, place, num_left(context, spec.axes))
+            self._as_run(f"{name}/step", f"{name}/piece", _without_time(sent.axes), piece)
+            axes = context_axes(context, spec.axes)
+            before = self._context_state(spec, axes, "context_in/before", f"{name}/context")
+            self._join([before, f"{name}/piece"], f"{name}/run", place)
+            self._slice(f"{name}/run", f"{name}.context_out/after", place, -context.size)
+        self.data.append(sent.model_copy(update={"axes": _with_time(sent.axes)}))
+
+    def _as_run(self, source: str, target: str, step: Axes, run: Axes) -> None:
+        if step == run:
+            self._move(source, target)
+        else:
+            self._reshape(source, target, run)
 
     def _frame_out(self, spec: TensorSpec) -> None:
         if TIME in spec.axes:
@@ -205,20 +265,25 @@ class _Wiring:
 
     # ---- first states
 
-    def _begin(self, flag: str, firsts: dict[str, tuple[str, str]]) -> None:
-        """Choose the first state until the flag, which every run sets, says that the sequence has begun."""
-        if not firsts:
+    def _first(self, state: StateSpec, source: str, target: str) -> None:
+        self.firsts.append(_First(source, target, state.axes, self.found.initial[state.input]))
+
+    def _begin(self, flag: str) -> None:
+        """Choose the first states until the flag, which every run sets, says that the sequence has begun."""
+        if not self.firsts:
             return
         axes: Axes = (BATCH,) if self.found.has_batch else (1,)
         self.states.append(StateSpec(input="begun_in", output="begun_out", dtype="bool", axes=axes))
-        for state in self.found.states:
-            if state.input not in firsts:
-                continue
-            source, target = firsts[state.input]
-            constant = self._constant(f"{target}/value", self.found.initial[state.input])
-            shape = tuple(BATCH if axis == BATCH else 1 for axis in state.axes)
-            self._reshape(flag, f"{target}/begun", shape)
-            self.before.append(helper.make_node("Where", [f"{target}/begun", source, constant], [target]))
+        chosen: list[NodeProto] = []
+        for first in self.firsts:
+            constant = self._constant(f"{first.target}/value", first.value)
+            shape = [-1 if axis == BATCH else 1 for axis in first.axes]
+            begun = self._constant(f"{first.target}/shape", np.array(shape, np.int64))
+            chosen += [
+                helper.make_node("Reshape", [flag, begun], [f"{first.target}/begun"]),
+                helper.make_node("Where", [f"{first.target}/begun", first.source, constant], [first.target]),
+            ]
+        self.before[:0] = chosen  # contexts are read by what stands in `before`
         done = flag.replace("_in", "_out").replace("before", "after")
         self.before.append(helper.make_node("Not", [flag], [f"{flag}/not"]))
         self.before.append(helper.make_node("Or", [flag, f"{flag}/not"], [done]))
@@ -236,6 +301,14 @@ class _Wiring:
 
     def _join(self, sources: Sequence[str], target: str, axis: int) -> None:
         self.before.append(helper.make_node("Concat", sources, [target], axis=axis))
+
+    def _unsqueeze(self, source: str, target: str, axis: int) -> None:
+        if self.opset < _OPSET_OF_UNSQUEEZE_INPUTS:
+            node = helper.make_node("Unsqueeze", [source], [target], axes=[axis])
+        else:
+            place = self._constant(f"{target}/axis", np.array([axis], np.int64))
+            node = helper.make_node("Unsqueeze", [source, place], [target])
+        self.before.append(node)
 
     def _slice(self, source: str, target: str, axis: int, start: int, stop: int = np.iinfo(np.int32).max) -> None:
         if self.opset < _OPSET_OF_SLICE_INPUTS:
