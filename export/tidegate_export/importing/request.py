@@ -167,7 +167,7 @@ def parse_axes(option: str, items: Iterable[str]) -> dict[str, int | None]:
 
 def parse_contexts(items: Iterable[str]) -> dict[str, Context]:
     """Parse `NAME=64`, `NAME=15@1` and `NAME=4@time` items."""
-    found: dict[str, str] = {}
+    found: dict[str, Context] = {}
     for name, text in parse_named("--context", items).items():
         number, at, axis = text.partition("@")
         is_axis = not at or axis == TIME or axis.isdecimal()
