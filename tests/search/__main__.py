@@ -1,9 +1,11 @@
 """Search random graphs for one that `tidegate import` gets wrong; figures as a table and JSON.
 
-usage: python -m tests.search [--graphs N] [--seed N] [--kind KIND] [--keep DIR] [--json FILE] [--seconds S]
+usage: python -m tests.search [--modules] [--graphs N] [--seed N] [--kind KIND] [--keep DIR] [--json FILE]
+                              [--seconds S]
 
 Ends with 1 where a graph was accepted though it streams wrongly, or something crashed. `--graphs 1 --seed N --keep DIR`
-shows one again: its file, its truth and what was answered.
+shows one again: its file, its truth and what was answered. `--modules` searches random PyTorch modules, by what
+`tidegate export` makes of them.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from pathlib import Path
 
 from tests.search.generate import KINDS, make_case
 from tests.search.judge import GOOD, Outcome, Verdict, judge
+from tests.search.judge_modules import judge_module
+from tests.search.modules import ModuleCase, make_module
 from tests.search.truth import Case
 
 SAVED_EVERY = 50
@@ -30,8 +34,7 @@ def main() -> int:
     table: Counter[tuple[str, Outcome]] = Counter()
     begun = time.monotonic()
     for seed in range(arguments.seed, arguments.seed + arguments.graphs):
-        case = make_case(seed, arguments.kind)
-        verdict = judge(case)
+        case, verdict = _module(seed) if arguments.modules else _graph(seed, arguments.kind)
         table[case.kind, verdict.outcome] += 1
         if arguments.keep is not None and (verdict.outcome not in GOOD or arguments.graphs == 1):
             _keep(arguments.keep, case, verdict)
@@ -43,6 +46,16 @@ def main() -> int:
     if arguments.json is not None:
         _save(arguments.json, table)
     return int(any(table[key] for key in table if key[1] in {Outcome.WRONG, Outcome.CRASH}))
+
+
+def _graph(seed: int, kind: str | None) -> tuple[Case | ModuleCase, Verdict]:
+    case = make_case(seed, kind)
+    return case, judge(case)
+
+
+def _module(seed: int) -> tuple[Case | ModuleCase, Verdict]:
+    case = make_module(seed)
+    return case, judge_module(case)
 
 
 def _save(path: Path, table: Counter[tuple[str, Outcome]]) -> None:
@@ -65,25 +78,33 @@ def as_table(table: Counter[tuple[str, Outcome]]) -> str:
     return "\n".join(lines)
 
 
-def _keep(folder: Path, case: Case, verdict: Verdict) -> None:
+def _keep(folder: Path, case: Case | ModuleCase, verdict: Verdict) -> None:
     """Write a case down: the file, the truth, and the command line's answer."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{case.seed}.onnx").write_bytes(case.model.SerializeToString())
     lines = [
-        f"{verdict.outcome}: {case.kind}, {' '.join(case.notes)}",
+        f"{verdict.outcome}: {case.kind}",
         f"said: {dict(verdict.options)}",
         f"answered with nothing said: {verdict.first}",
         f"answered: {verdict.told}",
-        f"one run is one step: {case.is_frame}; reach {case.reach}; constants {dict(case.constants)}",
-        *(f"data {item.name} {item.dtype} {list(item.axes)} {item.num_ids or ''}" for item in case.data),
-        *(f"state {item.input} → {item.output} {item.dtype} {list(item.axes)}" for item in case.states),
-        f"outputs {list(case.outputs)}",
+        f"reach {case.reach}",
     ]
+    if isinstance(case, Case):
+        (folder / f"{case.seed}.onnx").write_bytes(case.model.SerializeToString())
+        lines += [
+            f"made of {' '.join(case.notes)}",
+            f"one run is one step: {case.is_frame}; constants {dict(case.constants)}; lengths {case.lengths}",
+            *(f"data {item.name} {item.dtype} {list(item.axes)} {item.num_ids or ''}" for item in case.data),
+            *(f"state {item.input} → {item.output} {item.dtype} {list(item.axes)}" for item in case.states),
+            f"outputs {list(case.outputs)}",
+        ]
+    else:
+        lines += [f"input {case.shape}", str(case.module)]
     (folder / f"{case.seed}.txt").write_text("\n".join(lines) + "\n")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.search")
+    parser.add_argument("--modules", action="store_true")
     parser.add_argument("--graphs", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", choices=KINDS)

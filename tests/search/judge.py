@@ -130,10 +130,10 @@ def compare(case: Case, bundle: Bundle) -> str | None:
     oracle = Oracle(case)
     steps = case.num_steps
     rows = [oracle.sequence(seed, steps if seed == 0 else 40) for seed in range(3)]
-    told = asyncio.run(_streamed(bundle, rows, case.seed))
+    told = asyncio.run(streamed(bundle, rows, case.seed))
     for number, (row, outputs) in enumerate(zip(rows, told, strict=True)):
         for name, wanted in row.outputs.items():
-            if wrong := _differs(wanted, outputs[name], case.slack):
+            if wrong := differs(wanted, outputs[name], case.slack):
                 return f"{name} of sequence {number}: {wrong}"
     return None
 
@@ -152,7 +152,7 @@ def _roles(case: Case, manifest: Manifest) -> str | None:
     return None
 
 
-async def _streamed(bundle: Bundle, rows: Sequence[Row], seed: int) -> list[dict[str, Array]]:
+async def streamed(bundle: Bundle, rows: Sequence[Row], seed: int) -> list[dict[str, Array]]:
     """Step sessions side by side in random chunks; return each one's outputs, [steps, numbers]."""
     rng = np.random.default_rng(seed)
     inputs = [_input(bundle.manifest, row) for row in rows]
@@ -198,7 +198,7 @@ def _input(manifest: Manifest, row: Row) -> Input:
     return Input(values=np.concatenate([part.astype(np.float32) for part in columns], axis=1))
 
 
-def _differs(wanted: Array, found: Array, slack: float) -> str | None:
+def differs(wanted: Array, found: Array, slack: float) -> str | None:
     if wanted.shape != found.shape:
         return f"{list(found.shape)} numbers, right are {list(wanted.shape)}"
     x, y = wanted.astype(np.float64), found.astype(np.float64)
