@@ -1,28 +1,30 @@
 """Which free axis is the batch and which the time: guesses in the order of their likelihood, to be tried.
 
-Knows what files declare and what callers say. Runs nothing. Exporters that trace mark every axis as free, the features
-too: `widths` says how wide an input is by the weights that it meets.
+Knows what files declare and what callers say. Runs nothing. Which free axes are the same, and how wide those are that
+meet weights, the graph itself says (`shapes`): what remains is to find out of a few whether they are batch or time.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
-import onnx_ir as ir
+import onnx
 
 from tidegate.bundle import BATCH, TIME, Axis
 from tidegate.errors import known_names
 from tidegate_export.errors import ExportError
 from tidegate_export.importing.evidence import batch_likelihood, time_likelihood
-from tidegate_export.importing.flow import Flow, Link
 from tidegate_export.importing.foreign import Declared
 from tidegate_export.importing.plan import Axes, context_place
 from tidegate_export.importing.request import ANY, ImportRequest
+from tidegate_export.importing.shapes import FreeAxis, Place, Reading, read_names, read_shapes
 
-MOST_GUESSES = 24
-_MOST_FREE = 8
+_MOST_GUESSES = 24
+"""Of one way to read the graph."""
+_MOST_COMBINED = 4096
 
 Guess: TypeAlias = dict[str, Axes]
 """The axes of every input by its name."""
@@ -95,29 +97,50 @@ def _agree(axes: Axes, dims: Sequence[int | str]) -> bool:
 
 
 def guesses(
-    inputs: Sequence[Declared], likely_states: Mapping[str, float], widths: Mapping[str, int], request: ImportRequest
-) -> list[Guess]:
-    """Return what the free axes may be, likeliest first, at most `MOST_GUESSES`.
+    model: onnx.ModelProto, inputs: Sequence[Declared], likely_states: Mapping[str, float], request: ImportRequest
+) -> Iterator[Guess]:
+    """Yield what the free axes may be, likeliest first.
+
+    The graph says first what is equal, as far as it is likely; then only what is sure; then nothing but the file's
+    names count, for a file may say what is wrong.
 
     Args:
+        model: The graph.
         inputs: With what was told.
         likely_states: Inputs that look like states; their free axes cannot be time.
-        widths: By input: how many features its weights ask for.
         request: An axis for all inputs (`--batch-axis 1`) holds for those that are no likely states.
     """
     inputs = [_general(item, likely_states, request) for item in inputs]
-    free = sorted({dim for item in inputs for dim in item.dims or () if isinstance(dim, str)} - {BATCH, TIME})
-    if len(free) > _MOST_FREE:
-        raise ExportError(f"{len(free)} axes are free ({', '.join(free)}): say them, as in --shape NAME=batch,time,80")
-    choices: list[list[Axis]] = [[BATCH, TIME, _ONE, *_widths_at(name, inputs, widths)] for name in free]
-    scored: list[tuple[float, Guess]] = []
-    for meanings in itertools.product(*choices):
-        meaning = dict(zip(free, meanings, strict=True))
-        guess = _guess(inputs, meaning)
-        if guess is not None and _is_allowed(guess, request):
-            scored.append((sum(_likelihood(*item, inputs, likely_states) for item in meaning.items()), guess))
-    allowed = [guess for _, guess in sorted(scored, key=lambda item: -item[0])]
-    return allowed[:MOST_GUESSES]
+    seen: list[Guess] = []
+    for reading in _readings(model, inputs):
+        found = 0
+        for guess in _combined(_merged(reading.axes, inputs, likely_states), inputs, likely_states):
+            if found == _MOST_GUESSES:
+                break
+            if guess not in seen and _is_allowed(guess, request):
+                seen.append(guess)
+                found += 1
+                yield guess
+
+
+def _readings(model: onnx.ModelProto, inputs: Sequence[Declared]) -> Iterator[Reading]:
+    yield read_shapes(model, inputs)
+    yield read_shapes(model, inputs, is_sure=True)
+    yield read_names(inputs)
+
+
+def example(inputs: Iterable[Declared]) -> str:
+    """Return how to say the sizes of the first of `inputs` that has free ones; empty where none has."""
+    for item in inputs:
+        dims = item.dims or ()
+        free = [place for place, dim in enumerate(dims) if isinstance(dim, str) and dim not in {BATCH, TIME}]
+        if free:
+            words = dict(zip(free, (BATCH, TIME), strict=False))
+            if len(dims) - 1 in words and len(free) > 1:
+                words[len(dims) - 1] = "512"
+            told = [words.get(place, str(dim) if place not in free else "512") for place, dim in enumerate(dims)]
+            return f"--shape {item.name}={','.join(told)}"
+    return ""
 
 
 def _general(item: Declared, likely_states: Mapping[str, float], request: ImportRequest) -> Declared:
@@ -131,22 +154,75 @@ def _general(item: Declared, likely_states: Mapping[str, float], request: Import
     return Declared(item.name, item.dtype, dims)
 
 
-def _widths_at(name: str, inputs: Sequence[Declared], widths: Mapping[str, int]) -> list[int]:
-    """Return the widths that a free axis may be, of inputs that have theirs nowhere else."""
-    found = (widths[item.name] for item, _ in _places(name, inputs) if item.name in widths)
-    fixed = {dim for item, _ in _places(name, inputs) for dim in item.dims or ()}
-    return sorted({width for width in found if width not in fixed and width != _ONE})
+def _merged(axes: Sequence[FreeAxis], inputs: Sequence[Declared], likely_states: Mapping[str, float]) -> list[FreeAxis]:
+    """Take free axes at one place of likely states of one shape for the same."""
+    dims = {item.name: item.dims or () for item in inputs}
+    merged: dict[object, FreeAxis] = {}
+    for index, axis in enumerate(axes):
+        is_alike = axis.size is None and all(name in likely_states for name, _ in axis.places)
+        shapes = {
+            (place, tuple(dim if isinstance(dim, int) else "" for dim in dims[name])) for name, place in axis.places
+        }
+        key: object = shapes.pop() if is_alike and len(shapes) == 1 else index
+        known = merged.get(key)
+        merged[key] = (
+            axis
+            if known is None
+            else replace(known, places=(*known.places, *axis.places), labels=known.labels | axis.labels)
+        )
+    return list(merged.values())
 
 
-def _guess(inputs: Sequence[Declared], meaning: Mapping[str, Axis]) -> Guess | None:
+def _combined(
+    axes: Sequence[FreeAxis], inputs: Sequence[Declared], likely_states: Mapping[str, float]
+) -> Iterator[Guess]:
+    """Yield what all axes may be together, by the sum of what speaks for each, at most `_MOST_COMBINED`; at last,
+    that all which are open are 1.
+    """
+    dims = {item.name: item.dims or () for item in inputs}
+    scored: list[list[tuple[float, Axis]]] = [
+        sorted(
+            ((-_likelihood(axis, meaning, dims, likely_states), meaning) for meaning in _meanings(axis)),
+            key=lambda item: item[0],
+        )
+        for axis in axes
+    ]
+    first = (0,) * len(axes)
+    waiting = [(sum(options[0][0] for options in scored), first)]
+    known = {first}
+    for _ in range(_MOST_COMBINED):
+        if not waiting:
+            return
+        loss, chosen = heapq.heappop(waiting)
+        guess = _guess(inputs, axes, [options[at][1] for options, at in zip(scored, chosen, strict=True)])
+        if guess is not None:
+            yield guess
+        for index, options in enumerate(scored):
+            at = chosen[index]
+            following = (*chosen[:index], at + 1, *chosen[index + 1 :])
+            if at + 1 < len(options) and following not in known:
+                known.add(following)
+                heapq.heappush(waiting, (loss - options[at][0] + options[at + 1][0], following))
+    ones = _guess(inputs, axes, [_meanings(axis)[-1] for axis in axes])
+    if ones is not None:
+        yield ones
+
+
+def _meanings(axis: FreeAxis) -> Sequence[Axis]:
+    return (BATCH, TIME, _ONE) if axis.size is None else (axis.size,)
+
+
+def _guess(inputs: Sequence[Declared], axes: Sequence[FreeAxis], meanings: Sequence[Axis]) -> Guess | None:
+    """Return the axes of every input; None where one would have two batches or times."""
+    meaning = {place: chosen for axis, chosen in zip(axes, meanings, strict=True) for place in axis.places}
     guess = {}
     for item in inputs:
-        axes = tuple(dim if isinstance(dim, int) else meaning.get(dim, dim) for dim in item.dims or ())
-        opened = [meaning[dim] for dim in item.dims or () if isinstance(dim, str) and dim in meaning]
-        has_widths = sum(isinstance(size, int) and size != _ONE for size in opened)
-        if axes.count(BATCH) > 1 or axes.count(TIME) > 1 or has_widths > 1:
+        found = tuple(
+            dim if isinstance(dim, int) else meaning[item.name, place] for place, dim in enumerate(item.dims or ())
+        )
+        if found.count(BATCH) > 1 or found.count(TIME) > 1:
             return None
-        guess[item.name] = axes
+        guess[item.name] = found
     return guess
 
 
@@ -164,56 +240,31 @@ def _is_allowed(guess: Guess, request: ImportRequest) -> bool:
     )
 
 
-def _likelihood(name: str, meaning: Axis, inputs: Sequence[Declared], likely_states: Mapping[str, float]) -> float:
+def _likelihood(
+    axis: FreeAxis, meaning: Axis, dims: Mapping[str, Sequence[int | str]], likely_states: Mapping[str, float]
+) -> float:
     score = -1.0 if meaning == _ONE else 0.0
-    if not name.startswith("?"):
-        score += 2 * batch_likelihood(name) * (meaning in {BATCH, _ONE}) + 2 * time_likelihood(name) * (meaning == TIME)
-    for item, place in _places(name, inputs):
-        if isinstance(meaning, int) and meaning != _ONE:
-            score += 2.0 if place == len(item.dims or ()) - 1 else 1.0
-        elif item.name in likely_states:
-            score += {BATCH: 2.0, TIME: -3.0}.get(str(meaning), 0.0)
-        else:
-            num_free = sum(isinstance(dim, str) for dim in item.dims or ())
-            if meaning == BATCH and place == 0 and num_free > 1:
-                score += 0.5
-            if meaning == TIME and (place == 1 or num_free == 1):
-                score += 0.5
-    return score
+    names = [label for label in axis.labels if not label.startswith("?")]
+    if meaning == TIME:
+        score += 2 * max(map(time_likelihood, names), default=0) + 2.0 * (axis.hints.get(TIME, 0) > 0)
+    else:
+        score += 2 * max(map(batch_likelihood, names), default=0) + 1.0 * (axis.hints.get(BATCH, 0) > 0)
+    return (
+        score
+        + max(
+            (_likelihood_at(place, meaning, dims) for place in axis.places if place[0] not in likely_states), default=0
+        )
+        + (
+            {BATCH: 2.0, TIME: -3.0}.get(str(meaning), 0.0)
+            if any(name in likely_states for name, _ in axis.places)
+            else 0.0
+        )
+    )
 
 
-def _places(name: str, inputs: Sequence[Declared]) -> Iterator[tuple[Declared, int]]:
-    for item in inputs:
-        for place, dim in enumerate(item.dims or ()):
-            if dim == name:
-                yield item, place
-
-
-_LAYERS = ("LSTM", "GRU", "RNN")
-
-
-def widths(flow: Flow, inputs: Sequence[str]) -> dict[str, int]:
-    """Return the number of features of those inputs whose values meet weights unchanged."""
-    met = [pair for node in flow.graph for pair in _met(node)]
-    found = {}
-    for name, links in flow.input_links(inputs).items():
-        sizes = [size for value, size in met if value is not None and links.get(value) is Link.MOVED]
-        if sizes:
-            found[name] = sizes[0]
-    return found
-
-
-def _met(node: ir.Node) -> list[tuple[ir.Value | None, int]]:
-    """Return which values a node takes, with the width that its weights ask of them."""
-    value = node.inputs[1] if len(node.inputs) > 1 else None
-    weight = None if value is None else ir.convenience.get_const_tensor(value)
-    dims = [] if weight is None else list(weight.shape.numpy())
-    if node.op_type in _LAYERS and len(dims) == 3:
-        hidden = node.attributes.get_int("hidden_size", None)
-        states = [] if hidden is None else [(state, hidden) for state in node.inputs[5:7]]
-        return [(node.inputs[0], dims[2]), *states]
-    if node.op_type in {"MatMul", "MatMulInteger"} and len(dims) == 2:
-        return [(node.inputs[0], dims[0])]
-    if node.op_type == "Gemm" and len(dims) == 2:
-        return [(node.inputs[0], dims[1 if node.attributes.get_int("transB", 0) else 0])]
-    return []
+def _likelihood_at(at: Place, meaning: Axis, dims: Mapping[str, Sequence[int | str]]) -> float:
+    name, place = at
+    num_free = sum(isinstance(dim, str) for dim in dims[name])
+    if meaning == BATCH and place == 0 and num_free > 1:
+        return 0.5
+    return 0.5 if meaning == TIME and (place == 1 or num_free == 1) else 0.0

@@ -7,6 +7,7 @@ graph does with a state and what it is called decide, or the caller.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ import onnx
 
 from tidegate.bundle import BATCH, TIME, StateSpec, TensorSpec
 from tidegate_export.errors import ExportError
-from tidegate_export.importing.axes import Guess, guesses, widths
+from tidegate_export.importing.axes import Guess, example, guesses
 from tidegate_export.importing.edit import with_axes_kept
 from tidegate_export.importing.evidence import STRONG, Evidence, is_length
 from tidegate_export.importing.flow import Flow
@@ -33,6 +34,7 @@ from tidegate_export.importing.refusals import (
     without_state,
 )
 from tidegate_export.importing.request import ImportRequest, SaidRoles
+from tidegate_export.importing.shapes import Reading
 
 _MOST_ALONE = 4
 """Guesses that are tried to say what a graph without states lacks."""
@@ -58,6 +60,7 @@ class Explorer:
     initial: Mapping[str, Array]
     slack: float
     tolerance: float
+    reading: Reading
 
     def explore(self) -> Found:
         """Return what was found.
@@ -71,9 +74,8 @@ class Explorer:
         self._refuse_settings()
         rejections = [without_state(self.flow, self.inputs)] if is_alone else []
         does_not_stream = False
-        known_widths = widths(self.flow, [item.name for item in self.inputs])
-        tried = guesses(self.inputs, self.likely_states(), known_widths, self.request)
-        for guess in tried[: _MOST_ALONE if is_alone else None]:
+        tried = guesses(self.model, self.inputs, self.likely_states(), self.request)
+        for guess in itertools.islice(tried, _MOST_ALONE if is_alone else None):
             attempt = _Try(self, guess)
             if does_not_stream and not attempt.has_time:
                 continue  # what fails as a stream is not made one by taking it step by step
@@ -94,9 +96,20 @@ class Explorer:
         for item in self.inputs:
             dims = item.dims or ()
             is_one = all(dim == 1 for dim in dims) and any(other not in likely for other in names - {item.name})
-            could_be = any(_may_be_one(item, output) for output in outputs)
+            could_be = any(self._may_be_one(item, output) for output in outputs)
             if is_one and not could_be and not (dims and is_length(item.name)):
                 raise ExportError(unsaid_setting(item.name, item.dtype, dims))
+
+    def _may_be_one(self, item: Declared, output: Declared) -> bool:
+        """Whether two tensors are of one kind, as far as the graph says it: the file often says wrong sizes."""
+        if item.dtype != output.dtype:
+            return False
+        if output.name not in self.reading.outputs:
+            return item.dims is None or output.dims is None or len(item.dims) == len(output.dims)
+        left, right = self.reading.sized(item), self.reading.outputs[output.name]
+        return len(left) == len(right) and all(
+            a is None or b is None or a == b for a, b in zip(left, right, strict=True)
+        )
 
     def likely_states(self) -> dict[str, float]:
         """Return the inputs that look like states, by what speaks for it; each output makes one input look so.
@@ -109,7 +122,9 @@ class Explorer:
             for place, item in enumerate(self.inputs)
         }
         outputs = declared(self.model.graph.output)
-        pairs = [(item.name, output.name) for item in self.inputs for output in outputs if _may_be_one(item, output)]
+        pairs = [
+            (item.name, output.name) for item in self.inputs for output in outputs if self._may_be_one(item, output)
+        ]
         said = self.roles.states
         likely = dict.fromkeys(said, math.inf)
         claimed = set(said.values())
@@ -150,7 +165,7 @@ class _Try:
         try:
             first, second = (self.explorer.foreign.run(self._feeds(rows, steps)) for rows, steps in sizes)
         except ExportError as error:
-            raise RejectedError(0, f"{error}: if these sizes are wrong, say them: {self._example()}") from error
+            raise RejectedError(0, f"{error}{self._example(': if these sizes are wrong, say them')}") from error
         for name in self.explorer.foreign.outputs:
             self.axes[name] = self._output_axes(name, first[name], second[name], sizes)
             self.dtypes[name] = first[name].dtype.name
@@ -194,7 +209,7 @@ class _Try:
                     f"output {name!r} has {pair[0]} elements where the input has {sizes[0][1]} steps: not one a step"
                 )
                 raise RejectedError(
-                    1, f"{reason}; if the graph takes so many steps at once, make them one: {self._example()}"
+                    1, f"{reason}{self._example('; if the graph takes so many steps at once, make them one')}"
                 ) from NotStreamableError(reason)
         if axes.count(BATCH) > 1 or axes.count(TIME) > 1:
             raise RejectedError(1, f"output {name!r} has the shape {list(first.shape)}: which axis is which?")
@@ -376,11 +391,7 @@ class _Try:
         known = {"dtype": self.dtypes[name], "axes": self.axes[name], "initial": value}
         return StateSpec.model_validate({"input": name, "output": output, **known})
 
-    def _example(self) -> str:
-        names = [name for name in self._names() if name not in self.likely]
-        return f"--shape {(names or self._names())[0]}=batch,512" if names else "--shape NAME=batch,512"
-
-
-def _may_be_one(left: Declared, right: Declared) -> bool:
-    """Whether two tensors are of one kind, as far as the file says; of sizes it often says what is wrong."""
-    return left.dtype == right.dtype and (left.dims is None or right.dims is None or len(left.dims) == len(right.dims))
+    def _example(self, reason: str) -> str:
+        """Return how to say other sizes, after the reason to do so; nothing where no input leaves any open."""
+        told = example(item for item in self.explorer.inputs if item.name not in self.likely)
+        return f"{reason}: {told}" if told else ""

@@ -57,6 +57,7 @@ from tidegate_export.importing.request import (
     read_initial,
     read_roles,
 )
+from tidegate_export.importing.shapes import read_shapes
 from tidegate_export.importing.source import ImportSource, nodes, read_source
 from tidegate_export.importing.wrap import Wrapped, wrap
 
@@ -144,6 +145,7 @@ def _explored(source: ImportSource, rounding: Rounding, request: ImportRequest) 
         initial=initial,
         slack=rounding.slack,
         tolerance=request.tolerance or ABSOLUTE,
+        reading=read_shapes(model, rest, is_sure=True),
     )
     found = with_branches_taken(with_first_contexts(explorer.explore(), first_contexts, request.initial))
     if found.is_frame and not request.is_within_frame:

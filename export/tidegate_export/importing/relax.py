@@ -24,7 +24,8 @@ from tidegate_export.importing.plan import Found, num_overlapping, sized
 
 _MOST_TRIES = 48
 _ONES = 3
-_ROWS, _STEPS = 3, 4
+_ROWS, _STEPS = (5, 3), (7, 4)
+"""Tried one after the other: a size that the graph has anyway could agree by chance."""
 
 AnySpec: TypeAlias = TensorSpec | StateSpec
 Spec = TypeVar("Spec", TensorSpec, StateSpec)
@@ -108,9 +109,14 @@ def _models(model: onnx.ModelProto, axes: dict[str, int], word: str) -> Iterator
 
 
 def _rows_together(pair: _Pair) -> Found | None:
-    """Compare three rows in one run with each alone."""
+    """Compare several rows in one run with each alone."""
+    found = [_rows_at_once(pair, rows) for rows in _ROWS]
+    return found[0] if found[0] == found[1] else None
+
+
+def _rows_at_once(pair: _Pair, rows: int) -> Found | None:
     rng = np.random.default_rng(1)
-    sides = [_feeds(pair, rng) for _ in range(_ROWS)]
+    sides = [_feeds(pair, rng) for _ in range(rows)]
     specs: tuple[AnySpec, ...] = (*pair.data, *pair.states)
     together = pair.after.run(
         {_name(spec): np.concatenate([side[_name(spec)] for side in sides], spec.axes.index(BATCH)) for spec in specs}
@@ -118,7 +124,7 @@ def _rows_together(pair: _Pair) -> Found | None:
     alone = [pair.before.run(side) for side in sides]
     outputs = []
     for spec in pair.found.outputs:
-        at = _grown(together[spec.name], alone[0][spec.name], _ROWS)
+        at = _grown(together[spec.name], alone[0][spec.name], rows)
         is_batch = at is not None and spec.axes[at] in {1, BATCH}
         if at is None or not is_batch or not _are_equal(together[spec.name], [run[spec.name] for run in alone], at):
             return None
@@ -130,9 +136,14 @@ def _rows_together(pair: _Pair) -> Found | None:
 
 
 def _steps_together(pair: _Pair) -> Found | None:
-    """Compare four steps in one run with one after the other."""
+    """Compare several steps in one run with one after the other."""
+    found = [_steps_at_once(pair, steps) for steps in _STEPS]
+    return found[0] if found[0] == found[1] else None
+
+
+def _steps_at_once(pair: _Pair, num_steps: int) -> Found | None:
     rng = np.random.default_rng(2)
-    steps = [_feeds(pair, rng) for _ in range(_STEPS)]
+    steps = [_feeds(pair, rng) for _ in range(num_steps)]
     whole = {
         spec.name: np.concatenate([step[spec.name] for step in steps], spec.axes.index(TIME)) for spec in pair.data
     }
@@ -144,7 +155,7 @@ def _steps_together(pair: _Pair) -> Found | None:
         states = {state.input: alone[-1][state.output] for state in pair.states}
     outputs = []
     for spec in pair.found.outputs:
-        at = _grown(together[spec.name], alone[0][spec.name], _STEPS)
+        at = _grown(together[spec.name], alone[0][spec.name], num_steps)
         if (
             at is None
             or spec.axes[at] != 1
