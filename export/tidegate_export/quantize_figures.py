@@ -73,7 +73,7 @@ class Pair:
 def relative_error(pair: Pair, *, steps: int = 64, rows: int = 4) -> float:
     """Root mean square of the outputs' difference over that of the outputs' variation, on random sequences."""
     inputs = random_inputs(pair.source.manifest, rows, steps, np.random.default_rng(0))
-    rows_alone = [pair.source.row(inputs, pair.source.manifest.inputs, row) for row in range(rows)]
+    rows_alone = [pair.source.row(inputs, pair.source.manifest.sources, row) for row in range(rows)]
     if not pair.source.manifest.is_batchable:
         rows_alone = [inputs]
     worst = 0.0

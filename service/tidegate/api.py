@@ -39,20 +39,42 @@ LATEST = 253_402_300_799.0
 """Seconds since the epoch until the end of the year 9999: what times are told in holds none beyond."""
 
 
-class Input(NamedTuple):
-    """One sequence as a caller gives it: exactly one of the three is set; a model's codec turns it into tensors.
+class InputValue(NamedTuple):
+    """What a caller gives for one of the model's settings: numbers in C order, as nested lists of this shape."""
 
-    ``values`` is [steps, features] in data units.
+    name: str
+    shape: tuple[int, ...]
+    numbers: tuple[float, ...]
+
+    @classmethod
+    def of(cls, name: str, value: object) -> InputValue:
+        """Return a number, or an array of numbers, by its name.
+
+        Raises:
+            ValueError: It is neither.
+        """
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"{name} is no number and no array of numbers")
+        return cls(name, array.shape, tuple(array.astype(np.float64).ravel().tolist()))
+
+
+class Input(NamedTuple):
+    """One sequence as a caller gives it: exactly one of the first three is set; a model's codec turns it into tensors.
+
+    ``values`` is [steps, features] in data units. ``inputs`` are the settings that hold for this sequence alone, by
+    rising name.
     """
 
     text: str | None = None
     tokens: Sequence[int] | None = None
     values: FloatArray | None = None
+    inputs: tuple[InputValue, ...] = ()
 
     @property
     def num_steps(self) -> int:
         """How many steps it has at most; a text has one a character."""
-        text, tokens, values = self
+        text, tokens, values, _ = self
         if text is not None:
             return len(text)
         return len(tokens) if tokens is not None else 0 if values is None else len(values)
@@ -60,8 +82,8 @@ class Input(NamedTuple):
     def part(self, start: int, stop: int) -> Input:
         """Return some of the steps of tokens or values."""
         if self.tokens is not None:
-            return Input(None, self.tokens[start:stop])
-        return Input(None, None, None if self.values is None else self.values[start:stop])
+            return Input(None, self.tokens[start:stop], None, self.inputs)
+        return Input(None, None, None if self.values is None else self.values[start:stop], self.inputs)
 
 
 class RowSteps(NamedTuple):
@@ -99,6 +121,7 @@ class RowSteps(NamedTuple):
             None,
             None if tokens is None else [tokens[place] for place in places],
             None if values is None else values[places],
+            self.source.inputs,
         )
         return RowSteps(source, lengths, [self.positions[row] for row in rows] if self.positions else ())
 
@@ -357,7 +380,10 @@ class SessionKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SessionRequest:
-    """A wish to open a session. Seconds of None mean the server's default; with ``drift`` it has a chart of its own."""
+    """A wish to open a session. Seconds of None mean the server's default; with ``drift`` it has a chart of its own.
+
+    ``inputs`` are the session's values of the model's settings, by rising name.
+    """
 
     model: str
     version: str | None = None
@@ -368,6 +394,7 @@ class SessionRequest:
     seed: int | None = None
     drift: bool = False
     origin: str = "v1"
+    inputs: tuple[InputValue, ...] = ()
 
 
 class SessionInfo(NamedTuple):
@@ -420,11 +447,39 @@ class TensorInfo(NamedTuple):
     name: str
     dtype: str
     axes: list[str]
+    unit: str | None = None
+    description: str | None = None
+
+
+class SettingInfo(NamedTuple):
+    """A setting of a model as shown to callers: an input that is neither a sequence nor a state.
+
+    ``shape`` is that of one value; ``default`` is one number for all of it, or each in C order.
+    """
+
+    name: str
+    dtype: str
+    shape: list[int]
+    default: list[float]
+    unit: str | None = None
+    description: str | None = None
+
+
+class ColumnInfo(NamedTuple):
+    """What one of a model's features is."""
+
+    name: str
+    unit: str | None = None
+    description: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """One loaded version of a model; ``versions`` are all of that name, rising."""
+    """One loaded version of a model; ``versions`` are all of that name, rising.
+
+    ``sample_rate`` is in samples a second, ``frame_length`` in samples a step, where callers send a signal.
+    ``columns`` are the features of which more than the name is known.
+    """
 
     name: str
     version: str
@@ -441,6 +496,10 @@ class ModelInfo:
     provider: str
     surprise: SurpriseReport | None = None
     drift: DriftReport | None = None
+    settings: list[SettingInfo] = field(default_factory=list)
+    sample_rate: float | None = None
+    frame_length: int | None = None
+    columns: list[ColumnInfo] = field(default_factory=list)
 
 
 class ModelPage(NamedTuple):
@@ -654,7 +713,8 @@ class SequenceCore(Protocol):
     def step_sequence(
         self, session: str, inputs: tuple[Tensor, ...], position: int | None, deadline: float | None, *, ends: bool
     ) -> Future[StepResult]:
-        """Queue steps, each input [steps, …], behind the session's other work, and return at once.
+        """Queue steps, each input [steps, …], behind the session's other work, and return at once. Values of the
+        model's settings may follow, for these steps alone.
 
         With ``ends`` the session is over when they are answered; a repeat, at the same position with the same inputs,
         gets the stored reply. The result holds the graph's outputs of every step, unread by the codec.
@@ -731,7 +791,9 @@ class Core(SequenceCore, Protocol):
     def predict_tensors(
         self, model: str, version: str, rows: Sequence[tuple[Tensor, ...]], deadline: float | None
     ) -> list[Future[Prediction]]:
-        """Run each row, the graph's own inputs, each [steps, …]; the results hold its outputs of every step."""
+        """Run each row: the graph's own inputs, each [steps, …], then, if any, a value of each of its settings. The
+        results hold its outputs of every step.
+        """
 
     def generate(
         self,

@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tidegate.errors import BundleError
+from tidegate.errors import BundleError, known_names
 from tidegate.limits import (
     MAX_AXES,
     MAX_BUNDLE_FILES,
@@ -34,6 +34,7 @@ from tidegate.limits import (
     MAX_LABEL_LENGTH,
     MAX_MANIFEST_BYTES,
     MAX_MODEL_TENSORS,
+    MAX_SETTING_ELEMENTS,
     MAX_STATE_BYTES,
     MAX_TENSOR_ELEMENTS,
 )
@@ -50,6 +51,7 @@ BATCH = "batch"
 TIME = "time"
 
 Text = Annotated[str, Field(max_length=4096)]
+ShortText = Annotated[str, Field(max_length=256)]
 TensorName = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_LENGTH)]
 Count = Annotated[int, Field(ge=1, le=(1 << 31) - 1)]
 
@@ -90,6 +92,34 @@ class TensorSpec(Part):
     def time_axis(self) -> int | None:
         """Index of the time axis, None where the tensor is not per step."""
         return self.axes.index(TIME) if TIME in self.axes else None
+
+
+class SettingSpec(TensorSpec):
+    """An input of the graph that is neither a sequence nor a state, and that a caller may set.
+
+    ``default`` holds its numbers where nobody does: one for all elements, or each in C order, without the batch axis.
+    """
+
+    default: Annotated[tuple[float, ...], Field(min_length=1, max_length=MAX_SETTING_ELEMENTS)]
+
+    @model_validator(mode="after")
+    def _has_a_default(self) -> SettingSpec:
+        if any(isinstance(axis, str) and axis != BATCH for axis in self.axes):
+            raise ValueError(f"setting {self.name}: every axis but one 'batch' must be a fixed size, got {self.axes}")
+        size = math.prod(self.row_shape)
+        if size > MAX_SETTING_ELEMENTS or len(self.default) not in {1, size}:
+            raise ValueError(
+                f"setting {self.name}: a default of {len(self.default)} numbers for {size:,}, of at most "
+                f"{MAX_SETTING_ELEMENTS:,}"
+            )
+        if not self.dtype.startswith("float") and any(not number.is_integer() for number in self.default):
+            raise ValueError(f"setting {self.name}: its default is no {self.dtype}")
+        return self
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row's value, without the batch axis."""
+        return tuple(axis for axis in self.axes if isinstance(axis, int))
 
 
 class StateSpec(Part):
@@ -262,8 +292,22 @@ class DriftCalibration(Part):
     )
 
 
+class Meaning(Part):
+    """What a tensor, or a column of the rows that callers send, is to people."""
+
+    unit: ShortText | None = None
+    description: Text | None = None
+
+
 class Manifest(Part):
-    """All that a reader must know to serve the graph."""
+    """All that a reader must know to serve the graph, and what its users should know.
+
+    Attributes:
+        settings: Inputs that callers may set, for a session or a request.
+        sample_rate: Samples a second of the signal that callers send.
+        frame_length: Samples that one step holds.
+        meanings: By the name of an input, an output, a setting or a feature.
+    """
 
     format: Literal[1] = 1
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
@@ -273,7 +317,11 @@ class Manifest(Part):
     inputs: tuple[TensorSpec, ...] = Field(min_length=1, max_length=MAX_MODEL_TENSORS)
     outputs: tuple[TensorSpec, ...] = Field(min_length=1, max_length=MAX_MODEL_TENSORS)
     states: tuple[StateSpec, ...] = Field(min_length=1, max_length=MAX_MODEL_TENSORS)
+    settings: tuple[SettingSpec, ...] = Field(default=(), max_length=MAX_MODEL_TENSORS)
     features: tuple[Text, ...] = ()
+    sample_rate: float | None = Field(default=None, gt=0, description="Hz")
+    frame_length: Count | None = Field(default=None, description="samples a step")
+    meanings: dict[Text, Meaning] = Field(default_factory=dict)
     lengths: TensorName | None = None
     codec: Codec
     batch_invariant: bool = True
@@ -286,7 +334,7 @@ class Manifest(Part):
 
     @model_validator(mode="after")
     def _is_sound(self) -> Manifest:
-        names = [spec.name for spec in self.inputs] + [state.input for state in self.states]
+        names = [spec.name for spec in self.sources] + [state.input for state in self.states]
         _check_once("input", names if self.lengths is None else [*names, self.lengths])
         _check_once("output", [spec.name for spec in self.outputs])
         _check_once("output", [state.output for state in self.states])
@@ -295,9 +343,19 @@ class Manifest(Part):
         for name in self.files:
             if not _FILE_NAME.fullmatch(name):
                 raise ValueError(f"the manifest lists {name!r}, which is not a plain file name")
+        known = {spec.name for spec in (*self.sources, *self.outputs)} | set(self.features)
+        for name in self.meanings:
+            if name not in known:
+                meant = known_names(name, sorted(known), "there are")
+                raise ValueError(f"it says what {name!r} means, which is no input, output or feature{meant}")
         # Where the disk takes capitals for small letters, they would be one file.
         _check_once("file", [name.lower() for name in (MANIFEST, *self.files)])
         return self
+
+    @property
+    def sources(self) -> tuple[TensorSpec, ...]:
+        """What callers feed: the sequence's inputs, then the settings."""
+        return (*self.inputs, *self.settings)
 
     @property
     def state_bytes(self) -> int:
@@ -314,7 +372,7 @@ class Manifest(Part):
     @property
     def is_batchable(self) -> bool:
         """Whether several sessions can share a run."""
-        tensors: tuple[TensorSpec | StateSpec, ...] = (*self.inputs, *self.states)
+        tensors: tuple[TensorSpec | StateSpec, ...] = (*self.sources, *self.states)
         return all(tensor.batch_axis is not None for tensor in tensors)
 
     def output(self, name: str) -> TensorSpec:
@@ -363,7 +421,8 @@ def write_bundle(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> 
     """
     target = root / manifest.name / manifest.version
     complete = manifest.model_copy(update={"files": {name: _sha256(data) for name, data in sorted(files.items())}})
-    text = complete.model_dump_json(indent=2).encode() + b"\n"
+    unsaid = {name for name in _OPTIONAL if not getattr(complete, name)}
+    text = complete.model_dump_json(indent=2, exclude=unsaid).encode() + b"\n"
     if target.exists():
         if (target / MANIFEST).read_bytes() == text:
             return target
@@ -442,6 +501,9 @@ def next_version(root: Path, name: str) -> str:
     taken = [int(path.name) for path in found if path.parent.name == name and is_version(path.name)]
     return str(max(taken, default=0) + 1)
 
+
+_OPTIONAL = ("settings", "sample_rate", "frame_length", "meanings")
+"""Fields that a manifest has only if they say something: servers from before them read the others."""
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")

@@ -84,7 +84,7 @@ def check_edges(session: onnxruntime.InferenceSession, manifest: Manifest) -> No
     Raises:
         BundleError: With the tensor.
     """
-    taken = {spec.name: (spec.dtype, spec.axes) for spec in manifest.inputs}
+    taken = {spec.name: (spec.dtype, spec.axes) for spec in manifest.sources}
     taken |= {spec.input: (spec.dtype, spec.axes) for spec in manifest.states}
     given = {spec.name: spec.dtype for spec in manifest.outputs}
     given |= {spec.output: spec.dtype for spec in manifest.states}

@@ -171,7 +171,7 @@ def _check_splits(
 
 def _check_neighbours(runner: GraphRunner, tally: _Tally, rng: np.random.Generator) -> None:
     """Give a row other neighbours, ten times as large: its result must not change."""
-    inputs, steps = runner.manifest.inputs, _LENGTHS[0]
+    inputs, steps = runner.manifest.sources, _LENGTHS[0]
     row = random_inputs(runner.manifest, 1, steps, rng)
     alone = runner.walk(row, [steps])
     for scale in (1, 10):

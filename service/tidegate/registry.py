@@ -15,10 +15,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from tidegate.api import ModelInfo, Refusal, ReloadReport, TensorInfo
-from tidegate.bundle import Bundle, TensorSpec, find_bundles, is_version, read_bundle
+from tidegate.api import ColumnInfo, ModelInfo, Refusal, ReloadReport, SettingInfo, TensorInfo
+from tidegate.bundle import (
+    Bundle,
+    Manifest,
+    Meaning,
+    SettingSpec,
+    TensorSpec,
+    find_bundles,
+    is_version,
+    read_bundle,
+)
 from tidegate.codecs import make_codec
 from tidegate.codecs.scores import read_scores
+from tidegate.codecs.settings import SettingsCodec
 from tidegate.codecs.tensors import Tensors
 from tidegate.config import Settings
 from tidegate.drift import Chart
@@ -124,8 +134,8 @@ class Registry:
             versions=[str(number) for number in self.versions(manifest.name)],
             task=manifest.task,
             cell=manifest.cell,
-            inputs=[_tensor_info(spec) for spec in manifest.inputs],
-            outputs=[_tensor_info(spec) for spec in manifest.outputs],
+            inputs=[_tensor_info(manifest, spec) for spec in manifest.inputs],
+            outputs=[_tensor_info(manifest, spec) for spec in manifest.outputs],
             features=list(manifest.features),
             state_bytes=manifest.state_bytes,
             surprise_unit=model.codec.surprise_unit,
@@ -134,6 +144,14 @@ class Registry:
             provider=model.runner.provider,
             surprise=model.quality.surprise,
             drift=model.quality.drift,
+            settings=[_setting_info(manifest, spec) for spec in manifest.settings],
+            sample_rate=manifest.sample_rate,
+            frame_length=manifest.frame_length,
+            columns=[
+                ColumnInfo(name, meaning.unit, meaning.description)
+                for name in manifest.features
+                if (meaning := manifest.meanings.get(name)) is not None
+            ],
         )
 
     async def reload(self) -> ReloadReport:
@@ -248,12 +266,14 @@ class Registry:
         scheduler = Scheduler(settings.max_rows if shares else 1, settings.max_steps)
         chart = None if manifest.drift is None else Chart(manifest.drift)
         quality = Quality(read_scores(bundle), chart, f"{manifest.name}/{manifest.version}")
+        settings_codec = SettingsCodec(manifest.settings)
         engine = Engine(
             codec,
             arena,
             len(manifest.states),
             scheduler,
             settings.max_queue,
+            defaults=settings_codec.defaults,
             make_room=self.sessions.evict_one,
             replies=self.replies,
             raw=Tensors(manifest.inputs, manifest.features, manifest.outputs),
@@ -265,7 +285,9 @@ class Registry:
         if kept is not None and codec.kept_output is not None:
             planes[codec.kept_output] = kept
         # The codec and the runner hold the files' content by now.
-        return LoadedModel(replace(bundle, files={}), codec, runner, arena, engine, loop, executor, planes, quality)
+        return LoadedModel(
+            replace(bundle, files={}), codec, runner, arena, engine, loop, executor, planes, quality, settings_codec
+        )
 
 
 def _key(path: Path) -> Key:
@@ -311,5 +333,13 @@ def _kept_plane(bundle: Bundle, name: str) -> Plane:
         raise BundleError(f"{bundle.path}: the codec names an output {error} that the graph has not") from error
 
 
-def _tensor_info(spec: TensorSpec) -> TensorInfo:
-    return TensorInfo(spec.name, spec.dtype, [str(axis) for axis in spec.axes])
+def _tensor_info(manifest: Manifest, spec: TensorSpec) -> TensorInfo:
+    meaning = manifest.meanings.get(spec.name, Meaning())
+    return TensorInfo(spec.name, spec.dtype, [str(axis) for axis in spec.axes], meaning.unit, meaning.description)
+
+
+def _setting_info(manifest: Manifest, spec: SettingSpec) -> SettingInfo:
+    meaning = manifest.meanings.get(spec.name, Meaning())
+    return SettingInfo(
+        spec.name, spec.dtype, list(spec.row_shape), list(spec.default), meaning.unit, meaning.description
+    )

@@ -16,7 +16,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from tidegate.bundle import BATCH, GRAPH, TIME, Bundle, Manifest, StateSpec, TensorSpec, TokenCodec
+from tidegate.bundle import BATCH, GRAPH, TIME, Bundle, Manifest, SettingSpec, StateSpec, TensorSpec, TokenCodec
+from tidegate.codecs.settings import default_of
 from tidegate.engine.arena import INITIAL, Arena, Budget, Plane
 from tidegate.engine.runner import Runner, from_graph, to_graph
 from tidegate.errors import BundleError, InvalidInputError
@@ -129,7 +130,7 @@ class GraphRunner:
         manifest = self.manifest
         try:
             outputs, news = self._runner.run(
-                [from_graph(spec, inputs[spec.name]) for spec in manifest.inputs], list(states)
+                [from_graph(spec, inputs[spec.name]) for spec in manifest.sources], list(states)
             )
             return {spec.name: to_graph(spec, outputs[spec.name]) for spec in manifest.outputs}, news
         except InvalidInputError as error:
@@ -153,7 +154,7 @@ class GraphRunner:
 
     def cut(self, inputs: Tensors, start: int, stop: int) -> Tensors:
         """Return steps `start` to `stop` of `inputs`."""
-        return {spec.name: part(inputs[spec.name], spec.time_axis, start, stop) for spec in self.manifest.inputs}
+        return {spec.name: part(inputs[spec.name], spec.time_axis, start, stop) for spec in self.manifest.sources}
 
     def join(self, pieces: Sequence[Tensors]) -> Tensors:
         """Return the outputs of consecutive chunks as those of one."""
@@ -177,14 +178,17 @@ class GraphRunner:
 
     def _rows(self, inputs: Tensors) -> int:
         sizes = [
-            inputs[spec.name].shape[spec.batch_axis] for spec in self.manifest.inputs if spec.batch_axis is not None
+            inputs[spec.name].shape[spec.batch_axis] for spec in self.manifest.sources if spec.batch_axis is not None
         ]
         return int(sizes[0]) if sizes else 1
 
 
 def random_inputs(manifest: Manifest, rows: int, steps: int, rng: np.random.Generator) -> Tensors:
-    """Make inputs of `rows` sequences from the manifest: tokens of the vocabulary, or values standard normal."""
-    return {spec.name: _random_input(manifest, spec, {BATCH: rows, TIME: steps}, rng) for spec in manifest.inputs}
+    """Make inputs of `rows` sequences from the manifest: tokens of the vocabulary, or values standard normal; and a
+    value of each setting, near its default.
+    """
+    inputs = {spec.name: _random_input(manifest, spec, {BATCH: rows, TIME: steps}, rng) for spec in manifest.inputs}
+    return inputs | {spec.name: _random_setting(spec, rows, rng) for spec in manifest.settings}
 
 
 def random_lengths(steps: int, rng: np.random.Generator) -> list[int]:
@@ -202,7 +206,7 @@ def stream_together(
     pieces: list[list[Tensors]] = [[] for _ in rows]
     for chosen, length in _turns(positions, lengths, rng):
         cuts = [runner.cut(rows[i], positions[i], positions[i] + length) for i in chosen]
-        outputs = runner.step(pool, chosen, runner.stack(cuts, runner.manifest.inputs))
+        outputs = runner.step(pool, chosen, runner.stack(cuts, runner.manifest.sources))
         for place, i in enumerate(chosen):
             pieces[i].append(runner.row(outputs, runner.manifest.outputs, place))
             positions[i] += length
@@ -225,6 +229,16 @@ def _random_input(manifest: Manifest, spec: TensorSpec, sizes: dict[str, int], r
     if spec.dtype.startswith("float"):
         return rng.standard_normal(shape).astype(spec.dtype)
     return rng.integers(0, _num_values(manifest), shape).astype(spec.dtype)
+
+
+def _random_setting(spec: SettingSpec, rows: int, rng: np.random.Generator) -> Array:
+    """Make a value for each row: half to one and a half of the default, so that its sign stays; whole numbers stay."""
+    value = default_of(spec)
+    several = np.repeat(value[None], rows if spec.batch_axis is not None else 1, axis=0)
+    if spec.dtype.startswith("float"):
+        factors = rng.uniform(0.5, 1.5, several.shape)
+        several = np.multiply(several, factors, dtype=np.float64).astype(spec.dtype)
+    return several[0, ...] if spec.batch_axis is None else np.moveaxis(several, 0, spec.batch_axis)
 
 
 def _num_values(manifest: Manifest) -> int:

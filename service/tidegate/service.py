@@ -48,6 +48,7 @@ from tidegate.api import (
     check_steps,
 )
 from tidegate.clock import Clock
+from tidegate.codecs.settings import Given
 from tidegate.codecs.tokens import Tokens
 from tidegate.config import Settings
 from tidegate.engine.lifecycle import Event, Phase
@@ -232,17 +233,17 @@ class Service:
         _check_sequences(sequences)
         encoded = await in_slices(_encode_all(loaded, sequences))
         self._check_options(
-            loaded, options, sum(loaded.codec.reply_bytes(len(inputs[0]), options) for inputs in encoded)
+            loaded, options, sum(loaded.codec.reply_bytes(len(inputs[0]), options) for inputs, _ in encoded)
         )
         share = QueueShare(self.settings.max_queue)
         futures: list[asyncio.Future[Prediction]] = []
         try:
-            for inputs in encoded:
+            for inputs, settings in encoded:
                 await share.wait_for_room()
                 if share.has_failed:
                     break  # the others would be computed for nobody
                 future = self._create_future()
-                loaded.loop.submit(chunk(None, inputs, options, None, deadline, future))
+                loaded.loop.submit(chunk(None, inputs, options, None, deadline, future, settings))
                 futures.append(future)
                 share.take()
                 future.add_done_callback(partial(_give_back, share))
@@ -405,7 +406,8 @@ class Service:
         check_steps(source.num_steps)
         inputs = model.codec.encode(source)
         self._check_options(model, options, model.codec.reply_bytes(len(inputs[0]), options))
-        model.loop.submit(chunk(live, inputs, options, position, deadline, reply))
+        settings = model.settings.encode(source.inputs)
+        model.loop.submit(chunk(live, inputs, options, position, deadline, reply, settings))
         self._sessions.touch(live)
 
     def submit_columns(
@@ -420,8 +422,10 @@ class Service:
         found = self._sessions.find_group(group)
         model: LoadedModel | None = found.model
         inputs: tuple[Tensor, ...] = ()
+        settings: Given = ()
         if model is not None and not self._is_draining:
             with suppress(InvalidInputError):  # the row that it is of is told so below
+                settings = model.settings.encode(steps.source.inputs)
                 inputs = model.codec.encode(steps.source)
         starts = steps.starts()
         alike, other = _find_alike(found, steps.lengths) if inputs else ({}, range(len(rows)))
@@ -433,6 +437,7 @@ class Service:
                 for start in range(0, len(places), model.engine.max_rows):
                     some = places[start : start + model.engine.max_rows]
                     request = _rows_request(group, some, rows, steps, starts, inputs, options, deadline, reply)
+                    request.settings = settings
                     model.loop.submit(request)
             except TidegateError as error:
                 for place in places:
@@ -590,11 +595,12 @@ class Service:
         *,
         ends: bool = False,
     ) -> None:
-        """Queue the graph's own inputs, each [steps, …]. With ``ends`` a durable session ends with the steps, in the
-        same commit.
+        """Queue the graph's own inputs, each [steps, …], which values of its settings may follow. With ``ends`` a
+        durable session ends with the steps, in the same commit.
         """
         self._check_open()
-        request = chunk(session, inputs, RAW, position, deadline, future)
+        num_inputs = len(model.manifest.inputs)
+        request = chunk(session, inputs[:num_inputs], RAW, position, deadline, future, inputs[num_inputs:])
         request.ends = ends
         model.loop.submit(request)
         if session is not None:
@@ -649,11 +655,12 @@ class Service:
         codec = model.codec
         if not isinstance(codec, Tokens):
             raise NotSupportedError(f"{model.label} does not predict tokens, so it cannot generate")
-        if session is None and prompt is None:
+        if session is None and (prompt is None or _is_empty(prompt)):
             raise InvalidInputError("a generation without a session needs a prompt", reason="EMPTY_SEQUENCE")
         _check_sampling(sampling)
         check_steps(0 if prompt is None else prompt.num_steps)
-        inputs: tuple[Tensor, ...] = () if prompt is None else model.encode(prompt)
+        settings = () if prompt is None else model.settings.encode(prompt.inputs)
+        inputs: tuple[Tensor, ...] = () if prompt is None or _is_empty(prompt) else model.encode(prompt)
         events: asyncio.Queue[GeneratedToken | GenerationDone | None] = asyncio.Queue()
         reply: asyncio.Future[GenerationDone] = self._create_future()
         if is_streamed:
@@ -669,6 +676,7 @@ class Service:
             reply,
             vocabulary=codec.tokens,
             emit=events.put_nowait if is_streamed else None,
+            settings=settings,
         )
         try:
             model.loop.submit(request)
@@ -767,7 +775,12 @@ def _check_sequences(sequences: Sequence[Input]) -> None:
     check_steps(sum(source.num_steps for source in sequences))
 
 
-def _encode_all(model: LoadedModel, sequences: Sequence[Input]) -> Slices[list[tuple[Tensor, ...]]]:
+def _is_empty(prompt: Input) -> bool:
+    """Whether a prompt has no sequence, but perhaps settings."""
+    return prompt.text is None and prompt.tokens is None and prompt.values is None
+
+
+def _encode_all(model: LoadedModel, sequences: Sequence[Input]) -> Slices[list[tuple[tuple[Tensor, ...], Given]]]:
     encoded = []
     for index, source in enumerate(sequences):
         encoded.append(_encode(model, source, index))
@@ -775,9 +788,9 @@ def _encode_all(model: LoadedModel, sequences: Sequence[Input]) -> Slices[list[t
     return encoded
 
 
-def _encode(model: LoadedModel, source: Input, index: int) -> tuple[Tensor, ...]:
+def _encode(model: LoadedModel, source: Input, index: int) -> tuple[tuple[Tensor, ...], Given]:
     try:
-        return model.encode(source)
+        return model.encode(source), model.settings.encode(source.inputs)
     except InvalidInputError as error:
         raise InvalidInputError(
             f"sequence {index}: {error.message}", reason=error.reason, details={**error.details, "sequence": str(index)}

@@ -13,6 +13,7 @@ from tests.service.fake_sequences import FakeSequences
 from tidegate.api import (
     Candidate,
     CheckpointInfo,
+    ColumnInfo,
     DriftReport,
     EngineCounts,
     Events,
@@ -34,6 +35,7 @@ from tidegate.api import (
     SessionInfo,
     SessionPage,
     SessionRequest,
+    SettingInfo,
     StepOptions,
     StepResult,
     Surprise,
@@ -54,7 +56,7 @@ MODEL = ModelInfo(
     versions=["1", "2"],
     task="next_token",
     cell="lstm",
-    inputs=[TensorInfo("tokens", "int64", ["batch", "time"])],
+    inputs=[TensorInfo("tokens", "int64", ["batch", "time"], None, "letters")],
     outputs=[TensorInfo("logits", "float32", ["batch", "time", "65"])],
     features=["load", "hour"],
     state_bytes=128,
@@ -64,6 +66,10 @@ MODEL = ModelInfo(
     provider="CPUExecutionProvider",
     surprise=SurpriseReport(2.25, 640),
     drift=DriftReport("drift", 3.5, 5, 128, 2.0, 0.25, (1.75, 2.25), (1.5, 2.75)),
+    settings=[SettingInfo("limit", "float32", [], [6.0], "dB"), SettingInfo("speaker", "float32", [2], [0.5, -1.0])],
+    sample_rate=44100.0,
+    frame_length=512,
+    columns=[ColumnInfo("load", "MW", "of the grid")],
 )
 OPENED = 1_700_000_000.25
 
@@ -372,8 +378,7 @@ def length(source: Input | None) -> int:
     if source is None:
         return 0
     steps = source.text if source.text is not None else source.tokens if source.tokens is not None else source.values
-    assert steps is not None
-    return len(steps)
+    return 0 if steps is None else len(steps)
 
 
 def predict(source: Input, options: StepOptions, position: int) -> Prediction:

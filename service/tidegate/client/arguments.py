@@ -133,6 +133,7 @@ _KINDS: dict[str, ArgumentKind] = {
     "text": _TEXT,
     "tokens": _wholes(2**63 - 1, -(2**63)),
     "values": ArgumentKind("rows of numbers, [step, feature]", _is_table),
+    "inputs": ArgumentKind("a mapping of names to numbers or arrays of numbers", lambda _: False),
     "position": _whole(LAST_POSITION),
     "top": _whole(_UINT32),
     "every_step": _FLAG,

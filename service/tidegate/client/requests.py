@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tidegate.api import FloatArray, Input, RestoreRequest, Sampling, SessionRequest, StepOptions
+from tidegate.api import FloatArray, Input, InputValue, RestoreRequest, Sampling, SessionRequest, StepOptions
 from tidegate.client.arguments import ARGUMENT_ERRORS, argument_error, as_list, build
 from tidegate.errors import InvalidInputError
 from tidegate.v1 import predictor_pb2, sessions_pb2
@@ -19,6 +19,9 @@ from tidegate.wire.sessions import encode_fork_request, encode_restore_request, 
 
 Given = str | Sequence[int] | Sequence[Sequence[float]] | NDArray[Any] | Input
 """A sequence: a text, tokens [step], or values [step, feature] in data units."""
+
+InputValues = Mapping[str, ArrayLike]
+"""Values of the model's settings by name: numbers, or arrays of numbers."""
 
 Integers = Sequence[int] | NDArray[np.integer[Any]]
 
@@ -44,6 +47,7 @@ class SessionOptions(TypedDict, total=False):
     id: str | None
     seed: int | None
     drift: bool
+    inputs: InputValues | None
 
 
 class RestoreOptions(TypedDict, total=False):
@@ -96,9 +100,30 @@ def as_sequences(given: Input | Iterable[Given]) -> list[Given]:
     return [listed] if is_token or is_row else listed
 
 
-def one_input(text: str | None, tokens: Integers | None, values: ArrayLike | None) -> Input:
-    """Return the input of a step. The server checks that exactly one is given."""
-    return Input(text, None if tokens is None else integers(tokens), None if values is None else _rows(values))
+def one_input(
+    text: str | None, tokens: Integers | None, values: ArrayLike | None, inputs: InputValues | None = None
+) -> Input:
+    """Return the input of a step. The server checks that exactly one of the first three is given."""
+    return Input(
+        text,
+        None if tokens is None else integers(tokens),
+        None if values is None else _rows(values),
+        input_values(inputs),
+    )
+
+
+def input_values(given: InputValues | None) -> tuple[InputValue, ...]:
+    """Return values of settings as an `Input` has them.
+
+    Raises:
+        InvalidInputError: One is no number and no array of numbers.
+    """
+    if not given:
+        return ()
+    try:
+        return tuple([InputValue.of(str(name), value) for name, value in sorted(given.items())])
+    except (AttributeError, *ARGUMENT_ERRORS):  # the first, of what is no mapping
+        raise argument_error(inputs=given) from None
 
 
 def _rows(values: ArrayLike) -> FloatArray:
@@ -124,17 +149,27 @@ def integers(numbers: Integers) -> Sequence[int]:
 
 
 def predict_request(
-    model: str, version: str | None, sequences: Input | Iterable[Given], options: StepOptions
+    model: str,
+    version: str | None,
+    sequences: Input | Iterable[Given],
+    options: StepOptions,
+    inputs: InputValues | None = None,
 ) -> predictor_pb2.PredictRequest:
+    """``inputs`` hold for the sequences that have none of their own."""
+    for_all = input_values(inputs)
     message = build(predictor_pb2.PredictRequest, model=model, version=version or "")
     for index, sequence in enumerate(as_sequences(sequences)):
         try:
-            _fill_input(message.sequences.add(), as_input(sequence))
+            _fill_input(message.sequences.add(), _with_inputs(as_input(sequence), for_all))
         except InvalidInputError as error:
             details = {"sequence": str(index)}
             raise InvalidInputError(f"sequence {index}: {error.message}", details=details) from None
     _fill_ask(message, options)
     return message
+
+
+def _with_inputs(given: Input, for_all: tuple[InputValue, ...]) -> Input:
+    return given if given.inputs else given._replace(inputs=for_all)
 
 
 def sampling_of(options: SamplingOptions) -> Sampling:
@@ -143,18 +178,22 @@ def sampling_of(options: SamplingOptions) -> Sampling:
 
 
 def generate_request(
-    model: str, version: str | None, prompt: Given | None, sampling: Sampling
+    model: str, version: str | None, prompt: Given | None, sampling: Sampling, inputs: InputValues | None = None
 ) -> predictor_pb2.GenerateRequest:
     message = build(predictor_pb2.GenerateRequest, model=model, version=version or "")
-    _fill_generation(message, prompt, sampling)
+    _fill_generation(message, prompt, sampling, inputs)
     return message
 
 
 def session_generate_request(
-    session: str, position: int | None, prompt: Given | None, sampling: Sampling
+    session: str,
+    position: int | None,
+    prompt: Given | None,
+    sampling: Sampling,
+    inputs: InputValues | None = None,
 ) -> sessions_pb2.SessionGenerateRequest:
     message = build(sessions_pb2.SessionGenerateRequest, session=session, position=position)
-    _fill_generation(message, prompt, sampling)
+    _fill_generation(message, prompt, sampling, inputs)
     return message
 
 
@@ -168,7 +207,11 @@ def step_request(session: str, position: int | None, given: Input, options: Step
 def open_request(model: str, options: SessionOptions) -> sessions_pb2.OpenRequest:
     _check_lifetimes(options)
     try:
-        return encode_session_request(SessionRequest(model, **options))
+        inputs = input_values(options.get("inputs"))
+        rest = {name: value for name, value in options.items() if name != "inputs"}
+        return encode_session_request(SessionRequest(model, **rest, inputs=inputs))  # type: ignore[arg-type]
+    except InvalidInputError:
+        raise
     except ARGUMENT_ERRORS:
         raise argument_error(model=model, **options) from None
 
@@ -199,7 +242,9 @@ def columns_request(
     lengths: Integers | None,
     positions: Integers | None,
     options: StepOptions,
+    inputs: InputValues | None = None,
 ) -> predictor_pb2.StreamRequest:
+    given = input_values(inputs)
     try:
         columns = encode_columns(
             integers(lanes),
@@ -207,6 +252,7 @@ def columns_request(
             values=None if values is None else _rows(values),
             lengths=None if lengths is None else integers(lengths),
             positions=None if positions is None else integers(positions),
+            inputs=given,
             options=options,
         )
     except ARGUMENT_ERRORS:
@@ -252,9 +298,11 @@ def _fill_ask(message: AskMessage, options: StepOptions) -> None:
         raise argument_error(top=options.top, every_step=options.every_step) from None
 
 
-def _fill_generation(message: GenerateMessage, prompt: Given | None, sampling: Sampling) -> None:
-    if prompt is not None:
-        _fill_input(message, as_input(prompt))
+def _fill_generation(
+    message: GenerateMessage, prompt: Given | None, sampling: Sampling, inputs: InputValues | None
+) -> None:
+    if prompt is not None or inputs:
+        _fill_input(message, _with_inputs(Input() if prompt is None else as_input(prompt), input_values(inputs)))
     try:
         fill_sampling(message, sampling)
     except ARGUMENT_ERRORS:

@@ -70,6 +70,7 @@ class Engine:
         replies: Counts the last replies that are large; None: none is dropped.
         raw: Reads the outputs for those who ask for them as they are.
         quality: Watches how well the model predicts; None where nobody does.
+        defaults: What each of the model's settings is where nobody gives a value, of one row.
     """
 
     def __init__(  # noqa: PLR0913
@@ -84,6 +85,7 @@ class Engine:
         replies: Replies | None = None,
         raw: Codec | None = None,
         quality: Quality | None = None,
+        defaults: Sequence[Tensor] = (),
     ) -> None:
         self._output = OutputProcessor(codec, raw)
         self._arena = arena
@@ -97,6 +99,7 @@ class Engine:
         self._unread: list[DurableSession] = []
         self._make_room = make_room
         self._quality = quality
+        self._defaults = tuple(defaults)
         self.num_waiting = 0  # rows that are not answered yet
         self.window = BatchingWindow(_HORIZON_SECONDS)
         self.stats = EngineStats()
@@ -230,7 +233,7 @@ class Engine:
         return plan
 
     def gather(self, plan: Plan) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the run's inputs, each [rows, steps, …], and states."""
+        """Return the run's inputs, each [rows, steps, …], followed by its settings, each [rows, …], and states."""
         requests, length = plan.requests, plan.length
         slots: list[int] = []
         is_whole = True
@@ -245,6 +248,8 @@ class Engine:
                 for request in requests
             ]
         inputs = [arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+        if self._defaults:
+            inputs += [_settings_of(requests, place, default) for place, default in enumerate(self._defaults)]
         return inputs, self._arena.gather(_slots(slots), self._num_states)
 
     def read(self, plan: Plan, inputs: list[Tensor], outputs: Outputs, states: list[Tensor], now: float) -> Batch:
@@ -499,7 +504,14 @@ class Engine:
         assert request.together is not None
         ids = [session.id for session in request.sessions]
         return StepBlock(
-            ids, request.starts, request.inputs, request.options, request.together, request.drift, self._output.split
+            ids,
+            request.starts,
+            request.inputs,
+            request.options,
+            request.together,
+            request.drift,
+            self._output.split,
+            request.settings,
         )
 
     def _count(self, session: Session, num_bytes: int) -> None:
@@ -811,6 +823,23 @@ def _sources(request: Request) -> Sequence[int]:
     if not request.sessions:
         return [INITIAL] * request.num_rows
     return [session.slot or INITIAL if session.position else INITIAL for session in request.sessions]
+
+
+def _settings_of(requests: Sequence[Request], place: int, default: Tensor) -> Tensor:
+    """Return one setting of a run's rows, [rows, …]: what the request gives, else the session's own, else the default.
+
+    Nothing of a request's stays: a session's own values change with no step.
+    """
+    rows: list[Tensor] = []
+    for request in requests:
+        given = request.settings[place] if request.settings else None
+        if given is not None or not request.sessions:
+            rows += [default if given is None else given] * request.num_rows
+            continue
+        for session in request.sessions:
+            own = session.settings[place] if session.settings else None
+            rows.append(default if own is None else own)
+    return np.array(rows, default.dtype)
 
 
 def _can_apply(request: Request, positions: list[int]) -> bool:

@@ -11,6 +11,7 @@ from typing import Protocol
 from tidegate.api import Input, Tensor
 from tidegate.bundle import Bundle, Manifest
 from tidegate.codecs import Codec
+from tidegate.codecs.settings import SettingsCodec
 from tidegate.engine.arena import ArenaLike, Budget, Plane
 from tidegate.engine.device.runner import DeviceRunner
 from tidegate.engine.engine import Engine
@@ -26,7 +27,8 @@ Key = tuple[str, int]
 class LoadedModel:
     """One version of a model with everything that runs it.
 
-    ``planes`` are the parts of a session's state by name: the states, then the kept output, if any.
+    ``planes`` are the parts of a session's state by name: the states, then the kept output, if any. ``settings`` reads
+    what callers give beside a sequence.
     """
 
     bundle: Bundle
@@ -38,6 +40,7 @@ class LoadedModel:
     executor: ThreadPoolExecutor | None
     planes: dict[str, Plane]
     quality: Quality
+    settings: SettingsCodec
     is_offered: bool = True
     num_sessions: int = 0
 
@@ -55,8 +58,11 @@ class LoadedModel:
 
     @functools.cached_property
     def layout(self) -> bytes:
-        """What names the parts of a session's state: equal where a state of one model fits the other."""
+        """What names the parts of a session's state, and its settings: equal where a session of one model fits the
+        other.
+        """
         parts = [f"{name} {plane.dtype.str} {plane.row_shape}" for name, plane in self.planes.items()]
+        parts += [f"setting {spec.name} {spec.dtype} {spec.row_shape}" for spec in self.manifest.settings]
         return hashlib.sha256("\n".join(parts).encode()).digest()
 
     @property

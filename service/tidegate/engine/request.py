@@ -26,6 +26,7 @@ from tidegate.api import (
     StepOptions,
     StepResult,
 )
+from tidegate.codecs.settings import Given
 from tidegate.engine.session import DurableSession, LastReply, Session
 from tidegate.engine.stopping import StopMatcher
 from tidegate.errors import TidegateError
@@ -59,6 +60,7 @@ class StepBlock(NamedTuple):
         results: What the rows are answered, once they are committed.
         drift: By row, where its session's own chart took in a block of steps.
         split: Makes predictions of rows: the codec's.
+        settings: That the rows' request gave.
     """
 
     ids: Sequence[str]
@@ -68,6 +70,7 @@ class StepBlock(NamedTuple):
     predictions: Predictions
     drift: Mapping[int, Drift]
     split: Callable[[Predictions], list[Prediction]]
+    settings: Given = ()
 
     @property
     def length(self) -> int:
@@ -96,7 +99,7 @@ class StepBlock(NamedTuple):
     def recall(self, session: Session) -> LastReply:
         """Return what the session would remember had it been stepped alone."""
         row = self.ids.index(session.id)
-        name = short_fingerprint([array[row] for array in self.inputs], self.options)
+        name = short_fingerprint([array[row] for array in self.inputs], self.options, self.settings)
         return LastReply(self.starts[row], name, self.result(row))
 
 
@@ -167,6 +170,7 @@ class Request:
         reply: Where results go: a `Reply` of the only row, or with ``lanes`` a `RowsReply`.
         lanes: The number of each row in a `RowsReply`.
         caller: Who may come back when it is answered; by default the session.
+        settings: Values of the model's settings for these steps alone, the same for all rows.
 
     Attributes:
         num_behind: In how many of its sessions' queues it is not yet the head. It starts when it heads them all.
@@ -190,10 +194,10 @@ class Request:
     __slots__ = (
         "arrived", "caller", "deadline", "drift", "ends", "has_gone", "inputs", "is_checked", "is_stored", "kind",
         "lanes", "length", "num_behind", "num_rows", "offset", "options", "pieces", "positions", "predictions", "reply",
-        "results", "rows", "scored", "scratch", "sessions", "starts", "timings", "together"
+        "results", "rows", "scored", "scratch", "sessions", "settings", "starts", "timings", "together"
     )  # fmt: skip
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         sessions: Sequence[Session],
         inputs: tuple[Tensor, ...],
@@ -204,8 +208,10 @@ class Request:
         *,
         lanes: Sequence[int] | None = None,
         caller: object | None = None,
+        settings: Given = (),
     ) -> None:
         self.sessions = sessions
+        self.settings = settings
         self.inputs = inputs
         self.options = options
         self.positions = positions
@@ -256,7 +262,8 @@ class Request:
 
     def fingerprint(self, row: int) -> Hashable:
         """Return what names a row: two chunks with equal input and options, and only such, have it equal."""
-        return (digest if self.is_stored else short_fingerprint)([array[row] for array in self.inputs], self.options)
+        name = digest if self.is_stored else short_fingerprint
+        return name([array[row] for array in self.inputs], self.options, self.settings)
 
     # ---- answers
 
@@ -314,7 +321,14 @@ class Request:
         lanes = None if self.lanes is None else self.lanes[some]
         inputs = tuple(array[some] for array in self.inputs)
         alone = Request(
-            self.sessions[some], inputs, self.options, self.positions[some], self.deadline, self.reply, lanes=lanes
+            self.sessions[some],
+            inputs,
+            self.options,
+            self.positions[some],
+            self.deadline,
+            self.reply,
+            lanes=lanes,
+            settings=self.settings,
         )
         alone.offset, alone.starts, alone.scratch = self.offset, self.starts[some], self.scratch[some]
         alone.pieces, alone.rows = self.pieces[some], self.rows[some]
@@ -342,6 +356,7 @@ def chunk(
     position: int | None,
     deadline: float | None,
     reply: Reply,
+    settings: Given = (),
 ) -> Request:
     """Return a request of one row: ``inputs`` are [length, …], of a session or of none."""
     return Request(
@@ -351,6 +366,7 @@ def chunk(
         () if position is None else [position],
         deadline,
         reply,
+        settings=settings,
     )
 
 
@@ -399,10 +415,12 @@ class Generation(Request):
         *,
         vocabulary: Sequence[str],
         emit: Emit | None,
+        settings: Given = (),
     ) -> None:
         inputs = tuple(array[None] for array in prompt)
         positions = () if position is None else [position]
-        super().__init__(() if session is None else (session,), inputs, StepOptions(), positions, deadline, reply)
+        sessions = () if session is None else (session,)
+        super().__init__(sessions, inputs, StepOptions(), positions, deadline, reply, settings=settings)
         self.sampling = sampling
         self.seed = seed
         self.vocabulary = vocabulary
@@ -413,7 +431,7 @@ class Generation(Request):
         self._is_prompt = True
         self.kind = PROMPT
         self._prompt: tuple[Tensor, ...] | None = inputs
-        self._fingerprint = digest(prompt, sampling)
+        self._fingerprint = digest(prompt, sampling, settings)
 
     def fingerprint(self, row: int) -> Hashable:
         return self._fingerprint
@@ -537,9 +555,11 @@ Outcome = bytes | TidegateError | None
 """What became of a step: the revision it was stored as; why it may not have been; or None, another was faster."""
 
 
-def digest(inputs: Sequence[Tensor], options: StepOptions | Sampling) -> bytes:
-    """Return the SHA-256 of a request's canonical input and options: the same in every process and version."""
-    parts = tuple((tensor.dtype, tensor.shape, tensor.tobytes()) for tensor in inputs)
+def digest(inputs: Sequence[Tensor], options: StepOptions | Sampling, settings: Given = ()) -> bytes:
+    """Return the SHA-256 of a request's canonical input, options and settings: the same in every process and
+    version.
+    """
+    parts = tuple((tensor.dtype, tensor.shape, tensor.tobytes()) for tensor in (*inputs, *_canonical_given(settings)))
     if isinstance(options, Sampling):
         return _hash(parts, _canonical_sampling(options))
     if len(parts) == 1 and len(parts[0][2]) <= _DIGEST_BYTES:
@@ -562,6 +582,13 @@ def _hash(parts: _Parts, options: bytes) -> bytes:
 _hash_again = functools.lru_cache(MAX_DIGESTS)(_hash)
 
 
+def _canonical_given(settings: Given) -> list[Tensor]:
+    return [_NOT_GIVEN if each is None else each for each in settings]
+
+
+_NOT_GIVEN = np.empty(0, "V1")
+
+
 @functools.lru_cache(MAX_DIGESTS)
 def _canonical(options: StepOptions) -> bytes:
     return f"ask {options.top} {options.every_step:d} {options.is_raw:d}\n".encode()
@@ -578,7 +605,7 @@ def repeats(last: LastReply, inputs: Sequence[Tensor], options: StepOptions, pos
     return position == last.start and name(inputs, options) == last.fingerprint
 
 
-def short_fingerprint(inputs: Sequence[Tensor], options: StepOptions) -> Hashable:
-    """Return the options and the canonical input; of input longer than its SHA-256, the SHA-256."""
-    parts = [tensor.tobytes() for tensor in inputs]
+def short_fingerprint(inputs: Sequence[Tensor], options: StepOptions, settings: Given = ()) -> Hashable:
+    """Return the options, the canonical input and the settings; of input longer than its SHA-256, the SHA-256."""
+    parts = [tensor.tobytes() for tensor in (*inputs, *_canonical_given(settings))]
     return options, *[part if len(part) <= _DIGEST_BYTES else hashlib.sha256(part).digest() for part in parts]

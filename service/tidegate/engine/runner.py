@@ -61,7 +61,7 @@ class Runner:
 
     def __init__(self, bundle: Bundle, provider: str = "cpu", threads: int = 1, *, limit: RunLimit = NO_LIMIT) -> None:
         manifest = bundle.manifest
-        self._inputs = manifest.inputs
+        self._inputs = manifest.sources
         self._outputs = manifest.outputs
         self._states = manifest.states
         self._session = open_session(bundle.graph, f"{bundle.path}/{GRAPH}", provider, threads, limit=limit)
@@ -76,7 +76,7 @@ class Runner:
         """Run the graph once.
 
         Args:
-            inputs: One array an input, [batch, steps, …].
+            inputs: One array an input, [batch, steps, …], then one a setting, [batch, …].
             states: One array a state, batch where the graph has it (first where it has none, with one row).
 
         Raises:
@@ -159,7 +159,7 @@ def _order(axes: tuple[Axis, ...]) -> tuple[int, ...] | None:
 
 def to_graph(spec: TensorSpec, array: Tensor) -> Tensor:
     """Return a canonical array with its axes where the graph has them."""
-    source = array if spec.batch_axis is not None else array[0]
+    source = array if spec.batch_axis is not None else array[0, ...]  # an array, too, where no axis is left
     order = _order(spec.axes)
     return source if order is None else np.ascontiguousarray(source.transpose(np.argsort(order)))
 

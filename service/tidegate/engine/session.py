@@ -12,6 +12,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast
 
 from tidegate.api import LAST_POSITION, SessionKey, SessionRequest
+from tidegate.codecs.settings import Given
 from tidegate.drift import NOT_WHOLE, ChartState
 from tidegate.engine.lifecycle import TRANSITIONS, WHY, Event, Phase
 from tidegate.engine.replies import DroppedReply
@@ -62,6 +63,7 @@ class Session:
     the head runs.
     ``block_sum`` is the surprise so far of the block of steps that ``position`` is in, ``band`` where the model expects
     the next value, ``chart`` the session's own control chart, where it was asked for (`engine.quality`).
+    ``settings`` are its own values of the model's settings, which hold where a request gives none.
     ``opened_at``, ``ttl_at`` and ``used_at`` are seconds of a monotonic clock, ``created_at`` of the wall clock.
     """
 
@@ -84,6 +86,7 @@ class Session:
     block_sum: float = NOT_WHOLE
     band: tuple[float, float] | None = None
     chart: ChartState | None = None
+    settings: Given = ()
 
     @property
     def expires_at(self) -> float | None:

@@ -13,7 +13,14 @@ from tidegate.engine.lifecycle import Phase
 from tidegate.engine.model import LoadedModel
 from tidegate.engine.request import Outcome, Step
 from tidegate.engine.session import DurableSession, ended
-from tidegate.errors import InternalError, NotFoundError, OverloadedError, TidegateError, UnavailableError
+from tidegate.errors import (
+    InternalError,
+    InvalidInputError,
+    NotFoundError,
+    OverloadedError,
+    TidegateError,
+    UnavailableError,
+)
 from tidegate.faults import conceal
 from tidegate.sessions.committer import GroupCommitter
 from tidegate.sessions.expiry import StoreClock, ended_phase, ending_step
@@ -32,6 +39,7 @@ from tidegate.sessions.records import (
 )
 from tidegate.sessions.residents import Residents
 from tidegate.sessions.stores.store import Due, Entry, Stored, Write
+from tidegate.wire.settings import decode_inputs
 
 log = logging.getLogger(__name__)
 
@@ -234,7 +242,8 @@ def _copy_in(session: DurableSession, entry: Entry, record: Record) -> None:
     summary, body = record
     try:
         session.model.engine.load(session, body.state)
-    except ValueError as error:
+        session.settings = session.model.settings.encode(decode_inputs(body.request.inputs))
+    except (ValueError, InvalidInputError) as error:
         raise _does_not_fit(session, error) from error
     session.position = summary.position
     session.last = None
@@ -247,7 +256,7 @@ def _copy_in(session: DurableSession, entry: Entry, record: Record) -> None:
     session.is_fresh = True
 
 
-def _does_not_fit(session: DurableSession, error: ValueError) -> InternalError:
+def _does_not_fit(session: DurableSession, error: Exception) -> InternalError:
     log.error("the record of session %s does not fit its model: %s", session.id, error)
     return InternalError(f"session {session.id} cannot be read: its record is damaged", reason="STORE_CORRUPT")
 

@@ -316,6 +316,7 @@ class SessionManager:
         model = self._models.get(request.model, request.version) if start is None else start.model
         now = self._clock.monotonic()
         ttl, idle = _lifetimes(request, self._settings)
+        own = model.settings.encode(request.inputs)
         session = Session(
             id=request.id or new_ephemeral(self._replica),
             model=model,
@@ -326,6 +327,7 @@ class SessionManager:
             opened_at=now,
             ttl_at=None if ttl is None else now + ttl,
             idle_seconds=idle,
+            settings=own,
         )
         self._make_room_for_one(model)
         model.engine.allocate_slot(session)
@@ -347,6 +349,7 @@ class SessionManager:
         if request.id is not None and self._find_ephemeral(request.id) is not None:
             raise AlreadyExistsError(f"session {request.id} was opened as ephemeral", reason="SESSION_EXISTS")
         model = self._models.get(request.model, request.version) if start is None else start.model
+        model.settings.encode(request.inputs)  # what does not fit is refused before anything is stored
         ttl, idle = _lifetimes(request, self._settings)
         seed = request.seed if request.seed is not None else secrets.randbits(64)
         key, now = key_of(request.id or new_durable()), self._records.now()
@@ -764,9 +767,10 @@ def _lifetimes(request: SessionRequest, settings: Settings) -> tuple[float | Non
 def _check_layout(layout: bytes, model: LoadedModel) -> None:
     """Raise FailedPreconditionError unless a state of ``layout`` fits the model."""
     if layout != model.layout:
-        parts = ", ".join(f"{name} {plane.dtype}{list(plane.row_shape)}" for name, plane in model.planes.items())
+        parts = [f"{name} {plane.dtype}{list(plane.row_shape)}" for name, plane in model.planes.items()]
+        parts += [f"setting {spec.name} {spec.dtype}{list(spec.row_shape)}" for spec in model.manifest.settings]
         raise FailedPreconditionError(
-            f"the session's state does not fit {model.label}, which has {parts}", reason="LAYOUT_DIFFERS"
+            f"the session's state does not fit {model.label}, which has {', '.join(parts)}", reason="LAYOUT_DIFFERS"
         )
 
 

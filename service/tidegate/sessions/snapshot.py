@@ -21,6 +21,7 @@ from tidegate.engine.arena import Plane, unpack
 from tidegate.engine.model import LoadedModel, Models
 from tidegate.errors import FailedPreconditionError, InvalidInputError, NotFoundError
 from tidegate.v1 import records_pb2
+from tidegate.wire.settings import decode_inputs, fill_inputs
 
 Body = records_pb2.SnapshotBody
 
@@ -66,6 +67,7 @@ def take_snapshot(moment: SessionState, request: SessionRequest, created_at: flo
         idle_seconds=request.idle_seconds,
         drift=request.drift,
     )
+    fill_inputs(body.inputs, request.inputs)
     planes = moment.model.planes
     fill_parts(body, list(planes), list(planes.values()), moment.state)
     return encode_snapshot(body)
@@ -95,6 +97,11 @@ def read_snapshot(snapshot: bytes, models: Models) -> tuple[SessionState, Sessio
     if model.bundle.sha256 != body.model_sha256:
         message = f"the snapshot is of {label} with another content than the one here"
         raise FailedPreconditionError(message, reason="MODEL_GONE")
+    inputs = decode_inputs(body.inputs)
+    try:
+        model.settings.encode(inputs)
+    except InvalidInputError as error:
+        raise _bad(f"the snapshot's {error.message}") from error
     state = state_of(body, list(model.planes), list(model.planes.values()))
     source = body.forked_from or f"snapshot {hashlib.sha256(snapshot).hexdigest()}"
     return SessionState(model, body.position, state, body.seed, source), SessionRequest(
@@ -103,6 +110,7 @@ def read_snapshot(snapshot: bytes, models: Models) -> tuple[SessionState, Sessio
         ttl_seconds=body.ttl_seconds if body.HasField("ttl_seconds") else None,
         idle_seconds=body.idle_seconds if body.HasField("idle_seconds") else None,
         drift=body.drift,
+        inputs=inputs,
     )
 
 
@@ -170,7 +178,8 @@ def state_of(body: Body, names: Sequence[str], planes: Sequence[Plane]) -> bytes
     """
     if [part.name for part in body.parts] != (list(names) if body.position else []):
         raise _bad(f"the snapshot's state has other parts than the model's {', '.join(names)}")
-    expected = _MOST_BESIDE_STATE
+    # That its settings are those of the model, no more, is known.
+    expected = _MOST_BESIDE_STATE + sum(len(name) + value.ByteSize() for name, value in body.inputs.items())
     for part, plane in zip(body.parts, planes, strict=False):  # none at position 0
         # What is there instead may be megabytes long: only what should be there is told.
         told = (part.dtype, tuple(part.shape), len(part.data))

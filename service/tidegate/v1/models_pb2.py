@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tidegate/v1/models.proto\x12\x0btidegate.v1\"8\n\x0bModelTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0c\n\x04\x61xes\x18\x03 \x03(\t\"\xfa\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08versions\x18\x03 \x03(\t\x12\x0c\n\x04task\x18\x04 \x01(\t\x12\x0c\n\x04\x63\x65ll\x18\x05 \x01(\t\x12(\n\x06inputs\x18\x06 \x03(\x0b\x32\x18.tidegate.v1.ModelTensor\x12)\n\x07outputs\x18\x07 \x03(\x0b\x32\x18.tidegate.v1.ModelTensor\x12\x10\n\x08\x66\x65\x61tures\x18\x08 \x03(\t\x12\x13\n\x0bstate_bytes\x18\t \x01(\x04\x12\x15\n\rsurprise_unit\x18\n \x01(\t\x12\x17\n\x0f\x62\x61tch_invariant\x18\x0b \x01(\x08\x12\x0e\n\x06sha256\x18\x0c \x01(\t\x12\x10\n\x08provider\x18\r \x01(\t\x12-\n\x08surprise\x18\x0e \x01(\x0b\x32\x1b.tidegate.v1.SurpriseReport\x12\'\n\x05\x64rift\x18\x0f \x01(\x0b\x32\x18.tidegate.v1.DriftReport\";\n\x0eSurpriseReport\x12\x11\n\x04mean\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05steps\x18\x02 \x01(\x04\x42\x07\n\x05_mean\"\xee\x01\n\x0b\x44riftReport\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0c\n\x04\x65wma\x18\x02 \x01(\x01\x12\x0e\n\x06\x62locks\x18\x03 \x01(\x04\x12\r\n\x05\x62lock\x18\x04 \x01(\x04\x12\x0c\n\x04mean\x18\x05 \x01(\x01\x12\x0e\n\x06spread\x18\x06 \x01(\x01\x12\x30\n\x07warning\x18\x07 \x01(\x0b\x32\x1f.tidegate.v1.DriftReport.Limits\x12.\n\x05\x64rift\x18\x08 \x01(\x0b\x32\x1f.tidegate.v1.DriftReport.Limits\x1a#\n\x06Limits\x12\x0b\n\x03low\x18\x01 \x01(\x01\x12\x0c\n\x04high\x18\x02 \x01(\x01\"6\n\x11ListModelsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x0fListModelsReply\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.tidegate.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x0f\n\rReloadRequest\"\x9d\x01\n\x0bReloadReply\x12\x0e\n\x06loaded\x18\x01 \x03(\t\x12\x0f\n\x07removed\x18\x02 \x03(\t\x12\x31\n\x07refused\x18\x03 \x03(\x0b\x32 .tidegate.v1.ReloadReply.Refusal\x1a:\n\x07Refusal\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t2\xc7\x01\n\x06Models\x12\x44\n\x04List\x12\x1e.tidegate.v1.ListModelsRequest\x1a\x1c.tidegate.v1.ListModelsReply\x12\x37\n\x03Get\x12\x1c.tidegate.v1.GetModelRequest\x1a\x12.tidegate.v1.Model\x12>\n\x06Reload\x12\x1a.tidegate.v1.ReloadRequest\x1a\x18.tidegate.v1.ReloadReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tidegate/v1/models.proto\x12\x0btidegate.v1\"[\n\x0bModelTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0c\n\x04\x61xes\x18\x03 \x03(\t\x12\x0c\n\x04unit\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\"n\n\x0cModelSetting\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0f\n\x07\x64\x65\x66\x61ult\x18\x04 \x03(\x01\x12\x0c\n\x04unit\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\">\n\x0bModelColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"\xa8\x04\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08versions\x18\x03 \x03(\t\x12\x0c\n\x04task\x18\x04 \x01(\t\x12\x0c\n\x04\x63\x65ll\x18\x05 \x01(\t\x12(\n\x06inputs\x18\x06 \x03(\x0b\x32\x18.tidegate.v1.ModelTensor\x12)\n\x07outputs\x18\x07 \x03(\x0b\x32\x18.tidegate.v1.ModelTensor\x12\x10\n\x08\x66\x65\x61tures\x18\x08 \x03(\t\x12\x13\n\x0bstate_bytes\x18\t \x01(\x04\x12\x15\n\rsurprise_unit\x18\n \x01(\t\x12\x17\n\x0f\x62\x61tch_invariant\x18\x0b \x01(\x08\x12\x0e\n\x06sha256\x18\x0c \x01(\t\x12\x10\n\x08provider\x18\r \x01(\t\x12-\n\x08surprise\x18\x0e \x01(\x0b\x32\x1b.tidegate.v1.SurpriseReport\x12\'\n\x05\x64rift\x18\x0f \x01(\x0b\x32\x18.tidegate.v1.DriftReport\x12+\n\x08settings\x18\x10 \x03(\x0b\x32\x19.tidegate.v1.ModelSetting\x12\x18\n\x0bsample_rate\x18\x11 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0c\x66rame_length\x18\x12 \x01(\rH\x01\x88\x01\x01\x12)\n\x07\x63olumns\x18\x13 \x03(\x0b\x32\x18.tidegate.v1.ModelColumnB\x0e\n\x0c_sample_rateB\x0f\n\r_frame_length\";\n\x0eSurpriseReport\x12\x11\n\x04mean\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05steps\x18\x02 \x01(\x04\x42\x07\n\x05_mean\"\xee\x01\n\x0b\x44riftReport\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0c\n\x04\x65wma\x18\x02 \x01(\x01\x12\x0e\n\x06\x62locks\x18\x03 \x01(\x04\x12\r\n\x05\x62lock\x18\x04 \x01(\x04\x12\x0c\n\x04mean\x18\x05 \x01(\x01\x12\x0e\n\x06spread\x18\x06 \x01(\x01\x12\x30\n\x07warning\x18\x07 \x01(\x0b\x32\x1f.tidegate.v1.DriftReport.Limits\x12.\n\x05\x64rift\x18\x08 \x01(\x0b\x32\x1f.tidegate.v1.DriftReport.Limits\x1a#\n\x06Limits\x12\x0b\n\x03low\x18\x01 \x01(\x01\x12\x0c\n\x04high\x18\x02 \x01(\x01\"6\n\x11ListModelsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x0fListModelsReply\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.tidegate.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x0f\n\rReloadRequest\"\x9d\x01\n\x0bReloadReply\x12\x0e\n\x06loaded\x18\x01 \x03(\t\x12\x0f\n\x07removed\x18\x02 \x03(\t\x12\x31\n\x07refused\x18\x03 \x03(\x0b\x32 .tidegate.v1.ReloadReply.Refusal\x1a:\n\x07Refusal\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t2\xc7\x01\n\x06Models\x12\x44\n\x04List\x12\x1e.tidegate.v1.ListModelsRequest\x1a\x1c.tidegate.v1.ListModelsReply\x12\x37\n\x03Get\x12\x1c.tidegate.v1.GetModelRequest\x1a\x12.tidegate.v1.Model\x12>\n\x06Reload\x12\x1a.tidegate.v1.ReloadRequest\x1a\x18.tidegate.v1.ReloadReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,27 +32,31 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tidegate.v1.models_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODELTENSOR']._serialized_start=41
-  _globals['_MODELTENSOR']._serialized_end=97
-  _globals['_MODEL']._serialized_start=100
-  _globals['_MODEL']._serialized_end=478
-  _globals['_SURPRISEREPORT']._serialized_start=480
-  _globals['_SURPRISEREPORT']._serialized_end=539
-  _globals['_DRIFTREPORT']._serialized_start=542
-  _globals['_DRIFTREPORT']._serialized_end=780
-  _globals['_DRIFTREPORT_LIMITS']._serialized_start=745
-  _globals['_DRIFTREPORT_LIMITS']._serialized_end=780
-  _globals['_LISTMODELSREQUEST']._serialized_start=782
-  _globals['_LISTMODELSREQUEST']._serialized_end=836
-  _globals['_LISTMODELSREPLY']._serialized_start=838
-  _globals['_LISTMODELSREPLY']._serialized_end=916
-  _globals['_GETMODELREQUEST']._serialized_start=918
-  _globals['_GETMODELREQUEST']._serialized_end=967
-  _globals['_RELOADREQUEST']._serialized_start=969
-  _globals['_RELOADREQUEST']._serialized_end=984
-  _globals['_RELOADREPLY']._serialized_start=987
-  _globals['_RELOADREPLY']._serialized_end=1144
-  _globals['_RELOADREPLY_REFUSAL']._serialized_start=1086
-  _globals['_RELOADREPLY_REFUSAL']._serialized_end=1144
-  _globals['_MODELS']._serialized_start=1147
-  _globals['_MODELS']._serialized_end=1346
+  _globals['_MODELTENSOR']._serialized_end=132
+  _globals['_MODELSETTING']._serialized_start=134
+  _globals['_MODELSETTING']._serialized_end=244
+  _globals['_MODELCOLUMN']._serialized_start=246
+  _globals['_MODELCOLUMN']._serialized_end=308
+  _globals['_MODEL']._serialized_start=311
+  _globals['_MODEL']._serialized_end=863
+  _globals['_SURPRISEREPORT']._serialized_start=865
+  _globals['_SURPRISEREPORT']._serialized_end=924
+  _globals['_DRIFTREPORT']._serialized_start=927
+  _globals['_DRIFTREPORT']._serialized_end=1165
+  _globals['_DRIFTREPORT_LIMITS']._serialized_start=1130
+  _globals['_DRIFTREPORT_LIMITS']._serialized_end=1165
+  _globals['_LISTMODELSREQUEST']._serialized_start=1167
+  _globals['_LISTMODELSREQUEST']._serialized_end=1221
+  _globals['_LISTMODELSREPLY']._serialized_start=1223
+  _globals['_LISTMODELSREPLY']._serialized_end=1301
+  _globals['_GETMODELREQUEST']._serialized_start=1303
+  _globals['_GETMODELREQUEST']._serialized_end=1352
+  _globals['_RELOADREQUEST']._serialized_start=1354
+  _globals['_RELOADREQUEST']._serialized_end=1369
+  _globals['_RELOADREPLY']._serialized_start=1372
+  _globals['_RELOADREPLY']._serialized_end=1529
+  _globals['_RELOADREPLY_REFUSAL']._serialized_start=1471
+  _globals['_RELOADREPLY_REFUSAL']._serialized_end=1529
+  _globals['_MODELS']._serialized_start=1532
+  _globals['_MODELS']._serialized_end=1731
 # @@protoc_insertion_point(module_scope)

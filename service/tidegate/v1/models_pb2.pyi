@@ -25,8 +25,13 @@ class ModelTensor(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     AXES_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     dtype: _builtins.str
+    unit: _builtins.str
+    """Empty: not told."""
+    description: _builtins.str
     @_builtins.property
     def axes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Named axes and, as decimal numbers, fixed sizes."""
@@ -37,14 +42,85 @@ class ModelTensor(_message.Message):
         name: _builtins.str = ...,
         dtype: _builtins.str = ...,
         axes: _abc.Iterable[_builtins.str] | None = ...,
+        unit: _builtins.str = ...,
+        description: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["axes", b"axes", "dtype", b"dtype", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["axes", b"axes", "description", b"description", "dtype", b"dtype", "name", b"name", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelTensor: _TypeAlias = ModelTensor  # noqa: Y015
+
+@_typing.final
+class ModelSetting(_message.Message):
+    """An input that is neither a sequence nor a state: `inputs` of a request or of a session set it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    DEFAULT_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    dtype: _builtins.str
+    unit: _builtins.str
+    description: _builtins.str
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of one value, without the batch."""
+
+    @_builtins.property
+    def default(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """One number for all elements, or each in C order."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        dtype: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        default: _abc.Iterable[_builtins.float] | None = ...,
+        unit: _builtins.str = ...,
+        description: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default", b"default", "description", b"description", "dtype", b"dtype", "name", b"name", "shape", b"shape", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelSetting: _TypeAlias = ModelSetting  # noqa: Y015
+
+@_typing.final
+class ModelColumn(_message.Message):
+    """What one of the `features` is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    unit: _builtins.str
+    description: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        unit: _builtins.str = ...,
+        description: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelColumn: _TypeAlias = ModelColumn  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
@@ -67,6 +143,10 @@ class Model(_message.Message):
     PROVIDER_FIELD_NUMBER: _builtins.int
     SURPRISE_FIELD_NUMBER: _builtins.int
     DRIFT_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    SAMPLE_RATE_FIELD_NUMBER: _builtins.int
+    FRAME_LENGTH_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.str
     task: _builtins.str
@@ -77,6 +157,10 @@ class Model(_message.Message):
     sha256: _builtins.str
     provider: _builtins.str
     """The onnxruntime execution provider in use."""
+    sample_rate: _builtins.float
+    """Samples a second of the signal that callers send; absent: not told, or there is none."""
+    frame_length: _builtins.int
+    """Samples of a step."""
     @_builtins.property
     def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """All loaded versions, rising; the highest is the default."""
@@ -97,6 +181,12 @@ class Model(_message.Message):
     def drift(self) -> Global___DriftReport:
         """The model's control chart; absent where it was not calibrated."""
 
+    @_builtins.property
+    def settings(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelSetting]: ...
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelColumn]:
+        """The features of which a unit or a description is known."""
+
     def __init__(
         self,
         *,
@@ -115,12 +205,23 @@ class Model(_message.Message):
         provider: _builtins.str = ...,
         surprise: Global___SurpriseReport | None = ...,
         drift: Global___DriftReport | None = ...,
+        settings: _abc.Iterable[Global___ModelSetting] | None = ...,
+        sample_rate: _builtins.float | None = ...,
+        frame_length: _builtins.int | None = ...,
+        columns: _abc.Iterable[Global___ModelColumn] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift", "surprise", b"surprise"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_frame_length", b"_frame_length", "_sample_rate", b"_sample_rate", "drift", b"drift", "frame_length", b"frame_length", "sample_rate", b"sample_rate", "surprise", b"surprise"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_invariant", b"batch_invariant", "cell", b"cell", "drift", b"drift", "features", b"features", "inputs", b"inputs", "name", b"name", "outputs", b"outputs", "provider", b"provider", "sha256", b"sha256", "state_bytes", b"state_bytes", "surprise", b"surprise", "surprise_unit", b"surprise_unit", "task", b"task", "version", b"version", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frame_length", b"_frame_length", "_sample_rate", b"_sample_rate", "batch_invariant", b"batch_invariant", "cell", b"cell", "columns", b"columns", "drift", b"drift", "features", b"features", "frame_length", b"frame_length", "inputs", b"inputs", "name", b"name", "outputs", b"outputs", "provider", b"provider", "sample_rate", b"sample_rate", "settings", b"settings", "sha256", b"sha256", "state_bytes", b"state_bytes", "surprise", b"surprise", "surprise_unit", b"surprise_unit", "task", b"task", "version", b"version", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__frame_length: _TypeAlias = _typing.Literal["frame_length"]  # noqa: Y015
+    _WhichOneofArgType__frame_length: _TypeAlias = _typing.Literal["_frame_length", b"_frame_length"]  # noqa: Y015
+    _WhichOneofReturnType__sample_rate: _TypeAlias = _typing.Literal["sample_rate"]  # noqa: Y015
+    _WhichOneofArgType__sample_rate: _TypeAlias = _typing.Literal["_sample_rate", b"_sample_rate"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__frame_length) -> _WhichOneofReturnType__frame_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sample_rate) -> _WhichOneofReturnType__sample_rate | None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
 

@@ -26,13 +26,17 @@ from tidegate.v1 import sessions_pb2 as tidegate_dot_v1_dot_sessions__pb2
 from tidegate.v1 import types_pb2 as tidegate_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btidegate/v1/predictor.proto\x12\x0btidegate.v1\x1a\x1atidegate/v1/sessions.proto\x1a\x17tidegate/v1/types.proto\"\x85\x01\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12%\n\tsequences\x18\x03 \x03(\x0b\x32\x12.tidegate.v1.Input\x12\x10\n\x03top\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nevery_step\x18\x05 \x01(\x08\x42\x06\n\x04_top\"\\\n\x0cPredictReply\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12,\n\x0bpredictions\x18\x03 \x03(\x0b\x32\x17.tidegate.v1.Prediction\"\x95\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\x04text\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06tokens\x18\x04 \x03(\x03\x12\x17\n\nmax_tokens\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x06 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x08 \x01(\x02H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x05\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\tB\x07\n\x05_textB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x07\n\x05_seed\"\x94\x01\n\rStreamRequest\x12(\n\x04step\x18\x01 \x01(\x0b\x32\x18.tidegate.v1.StepRequestH\x00\x12%\n\x06\x61ttach\x18\x02 \x01(\x0b\x32\x13.tidegate.v1.AttachH\x00\x12\'\n\x07\x63olumns\x18\x03 \x01(\x0b\x32\x14.tidegate.v1.ColumnsH\x00\x42\t\n\x07message\"\xbe\x01\n\x0bStreamReply\x12&\n\x04step\x18\x01 \x01(\x0b\x32\x16.tidegate.v1.StepReplyH\x00\x12)\n\x08\x61ttached\x18\x02 \x01(\x0b\x32\x15.tidegate.v1.AttachedH\x00\x12,\n\x07\x63olumns\x18\x03 \x01(\x0b\x32\x19.tidegate.v1.ColumnsReplyH\x00\x12#\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.tidegate.v1.ErrorH\x00\x42\t\n\x07message\".\n\x06\x41ttach\x12\x12\n\nfirst_lane\x18\x01 \x01(\r\x12\x10\n\x08sessions\x18\x02 \x03(\t\"Y\n\x08\x41ttached\x12\x12\n\nfirst_lane\x18\x01 \x01(\r\x12\x11\n\tpositions\x18\x02 \x03(\x04\x12&\n\x06\x65rrors\x18\x03 \x03(\x0b\x32\x16.tidegate.v1.LaneError\"\x9f\x01\n\x07\x43olumns\x12\r\n\x05lanes\x18\x01 \x03(\r\x12\x0f\n\x07lengths\x18\x02 \x03(\r\x12\x11\n\tpositions\x18\x03 \x03(\x04\x12\x0e\n\x06tokens\x18\x04 \x03(\x03\x12#\n\x06values\x18\x05 \x01(\x0b\x32\x13.tidegate.v1.Values\x12\x10\n\x03top\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nevery_step\x18\x07 \x01(\x08\x42\x06\n\x04_top\"\xe8\x02\n\x0c\x43olumnsReply\x12\r\n\x05lanes\x18\x01 \x03(\r\x12\x11\n\tpositions\x18\x02 \x03(\x04\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\r\x12\x0b\n\x03ids\x18\x04 \x03(\x03\x12\x15\n\rprobabilities\x18\x05 \x03(\x02\x12\x10\n\x08\x66orecast\x18\x06 \x03(\x02\x12\x37\n\x07outputs\x18\x07 \x03(\x0b\x32&.tidegate.v1.ColumnsReply.OutputsEntry\x12\x10\n\x08surprise\x18\x08 \x03(\x02\x12&\n\x06\x65rrors\x18\t \x03(\x0b\x32\x16.tidegate.v1.LaneError\x12\x11\n\tquantiles\x18\n \x03(\x01\x12%\n\x05\x64rift\x18\x0b \x03(\x0b\x32\x16.tidegate.v1.LaneDrift\x1a\x43\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.tidegate.v1.Tensor:\x02\x38\x01\"<\n\tLaneDrift\x12\x0c\n\x04lane\x18\x01 \x01(\r\x12!\n\x05\x64rift\x18\x02 \x01(\x0b\x32\x12.tidegate.v1.Drift\"<\n\tLaneError\x12\x0c\n\x04lane\x18\x01 \x01(\r\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.tidegate.v1.Error2\xda\x01\n\tPredictor\x12\x41\n\x07Predict\x12\x1b.tidegate.v1.PredictRequest\x1a\x19.tidegate.v1.PredictReply\x12\x46\n\x08Generate\x12\x1c.tidegate.v1.GenerateRequest\x1a\x1a.tidegate.v1.GenerateReply0\x01\x12\x42\n\x06Stream\x12\x1a.tidegate.v1.StreamRequest\x1a\x18.tidegate.v1.StreamReply(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btidegate/v1/predictor.proto\x12\x0btidegate.v1\x1a\x1atidegate/v1/sessions.proto\x1a\x17tidegate/v1/types.proto\"\x85\x01\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12%\n\tsequences\x18\x03 \x03(\x0b\x32\x12.tidegate.v1.Input\x12\x10\n\x03top\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nevery_step\x18\x05 \x01(\x08\x42\x06\n\x04_top\"\\\n\x0cPredictReply\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12,\n\x0bpredictions\x18\x03 \x03(\x0b\x32\x17.tidegate.v1.Prediction\"\x97\x03\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\x04text\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06tokens\x18\x04 \x03(\x03\x12\x17\n\nmax_tokens\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x06 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x08 \x01(\x02H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x05\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x38\n\x06inputs\x18\x0b \x03(\x0b\x32(.tidegate.v1.GenerateRequest.InputsEntry\x1a\x46\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.tidegate.v1.InputValue:\x02\x38\x01\x42\x07\n\x05_textB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x07\n\x05_seed\"\x94\x01\n\rStreamRequest\x12(\n\x04step\x18\x01 \x01(\x0b\x32\x18.tidegate.v1.StepRequestH\x00\x12%\n\x06\x61ttach\x18\x02 \x01(\x0b\x32\x13.tidegate.v1.AttachH\x00\x12\'\n\x07\x63olumns\x18\x03 \x01(\x0b\x32\x14.tidegate.v1.ColumnsH\x00\x42\t\n\x07message\"\xbe\x01\n\x0bStreamReply\x12&\n\x04step\x18\x01 \x01(\x0b\x32\x16.tidegate.v1.StepReplyH\x00\x12)\n\x08\x61ttached\x18\x02 \x01(\x0b\x32\x15.tidegate.v1.AttachedH\x00\x12,\n\x07\x63olumns\x18\x03 \x01(\x0b\x32\x19.tidegate.v1.ColumnsReplyH\x00\x12#\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.tidegate.v1.ErrorH\x00\x42\t\n\x07message\".\n\x06\x41ttach\x12\x12\n\nfirst_lane\x18\x01 \x01(\r\x12\x10\n\x08sessions\x18\x02 \x03(\t\"Y\n\x08\x41ttached\x12\x12\n\nfirst_lane\x18\x01 \x01(\r\x12\x11\n\tpositions\x18\x02 \x03(\x04\x12&\n\x06\x65rrors\x18\x03 \x03(\x0b\x32\x16.tidegate.v1.LaneError\"\x99\x02\n\x07\x43olumns\x12\r\n\x05lanes\x18\x01 \x03(\r\x12\x0f\n\x07lengths\x18\x02 \x03(\r\x12\x11\n\tpositions\x18\x03 \x03(\x04\x12\x0e\n\x06tokens\x18\x04 \x03(\x03\x12#\n\x06values\x18\x05 \x01(\x0b\x32\x13.tidegate.v1.Values\x12\x10\n\x03top\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nevery_step\x18\x07 \x01(\x08\x12\x30\n\x06inputs\x18\x08 \x03(\x0b\x32 .tidegate.v1.Columns.InputsEntry\x1a\x46\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.tidegate.v1.InputValue:\x02\x38\x01\x42\x06\n\x04_top\"\xe8\x02\n\x0c\x43olumnsReply\x12\r\n\x05lanes\x18\x01 \x03(\r\x12\x11\n\tpositions\x18\x02 \x03(\x04\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\r\x12\x0b\n\x03ids\x18\x04 \x03(\x03\x12\x15\n\rprobabilities\x18\x05 \x03(\x02\x12\x10\n\x08\x66orecast\x18\x06 \x03(\x02\x12\x37\n\x07outputs\x18\x07 \x03(\x0b\x32&.tidegate.v1.ColumnsReply.OutputsEntry\x12\x10\n\x08surprise\x18\x08 \x03(\x02\x12&\n\x06\x65rrors\x18\t \x03(\x0b\x32\x16.tidegate.v1.LaneError\x12\x11\n\tquantiles\x18\n \x03(\x01\x12%\n\x05\x64rift\x18\x0b \x03(\x0b\x32\x16.tidegate.v1.LaneDrift\x1a\x43\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.tidegate.v1.Tensor:\x02\x38\x01\"<\n\tLaneDrift\x12\x0c\n\x04lane\x18\x01 \x01(\r\x12!\n\x05\x64rift\x18\x02 \x01(\x0b\x32\x12.tidegate.v1.Drift\"<\n\tLaneError\x12\x0c\n\x04lane\x18\x01 \x01(\r\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.tidegate.v1.Error2\xda\x01\n\tPredictor\x12\x41\n\x07Predict\x12\x1b.tidegate.v1.PredictRequest\x1a\x19.tidegate.v1.PredictReply\x12\x46\n\x08Generate\x12\x1c.tidegate.v1.GenerateRequest\x1a\x1a.tidegate.v1.GenerateReply0\x01\x12\x42\n\x06Stream\x12\x1a.tidegate.v1.StreamRequest\x1a\x18.tidegate.v1.StreamReply(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tidegate.v1.predictor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_GENERATEREQUEST_INPUTSENTRY']._loaded_options = None
+  _globals['_GENERATEREQUEST_INPUTSENTRY']._serialized_options = b'8\001'
+  _globals['_COLUMNS_INPUTSENTRY']._loaded_options = None
+  _globals['_COLUMNS_INPUTSENTRY']._serialized_options = b'8\001'
   _globals['_COLUMNSREPLY_OUTPUTSENTRY']._loaded_options = None
   _globals['_COLUMNSREPLY_OUTPUTSENTRY']._serialized_options = b'8\001'
   _globals['_PREDICTREQUEST']._serialized_start=98
@@ -40,25 +44,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTREPLY']._serialized_start=233
   _globals['_PREDICTREPLY']._serialized_end=325
   _globals['_GENERATEREQUEST']._serialized_start=328
-  _globals['_GENERATEREQUEST']._serialized_end=605
-  _globals['_STREAMREQUEST']._serialized_start=608
-  _globals['_STREAMREQUEST']._serialized_end=756
-  _globals['_STREAMREPLY']._serialized_start=759
-  _globals['_STREAMREPLY']._serialized_end=949
-  _globals['_ATTACH']._serialized_start=951
-  _globals['_ATTACH']._serialized_end=997
-  _globals['_ATTACHED']._serialized_start=999
-  _globals['_ATTACHED']._serialized_end=1088
-  _globals['_COLUMNS']._serialized_start=1091
-  _globals['_COLUMNS']._serialized_end=1250
-  _globals['_COLUMNSREPLY']._serialized_start=1253
-  _globals['_COLUMNSREPLY']._serialized_end=1613
-  _globals['_COLUMNSREPLY_OUTPUTSENTRY']._serialized_start=1546
-  _globals['_COLUMNSREPLY_OUTPUTSENTRY']._serialized_end=1613
-  _globals['_LANEDRIFT']._serialized_start=1615
-  _globals['_LANEDRIFT']._serialized_end=1675
-  _globals['_LANEERROR']._serialized_start=1677
-  _globals['_LANEERROR']._serialized_end=1737
-  _globals['_PREDICTOR']._serialized_start=1740
-  _globals['_PREDICTOR']._serialized_end=1958
+  _globals['_GENERATEREQUEST']._serialized_end=735
+  _globals['_GENERATEREQUEST_INPUTSENTRY']._serialized_start=596
+  _globals['_GENERATEREQUEST_INPUTSENTRY']._serialized_end=666
+  _globals['_STREAMREQUEST']._serialized_start=738
+  _globals['_STREAMREQUEST']._serialized_end=886
+  _globals['_STREAMREPLY']._serialized_start=889
+  _globals['_STREAMREPLY']._serialized_end=1079
+  _globals['_ATTACH']._serialized_start=1081
+  _globals['_ATTACH']._serialized_end=1127
+  _globals['_ATTACHED']._serialized_start=1129
+  _globals['_ATTACHED']._serialized_end=1218
+  _globals['_COLUMNS']._serialized_start=1221
+  _globals['_COLUMNS']._serialized_end=1502
+  _globals['_COLUMNS_INPUTSENTRY']._serialized_start=596
+  _globals['_COLUMNS_INPUTSENTRY']._serialized_end=666
+  _globals['_COLUMNSREPLY']._serialized_start=1505
+  _globals['_COLUMNSREPLY']._serialized_end=1865
+  _globals['_COLUMNSREPLY_OUTPUTSENTRY']._serialized_start=1798
+  _globals['_COLUMNSREPLY_OUTPUTSENTRY']._serialized_end=1865
+  _globals['_LANEDRIFT']._serialized_start=1867
+  _globals['_LANEDRIFT']._serialized_end=1927
+  _globals['_LANEERROR']._serialized_start=1929
+  _globals['_LANEERROR']._serialized_end=1989
+  _globals['_PREDICTOR']._serialized_start=1992
+  _globals['_PREDICTOR']._serialized_end=2210
 # @@protoc_insertion_point(module_scope)

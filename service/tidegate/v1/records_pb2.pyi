@@ -11,6 +11,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from tidegate.v1 import sessions_pb2 as _sessions_pb2
+from tidegate.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -374,6 +375,27 @@ class SnapshotBody(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
+    class InputsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _types_pb2.InputValue: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _types_pb2.InputValue | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class Part(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -410,6 +432,7 @@ class SnapshotBody(_message.Message):
     IDLE_SECONDS_FIELD_NUMBER: _builtins.int
     FORKED_FROM_FIELD_NUMBER: _builtins.int
     DRIFT_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     version: _builtins.str
@@ -424,6 +447,10 @@ class SnapshotBody(_message.Message):
     """Where it is on its way to be a fork: of which session."""
     drift: _builtins.bool
     """Whether it has a chart of its own: then so has one restored from here, and begins it anew."""
+    @_builtins.property
+    def inputs(self) -> _containers.MessageMap[_builtins.str, _types_pb2.InputValue]:
+        """The session's values of the model's settings."""
+
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___SnapshotBody.Part]:
         """One a state, then one for the kept output, if any; none at position 0."""
@@ -441,11 +468,12 @@ class SnapshotBody(_message.Message):
         idle_seconds: _builtins.float | None = ...,
         forked_from: _builtins.str = ...,
         drift: _builtins.bool = ...,
+        inputs: _abc.Mapping[_builtins.str, _types_pb2.InputValue] | None = ...,
         parts: _abc.Iterable[Global___SnapshotBody.Part] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds", "_ttl_seconds", b"_ttl_seconds", "idle_seconds", b"idle_seconds", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds", "_ttl_seconds", b"_ttl_seconds", "created_at", b"created_at", "drift", b"drift", "forked_from", b"forked_from", "idle_seconds", b"idle_seconds", "model", b"model", "model_sha256", b"model_sha256", "parts", b"parts", "position", b"position", "seed", b"seed", "ttl_seconds", b"ttl_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds", "_ttl_seconds", b"_ttl_seconds", "created_at", b"created_at", "drift", b"drift", "forked_from", b"forked_from", "idle_seconds", b"idle_seconds", "inputs", b"inputs", "model", b"model", "model_sha256", b"model_sha256", "parts", b"parts", "position", b"position", "seed", b"seed", "ttl_seconds", b"ttl_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__idle_seconds: _TypeAlias = _typing.Literal["idle_seconds"]  # noqa: Y015
     _WhichOneofArgType__idle_seconds: _TypeAlias = _typing.Literal["_idle_seconds", b"_idle_seconds"]  # noqa: Y015

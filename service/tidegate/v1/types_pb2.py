@@ -24,47 +24,53 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tidegate/v1/types.proto\x12\x0btidegate.v1\"%\n\x06Values\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x03(\x02\"X\n\x05Input\x12\x11\n\x04text\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06tokens\x18\x02 \x03(\x03\x12#\n\x06values\x18\x03 \x01(\x0b\x32\x13.tidegate.v1.ValuesB\x07\n\x05_text\";\n\tCandidate\x12\r\n\x05token\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x03\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"8\n\nCandidates\x12*\n\ncandidates\x18\x01 \x03(\x0b\x32\x16.tidegate.v1.Candidate\"_\n\x08\x46orecast\x12\x11\n\tquantiles\x18\x01 \x03(\x01\x12)\n\x06values\x18\x02 \x03(\x0b\x32\x19.tidegate.v1.Forecast.Row\x1a\x15\n\x03Row\x12\x0e\n\x06values\x18\x01 \x03(\x02\"4\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"5\n\x08Surprise\x12\x0c\n\x04mean\x18\x01 \x01(\x02\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\r\n\x05steps\x18\x03 \x03(\x02\"4\n\x05\x44rift\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0c\n\x04\x65wma\x18\x02 \x01(\x01\x12\x0e\n\x06\x62locks\x18\x03 \x01(\x04\"\xb4\x02\n\nPrediction\x12\x0e\n\x06length\x18\x01 \x01(\x04\x12%\n\x04next\x18\x02 \x03(\x0b\x32\x17.tidegate.v1.Candidates\x12\'\n\x08\x66orecast\x18\x03 \x03(\x0b\x32\x15.tidegate.v1.Forecast\x12\x35\n\x07outputs\x18\x04 \x03(\x0b\x32$.tidegate.v1.Prediction.OutputsEntry\x12\'\n\x08surprise\x18\x05 \x01(\x0b\x32\x15.tidegate.v1.Surprise\x12!\n\x05\x64rift\x18\x06 \x01(\x0b\x32\x12.tidegate.v1.Drift\x1a\x43\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.tidegate.v1.Tensor:\x02\x38\x01\"\xad\x01\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x30\n\x07\x64\x65tails\x18\x04 \x03(\x0b\x32\x1f.tidegate.v1.Error.DetailsEntry\x12\x13\n\x0bretry_after\x18\x05 \x01(\x01\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x80\x02\n\rGenerateReply\x12\x31\n\x05token\x18\x01 \x01(\x0b\x32 .tidegate.v1.GenerateReply.TokenH\x00\x12/\n\x04\x64one\x18\x02 \x01(\x0b\x32\x1f.tidegate.v1.GenerateReply.DoneH\x00\x1a\x33\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\x04\x1aM\n\x04\x44one\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x03(\x03\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12\x10\n\x08position\x18\x04 \x01(\x04\x42\x07\n\x05\x65ventb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tidegate/v1/types.proto\x12\x0btidegate.v1\"%\n\x06Values\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x03(\x02\"\xd0\x01\n\x05Input\x12\x11\n\x04text\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06tokens\x18\x02 \x03(\x03\x12#\n\x06values\x18\x03 \x01(\x0b\x32\x13.tidegate.v1.Values\x12.\n\x06inputs\x18\x04 \x03(\x0b\x32\x1e.tidegate.v1.Input.InputsEntry\x1a\x46\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.tidegate.v1.InputValue:\x02\x38\x01\x42\x07\n\x05_text\"+\n\nInputValue\x12\x0e\n\x06values\x18\x01 \x03(\x01\x12\r\n\x05shape\x18\x02 \x03(\x03\";\n\tCandidate\x12\r\n\x05token\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x03\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"8\n\nCandidates\x12*\n\ncandidates\x18\x01 \x03(\x0b\x32\x16.tidegate.v1.Candidate\"_\n\x08\x46orecast\x12\x11\n\tquantiles\x18\x01 \x03(\x01\x12)\n\x06values\x18\x02 \x03(\x0b\x32\x19.tidegate.v1.Forecast.Row\x1a\x15\n\x03Row\x12\x0e\n\x06values\x18\x01 \x03(\x02\"4\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"5\n\x08Surprise\x12\x0c\n\x04mean\x18\x01 \x01(\x02\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\r\n\x05steps\x18\x03 \x03(\x02\"4\n\x05\x44rift\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0c\n\x04\x65wma\x18\x02 \x01(\x01\x12\x0e\n\x06\x62locks\x18\x03 \x01(\x04\"\xb4\x02\n\nPrediction\x12\x0e\n\x06length\x18\x01 \x01(\x04\x12%\n\x04next\x18\x02 \x03(\x0b\x32\x17.tidegate.v1.Candidates\x12\'\n\x08\x66orecast\x18\x03 \x03(\x0b\x32\x15.tidegate.v1.Forecast\x12\x35\n\x07outputs\x18\x04 \x03(\x0b\x32$.tidegate.v1.Prediction.OutputsEntry\x12\'\n\x08surprise\x18\x05 \x01(\x0b\x32\x15.tidegate.v1.Surprise\x12!\n\x05\x64rift\x18\x06 \x01(\x0b\x32\x12.tidegate.v1.Drift\x1a\x43\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.tidegate.v1.Tensor:\x02\x38\x01\"\xad\x01\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x30\n\x07\x64\x65tails\x18\x04 \x03(\x0b\x32\x1f.tidegate.v1.Error.DetailsEntry\x12\x13\n\x0bretry_after\x18\x05 \x01(\x01\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x80\x02\n\rGenerateReply\x12\x31\n\x05token\x18\x01 \x01(\x0b\x32 .tidegate.v1.GenerateReply.TokenH\x00\x12/\n\x04\x64one\x18\x02 \x01(\x0b\x32\x1f.tidegate.v1.GenerateReply.DoneH\x00\x1a\x33\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\x04\x1aM\n\x04\x44one\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x03(\x03\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12\x10\n\x08position\x18\x04 \x01(\x04\x42\x07\n\x05\x65ventb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tidegate.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_INPUT_INPUTSENTRY']._loaded_options = None
+  _globals['_INPUT_INPUTSENTRY']._serialized_options = b'8\001'
   _globals['_PREDICTION_OUTPUTSENTRY']._loaded_options = None
   _globals['_PREDICTION_OUTPUTSENTRY']._serialized_options = b'8\001'
   _globals['_ERROR_DETAILSENTRY']._loaded_options = None
   _globals['_ERROR_DETAILSENTRY']._serialized_options = b'8\001'
   _globals['_VALUES']._serialized_start=40
   _globals['_VALUES']._serialized_end=77
-  _globals['_INPUT']._serialized_start=79
-  _globals['_INPUT']._serialized_end=167
-  _globals['_CANDIDATE']._serialized_start=169
-  _globals['_CANDIDATE']._serialized_end=228
-  _globals['_CANDIDATES']._serialized_start=230
-  _globals['_CANDIDATES']._serialized_end=286
-  _globals['_FORECAST']._serialized_start=288
-  _globals['_FORECAST']._serialized_end=383
-  _globals['_FORECAST_ROW']._serialized_start=362
-  _globals['_FORECAST_ROW']._serialized_end=383
-  _globals['_TENSOR']._serialized_start=385
-  _globals['_TENSOR']._serialized_end=437
-  _globals['_SURPRISE']._serialized_start=439
-  _globals['_SURPRISE']._serialized_end=492
-  _globals['_DRIFT']._serialized_start=494
-  _globals['_DRIFT']._serialized_end=546
-  _globals['_PREDICTION']._serialized_start=549
-  _globals['_PREDICTION']._serialized_end=857
-  _globals['_PREDICTION_OUTPUTSENTRY']._serialized_start=790
-  _globals['_PREDICTION_OUTPUTSENTRY']._serialized_end=857
-  _globals['_ERROR']._serialized_start=860
-  _globals['_ERROR']._serialized_end=1033
-  _globals['_ERROR_DETAILSENTRY']._serialized_start=987
-  _globals['_ERROR_DETAILSENTRY']._serialized_end=1033
-  _globals['_GENERATEREPLY']._serialized_start=1036
-  _globals['_GENERATEREPLY']._serialized_end=1292
-  _globals['_GENERATEREPLY_TOKEN']._serialized_start=1153
-  _globals['_GENERATEREPLY_TOKEN']._serialized_end=1204
-  _globals['_GENERATEREPLY_DONE']._serialized_start=1206
-  _globals['_GENERATEREPLY_DONE']._serialized_end=1283
+  _globals['_INPUT']._serialized_start=80
+  _globals['_INPUT']._serialized_end=288
+  _globals['_INPUT_INPUTSENTRY']._serialized_start=209
+  _globals['_INPUT_INPUTSENTRY']._serialized_end=279
+  _globals['_INPUTVALUE']._serialized_start=290
+  _globals['_INPUTVALUE']._serialized_end=333
+  _globals['_CANDIDATE']._serialized_start=335
+  _globals['_CANDIDATE']._serialized_end=394
+  _globals['_CANDIDATES']._serialized_start=396
+  _globals['_CANDIDATES']._serialized_end=452
+  _globals['_FORECAST']._serialized_start=454
+  _globals['_FORECAST']._serialized_end=549
+  _globals['_FORECAST_ROW']._serialized_start=528
+  _globals['_FORECAST_ROW']._serialized_end=549
+  _globals['_TENSOR']._serialized_start=551
+  _globals['_TENSOR']._serialized_end=603
+  _globals['_SURPRISE']._serialized_start=605
+  _globals['_SURPRISE']._serialized_end=658
+  _globals['_DRIFT']._serialized_start=660
+  _globals['_DRIFT']._serialized_end=712
+  _globals['_PREDICTION']._serialized_start=715
+  _globals['_PREDICTION']._serialized_end=1023
+  _globals['_PREDICTION_OUTPUTSENTRY']._serialized_start=956
+  _globals['_PREDICTION_OUTPUTSENTRY']._serialized_end=1023
+  _globals['_ERROR']._serialized_start=1026
+  _globals['_ERROR']._serialized_end=1199
+  _globals['_ERROR_DETAILSENTRY']._serialized_start=1153
+  _globals['_ERROR_DETAILSENTRY']._serialized_end=1199
+  _globals['_GENERATEREPLY']._serialized_start=1202
+  _globals['_GENERATEREPLY']._serialized_end=1458
+  _globals['_GENERATEREPLY_TOKEN']._serialized_start=1319
+  _globals['_GENERATEREPLY_TOKEN']._serialized_end=1370
+  _globals['_GENERATEREPLY_DONE']._serialized_start=1372
+  _globals['_GENERATEREPLY_DONE']._serialized_end=1449
 # @@protoc_insertion_point(module_scope)

@@ -20,6 +20,7 @@ from tidegate.api import (
     Drift,
     FloatArray,
     Input,
+    InputValue,
     Prediction,
     Predictions,
     RowSteps,
@@ -35,6 +36,7 @@ from tidegate.v1 import predictor_pb2
 from tidegate.wire.errors import decode_error, fill_error
 from tidegate.wire.inputs import decode_options, decode_values, fill_ask, fill_values
 from tidegate.wire.predictions import decode_drift, decode_tensors, fill_drift, fill_tensors
+from tidegate.wire.settings import decode_inputs, fill_inputs
 
 log = logging.getLogger(__name__)
 
@@ -119,12 +121,16 @@ def encode_columns(
     values: FloatArray | None = None,
     lengths: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
+    inputs: Sequence[InputValue] = (),
     options: StepOptions,
 ) -> predictor_pb2.Columns:
-    """Pack steps: ``tokens`` [step] or ``values`` [step, feature] of all lanes, one lane after the other."""
+    """Pack steps: ``tokens`` [step] or ``values`` [step, feature] of all lanes, one lane after the other; ``inputs``
+    are settings that hold for all of them.
+    """
     message = predictor_pb2.Columns(lanes=lanes, lengths=lengths or (), positions=positions or (), tokens=tokens or ())
     if values is not None:
         fill_values(message.values, values)
+    fill_inputs(message.inputs, inputs)
     fill_ask(message, options)
     return message
 
@@ -337,7 +343,7 @@ def _decode_source(message: predictor_pb2.Columns, lengths: list[int], num_lanes
     check_steps(num_wanted)
     if num_steps != num_wanted:
         raise InvalidInputError(f"{num_steps} steps for lengths that sum to {num_wanted}")
-    return Input(None, tokens) if values is None else Input(None, None, values)
+    return Input(None, tokens if values is None else None, values, decode_inputs(message.inputs))
 
 
 def _filling_predictions(message: predictor_pb2.ColumnsReply, predictions: list[Prediction]) -> Slices[None]:

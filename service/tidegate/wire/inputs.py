@@ -10,6 +10,7 @@ import numpy as np
 from tidegate.api import FloatArray, Input, Sampling, StepOptions
 from tidegate.errors import InvalidInputError
 from tidegate.v1 import predictor_pb2, sessions_pb2, types_pb2
+from tidegate.wire.settings import decode_inputs, fill_inputs
 
 InputMessage = types_pb2.Input | sessions_pb2.StepRequest
 AskMessage = sessions_pb2.StepRequest | predictor_pb2.PredictRequest | predictor_pb2.Columns
@@ -22,6 +23,8 @@ _PLAIN = StepOptions()
 
 def fill_input(message: InputMessage | GenerateMessage, value: Input) -> None:
     """Set the one of text, tokens and values that the input has."""
+    if value.inputs:
+        fill_inputs(message.inputs, value.inputs)
     if value.text is not None:
         message.text = value.text
     if value.tokens is not None:
@@ -38,28 +41,29 @@ def decode_input(message: InputMessage) -> Input:
     Raises:
         InvalidInputError: None or several of text, tokens and values are set, or values are not rows of their width.
     """
+    inputs = decode_inputs(message.inputs) if message.inputs else ()
     # A step's text, the commonest, is told by the fewest questions.
     if message.HasField("text"):
         if not (message.tokens or message.HasField("values")):
-            return Input(message.text)
+            return Input(message.text, None, None, inputs)
     elif message.HasField("values"):
         if not message.tokens:
-            return Input(None, None, decode_values(message.values))
+            return Input(None, None, decode_values(message.values), inputs)
     elif message.tokens:
-        return Input(None, message.tokens[:])
+        return Input(None, message.tokens[:], None, inputs)
     else:
         raise InvalidInputError("the input is empty: set one of text, tokens and values", reason="EMPTY_SEQUENCE")
     raise InvalidInputError("only one of text, tokens and values may be set")
 
 
 def decode_prompt(message: GenerateMessage) -> Input | None:
-    """The prompt of a generation, None where there is none."""
-    tokens = message.tokens[:]
+    """The prompt of a generation, or the settings alone that hold for it; None where there is neither."""
+    tokens, inputs = message.tokens[:], decode_inputs(message.inputs)
     if not message.HasField("text"):
-        return Input(None, tokens) if tokens else None
+        return Input(None, tokens or None, None, inputs) if tokens or inputs else None
     if tokens:
         raise InvalidInputError("a prompt is text or tokens, not both")
-    return Input(message.text)
+    return Input(message.text, None, None, inputs)
 
 
 def fill_values(message: types_pb2.Values, values: FloatArray) -> None:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from tidegate.api import DriftReport, ModelInfo, ModelPage, Refusal, ReloadReport, SurpriseReport, TensorInfo
+from tidegate.api import (
+    ColumnInfo,
+    DriftReport,
+    ModelInfo,
+    ModelPage,
+    Refusal,
+    ReloadReport,
+    SettingInfo,
+    SurpriseReport,
+    TensorInfo,
+)
 from tidegate.v1 import models_pb2
 
 
@@ -23,6 +33,10 @@ def encode_model(info: ModelInfo) -> models_pb2.Model:
         provider=info.provider,
         surprise=None if info.surprise is None else models_pb2.SurpriseReport(**info.surprise._asdict()),
         drift=None if info.drift is None else _encode_drift(info.drift),
+        settings=[models_pb2.ModelSetting(**each._asdict()) for each in info.settings],
+        sample_rate=info.sample_rate,
+        frame_length=info.frame_length,
+        columns=[models_pb2.ModelColumn(**each._asdict()) for each in info.columns],
     )
 
 
@@ -44,6 +58,15 @@ def decode_model(message: models_pb2.Model) -> ModelInfo:
         provider=message.provider,
         surprise=_decode_surprise(message.surprise) if message.HasField("surprise") else None,
         drift=_decode_drift(message.drift) if message.HasField("drift") else None,
+        settings=[
+            SettingInfo(
+                each.name, each.dtype, each.shape[:], each.default[:], each.unit or None, each.description or None
+            )
+            for each in message.settings
+        ],
+        sample_rate=message.sample_rate if message.HasField("sample_rate") else None,
+        frame_length=message.frame_length if message.HasField("frame_length") else None,
+        columns=[ColumnInfo(each.name, each.unit or None, each.description or None) for each in message.columns],
     )
 
 
@@ -72,11 +95,11 @@ def decode_reload(message: models_pb2.ReloadReply) -> ReloadReport:
 
 
 def _encode_tensor(tensor: TensorInfo) -> models_pb2.ModelTensor:
-    return models_pb2.ModelTensor(name=tensor.name, dtype=tensor.dtype, axes=tensor.axes)
+    return models_pb2.ModelTensor(**tensor._asdict())
 
 
 def _decode_tensor(message: models_pb2.ModelTensor) -> TensorInfo:
-    return TensorInfo(message.name, message.dtype, message.axes[:])
+    return TensorInfo(message.name, message.dtype, message.axes[:], message.unit or None, message.description or None)
 
 
 def _decode_surprise(message: models_pb2.SurpriseReport) -> SurpriseReport:

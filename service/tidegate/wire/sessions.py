@@ -10,12 +10,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tidegate.api import CheckpointInfo, RestoreRequest, SessionInfo, SessionPage, SessionRequest
 from tidegate.v1 import sessions_pb2
 from tidegate.wire.predictions import decode_drift, encode_drift
+from tidegate.wire.settings import decode_inputs, fill_inputs
 
 log = logging.getLogger(__name__)
 
 
 def encode_session_request(request: SessionRequest) -> sessions_pb2.OpenRequest:
-    return sessions_pb2.OpenRequest(
+    message = sessions_pb2.OpenRequest(
         model=request.model,
         version=request.version or "",
         durable=request.durable,
@@ -25,6 +26,8 @@ def encode_session_request(request: SessionRequest) -> sessions_pb2.OpenRequest:
         seed=request.seed,
         drift=request.drift,
     )
+    fill_inputs(message.inputs, request.inputs)
+    return message
 
 
 def decode_session_request(message: sessions_pb2.OpenRequest) -> SessionRequest:
@@ -38,6 +41,7 @@ def decode_session_request(message: sessions_pb2.OpenRequest) -> SessionRequest:
         id=message.id or None,
         seed=message.seed if message.HasField("seed") else None,
         drift=message.drift,
+        inputs=decode_inputs(message.inputs),
     )
 
 

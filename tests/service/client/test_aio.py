@@ -12,7 +12,7 @@ import pytest
 from tests.service.fake_core import FakeCore
 from tests.service.grpc_server import GrpcServer
 from tidegate import errors
-from tidegate.api import GeneratedToken, GenerationDone, SessionRequest
+from tidegate.api import GeneratedToken, GenerationDone, Input, InputValue, SessionRequest
 from tidegate.client import AsyncClient, Retry
 
 
@@ -60,6 +60,22 @@ async def test_a_session_steps_with_its_position_and_closes(client: AsyncClient,
     assert service.opened == [SessionRequest("echo", id="mine", durable=True)]
     assert [call.position for call in service.steps] == [0, 2, 3]
     assert service.sessions == {}
+
+
+async def test_settings_go_with_what_they_are_given_for(client: AsyncClient, service: FakeCore) -> None:
+    values = (InputValue("limit", (), (6.0,)), InputValue("speaker", (2,), (1.0, 2.0)))
+    own = Input(tokens=[1], inputs=(InputValue("limit", (), (3.0,)),))
+    given: dict[str, Any] = {"speaker": np.array([1, 2]), "limit": 6}
+    await client.predict("echo", ["a", own], inputs=given)
+    async with client.open("echo", inputs=given) as session, session.stream() as stream:
+        await session.step("a", inputs=given)
+        await stream.step("b", inputs={"limit": 6})
+        await session.step("c")
+        assert [event async for event in session.generate(inputs=given, max_tokens=1)]
+    assert service.opened == [SessionRequest("echo", inputs=values)]
+    assert [call.input.inputs for call in service.steps] == [values, values[:1], ()]
+    assert [call.prompt for call in service.generations] == [Input(inputs=values)]
+    assert [source.inputs for _, _, sources, _ in service.predicted for source in sources] == [values, own.inputs]
 
 
 async def test_an_opening_can_be_awaited(client: AsyncClient, service: FakeCore) -> None:

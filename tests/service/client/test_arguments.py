@@ -121,6 +121,11 @@ WRONG: dict[str, tuple[Make, str]] = {
     "a fraction of candidates": (plain_step(top=1.5), "top must be a whole number from 0 to 4294967295, not 1.5"),
     "no candidates": (plain_step(top=-1), "top must be a whole number from 0 to 4294967295, not -1"),
     "a word for a flag": (plain_step(every_step="yes"), "every_step must be True or False, not 'yes'"),
+    "words for a setting": (
+        plain_step(text="a", inputs={"limit": "high"}),
+        "inputs must be a mapping of names to numbers or arrays of numbers, not {'limit': 'high'}",
+    ),
+    "a list of settings": (lambda: open_request("m", {"inputs": [6]}), "inputs must be a mapping of names"),  # type: ignore[typeddict-item]
     "a number for a model": (lambda: open_request(7, {}), "model must be a text that UTF-8 can carry, not 7"),  # type: ignore[arg-type]
     "a number for a version": (
         lambda: predict_request("m", 2, ["a"], StepOptions()),  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from tidegate.api import (
     GeneratedToken,
     GenerationDone,
     Input,
+    InputValue,
     ModelPage,
     Prediction,
     PredictResult,
@@ -87,10 +88,15 @@ positions = st.integers(0, 2**63)
 rows = hnp.array_shapes(min_dims=2, max_dims=2, max_side=5)
 float_rows = hnp.arrays(np.float32, rows, elements=floats)
 token_lists = st.lists(int64s, min_size=1, max_size=5)
+settings_given = st.dictionaries(
+    st.text(max_size=3),
+    st.floats(allow_nan=False) | hnp.arrays(np.float64, hnp.array_shapes(max_dims=3, max_side=3), elements=floats),
+    max_size=2,
+).map(lambda found: tuple(InputValue.of(name, found[name]) for name in sorted(found)))
 inputs = st.one_of(
-    st.text().map(lambda text: Input(text=text)),
-    token_lists.map(lambda tokens: Input(tokens=tokens)),
-    float_rows.map(lambda values: Input(values=values)),
+    st.tuples(st.text(), settings_given).map(lambda it: Input(text=it[0], inputs=it[1])),
+    st.tuples(token_lists, settings_given).map(lambda it: Input(tokens=it[0], inputs=it[1])),
+    st.tuples(float_rows, settings_given).map(lambda it: Input(values=it[0], inputs=it[1])),
 )
 candidates = st.builds(Candidate, st.text(max_size=3), int64s, floats)
 forecasts = st.builds(
@@ -120,6 +126,8 @@ def predictions(draw: st.DrawFn, *, every_step: bool) -> Prediction:
 def same_input(one: Input, other: Input) -> bool:
     if one.values is None or other.values is None:
         return one == other
+    if one.inputs != other.inputs:
+        return False
     return one.values.dtype == other.values.dtype and np.array_equal(one.values, other.values)
 
 
@@ -146,7 +154,12 @@ def test_inputs(value: Input) -> None:
     assert same_input(decode_input(message), value)
 
 
-@given(st.none() | st.text().map(lambda text: Input(text=text)) | token_lists.map(lambda tokens: Input(tokens=tokens)))
+@given(
+    st.none()
+    | st.tuples(st.text(), settings_given).map(lambda it: Input(text=it[0], inputs=it[1]))
+    | st.tuples(token_lists, settings_given).map(lambda it: Input(tokens=it[0], inputs=it[1]))
+    | settings_given.filter(bool).map(lambda given: Input(inputs=given))
+)
 def test_prompts(value: Input | None) -> None:
     message = predictor_pb2.GenerateRequest()
     if value is not None:
@@ -237,6 +250,7 @@ seconds = st.integers(1, 2**40).map(lambda micros: micros / 1e6)
         id=st.none() | st.text(min_size=1),
         seed=st.none() | st.integers(0, 2**64 - 1),
         drift=st.booleans(),
+        inputs=settings_given,
     )
 )
 def test_session_requests(request: SessionRequest) -> None:
@@ -314,7 +328,10 @@ def test_columns(data: st.DataObject) -> None:
     values = None if is_tokens else data.draw(hnp.arrays(np.float32, (sum(lengths), width), elements=floats))
     where = data.draw(st.none() | st.just([7] * len(lengths)))
     options = StepOptions(data.draw(st.integers(0, 3)), data.draw(st.booleans()))
-    message = encode_columns(lanes, tokens=tokens, values=values, lengths=lengths, positions=where, options=options)
+    given = data.draw(settings_given)
+    message = encode_columns(
+        lanes, tokens=tokens, values=values, lengths=lengths, positions=where, inputs=given, options=options
+    )
     read = decode_columns(message)
     assert (read.lanes, read.options) == (list(lanes), options)
     steps = read.steps
@@ -330,8 +347,8 @@ def test_columns(data: st.DataObject) -> None:
             assert mine_at == theirs_at
     assert [position for _, position in each] == (where if where is not None else [None for _ in lanes])
     for (given_input, _), start, end in zip(each, ends - lengths, ends, strict=True):
-        expected = (
-            Input(None, tokens[start:end]) if tokens else Input(values=None if values is None else values[start:end])
+        expected = Input(
+            None, tokens[start:end] if tokens else None, None if values is None else values[start:end], given
         )
         assert same_input(given_input, expected)
 
@@ -463,6 +480,25 @@ BAD_INPUTS = {
 @pytest.mark.parametrize("message", BAD_INPUTS.values(), ids=BAD_INPUTS.keys())
 def test_an_input_that_is_not_exactly_one_of_three_is_refused(message: types_pb2.Input) -> None:
     with pytest.raises(InvalidInputError):
+        decode_input(message)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        types_pb2.InputValue(),
+        types_pb2.InputValue(values=[1, 2], shape=[3]),
+        types_pb2.InputValue(values=[1, 2], shape=[-1, -2]),
+        types_pb2.InputValue(values=[1], shape=[1] * 17),
+    ],
+    ids=["nothing", "too few", "negative", "too many axes"],
+)
+def test_a_setting_whose_shape_is_another_is_refused_or_empty(value: types_pb2.InputValue) -> None:
+    message = types_pb2.Input(text="a", inputs={"limit": value})
+    if not value.values:
+        assert decode_input(message).inputs == (InputValue("limit", (0,), ()),)
+        return
+    with pytest.raises(InvalidInputError, match="its shape says otherwise"):
         decode_input(message)
 
 

@@ -17,6 +17,7 @@ from tests.service.fake_core import FakeCore
 from tidegate.api import (
     Candidate,
     CheckpointInfo,
+    ColumnInfo,
     Drift,
     DriftReport,
     Events,
@@ -35,6 +36,7 @@ from tidegate.api import (
     SessionInfo,
     SessionPage,
     SessionRequest,
+    SettingInfo,
     StepOptions,
     StepResult,
     Surprise,
@@ -58,7 +60,7 @@ MODEL = ModelInfo(
     versions=["1", "2"],
     task="next_token",
     cell="lstm",
-    inputs=[TensorInfo("tokens", "int64", ["batch", "time"])],
+    inputs=[TensorInfo("tokens", "int64", ["batch", "time"], None, "letters")],
     outputs=[TensorInfo("logits", "float32", ["batch", "time", "65"])],
     features=[],
     state_bytes=256,
@@ -68,6 +70,10 @@ MODEL = ModelInfo(
     provider="CPUExecutionProvider",
     surprise=SurpriseReport(2.25, 640),
     drift=DriftReport("warning", 2.5, 5, 128, 2.0, 0.25, (1.75, 2.25), (1.5, 2.75)),
+    settings=[SettingInfo("limit", "float32", [], [6.0], "dB", "at most so much is taken away")],
+    sample_rate=16000.0,
+    frame_length=512,
+    columns=[ColumnInfo("load", "MW", None)],
 )
 MODEL_JSON = {
     "name": "tiny",
@@ -75,8 +81,10 @@ MODEL_JSON = {
     "versions": ["1", "2"],
     "task": "next_token",
     "cell": "lstm",
-    "inputs": [{"name": "tokens", "dtype": "int64", "axes": ["batch", "time"]}],
-    "outputs": [{"name": "logits", "dtype": "float32", "axes": ["batch", "time", "65"]}],
+    "inputs": [{"name": "tokens", "dtype": "int64", "axes": ["batch", "time"], "unit": None, "description": "letters"}],
+    "outputs": [
+        {"name": "logits", "dtype": "float32", "axes": ["batch", "time", "65"], "unit": None, "description": None}
+    ],
     "features": [],
     "state_bytes": 256,
     "surprise_unit": "bits",
@@ -94,6 +102,19 @@ MODEL_JSON = {
         "warning": [1.75, 2.25],
         "drift": [1.5, 2.75],
     },
+    "settings": [
+        {
+            "name": "limit",
+            "dtype": "float32",
+            "shape": [],
+            "default": [6.0],
+            "unit": "dB",
+            "description": "at most so much is taken away",
+        }
+    ],
+    "sample_rate": 16000.0,
+    "frame_length": 512,
+    "columns": [{"name": "load", "unit": "MW", "description": None}],
 }
 CHARTED = Drift("warning", 2.25, 7)
 SESSION = SessionInfo("s-1", "tiny", "2", 3, False, 1_700_000_000.25, None, 256, ("c-1", "c-2"), "oip", CHARTED)

@@ -61,7 +61,7 @@ async def test_a_bad_step_is_refused(client: httpx.AsyncClient, service: Scripte
         ({"text": 5}, "text: must be a string"),
         ({"tokens": [1, 2.0]}, "tokens[1]: must be a token id, a whole number"),
         ({"values": [[1, 2], [1, None]]}, "values[1][1]: must be a number"),
-        ({"text": "R", "top": 1}, "unknown key 'sequences[1].top': the keys are text, tokens, values"),
+        ({"text": "R", "top": 1}, "unknown key 'sequences[1].top': the keys are inputs, text, tokens, values"),
     ],
 )
 async def test_a_bad_sequence_is_named_by_its_index(

@@ -24,6 +24,7 @@ from tidegate.client.arguments import build
 from tidegate.client.channel import ChannelPlan, ConnectionOptions
 from tidegate.client.requests import (
     Given,
+    InputValues,
     RestoreOptions,
     SamplingOptions,
     SessionOptions,
@@ -90,18 +91,20 @@ class AsyncClient:
         sequences: Input | Iterable[Given],
         *,
         version: str | None = None,
+        inputs: InputValues | None = None,
         top: int = 1,
         every_step: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109 - it travels to the server as the call's deadline
     ) -> PredictResult:
         """Run whole sequences, each from the initial state: texts, token lists, or arrays of values [step, feature].
 
-        One sequence by itself is taken as a list of one: a text is no list of letters.
+        One sequence by itself is taken as a list of one: a text is no list of letters. ``inputs`` are values of the
+        model's settings by name, for all sequences that are not an `Input` with its own.
 
         Raises:
             InvalidInputError: A sequence is wrong; ``details["sequence"]`` is its index. None was run.
         """
-        request = predict_request(model, version, sequences, StepOptions(top, every_step))
+        request = predict_request(model, version, sequences, StepOptions(top, every_step), inputs)
         reply = await self._connection.call(self._connection.predictor.Predict, request, timeout=timeout)
         return decode_predict(reply, every_step=every_step)
 
@@ -111,11 +114,12 @@ class AsyncClient:
         prompt: Given | None = None,
         *,
         version: str | None = None,
+        inputs: InputValues | None = None,
         timeout: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> AsyncIterator[GeneratedToken | GenerationDone]:
         """Sample after the prompt, token by token; the last event is the end. Closing the iterator stops the server."""
-        request = generate_request(model, version, prompt, sampling_of(sampling))
+        request = generate_request(model, version, prompt, sampling_of(sampling), inputs)
         return self._connection.events(self._connection.predictor.Generate, request, timeout=timeout)
 
     @opening  # async only

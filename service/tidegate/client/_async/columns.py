@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from tidegate.api import StepOptions
 from tidegate.client._async.connection import AsyncConnection, AsyncOpenStream
 from tidegate.client._async.session import AsyncSession
-from tidegate.client.requests import Integers, attach_request, columns_request, session_ids
+from tidegate.client.requests import InputValues, Integers, attach_request, columns_request, session_ids
 from tidegate.client.retry import TRANSIENT_ERRORS, Tries, transient_error
 from tidegate.client.send_window import LaneWindow
 from tidegate.v1 import predictor_pb2
@@ -56,6 +56,7 @@ class AsyncColumnStream:
         *,
         tokens: Integers | None = None,
         values: ArrayLike | None = None,
+        inputs: InputValues | None = None,
         lengths: Integers | None = None,
         positions: Integers | None = None,
         top: int = 1,
@@ -67,6 +68,7 @@ class AsyncColumnStream:
             lanes: [lane]; their sessions are of one model and version.
             tokens: [step] of all lanes, one lane after the other, or
             values: [step, feature] likewise.
+            inputs: Values of the model's settings by name, for all lanes; each session's own where none is given.
             lengths: [lane], steps of each; None: one each.
             positions: [lane], each session's position before; None: those that the stream has been told.
             top: Candidates a step.
@@ -77,6 +79,7 @@ class AsyncColumnStream:
             lanes,
             tokens=tokens,
             values=values,
+            inputs=inputs,
             lengths=lengths,
             positions=positions,
             top=top,
@@ -90,6 +93,7 @@ class AsyncColumnStream:
         *,
         tokens: Integers | None = None,
         values: ArrayLike | None = None,
+        inputs: InputValues | None = None,
         lengths: Integers | None = None,
         positions: Integers | None = None,
         top: int = 1,
@@ -98,7 +102,15 @@ class AsyncColumnStream:
         """Send columns without waiting. While a lane awaits an answer, further columns of it are held back here."""
         options = StepOptions(top, every_step)
         self._window.add(
-            columns_request(lanes, tokens=tokens, values=values, lengths=lengths, positions=positions, options=options)
+            columns_request(
+                lanes,
+                tokens=tokens,
+                values=values,
+                lengths=lengths,
+                positions=positions,
+                options=options,
+                inputs=inputs,
+            )
         )
         try:
             if self._stream is not None:

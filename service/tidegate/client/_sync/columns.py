@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from tidegate.api import StepOptions
 from tidegate.client._sync.connection import Connection, OpenStream
 from tidegate.client._sync.session import Session
-from tidegate.client.requests import Integers, attach_request, columns_request, session_ids
+from tidegate.client.requests import InputValues, Integers, attach_request, columns_request, session_ids
 from tidegate.client.retry import TRANSIENT_ERRORS, Tries, transient_error
 from tidegate.client.send_window import LaneWindow
 from tidegate.v1 import predictor_pb2
@@ -55,6 +55,7 @@ class ColumnStream:
         *,
         tokens: Integers | None = None,
         values: ArrayLike | None = None,
+        inputs: InputValues | None = None,
         lengths: Integers | None = None,
         positions: Integers | None = None,
         top: int = 1,
@@ -66,6 +67,7 @@ class ColumnStream:
             lanes: [lane]; their sessions are of one model and version.
             tokens: [step] of all lanes, one lane after the other, or
             values: [step, feature] likewise.
+            inputs: Values of the model's settings by name, for all lanes; each session's own where none is given.
             lengths: [lane], steps of each; None: one each.
             positions: [lane], each session's position before; None: those that the stream has been told.
             top: Candidates a step.
@@ -76,6 +78,7 @@ class ColumnStream:
             lanes,
             tokens=tokens,
             values=values,
+            inputs=inputs,
             lengths=lengths,
             positions=positions,
             top=top,
@@ -89,6 +92,7 @@ class ColumnStream:
         *,
         tokens: Integers | None = None,
         values: ArrayLike | None = None,
+        inputs: InputValues | None = None,
         lengths: Integers | None = None,
         positions: Integers | None = None,
         top: int = 1,
@@ -97,7 +101,15 @@ class ColumnStream:
         """Send columns without waiting. While a lane awaits an answer, further columns of it are held back here."""
         options = StepOptions(top, every_step)
         self._window.add(
-            columns_request(lanes, tokens=tokens, values=values, lengths=lengths, positions=positions, options=options)
+            columns_request(
+                lanes,
+                tokens=tokens,
+                values=values,
+                lengths=lengths,
+                positions=positions,
+                options=options,
+                inputs=inputs,
+            )
         )
         try:
             if self._stream is not None:

@@ -18,6 +18,7 @@ from tidegate.client._sync.connection import Connection, OpenStream
 from tidegate.client.arguments import build
 from tidegate.client.requests import (
     Given,
+    InputValues,
     Integers,
     SamplingOptions,
     fork_request,
@@ -67,6 +68,7 @@ class Session:
         *,
         tokens: Integers | None = None,
         values: ArrayLike | None = None,
+        inputs: InputValues | None = None,
         top: int = 1,
         every_step: bool = False,
         timeout: float | None = None,
@@ -77,6 +79,7 @@ class Session:
             text: Its characters, for a model that has such tokens; or
             tokens: [step], or
             values: [step, feature] in data units.
+            inputs: Values of the model's settings by name, for this chunk alone; the session's own where none is given.
             top: Candidates a step.
             every_step: Tell every step, not only the last.
             timeout: Seconds of each try; None is the client's.
@@ -85,7 +88,8 @@ class Session:
             PositionConflictError: Somebody else stepped the session; `refresh` tells where it is.
             UnavailableError, DeadlineExceededError: The outcome is unknown. The same step again is safe.
         """
-        request = step_request(self.id, self.position, one_input(text, tokens, values), StepOptions(top, every_step))
+        given = one_input(text, tokens, values, inputs)
+        request = step_request(self.id, self.position, given, StepOptions(top, every_step))
         send = self._connection.call if self.position is None else self._connection.call_repeatedly
         reply = send(self._connection.sessions.Step, request, self.id, timeout)
         self.position = reply.position
@@ -95,6 +99,7 @@ class Session:
         self,
         prompt: Given | None = None,
         *,
+        inputs: InputValues | None = None,
         timeout: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Iterator[GeneratedToken | GenerationDone]:
@@ -108,7 +113,7 @@ class Session:
                 begins with what was told.
         """
         position, self.position = self.position, None
-        request = session_generate_request(self.id, position, prompt, sampling_of(sampling))
+        request = session_generate_request(self.id, position, prompt, sampling_of(sampling), inputs)
         ask = self._connection.events if position is None else self._connection.events_repeatedly
         try:
             with closing(ask(self._connection.sessions.Generate, request, self.id, timeout)) as events:
@@ -208,12 +213,13 @@ class SessionStream:
         *,
         tokens: Integers | None = None,
         values: ArrayLike | None = None,
+        inputs: InputValues | None = None,
         top: int = 1,
         every_step: bool = False,
     ) -> StepResult:
         """As `Session.step`."""
         self._window.require_none_in_flight()
-        self.send(text, tokens=tokens, values=values, top=top, every_step=every_step)
+        self.send(text, tokens=tokens, values=values, inputs=inputs, top=top, every_step=every_step)
         return self.receive()
 
     def send(
@@ -222,11 +228,12 @@ class SessionStream:
         *,
         tokens: Integers | None = None,
         values: ArrayLike | None = None,
+        inputs: InputValues | None = None,
         top: int = 1,
         every_step: bool = False,
     ) -> None:
         """Send a step without waiting. It goes out now, or, over ``overlap``, when `receive` has made room for it."""
-        given = one_input(text, tokens, values)
+        given = one_input(text, tokens, values, inputs)
         self._window.add(step_request(self._session.id, None, given, StepOptions(top, every_step)), num_steps(given))
         try:
             self._push()

@@ -18,6 +18,7 @@ import numpy as np
 
 from tidegate.api import Tensor
 from tidegate.bundle import BATCH, GRAPH, TIME, Bundle, Manifest, TensorSpec
+from tidegate.codecs.settings import default_of
 from tidegate.engine.device.arena import INITIAL_ROW, SPARE_ROW, DeviceMemory
 from tidegate.engine.device.graph import SOURCES, TARGETS, arena_names, device_graph
 from tidegate.engine.runner import from_graph, lengths_input, open_session, to_graph
@@ -99,7 +100,8 @@ class DeviceRunner:
         self.provider: str = session.get_providers()[0]
         self.captures = captures
         self.num_padding_steps = 0
-        self._inputs = manifest.inputs
+        self._inputs = manifest.sources
+        self._settings = {spec.name: default_of(spec) for spec in manifest.settings}
         self._outputs = manifest.outputs
         self._lengths = lengths_input(session, manifest.lengths)
         self._session = session
@@ -114,7 +116,7 @@ class DeviceRunner:
         """Run the graph once.
 
         Args:
-            inputs: One array an input, [batch, steps, …].
+            inputs: One array an input, [batch, steps, …], then one a setting, [batch, …].
             states: The rows that the states are in, and those that the new ones go to, both [batch].
 
         Returns:
@@ -142,11 +144,15 @@ class DeviceRunner:
                 raise BundleError(f"{name} of a replayed run is not that of a plain one")
 
     def _probe(self, value: int) -> dict[str, Tensor]:
-        """Run one step of one row whose inputs are all ``value``, from the initial state; keep nothing."""
+        """Run one step of one row, its inputs all ``value`` and its settings the default, from the initial state; keep
+        nothing.
+        """
         inputs = []
         for spec in self._inputs:
             shape = [axis if isinstance(axis, int) else 1 for axis in spec.axes]
-            inputs.append(from_graph(spec, np.full(shape, value, spec.dtype)))
+            default = self._settings.get(spec.name)
+            array = np.full(shape, value, spec.dtype) if default is None else default[None]
+            inputs.append(from_graph(spec, array) if default is None else array)
         outputs, _ = self.run(inputs, [np.array([INITIAL_ROW]), np.array([SPARE_ROW])])
         return outputs
 

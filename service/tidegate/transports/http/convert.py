@@ -20,6 +20,7 @@ from tidegate.api import (
     GeneratedToken,
     GenerationDone,
     Input,
+    InputValue,
     Prediction,
     PredictResult,
     StepOptions,
@@ -36,7 +37,8 @@ Json = Any
 Object = dict[str, Json]
 
 INPUTS = ("text", "tokens", "values")
-INPUT_KEYS = frozenset(INPUTS)
+SETTINGS = "inputs"
+INPUT_KEYS = frozenset(INPUTS) | {SETTINGS}
 ASK_KEYS = frozenset({"top", "every_step"})
 STEP_KEYS = INPUT_KEYS | ASK_KEYS | {"position"}
 PREDICT_KEYS = ASK_KEYS | {"sequences", "version"}
@@ -73,16 +75,49 @@ def parse_input(body: Object, path: str = "") -> Input:
     if (text is None) + (tokens is None) + (values is None) != len(INPUTS) - 1:
         found = " and ".join(key for key in INPUTS if body.get(key) is not None) or "none"
         raise InvalidInputError(f"{path}exactly one of text, tokens and values must be given, got {found}")
+    inputs = parse_settings(body, path) if SETTINGS in body else ()
     if tokens is not None:
-        return Input(None, _parse_tokens(tokens, path + "tokens"))
+        return Input(None, _parse_tokens(tokens, path + "tokens"), None, inputs)
     if text is not None:
-        return Input(_parse_text(text, path + "text"))
-    return Input(None, None, _parse_values(values, path + "values"))
+        return Input(_parse_text(text, path + "text"), None, None, inputs)
+    return Input(None, None, _parse_values(values, path + "values"), inputs)
 
 
 def parse_optional_input(body: Object) -> Input | None:
-    """The input among the keys of ``body``, None where there is none."""
-    return parse_input(body) if any(body.get(key) is not None for key in INPUT_KEYS) else None
+    """The input among the keys of ``body``, or the settings alone; None where there is neither."""
+    if any(body.get(key) is not None for key in INPUTS):
+        return parse_input(body)
+    inputs = parse_settings(body)
+    return Input(inputs=inputs) if inputs else None
+
+
+def parse_settings(body: Object, path: str = "") -> tuple[InputValue, ...]:
+    """The values of the model's settings under ``inputs``, by rising name; none where it is absent or null."""
+    given = body.get(SETTINGS)
+    if given is None:
+        return ()
+    if type(given) is not dict:
+        raise InvalidInputError(f'{path}inputs: must be an object, {{"name": value}}')
+    return tuple([_parse_setting(name, given[name], f"{path}inputs") for name in sorted(given)])
+
+
+def _parse_setting(name: str, value: Json, path: str) -> InputValue:
+    try:
+        return InputValue.of(name, _plain(value))
+    except (ValueError, OverflowError):
+        message = f"{path}: {shown(name)} must be a number, or lists of numbers of one length"
+        raise InvalidInputError(message) from None
+
+
+def _plain(value: Json) -> Json:
+    """A value without the arrays that a large body is read into; ValueError where it is no number and no list."""
+    if type(value) is Pieces:
+        return [each for piece in value for each in (piece if isinstance(piece, list) else piece.tolist())]
+    if type(value) is list:
+        return list(map(_plain, value))
+    if type(value) not in NUMBER_TYPES | {bool} and not isinstance(value, np.ndarray):
+        raise ValueError
+    return value
 
 
 def parse_whole(body: Object, key: str, most: int) -> int | None:
@@ -131,6 +166,11 @@ def _parse_text(text: Json, path: str) -> str:
 def without_input(body: Object) -> Object:
     """What a body holds besides its input."""
     return {key: value for key, value in body.items() if key not in INPUT_KEYS}
+
+
+def without_settings(body: Object) -> Object:
+    """What a body holds besides its settings."""
+    return {key: value for key, value in body.items() if key != SETTINGS} if SETTINGS in body else body
 
 
 def _parse_tokens(tokens: Json, path: str) -> Sequence[int]:

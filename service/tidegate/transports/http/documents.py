@@ -79,6 +79,10 @@ MODEL: Object = {
     "batch_invariant": True,
     "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
     "provider": "CPUExecutionProvider",
+    "settings": [],
+    "sample_rate": None,
+    "frame_length": None,
+    "columns": [],
     "surprise": {"mean": 1.97, "steps": 412800},
     "drift": {
         "state": "normal",

@@ -51,6 +51,9 @@ class Input(Body):
     values: Entries[Entries[Finite]] | None = Field(
         None, description="rows in data units, one a step, in the order of the model's features"
     )
+    inputs: dict[str, Json] | None = Field(
+        None, description="values of the model's settings, for these steps alone: numbers or nested lists, by name"
+    )
 
 
 class Step(Input):
@@ -114,6 +117,9 @@ class OpenSession(Body):
     id: Id | None = Field(None, description="absent: the server chooses")
     seed: UInt64 | None = Field(None, description="for generation; absent: random")
     drift: bool = Field(False, description="keep a control chart of the session's own; replies tell it")
+    inputs: dict[str, Json] | None = Field(
+        None, description="the session's values of the model's settings: numbers or nested lists, by name"
+    )
 
 
 class Fork(Body):
@@ -275,6 +281,27 @@ class Tensor(Document):
     name: str
     dtype: str
     axes: list[str]
+    unit: str | None = None
+    description: str | None = None
+
+
+class Setting(Document):
+    """An input that is neither a sequence nor a state: `inputs` of a request or of a session set it."""
+
+    name: str
+    dtype: str
+    shape: list[int] = Field(description="of one value; empty for one number")
+    default: list[float] = Field(description="one number for all of it, or each in C order")
+    unit: str | None = None
+    description: str | None = None
+
+
+class Column(Document):
+    """What one of the features is."""
+
+    name: str
+    unit: str | None = None
+    description: str | None = None
 
 
 class SurpriseReport(Document):
@@ -315,6 +342,10 @@ class Model(Document):
     provider: str = Field(description="the onnxruntime execution provider in use")
     surprise: SurpriseReport | None = Field(None, description="null where the model tells none")
     drift: DriftReport | None = Field(None, description="null where the model was not calibrated")
+    settings: list[Setting] = Field(description="what `inputs` may set, for a session or a request")
+    sample_rate: float | None = Field(None, description="samples a second of the signal that callers send")
+    frame_length: int | None = Field(None, description="samples of a step")
+    columns: list[Column] = Field(description="the features of which a unit or a description is known")
 
 
 class ModelList(Document):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from http import HTTPStatus
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 from urllib.parse import quote
 
 from fastapi import APIRouter, Path
@@ -39,6 +39,13 @@ raw = APIRouter(prefix=PREFIX, tags=["sessions"], route_class=RawRoute)
 WORK = problems(400, 404, 409, 410, 412, 413, 429, 503, 504)
 
 
+def session_request(document: dict[str, Any]) -> SessionRequest:
+    """Return the wish to open a session that a body holds."""
+    inputs = convert.parse_settings(document)
+    form = read_form(schemas.OpenSession, convert.without_settings(document))
+    return SessionRequest(**form.model_dump(exclude={convert.SETTINGS}), inputs=inputs)
+
+
 @raw.post(
     "",
     status_code=HTTPStatus.CREATED,
@@ -52,8 +59,8 @@ WORK = problems(400, 404, 409, 410, 412, 413, 429, 503, 504)
 async def open_session(request: Request) -> Response:
     """Open a session. With an id of your own, an equal repeat returns what exists."""
     service = service_of(request)
-    form = read_form(schemas.OpenSession, await read_json(request.scope, request.receive, service))
-    info = await service.open_session(SessionRequest(**form.model_dump()))
+    document = await read_json(request.scope, request.receive, service)
+    info = await service.open_session(session_request(document))
     session = schemas.Session.model_validate(info)
     return json_reply(session, HTTPStatus.CREATED, {"Location": link(request, f"{PREFIX}/{quote(session.id)}")})
 

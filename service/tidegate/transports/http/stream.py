@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from tidegate.api import Core, SessionRequest
+from tidegate.api import Core
 from tidegate.errors import InvalidInputError, NotFoundError, TidegateError, without_traceback
 from tidegate.faults import conceal
 from tidegate.limits import LARGE_JSON_BYTES, MAX_IN_FLIGHT
@@ -28,10 +28,11 @@ from tidegate.transports.asgi import Event, Receive, Scope, Send
 from tidegate.transports.grpc.columns import refusal
 from tidegate.transports.grpc.stream import StepMessages
 from tidegate.transports.http import convert, schemas
-from tidegate.transports.http.errors import PROBLEM, problem, read_form
+from tidegate.transports.http.errors import PROBLEM, problem
 from tidegate.transports.http.exchange import dump, max_bytes, parse, parse_in_slices, timeout, too_large
 from tidegate.transports.http.floats import dump_floats, parse_floats, width_of
 from tidegate.transports.http.large_json import write
+from tidegate.transports.http.sessions import session_request
 from tidegate.transports.reply_queue import (
     OpenStreams,
     Pending,
@@ -209,10 +210,10 @@ class WebSocketStream:
         return await self._messages.submit(request)
 
     async def _open(self, document: dict[str, Any]) -> Pending:
-        form = read_form(schemas.OpenSession, document)
+        request = session_request(document)
         if self._subprotocol == FLOATS:
-            self._width = width_of(self._service.model(form.model, form.version))
-        info = await self._service.open_session(SessionRequest(**form.model_dump()))
+            self._width = width_of(self._service.model(request.model, request.version))
+        info = await self._service.open_session(request)
         self._session = self._messages.session = info.id
         return ReadyReply("Open", _text_frame(dump(schemas.Session.model_validate(info))), OK, info.id)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from tidegate import __version__
-from tidegate.transports.oip.signature import Port, Signature
+from tidegate.transports.oip.signature import Port, SettingPort, Signature
 
 Json = dict[str, Any]
 
@@ -35,7 +35,7 @@ def model_metadata(name: str, versions: list[str], signature: Signature) -> Json
         "name": name,
         "versions": versions,
         "platform": PLATFORM,
-        "inputs": [_tensor(port) for port in signature.inputs],
+        "inputs": [*map(_tensor, signature.inputs), *map(_tensor, signature.settings)],
         "outputs": [_tensor(port) for port in signature.outputs.values()],
     }
 
@@ -51,7 +51,10 @@ def model_config(
         "backend": "onnxruntime",
         "version_policy": {"specific": {"versions": [int(version)]}},
         "max_batch_size": signature.max_batch,
-        "input": [_config_tensor(port, batched) for port in signature.inputs],
+        "input": [
+            *(_config_tensor(port, batched) for port in signature.inputs),
+            *({**_config_tensor(port, batched), "optional": True} for port in signature.settings),
+        ],
         "output": [_config_tensor(port, batched) for port in signature.outputs.values()],
         "default_model_filename": "model.onnx",
         "model_transaction_policy": {"decoupled": False},
@@ -66,10 +69,10 @@ def model_config(
     return config
 
 
-def _tensor(port: Port) -> Json:
+def _tensor(port: Port | SettingPort) -> Json:
     return {"name": port.name, "datatype": port.datatype, "shape": list(port.shape)}
 
 
-def _config_tensor(port: Port, batched: bool) -> Json:
+def _config_tensor(port: Port | SettingPort, batched: bool) -> Json:
     dims = port.shape[1:] if batched else port.shape
     return {"name": port.name, "data_type": f"TYPE_{port.datatype}", "dims": list(dims)}

@@ -17,12 +17,13 @@ from typing import NamedTuple
 import numpy as np
 
 from tidegate.api import Tensor, check_steps
-from tidegate.bundle import BATCH, TIME, Manifest, TensorSpec, TokenCodec
+from tidegate.bundle import BATCH, TIME, Manifest, SettingSpec, TensorSpec, TokenCodec
+from tidegate.codecs.settings import default_of
 from tidegate.errors import InvalidInputError, TooLargeError, known_names, shown
 from tidegate.transports.oip.tensors import NAMES, NamedTensor
 
 Row = tuple[Tensor, ...]
-"""The graph's inputs of one sequence, [steps, …] each."""
+"""The graph's inputs of one sequence, [steps, …] each, then a value of each of the model's settings."""
 
 
 class Port(NamedTuple):
@@ -72,6 +73,39 @@ class Port(NamedTuple):
         return array if self.order is None else array.transpose(np.argsort(self.order))
 
 
+class SettingPort(NamedTuple):
+    """A setting, an input that a request may leave out: then it is ``default``, of the shape of one row."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    default: Tensor
+
+    def rows(self, array: Tensor | None, num_rows: int) -> list[Tensor]:
+        """Return each row's value: its own, or the one that is given for all.
+
+        Raises:
+            InvalidInputError: The array has another datatype or shape, or holds a number that is none.
+        """
+        if array is None:
+            return [self.default] * num_rows
+        if array.dtype != self.default.dtype:
+            given = NAMES.get(array.dtype, array.dtype.name)
+            raise InvalidInputError(f"input {self.name!r} is {self.datatype}, not {given}", reason="WRONG_DATATYPE")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InvalidInputError(f"input {self.name!r}: a value is not finite", reason="NOT_FINITE")
+        for count in (num_rows, 1):
+            wanted = (count, *self.default.shape)
+            if array.size == math.prod(wanted) and _longer(array.shape) == _longer(wanted):
+                rows = array.reshape(wanted)
+                return [rows[min(row, count - 1), ...] for row in range(num_rows)]
+        raise InvalidInputError(
+            f"input {self.name!r} has the shape {list(self.shape)} (-1: one value for each row, or one for all), which "
+            f"{list(array.shape)} is not",
+            reason="WRONG_SHAPE",
+        )
+
+
 class Signature:
     """The tensors of one version of a model.
 
@@ -86,9 +120,11 @@ class Signature:
         self.outputs = {spec.name: _port(spec) for spec in manifest.outputs}
         specs = (*manifest.inputs, *manifest.outputs)
         self.max_batch = max_rows if all(spec.batch_axis == 0 for spec in specs) else 0
+        self.settings = tuple(_setting_port(spec, has_batch=self.max_batch > 0) for spec in manifest.settings)
         self._all = tuple(self.outputs.values())
         self._all_sizes = _sizes(self._all)
         self._by_name = {port.name: port for port in self.inputs}
+        self._known = (*self._by_name, *(port.name for port in self.settings))
         self._max_rows = max_rows
         self._max_reply = max_reply
         self._vocabulary = _vocabulary(manifest)
@@ -117,7 +153,8 @@ class Signature:
                 f"a batch has at most {self._max_rows} rows, not {num_rows}", reason="BATCH_TOO_LARGE"
             )
         check_steps(num_rows * arrays[0].shape[1])
-        return list(zip(*arrays, strict=True))
+        settings = [port.rows(given.get(port.name), num_rows) for port in self.settings]
+        return list(zip(*arrays, *settings, strict=True))
 
     def wanted(self, names: Sequence[str]) -> Sequence[Port]:
         """The outputs of these names, all where there are none; InvalidInputError where one is unknown."""
@@ -153,13 +190,14 @@ class Signature:
         if given.keys() == self._by_name.keys():
             return
         for name in given:
-            if name not in self._by_name:
+            if name not in self._known:
                 raise InvalidInputError(
-                    f"unknown input {shown(name)}{known_names(name, self._by_name, 'the model has')}",
+                    f"unknown input {shown(name)}{known_names(name, self._known, 'the model has')}",
                     reason="UNKNOWN_TENSOR",
                 )
-        missing = next(name for name in self._by_name if name not in given)
-        raise InvalidInputError(f"the input {missing!r} is missing", reason="MISSING_TENSOR")
+        for name in self._by_name:
+            if name not in given:
+                raise InvalidInputError(f"the input {name!r} is missing", reason="MISSING_TENSOR")
 
     def _check_values(self, port: Port, array: Tensor) -> None:
         """What no graph computes with: an id outside the vocabulary, a number that is none."""
@@ -177,6 +215,11 @@ def _sizes(ports: Sequence[Port]) -> tuple[int, int]:
         sum(port.unit_bytes for port in ports if not port.has_time),
         sum(port.unit_bytes for port in ports if port.has_time),
     )
+
+
+def _longer(shape: tuple[int, ...]) -> list[int]:
+    """A shape without its ones: they do not change which number is which."""
+    return [size for size in shape if size != 1]
 
 
 def _fits(size: int, given: int) -> bool:
@@ -207,6 +250,13 @@ def _port(spec: TensorSpec) -> Port:
         order=None if is_canonical else order,
         unit_bytes=dtype.itemsize * math.prod(axis for axis in spec.axes if isinstance(axis, int)),
     )
+
+
+def _setting_port(spec: SettingSpec, *, has_batch: bool) -> SettingPort:
+    value = spec.row_shape or (1,)
+    is_by_row = has_batch or spec.batch_axis is not None
+    datatype = NAMES[np.dtype(spec.dtype)]
+    return SettingPort(spec.name, datatype, (-1, *value) if is_by_row else value, default_of(spec))
 
 
 def _vocabulary(manifest: Manifest) -> int | None:
