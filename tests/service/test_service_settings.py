@@ -24,7 +24,7 @@ from tidegate.api import (
     SessionRequest,
     StepOptions,
 )
-from tidegate.bundle import SettingSpec
+from tidegate.bundle import SettingSpec, read_bundle
 from tidegate.codecs.settings import SettingsCodec
 from tidegate.config import load_settings
 from tidegate.errors import (
@@ -32,6 +32,8 @@ from tidegate.errors import (
     InvalidInputError,
     PositionConflictError,
 )
+from tidegate.proof import prove
+from tidegate.replay import random_inputs
 from tidegate.reply import RowsReply
 from tidegate.service import Service
 from tidegate.sessions.stores.memory import MemoryStore
@@ -308,3 +310,11 @@ async def test_a_model_shows_its_settings(root: Path) -> None:
         limit, speaker, language = service.model(TUNED).settings
         assert (limit.name, limit.dtype, limit.shape, limit.default) == ("limit", "float32", [], [LIMIT])
         assert (speaker.shape, speaker.default, language.dtype) == ([2], list(SPEAKER), "int64")
+
+
+def test_the_proof_runs_settings_too(root: Path) -> None:
+    bundle = read_bundle(root / TUNED / "1")
+    assert prove(bundle.graph, bundle.manifest).passed
+    (limit, *_) = bundle.manifest.settings
+    drawn = random_inputs(bundle.manifest, 64, 1, np.random.default_rng(0))[limit.name]
+    assert len(set(drawn.tolist())) == 64
