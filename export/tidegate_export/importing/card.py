@@ -81,7 +81,7 @@ def checks(imported: Imported) -> Iterator[str]:
     worst = f"worst |Δ| - 1e-4·|x| = {proof.max_error:.1e}, tolerance {proof.tolerance:g}"
     yield f"streaming proof: {proof.cases} comparisons, {worst}"
     parity = imported.parity
-    yield f"parity with the file, run step by step: {parity.cases} sequences, largest |Δ| = {parity.largest:.1e}"
+    yield f"parity with {parity.reference}: {parity.cases} sequences, largest |Δ| = {parity.largest:.1e}"
 
 
 def _described(state: StateSpec, found: Found) -> str:

@@ -42,6 +42,7 @@ from tidegate_export.importing.evidence import Evidence
 from tidegate_export.importing.explore import Explorer
 from tidegate_export.importing.flow import Flow, trace
 from tidegate_export.importing.foreign import Array, Declared, Foreign, declared
+from tidegate_export.importing.lift import Lifted, survey
 from tidegate_export.importing.parity import ImportParity, check_parity
 from tidegate_export.importing.plan import Found
 from tidegate_export.importing.refusals import begins_anew
@@ -49,6 +50,7 @@ from tidegate_export.importing.relax import free_batch, free_time
 from tidegate_export.importing.request import (
     ANY,
     ImportRequest,
+    SaidRoles,
     parse_axes,
     parse_constant,
     parse_contexts,
@@ -59,6 +61,7 @@ from tidegate_export.importing.request import (
 )
 from tidegate_export.importing.shapes import read_shapes
 from tidegate_export.importing.source import ImportSource, nodes, read_source
+from tidegate_export.importing.whole import check_whole
 from tidegate_export.importing.wrap import Wrapped, wrap
 
 _SEEDS = range(3)
@@ -100,26 +103,25 @@ def import_model(request: ImportRequest) -> Imported:
     """
     source = read_source(request.file)
     rounding = Rounding.of(source.model)
-    as_it_is = _explored(source, rounding, request)
-    found = _relaxed(as_it_is, rounding, request)
-    wrapped = wrap(found, source.opset)
-    manifest = _manifest(wrapped, found, request)
-    if manifest.is_batchable:
-        tolerance = 0.01 if rounding.slack and not rounding.is_by_run else request.tolerance or ABSOLUTE
-        is_invariant = all(
-            is_batch_invariant(wrapped.graph, manifest, seed=seed, tolerance=tolerance) for seed in _SEEDS
-        )
-        manifest = manifest.model_copy(update={"batch_invariant": is_invariant})
-    proof = _proof(wrapped.graph, manifest, rounding, request)
-    parity = check_parity(as_it_is, wrapped.graph, manifest, proof.tolerance)
-    provenance = _provenance(source, found, request, parity)
-    manifest = manifest.model_copy(update={"proof": proof, "provenance": provenance})
-    imported = Imported(request.out / manifest.name / manifest.version, manifest, as_it_is, found, parity)
-    write_bundle(request.out, manifest, {GRAPH: wrapped.graph, CARD: imported_card(imported).encode()})
+    graph, request = _prepared(source, request)
+    imported, files = _first_that_holds(graph, source, rounding, request)
+    write_bundle(request.out, imported.manifest, files | {CARD: imported_card(imported).encode()})
     return imported
 
 
-def _explored(source: ImportSource, rounding: Rounding, request: ImportRequest) -> Found:
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    """The file's graph with its constants inside, its inputs with the axes that the caller named, and their roles."""
+
+    model: onnx.ModelProto
+    inputs: Sequence[Declared]
+    roles: SaidRoles
+    initial: Mapping[str, Array]
+    first_contexts: Mapping[str, Array]
+
+
+def _prepared(source: ImportSource, request: ImportRequest) -> tuple[_Graph, ImportRequest]:
+    """Return the graph, and what was asked with contexts along axes that the graph has."""
     inputs = {item.name: item for item in declared(source.model.graph.input)}
     declared(source.model.graph.output)
     _refuse_unknown(inputs, request)
@@ -132,22 +134,79 @@ def _explored(source: ImportSource, rounding: Rounding, request: ImportRequest) 
     constants |= {name: empty(item) for name, item in inputs.items() if is_empty(item)}
     model = with_constants(without_empty_outputs(source.model), constants, inputs)
     rest = told([item for name, item in inputs.items() if name not in constants], request)
-    flow, foreign = trace(model), Foreign(model)
     first_contexts, initial = _initial(request, {item.name: inputs[item.name] for item in rest})
+    return _Graph(model, rest, roles, initial, first_contexts), request
+
+
+def _first_that_holds(
+    graph: _Graph, source: ImportSource, rounding: Rounding, request: ImportRequest
+) -> tuple[Imported, dict[str, bytes]]:
+    """Try the graph with what can be lifted out of it, the likeliest first, then as it is."""
+    has_time = request.time_axes.get(ANY, 0) is not None  # where one run is one step, nothing goes on from run to run
+    seen = survey(graph.model, graph.inputs, is_within_frame=request.is_within_frame) if has_time else None
+    ways = [lifted for lifted in seen.lifts if lifted.states] if seen is not None else []
+    failures: list[ExportError | BundleError] = []
+    for lifted in (*ways, None):
+        try:
+            as_it_is = _explored(graph, lifted, rounding, request)
+            found = _relaxed(as_it_is, rounding, request)
+            return _proved(as_it_is, found, graph if lifted else None, source, rounding, request)
+        except (ExportError, BundleError) as error:
+            failures.append(error)
+    raise failures[0]
+
+
+def _proved(
+    as_it_is: Found,
+    found: Found,
+    original: _Graph | None,
+    source: ImportSource,
+    rounding: Rounding,
+    request: ImportRequest,
+) -> tuple[Imported, dict[str, bytes]]:
+    """Prove and compare; `original` is the graph that states were lifted out of, if any were."""
+    wrapped = wrap(found, source.opset)
+    manifest = _manifest(wrapped, found, request)
+    if manifest.is_batchable:
+        tolerance = 0.01 if rounding.slack and not rounding.is_by_run else request.tolerance or ABSOLUTE
+        is_invariant = all(
+            is_batch_invariant(wrapped.graph, manifest, seed=seed, tolerance=tolerance) for seed in _SEEDS
+        )
+        manifest = manifest.model_copy(update={"batch_invariant": is_invariant})
+    proof = _proof(wrapped.graph, manifest, rounding, request)
+    if original is None:
+        parity = check_parity(as_it_is, wrapped.graph, manifest, proof.tolerance)
+    else:
+        parity = check_whole(original.model, as_it_is, wrapped.graph, manifest, proof.tolerance, rounding.slack)
+    provenance = _provenance(source, found, request, parity)
+    manifest = manifest.model_copy(update={"proof": proof, "provenance": provenance})
+    path = request.out / manifest.name / manifest.version
+    return Imported(path, manifest, as_it_is, found, parity), {GRAPH: wrapped.graph}
+
+
+def _explored(graph: _Graph, lifted: Lifted | None, rounding: Rounding, request: ImportRequest) -> Found:
+    model, inputs, roles, initial = graph.model, graph.inputs, graph.roles, graph.initial
+    if lifted is not None:
+        model, inputs = lifted.model, lifted.inputs
+        roles = replace(roles, states={**roles.states, **lifted.pairs})
+        initial = lifted.initial | dict(initial)
+    flow, foreign = trace(model), Foreign(model)
     explorer = Explorer(
         model=model,
         foreign=foreign,
-        inputs=rest,
-        evidence=Evidence.gather([item.name for item in rest], foreign.outputs, flow),
+        inputs=inputs,
+        evidence=Evidence.gather([item.name for item in inputs], foreign.outputs, flow),
         flow=flow,
         request=request,
         roles=roles,
         initial=initial,
         slack=rounding.slack,
         tolerance=request.tolerance or ABSOLUTE,
-        reading=read_shapes(model, rest, is_sure=True),
+        reading=read_shapes(model, inputs, is_sure=True),
     )
-    found = with_branches_taken(with_first_contexts(explorer.explore(), first_contexts, request.initial))
+    found = with_branches_taken(with_first_contexts(explorer.explore(), graph.first_contexts, request.initial))
+    if lifted is not None:
+        found = replace(found, reasons={**found.reasons, **lifted.reasons})
     if found.is_frame and not request.is_within_frame:
         _refuse_forgetful(found, trace(found.model))
     if rounding.is_by_run and not found.is_frame:

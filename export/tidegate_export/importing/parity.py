@@ -28,13 +28,14 @@ class ImportParity:
     cases: int
     largest: float
     max_error: float
+    reference: str = "the file, run step by step"
 
     def as_json(self) -> Json:
         return {
             "cases": self.cases,
             "largest": self.largest,
             "max_error": self.max_error,
-            "with": "the file, run step by step",
+            "with": self.reference,
         }
 
 

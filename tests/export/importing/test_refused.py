@@ -47,12 +47,6 @@ def hidden() -> Net:
     return net
 
 
-def test_a_hidden_state_without_tensors_is_refused(tmp_path: Path) -> None:
-    told = refusal(hidden(), tmp_path)
-    assert "GRU 'secret' has no tensors" in told
-    assert "export the model with it as inputs and outputs" in told
-
-
 def test_what_fails_as_a_stream_is_not_made_one_by_taking_it_step_by_step(tmp_path: Path) -> None:
     """One layer runs backward along a free time axis, beside a state that is in order."""
     net = lstm(cell="GRU")
@@ -61,13 +55,6 @@ def test_what_fails_as_a_stream_is_not_made_one_by_taking_it_step_by_step(tmp_pa
     told = refusal(net, tmp_path, is_within_frame=True)
     assert "cannot stream" in told
     assert "bidirectional" in told
-
-
-def test_hidden_state_alone_is_refused(tmp_path: Path) -> None:
-    net = Net()
-    top, _ = net.layer("LSTM", net.input("x", "time", "batch", 4), [], 4, 8)
-    net.output(top, "y")
-    assert "has no tensors: every run begins anew" in refusal(net, tmp_path)
 
 
 def test_where_one_run_is_one_step_a_layer_without_state_is_refused_unless_it_runs_within_the_frame(

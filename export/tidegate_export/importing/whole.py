@@ -1,0 +1,156 @@
+"""Compares a bundle whose states were lifted out of a graph with the file as it came: whole sequences, run at once.
+
+The file gives no state back, so it cannot be run step by step by hand; but it says what a whole sequence gives, from
+its own beginning. That is what the bundle must give in one chunk, in pieces, and step by step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+
+from tidegate.bundle import BATCH, TIME, Manifest, TensorSpec
+from tidegate.proof import ABSOLUTE, excess
+from tidegate.replay import GraphRunner, random_inputs
+from tidegate_export.errors import ExportError
+from tidegate_export.importing.foreign import Array, Arrays, Foreign, declared
+from tidegate_export.importing.parity import ImportParity
+from tidegate_export.importing.plan import Axes, Found, is_along_time, sized
+
+_LENGTHS = (33, 12, 5, 2, 1, 64)
+_ROWS = 3
+
+
+def check_whole(
+    original: onnx.ModelProto, found: Found, graph: bytes, manifest: Manifest, tolerance: float, slack: float
+) -> ImportParity:
+    """Compare whole runs of the file with the bundle's, of several lengths, of one row and of more.
+
+    Args:
+        original: The file's graph as it came, constants inside.
+        found: The graph with its states lifted out, before any axis was freed.
+        graph: The bundle's.
+        manifest: Its manifest.
+        tolerance: What may differ.
+        slack: The same as a share of an output's variation, where the graph rounds.
+
+    Raises:
+        ExportError: They differ, or the file runs on no sequence.
+    """
+    whole, runner = _Whole(original, found), GraphRunner(graph, manifest)
+    worst, largest, cases, most = -ABSOLUTE, 0.0, 0, tolerance
+    for seed, (rows, steps) in enumerate(_sizes(found, manifest)):
+        inputs = whole.fixed_sides(random_inputs(manifest, rows, steps, np.random.default_rng(seed)), manifest)
+        try:
+            wanted = whole.run(inputs, manifest, rows, steps)
+        except ExportError:
+            continue  # so few steps, or so many rows, are not for it
+        for lengths in _cuts(steps):
+            result = runner.walk(inputs, lengths)
+            got = {spec.name: _flat(result.outputs[spec.name], spec.axes) for spec in manifest.outputs}
+            got |= {
+                state.input: _flat(result.states[state.input], state.axes)
+                for state in manifest.states
+                if state.input in wanted
+            }
+            for name, values in wanted.items():
+                worst = max(worst, excess(values, got[name]))
+                largest = max(largest, _largest(values, got[name]))
+                most = max(most, slack * float(np.std(values.astype(np.float64))) if values.size else 0.0)
+            cases += 1
+    if not cases:
+        raise ExportError("the file runs on no whole sequence that the bundle could be compared with")
+    if worst > most:
+        raise ExportError(
+            f"with its states lifted out, the graph differs from the file's run of the whole sequence by {worst:.2g}: "
+            "it cannot be imported"
+        )
+    return ImportParity(cases, largest, worst, "the file, run over whole sequences")
+
+
+def _sizes(found: Found, manifest: Manifest) -> Iterator[tuple[int, int]]:
+    yield from ((1, steps) for steps in _LENGTHS)
+    if found.has_batch and manifest.is_batchable and manifest.batch_invariant:
+        yield from ((_ROWS, steps) for steps in _LENGTHS[:2])
+
+
+def _cuts(steps: int) -> Iterator[list[int]]:
+    yield [steps]
+    if steps > 1:
+        yield [1] * steps
+    if steps > 4:
+        yield [steps - 4, 1, 3]
+
+
+class _Whole:
+    """Runs the file's graph over whole sequences."""
+
+    def __init__(self, original: onnx.ModelProto, found: Found) -> None:
+        self._found = found
+        self._foreign = Foreign(original)
+        self._inputs = {item.name: item for item in declared(original.graph.input)}
+        self._along_time = {spec.name for spec in found.data if TIME in spec.axes}
+
+    def fixed_sides(self, inputs: Arrays, manifest: Manifest) -> Arrays:
+        """Return inputs in which what the file takes once per sequence is the same at every step."""
+        fixed = dict(inputs)
+        for spec in manifest.inputs:
+            if spec.name not in self._along_time and spec.time_axis is not None:
+                first = inputs[spec.name].take([0], spec.time_axis)
+                fixed[spec.name] = np.repeat(first, inputs[spec.name].shape[spec.time_axis], spec.time_axis)
+        return fixed
+
+    def run(self, inputs: Arrays, manifest: Manifest, rows: int, steps: int) -> Arrays:
+        """Return outputs, and last states by their inputs, as [rows, steps or 1, the rest]."""
+        found = self._found
+        feeds = {spec.name: self._fed(spec, inputs[spec.name]) for spec in manifest.inputs}
+        states = [state for state in found.states if state.input in self._inputs]
+        for state in states:
+            first = found.initial.get(state.input, np.array(state.initial))
+            feeds[state.input] = np.broadcast_to(first, sized(state.axes, rows, 1)).astype(state.dtype)
+        if found.lengths is not None:
+            item = self._inputs[found.lengths]
+            feeds[item.name] = np.full([rows] * len(item.dims or ()), steps, item.dtype)
+        results = self._foreign.run(feeds)
+        told = {spec.name: _flat(results[spec.name], spec.axes) for spec in found.outputs}
+        return told | {state.input: _flat(results[state.output], state.axes) for state in states}
+
+    def _fed(self, spec: TensorSpec, array: Array) -> Array:
+        """Turn what the bundle takes into what the file takes: its axes are the same but for a time that was added."""
+        if spec.name not in self._along_time and spec.time_axis is not None:
+            first: Array = array.take(0, spec.time_axis)
+            return first
+        context = self._found.contexts.get(spec.name)
+        if context is None or spec.time_axis is None:
+            return array
+        if not is_along_time(context, spec.axes):
+            raise ExportError("a context of each step's elements cannot be put in front of a whole sequence")
+        shape = list(array.shape)
+        shape[spec.time_axis] = context.size
+        first = self._found.first_contexts.get(spec.name, np.zeros(1, array.dtype))
+        return np.concatenate([np.broadcast_to(first, shape), array], spec.time_axis)
+
+
+def _ordered(array: Array, axes: Axes) -> Array:
+    """Return [rows, steps, …]: axes that are not there have one element."""
+    words = [axes.index(word) if word in axes else None for word in (BATCH, TIME)]
+    front = [at for at in words if at is not None]
+    rest = [at for at in range(array.ndim) if at not in front]
+    moved = array.transpose([*front, *rest])
+    for place, at in enumerate(words):
+        if at is None:
+            moved = np.expand_dims(moved, place)
+    return moved
+
+
+def _flat(array: Array, axes: Axes) -> Array:
+    ordered = _ordered(array, axes)
+    return ordered.reshape(*ordered.shape[:2], -1)
+
+
+def _largest(wanted: Array, got: Array) -> float:
+    if wanted.shape != got.shape:
+        return float("inf")
+    return float(np.abs(wanted.astype(np.float64) - got.astype(np.float64)).max(initial=0.0))
