@@ -13,11 +13,10 @@ from tidegate.bundle import TIME, Json, Manifest, TensorSpec
 from tidegate.proof import ABSOLUTE, excess
 from tidegate.replay import GraphRunner, random_inputs
 from tidegate_export.errors import ExportError
-from tidegate_export.importing.foreign import Array, Arrays, Foreign, declared
+from tidegate_export.importing.foreign import Array, Arrays, Foreign, declared, random_array
 from tidegate_export.importing.plan import Found, context_axes, context_place, num_left, sized
 
 _STEPS = 12
-_MOST_STEPS = 512
 _SEEDS = range(3)
 
 
@@ -52,12 +51,14 @@ def check_parity(found: Found, graph: bytes, manifest: Manifest, tolerance: floa
         ExportError: They differ.
     """
     runner, by_hand = GraphRunner(graph, manifest), _ByHand(found)
-    worst, largest, cases, steps = -ABSOLUTE, 0.0, 0, _num_steps(found)
+    worst, largest, cases = -ABSOLUTE, 0.0, 0
     for seed in _SEEDS:
-        inputs = random_inputs(manifest, 1, steps, np.random.default_rng(seed))
-        wanted, states = by_hand.walk(inputs, manifest.inputs, steps)
-        for lengths in ([steps], [1] * steps):
-            result = runner.walk(inputs, lengths)
+        rng = np.random.default_rng(seed)
+        inputs = random_inputs(manifest, 1, _STEPS, rng)
+        firsts, contexts = _full_contexts(found, runner, rng) if seed else (runner.initial(1), {})
+        wanted, states = by_hand.walk(inputs, manifest.inputs, contexts)
+        for lengths in ([_STEPS], [1] * _STEPS):
+            result = runner.walk(inputs, lengths, firsts)
             got = {spec.name: _rows(result.outputs[spec.name], spec) for spec in manifest.outputs}
             got |= {name: result.states[name].reshape(1, -1) for name in states}
             for name, values in {**wanted, **states}.items():
@@ -70,11 +71,27 @@ def check_parity(found: Found, graph: bytes, manifest: Manifest, tolerance: floa
     return ImportParity(cases, largest, worst)
 
 
-def _num_steps(found: Found) -> int:
-    """Return so many steps that every context is filled and left behind."""
-    axes = {spec.name: spec.axes for spec in found.data}
-    filled = (-(-item.size // num_left(item, axes[name])) for name, item in found.contexts.items())
-    return min(_STEPS + max(filled, default=0), _MOST_STEPS)
+def _full_contexts(found: Found, runner: GraphRunner, rng: np.random.Generator) -> tuple[Arrays, Arrays]:
+    """Return first states of the bundle with contexts as in the middle of a sequence, and these contexts by input.
+
+    A context may take thousands of steps to fill. There are none where first states are chosen by the graph.
+    """
+    firsts, contexts = runner.initial(1), {}
+    if found.first_contexts or found.initial:
+        return firsts, {}
+    for spec in found.data:
+        said = found.contexts.get(spec.name)
+        if said is None:
+            continue
+        place = context_place(said, spec.axes)
+        assert place is not None  # the exploration found it
+        name = f"{spec.name}.context_in"
+        full = firsts[name] = random_array(spec.dtype, firsts[name].shape, rng)
+        if full.shape[place] != said.size:  # whole steps are kept, of which the last elements are the context
+            time = spec.axes.index(TIME)
+            full = np.concatenate(np.split(full, full.shape[time], time), place)
+        contexts[spec.name] = full.take(range(full.shape[place] - said.size, full.shape[place]), place)
+    return firsts, contexts
 
 
 class _ByHand:
@@ -84,13 +101,16 @@ class _ByHand:
         self._found = found
         self._foreign = Foreign(found.model)
 
-    def walk(self, inputs: Arrays, specs: Sequence[TensorSpec], steps: int) -> tuple[Arrays, Arrays]:
-        """Return [steps, …] of every output and [1, …] of every last state, each flat behind the first axis."""
+    def walk(self, inputs: Arrays, specs: Sequence[TensorSpec], firsts: Arrays) -> tuple[Arrays, Arrays]:
+        """Return [steps, …] of every output and [1, …] of every last state, each flat behind the first axis.
+
+        `firsts` are the first contexts by input, where they are not those of a sequence that begins.
+        """
         states = {state.input: self._first(state.input) for state in self._found.states}
-        contexts = {name: self._first_context(name) for name in self._found.contexts}
+        contexts = {name: self._first_context(name) for name in self._found.contexts} | firsts
         told: dict[str, list[Array]] = {spec.name: [] for spec in self._found.outputs}
         by_name = {spec.name: spec for spec in specs}
-        for step in range(steps):
+        for step in range(_STEPS):
             feeds = dict(states)
             for spec in self._found.data:
                 rows = inputs[spec.name].take([step], axis=by_name[spec.name].axes.index(TIME))
