@@ -260,6 +260,12 @@ class Proof(Part):
     )
     cases: Count = Field(description="comparisons made")
     runtime: Text = Field(description="the runtime and version that ran it")
+    reach: int | None = Field(
+        default=None, ge=0, le=(1 << 31) - 1, description="steps that a memory outside of the states may reach back"
+    )
+    reach_from: Literal["graph", "stated"] = Field(
+        default="graph", description="whether that was read off the graph, or stated by `--reach`"
+    )
 
 
 class Limit(Part):

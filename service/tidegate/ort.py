@@ -45,6 +45,7 @@ def load_session(
     *,
     threads: int = 1,
     load: Load = lambda _, call: call(),
+    is_optimised: bool = True,
 ) -> onnxruntime.InferenceSession:
     """Load the content of an ONNX file on one provider.
 
@@ -54,6 +55,7 @@ def load_session(
         options: The provider's.
         threads: Threads that one run may use.
         load: Calls what loads, with the settings by which it can be stopped (`watchdog.RunLimit.load`).
+        is_optimised: Whether nodes may be fused and folded; not where their own outputs are looked at.
 
     Raises:
         Exception: One of ``FAILURES``, or another of the dozen unrelated types that onnxruntime has.
@@ -61,6 +63,8 @@ def load_session(
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
+    if not is_optimised:
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     settings.log_severity_level = 4  # what fails is raised with its reason; a line on standard error is nobody's log
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # The bytes decide nothing: onnxruntime's own format, which `onnx_file` cannot check, is not taken.

@@ -1,23 +1,30 @@
 """The streaming proof: a graph gives the same outputs and states however its sequence is cut and batched.
 
 Runs a bundle's graph on random sequences and compares: one chunk, a shorter chunk, random splits, step by step, and
-rows of several lengths that meet in changing batches, states gathered and scattered as the server does. Needs numpy and
-onnxruntime only, for `tidegate check` runs where there is no PyTorch. How a graph is run is `replay`'s business.
+rows of several lengths that meet in changing batches. One sequence is longer than every memory that the graph can have
+(`reach` reads that off it), values have several scales, and counters start just below what they are compared with. All
+runs go through the engine's runner, arena and codec (`replay`). Needs neither PyTorch nor the package onnx, for
+`tidegate check` runs where they are not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from tidegate.bundle import BATCH, TIME, Json, Manifest, Proof, read_bundle
-from tidegate.codecs import make_codec
+from tidegate.api import Input, StepOptions
+from tidegate.bundle import BATCH, TIME, Bundle, Json, Manifest, Proof, TensorCodec, read_bundle
+from tidegate.clock import Clock
+from tidegate.codecs import Codec, make_codec
 from tidegate.codecs.scores import read_scores
-from tidegate.errors import BundleError
+from tidegate.engine.runner import from_graph
+from tidegate.errors import BundleError, InvalidInputError
 from tidegate.ort import onnxruntime
+from tidegate.reach import Reach, analyse
 from tidegate.replay import (
     Array,
     GraphRunner,
@@ -34,14 +41,57 @@ ABSOLUTE = 1e-5
 RELATIVE = 1e-4
 """*Equal* everywhere in tidegate is |Δ| ≤ 1e-5 + 1e-4·|x|: results vary in the last bits with the batch size."""
 
+REFUSED = "REFUSED_BY_MODEL"
+"""The reason where a node refuses the values that it is given."""
+
 _LENGTHS = (24, 17, 9, 1)
 """Steps of the sequences that the proof runs: ragged, with a single step among them."""
 
+_LONG = 256
+"""Steps of the long sequence where the graph gives no reason for a longer one."""
+_MARGIN = 40
+"""Steps that it has beyond the graph's reach."""
+_LONG_SECONDS = 20.0
+"""Where `_LONG` steps would take longer and the graph gives no reason for them, there are `_SHORTER`."""
+_SHORTER = 64
+_MOST_SECONDS = 480.0
+"""No proof takes over ten minutes: where this part of it would, it is refused."""
+_MOST_ELEMENTS = 1 << 28
+"""Elements of the long sequence's inputs and outputs: 1 GiB."""
+_MARKS = 12
+"""Numbers of the graph at which the long sequence is cut, the largest first."""
 
-def prove(graph: bytes, manifest: Manifest, *, seed: int = 0, tolerance: float = ABSOLUTE) -> Proof:
+_NUDGE = 2e-7
+"""Some roundings of fp32: a change of the last bits."""
+_NUDGES = 30.0
+"""So many times what comes of such a change is still no more than rounding."""
+
+_SCALES = (1e-3, 30.0, 1e3)
+_SIGNS = ("zeros", "ones", "positive", "negative")
+_WIDE = 65
+"""Rows of the largest batch."""
+
+
+def prove(
+    graph: bytes,
+    manifest: Manifest,
+    *,
+    seed: int = 0,
+    tolerance: float = ABSOLUTE,
+    reach: int | None = None,
+    codec: Codec | None = None,
+    clock: Clock = Clock(),  # noqa: B008 - it holds nothing
+) -> Proof:
     """Prove that `graph` streams as `manifest` says.
 
-    `tolerance` stands in the place of 1e-5 for graphs that round more coarsely than fp32 (int8, fp16).
+    Args:
+        graph: The content of an ONNX file.
+        manifest: What it is to be.
+        seed: Of the random sequences.
+        tolerance: Stands in the place of 1e-5 for graphs that round more coarsely than fp32 (int8, fp16).
+        reach: Steps that no memory outside of the states reaches back more than, as the user says.
+        codec: What serves the bundle; of task `stream`, it is made of the manifest.
+        clock: What tells how long a sequence would take.
 
     Raises:
         BundleError: It does not; reason NOT_STREAMABLE, or BATCH_DEPENDENT where only the manifest's `batch_invariant`
@@ -49,7 +99,9 @@ def prove(graph: bytes, manifest: Manifest, *, seed: int = 0, tolerance: float =
     """
     runner = GraphRunner(graph, manifest)
     rng = np.random.default_rng(seed)
-    rows = [random_inputs(manifest, 1, steps, rng) for steps in _LENGTHS]
+    found = analyse(graph, manifest)
+    vocabularies = _vocabularies(runner, found)
+    rows = [random_inputs(manifest, 1, steps, rng, vocabularies) for steps in _LENGTHS]
     wholes = [runner.walk(row, [steps]) for row, steps in zip(rows, _LENGTHS, strict=True)]
     _check_shapes(manifest, wholes[0], _LENGTHS[0])
     tally = _Tally(tolerance)
@@ -57,14 +109,21 @@ def prove(graph: bytes, manifest: Manifest, *, seed: int = 0, tolerance: float =
     for row, steps, whole in zip(rows, _LENGTHS, wholes, strict=True):
         _check_splits(runner, row, steps, whole, tally, rng)
     if manifest.is_batchable and manifest.batch_invariant:
-        _check_neighbours(runner, tally, rng)
+        _check_neighbours(runner, tally, rng, vocabularies)
         _check_batches(runner, rows, wholes, tally, rng)
+    _check_codec(runner, rows[1], wholes[1], codec, tally)
+    _check_values(runner, found, tally, rng, vocabularies)
+    _check_counters(runner, found, tally, rng, vocabularies)
+    pace = _Pace.of(runner, rng, vocabularies, clock)
+    steps, origin = _check_reach(runner, found, reach, pace, tally, rng, vocabularies)
     return Proof(
         passed=True,
         max_error=tally.max_error,
         tolerance=tolerance,
         cases=tally.cases,
         runtime=f"onnxruntime {onnxruntime.__version__}",
+        reach=steps,
+        reach_from=origin,
     )
 
 
@@ -73,8 +132,10 @@ def is_batch_invariant(graph: bytes, manifest: Manifest, *, seed: int = 0, toler
 
     `tolerance` as for `prove`: the last bit of fp16 is no neighbour's doing.
     """
+    runner = GraphRunner(graph, manifest)
+    vocabularies = _vocabularies(runner, analyse(graph, manifest))
     try:
-        _check_neighbours(GraphRunner(graph, manifest), _Tally(tolerance), np.random.default_rng(seed))
+        _check_neighbours(runner, _Tally(tolerance), np.random.default_rng(seed), vocabularies)
     except BundleError as error:
         if error.reason != "BATCH_DEPENDENT":
             raise
@@ -90,10 +151,12 @@ def check_bundle(path: Path) -> Proof:
         BundleError: With the reason.
     """
     bundle = read_bundle(path)
-    make_codec(bundle)
+    codec = make_codec(bundle)
     read_scores(bundle)
-    assert bundle.manifest.proof is not None  # read_bundle refuses a bundle without one
-    return prove(bundle.graph, bundle.manifest, tolerance=bundle.manifest.proof.tolerance)
+    recorded = bundle.manifest.proof
+    assert recorded is not None  # read_bundle refuses a bundle without one
+    stated = recorded.reach if recorded.reach_from == "stated" else None
+    return prove(bundle.graph, bundle.manifest, tolerance=recorded.tolerance, reach=stated, codec=codec)
 
 
 def check_path(path: str) -> Json:
@@ -109,8 +172,11 @@ class _Tally:
     cases: int = 0
     max_error: float = -ABSOLUTE
 
-    def differs(self, expected: Result, found: Result) -> str | None:
-        """Compare; return what differs by more than the tolerance, None where nothing does."""
+    def differs(self, expected: Result, found: Result, scale: float = 0.0) -> str | None:
+        """Compare; return what differs by more than the tolerance, None where nothing does.
+
+        Where values are `scale` times as large as usual, what rounding leaves of their differences is so, too.
+        """
         self.cases += 1
         for kind, left, right in (
             ("output", expected.outputs, found.outputs),
@@ -118,9 +184,12 @@ class _Tally:
         ):
             for name, values in left.items():
                 error = excess(values, right[name])
+                if scale:
+                    error /= max(1.0, scale, _magnitude(values))
                 if error > self.tolerance:
                     return f"{kind} {name} differs by {_largest(values, right[name]):.3g}"
-                self.max_error = max(self.max_error, error)
+                if not scale:
+                    self.max_error = max(self.max_error, error)
         return None
 
 
@@ -169,13 +238,15 @@ def _check_splits(
             raise not_streamable(f"{found} between one chunk and several: a memory that is not among the states")
 
 
-def _check_neighbours(runner: GraphRunner, tally: _Tally, rng: np.random.Generator) -> None:
-    """Give a row other neighbours, ten times as large: its result must not change."""
-    inputs, steps = runner.manifest.sources, _LENGTHS[0]
-    row = random_inputs(runner.manifest, 1, steps, rng)
-    alone = runner.walk(row, [steps])
-    for scale in (1, 10):
-        others = _scaled(random_inputs(runner.manifest, 3, steps, rng), scale)
+def _check_neighbours(
+    runner: GraphRunner, tally: _Tally, rng: np.random.Generator, vocabularies: Mapping[str, int]
+) -> None:
+    """Give a row other neighbours, ten times as large, or many: its result must not change."""
+    inputs = runner.manifest.sources
+    for steps, rows, scale in ((_LENGTHS[0], 3, 1), (_LENGTHS[0], 3, 10), (3, _WIDE - 1, 1)):
+        row = random_inputs(runner.manifest, 1, steps, rng, vocabularies)
+        alone = runner.walk(row, [steps])
+        others = _scaled(random_inputs(runner.manifest, rows, steps, rng, vocabularies), scale)
         together = runner.walk(runner.stack([row, others], inputs), [steps])
         found = tally.differs(alone, runner.row_of(together, 0))
         if found:
@@ -192,6 +263,327 @@ def _check_batches(
                 raise not_streamable(f"{found} between a row alone and in changing batches")
 
 
+def _vocabularies(runner: GraphRunner, found: Reach) -> Mapping[str, int]:
+    """Return how many ids the inputs take; none where the graph refuses some of those that its tables have."""
+    if not found.vocabularies:
+        return {}
+    highest = {
+        spec.name: np.full_like(array, found.vocabularies.get(spec.name, 1) - 1)
+        for spec in runner.manifest.inputs
+        for array in [random_inputs(runner.manifest, 1, 2, np.random.default_rng(0))[spec.name]]
+    }
+    try:
+        runner.walk(highest, [2])
+    except BundleError as error:
+        if error.reason != REFUSED:
+            raise
+        return {}
+    return found.vocabularies
+
+
+# ---- the codec
+
+
+def _check_codec(runner: GraphRunner, row: Tensors, whole: Result, codec: Codec | None, tally: _Tally) -> None:
+    """Send a row as a client does, in two chunks, and read every step of it as a client sees it."""
+    manifest = runner.manifest
+    if codec is None:
+        if not isinstance(manifest.codec, TensorCodec):
+            return  # its files are not here
+        codec = make_codec(Bundle(Path(manifest.name), manifest, ""))
+    if not isinstance(manifest.codec, TensorCodec) or any(spec.time_axis is None for spec in manifest.inputs):
+        return  # what it makes of a caller's text or rows has no inverse
+    arrays = [from_graph(spec, row[spec.name])[0] for spec in manifest.inputs]
+    settings = [from_graph(spec, row[spec.name])[0] for spec in manifest.settings]
+    flat = [array.reshape(len(array), -1) for array in arrays]
+    steps = len(arrays[0])
+    is_tokens = len(flat) == 1 and flat[0].shape[1] == 1 and flat[0].dtype.kind == "i"
+    options = StepOptions(every_step=True)
+    pool, pieces = runner.pool(1), []
+    for start, stop in ((0, steps // 2), (steps // 2, steps)):
+        columns = np.concatenate([array[start:stop].astype(np.float64) for array in flat], axis=1)
+        source = Input(tokens=flat[0][start:stop, 0].tolist()) if is_tokens else Input(values=columns)
+        try:
+            encoded = codec.encode(source)
+        except InvalidInputError as error:
+            raise BundleError(f"the codec refuses what the graph takes: {error.message}") from error
+        outputs = runner.serve(pool, [*encoded, *settings])
+        pieces.append(codec.cut(outputs, 0, options, is_last=stop == steps))
+    told = codec.join(pieces, steps, options).outputs or {}
+    expected = {spec.name: from_graph(spec, whole.outputs[spec.name])[0] for spec in manifest.outputs}
+    found = {name: array if manifest.output(name).time_axis is not None else array[-1] for name, array in told.items()}
+    differs = tally.differs(Result({name: expected[name] for name in found}, {}), Result(found, {}))
+    if differs:
+        raise not_streamable(f"{differs} between what the graph gives and what the codec tells")
+
+
+# ---- values
+
+
+def _check_values(
+    runner: GraphRunner, found: Reach, tally: _Tally, rng: np.random.Generator, vocabularies: Mapping[str, int]
+) -> None:
+    """Run values of other scales and signs, and those that the graph compares with, in one chunk and in several."""
+    if not any(spec.dtype.startswith("float") for spec in runner.manifest.inputs):
+        return
+    steps = _LENGTHS[1]
+    kinds: list[str | float] = [*_SIGNS, *_SCALES, *(["landmarks"] if found.landmarks else [])]
+    for kind in kinds:
+        # What lies so near to a limit that rounding decides is not met twice.
+        for attempt in range(2):
+            plain = random_inputs(runner.manifest, 1, steps, rng, vocabularies)
+            names = [spec.name for spec in runner.manifest.inputs if spec.dtype.startswith("float")]
+            row = plain | {name: _values(plain[name], kind, found.landmarks, rng) for name in names}
+            scale = max(_magnitude(row[name]) for name in names)
+            differs = _differs_when_cut(runner, row, steps, tally, rng, scale)
+            if differs is None:
+                break
+            if attempt:
+                raise not_streamable(f"{differs} between one chunk and several of {_named(kind)}")
+
+
+def _values(array: Array, kind: str | float, landmarks: Sequence[float], rng: np.random.Generator) -> Array:
+    if isinstance(kind, float):
+        return (array * kind).astype(array.dtype)
+    if kind == "landmarks":
+        limits = np.array([value for value in landmarks if abs(value) < 1e4] or [0.0])
+        chosen = rng.choice(limits, array.shape) * rng.choice([-1, 1, 1, 1.001, 0.999, 2], array.shape)
+        return np.where(rng.random(array.shape) < 0.5, chosen, array).astype(array.dtype)
+    sign = {"zeros": 0, "ones": 0, "positive": 3, "negative": -3}[kind]
+    return (sign * np.abs(array) + (kind == "ones")).astype(array.dtype)
+
+
+def _named(kind: str | float) -> str:
+    return f"values around {kind:g}" if isinstance(kind, float) else f"{kind} as values"
+
+
+def _differs_when_cut(
+    runner: GraphRunner,
+    row: Tensors,
+    steps: int,
+    tally: _Tally,
+    rng: np.random.Generator,
+    scale: float,
+    states: Tensors | None = None,
+) -> str | None:
+    """Compare one chunk with several; None as well where the graph refuses the values, or has no number for them."""
+    try:
+        with np.errstate(all="ignore"):
+            whole = runner.walk(row, [steps], states)
+            if not all(np.isfinite(array).all() for part in (whole.outputs, whole.states) for array in part.values()):
+                return None
+            for lengths in ([1] * steps, random_lengths(steps, rng), [steps - 1, 1]):
+                differs = tally.differs(whole, runner.walk(row, lengths, states), scale)
+                if differs:
+                    return differs
+    except BundleError as error:
+        if error.reason != REFUSED:
+            raise
+    return None
+
+
+# ---- counters
+
+
+def _check_counters(
+    runner: GraphRunner, found: Reach, tally: _Tally, rng: np.random.Generator, vocabularies: Mapping[str, int]
+) -> None:
+    """Begin just below each number that a counter is compared with, and count across it."""
+    steps = 12
+    for name, limits in found.counters.items():
+        plain = random_inputs(runner.manifest, 1, steps, rng, vocabularies)
+        first = runner.initial(1)
+        with np.errstate(all="ignore"):
+            before, after = first[name], runner.walk(runner.cut(plain, 0, 1), [1]).states[name]
+            moved = after.astype(np.float64) - before.astype(np.float64)
+        pace = float(np.abs(moved).mean()) if np.isfinite(moved).all() else 0.0
+        for limit in limits:
+            for distance in (-5.5 * pace, 5.5 * pace):
+                states = first | {name: _near(before, limit + distance)}
+                for attempt in range(2):
+                    row = random_inputs(runner.manifest, 1, steps, rng, vocabularies)
+                    differs = _differs_when_cut(runner, row, steps, tally, rng, 1.0, states)
+                    if differs is None:
+                        break
+                    if attempt:
+                        raise not_streamable(f"{differs} between one chunk and several where {name} reaches {limit:g}")
+
+
+def _near(state: Array, value: float) -> Array:
+    if state.dtype.kind in "iu":
+        limits = np.iinfo(state.dtype)
+        value = min(max(np.floor(value), limits.min), limits.max)
+    return np.full(state.shape, value).astype(state.dtype)
+
+
+# ---- the reach
+
+
+def _check_reach(
+    runner: GraphRunner,
+    found: Reach,
+    stated: int | None,
+    pace: _Pace,
+    tally: _Tally,
+    rng: np.random.Generator,
+    vocabularies: Mapping[str, int],
+) -> tuple[int, Literal["graph", "stated"]]:
+    """Run a sequence that is longer than every memory of the graph; return how far that is, and who says so."""
+    if found.unbounded and stated is None:
+        raise not_streamable(
+            f"{found.unbounded}, so how far back it reaches cannot be told: --reach N says that it is N steps at most"
+        )
+    reach: int = found.steps
+    origin: Literal["graph", "stated"] = "graph"
+    if stated is not None and (found.unbounded or stated > reach or not pace.allows(reach + _MARGIN)):
+        reach, origin = stated, "stated"
+    if not pace.allows(reach + _MARGIN):
+        because = f"as {found.why} say" if origin == "graph" else "as --reach says"
+        raise not_streamable(
+            f"it may reach {reach:,} steps back ({because}), and to prove that takes over ten minutes or too much "
+            "memory: --reach N says that it is N steps at most"
+        )
+    steps = max(_LONG if pace.seconds(_LONG) < _LONG_SECONDS else _SHORTER, reach + _MARGIN)
+    most_ids = max([size for size in vocabularies.values() if size <= 1024], default=0)
+    steps = max(steps, most_ids) if pace.allows(most_ids) else steps
+    row = random_inputs(runner.manifest, 1, steps, rng, vocabularies)
+    steps, whole = _longest(runner, row, steps)
+    row = runner.cut(row, 0, steps)
+    marks = sorted((mark for mark in found.marks if mark < steps), reverse=True)[:_MARKS]
+    for lengths in _long_splits(steps, marks, rng, is_quick=pace.seconds(steps) > _LONG_SECONDS):
+        cut = runner.walk(row, lengths)
+        differs = tally.differs(whole, cut)
+        if differs and not _is_rounding(runner, row, whole, cut, lengths, rng):
+            _refuse_long(runner, whole, cut, lengths, tally, differs)
+    return reach, origin
+
+
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """What runs cost: the seconds of a step in a chunk, and of a step alone, and the elements of one."""
+
+    chunk: float
+    single: float
+    elements: int
+
+    @classmethod
+    def of(cls, runner: GraphRunner, rng: np.random.Generator, vocabularies: Mapping[str, int], clock: Clock) -> _Pace:
+        steps = _LENGTHS[0]
+        row = random_inputs(runner.manifest, 1, steps, rng, vocabularies)
+        started = clock.monotonic()
+        whole = runner.walk(row, [steps])
+        between = clock.monotonic()
+        runner.walk(row, [1] * steps)
+        ended = clock.monotonic()
+        elements = sum(array.size for array in (*row.values(), *whole.outputs.values())) // steps
+        return cls((between - started) / steps, (ended - between) / steps, elements)
+
+    def seconds(self, steps: int) -> float:
+        """Return about how long the proof of a sequence takes with as few splits as there may be."""
+        return steps * (5 * self.chunk + self.single)
+
+    def allows(self, steps: int) -> bool:
+        """Whether the sequence is short enough."""
+        return self.seconds(steps) < _MOST_SECONDS and steps * self.elements <= _MOST_ELEMENTS
+
+
+def _longest(runner: GraphRunner, row: Tensors, steps: int) -> tuple[int, Result]:
+    """Run as much of a sequence as the graph has positions for: beyond their table it refuses every step, aloud."""
+    try:
+        return steps, runner.walk(row, [steps])
+    except BundleError as error:
+        low, high, cause = _LENGTHS[0], steps, error
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            runner.walk(runner.cut(row, 0, middle), [middle])
+            low = middle
+        except BundleError as error:
+            high, cause = middle, error
+    pool = runner.pool(1)
+    try:
+        for start in range(high):
+            runner.step(pool, [0], runner.cut(row, start, start + 1))
+    except BundleError as error:
+        if error.reason == REFUSED and start == low:
+            return low, runner.walk(runner.cut(row, 0, low), [low])
+    raise not_streamable(f"a run of {high} steps at once fails, one of {low} does not: {cause.message}")
+
+
+def _long_splits(
+    steps: int, marks: Sequence[int], rng: np.random.Generator, *, is_quick: bool
+) -> Iterator[Sequence[int]]:
+    """Cut in few places: in the middle, at the ends, and around each number of the graph; then step by step."""
+    half = steps // 2
+    yield [half, steps - half]
+    yield [1, steps - 1]
+    if not is_quick:
+        yield [steps - 1, 1]
+        cuts = np.sort(rng.integers(1, steps, 4))
+        yield [int(length) for length in np.diff([0, *cuts.tolist(), steps]) if length]
+    for mark in marks[: 1 if is_quick else None]:
+        for length in (mark - 1, mark, mark + 1):
+            if 0 < length < steps:
+                yield [length, steps - length]
+                rest = steps - 3 - length
+                if rest > 0 and not is_quick:
+                    yield [3, length, rest]
+    yield [1] * steps
+
+
+def _is_rounding(
+    runner: GraphRunner, row: Tensors, whole: Result, cut: Result, lengths: Sequence[int], rng: np.random.Generator
+) -> bool:
+    """Say whether a difference is no more than what a change in the last bits becomes by then.
+
+    A network that is near chaos makes much of little: so the last chunks run again from states, and with inputs, that
+    differ by a rounding.
+    """
+    first, steps = lengths[0], sum(lengths)
+    states = _nudged(runner.walk(runner.cut(row, 0, first), [first]).states, rng)
+    rest = _nudged(runner.cut(row, first, steps), rng)
+    nudged = runner.walk(rest, lengths[1:], states)
+    for spec in runner.manifest.outputs:
+        axis = spec.time_axis
+        expected, found, control = whole.outputs[spec.name], cut.outputs[spec.name], nudged.outputs[spec.name]
+        ends = [part(array, axis, first, steps) for array in (expected, found)]
+        starts = [part(array, axis, 0, first) for array in (expected, found)]
+        if axis is not None and excess(*starts) > ABSOLUTE:
+            return False
+        if _largest(*ends) > _NUDGES * _largest(ends[1], control):
+            return False
+    return all(
+        excess(whole.states[name], array) <= ABSOLUTE
+        or _largest(whole.states[name], array) <= _NUDGES * _largest(array, nudged.states[name])
+        for name, array in cut.states.items()
+    )
+
+
+def _nudged(tensors: Tensors, rng: np.random.Generator) -> Tensors:
+    return {
+        name: (array * (1 + _NUDGE * rng.standard_normal(array.shape))).astype(array.dtype)
+        if array.dtype.kind == "f"
+        else array
+        for name, array in tensors.items()
+    }
+
+
+def _refuse_long(
+    runner: GraphRunner, whole: Result, cut: Result, lengths: Sequence[int], tally: _Tally, differs: str
+) -> None:
+    """Say whether the first chunk lacked what comes later, or the later ones what came before."""
+    per_step = {spec.name: spec.time_axis for spec in runner.manifest.outputs if spec.time_axis is not None}
+    expected, found = (
+        Result({name: part(result.outputs[name], axis, 0, lengths[0]) for name, axis in per_step.items()}, {})
+        for result in (whole, cut)
+    )
+    if tally.differs(expected, found):
+        raise not_streamable(f"{differs} when steps after the first {lengths[0]:,} are cut off: it looks ahead")
+    raise not_streamable(
+        f"{differs} between one chunk of {sum(lengths):,} steps and several: a memory that is not among the states"
+    )
+
+
 def _scaled(inputs: Tensors, scale: int) -> Tensors:
     return {
         name: array * array.dtype.type(scale) if array.dtype.kind == "f" else array for name, array in inputs.items()
@@ -202,3 +594,7 @@ def _largest(expected: Array, found: Array) -> float:
     if expected.shape != found.shape:
         return float("inf")
     return float(np.abs(expected.astype(np.float64) - found.astype(np.float64)).max(initial=0.0))
+
+
+def _magnitude(array: Array) -> float:
+    return float(np.abs(array.astype(np.float64)).max(initial=0.0))

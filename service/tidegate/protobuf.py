@@ -58,6 +58,24 @@ def entries(message: bytes | memoryview) -> Iterator[Field]:
         start = stop
 
 
+def number(field: Field) -> int:
+    """Return the whole number that a field of wire type 0 holds, as a signed one of 64 bits."""
+    _, start = _read_varint(field.encoding, 0)
+    value, _ = _read_varint(field.encoding, start)
+    return _signed(value)
+
+
+def numbers(field: Field) -> list[int]:
+    """Return the whole numbers of a repeated field's entry: one, or many that are packed."""
+    if field.encoding[0] & 7 == _VARINT:
+        return [number(field)]
+    found, start = [], 0
+    while start < len(field.content):
+        value, start = _read_varint(field.content, start)
+        found.append(_signed(value))
+    return found
+
+
 def block(number: int, content: bytes) -> bytes:
     """Return a field that has a length: a string, a message, or packed numbers."""
     return varint(number << 3 | _BYTES) + varint(len(content)) + content
@@ -87,6 +105,11 @@ def varint(value: int) -> bytes:
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
+
+
+def _signed(value: int) -> int:
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
 
 
 def _read_varint(message: memoryview, start: int) -> tuple[int, int]:

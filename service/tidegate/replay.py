@@ -8,7 +8,7 @@ what is proved with it, nor of sessions.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -90,7 +90,7 @@ class GraphRunner:
 
     def initial(self, rows: int) -> Tensors:
         """Return the states of `rows` sequences that have not begun."""
-        return {state.input: _filled(state, rows) for state in self.manifest.states}
+        return initial_states(self.manifest, rows)
 
     def run(self, inputs: Tensors, states: Tensors) -> Result:
         """Run all of `inputs` (rows of equal length) from `states`, once.
@@ -122,17 +122,30 @@ class GraphRunner:
         pool.scatter(rows, news)
         return outputs
 
+    def pool(self, rows: int) -> StatePool:
+        """Return room for the states of `rows` sequences that have not begun."""
+        return StatePool(self.manifest, rows)
+
+    def serve(self, pool: StatePool, encoded: Sequence[Array]) -> Tensors:
+        """Run one row as the codec encodes it, [steps, …] an input, and its settings; return the outputs as the codec
+        reads them.
+        """
+        outputs, news = self._called([array[None] for array in encoded], pool.gather([0]))
+        pool.scatter([0], news)
+        return outputs
+
     def states_of(self, pool: StatePool, rows: Sequence[int]) -> Tensors:
         """Return the states of `rows` in `pool`, as the graph has them."""
         return self._from_engine(pool.gather(rows))
 
     def _run(self, inputs: Tensors, states: Sequence[Array]) -> tuple[Tensors, list[Array]]:
         manifest = self.manifest
+        outputs, news = self._called([from_graph(spec, inputs[spec.name]) for spec in manifest.sources], states)
+        return {spec.name: to_graph(spec, outputs[spec.name]) for spec in manifest.outputs}, news
+
+    def _called(self, inputs: Sequence[Array], states: Sequence[Array]) -> tuple[Tensors, list[Array]]:
         try:
-            outputs, news = self._runner.run(
-                [from_graph(spec, inputs[spec.name]) for spec in manifest.sources], list(states)
-            )
-            return {spec.name: to_graph(spec, outputs[spec.name]) for spec in manifest.outputs}, news
+            return self._runner.run(inputs, states)
         except InvalidInputError as error:
             raise _refused(error.__cause__ or error, reason=error.reason) from error
         except FAILURES as error:
@@ -183,11 +196,28 @@ class GraphRunner:
         return int(sizes[0]) if sizes else 1
 
 
-def random_inputs(manifest: Manifest, rows: int, steps: int, rng: np.random.Generator) -> Tensors:
+def initial_states(manifest: Manifest, rows: int) -> Tensors:
+    """Return the states of `rows` sequences that have not begun."""
+    return {state.input: _filled(state, rows) for state in manifest.states}
+
+
+def random_inputs(
+    manifest: Manifest,
+    rows: int,
+    steps: int,
+    rng: np.random.Generator,
+    vocabularies: Mapping[str, int] | None = None,
+) -> Tensors:
     """Make inputs of `rows` sequences from the manifest: tokens of the vocabulary, or values standard normal; and a
     value of each setting, near its default.
+
+    `vocabularies` says of inputs how many ids they take, as `reach` reads it off the graph.
     """
-    inputs = {spec.name: _random_input(manifest, spec, {BATCH: rows, TIME: steps}, rng) for spec in manifest.inputs}
+    sizes, known = {BATCH: rows, TIME: steps}, vocabularies or {}
+    inputs = {
+        spec.name: _random_input(spec, sizes, known.get(spec.name) or _num_values(manifest), rng)
+        for spec in manifest.inputs
+    }
     return inputs | {spec.name: _random_setting(spec, rows, rng) for spec in manifest.settings}
 
 
@@ -223,12 +253,20 @@ def _turns(
         yield chosen, int(rng.integers(1, min(lengths[i] - positions[i] for i in chosen) + 1))
 
 
-def _random_input(manifest: Manifest, spec: TensorSpec, sizes: dict[str, int], rng: np.random.Generator) -> Array:
+def _random_input(spec: TensorSpec, sizes: dict[str, int], num_values: int, rng: np.random.Generator) -> Array:
     # An axis with another label may have any size: two.
     shape = tuple(axis if isinstance(axis, int) else sizes.get(axis, 2) for axis in spec.axes)
     if spec.dtype.startswith("float"):
         return rng.standard_normal(shape).astype(spec.dtype)
-    return rng.integers(0, _num_values(manifest), shape).astype(spec.dtype)
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind in "iu":
+        num_values = min(num_values, int(np.iinfo(dtype).max))
+    ids = rng.integers(0, num_values, shape)
+    steps = spec.time_axis
+    if steps is not None and num_values <= ids.shape[steps]:  # there is room for every id
+        every = rng.permutation(ids.shape[steps]) % num_values
+        ids = np.broadcast_to(every.reshape([-1 if axis == steps else 1 for axis in range(ids.ndim)]), shape)
+    return ids.astype(dtype)
 
 
 def _random_setting(spec: SettingSpec, rows: int, rng: np.random.Generator) -> Array:
