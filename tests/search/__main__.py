@@ -17,12 +17,14 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.search.generate import KINDS, make_case
 from tests.search.judge import GOOD, Outcome, Verdict, judge
-from tests.search.judge_modules import judge_module
-from tests.search.modules import ModuleCase, make_module
 from tests.search.truth import Case
+
+if TYPE_CHECKING:
+    from tests.search.modules import ModuleCase
 
 SAVED_EVERY = 50
 """Graphs: a run that is stopped leaves the figures of those before."""
@@ -54,6 +56,10 @@ def _graph(seed: int, kind: str | None) -> tuple[Case | ModuleCase, Verdict]:
 
 
 def _module(seed: int) -> tuple[Case | ModuleCase, Verdict]:
+    # torch takes seconds to import.
+    from tests.search.judge_modules import judge_module
+    from tests.search.modules import make_module
+
     case = make_module(seed)
     return case, judge_module(case)
 
