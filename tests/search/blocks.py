@@ -255,6 +255,24 @@ def time_positions(b: Builder, x: Value) -> Value:
     return Value(b.add("Add", x.name, b.add("Sin", angles)), x.width)
 
 
+def within_frame(b: Builder, x: Value) -> Value:
+    """A layer over the features of a frame: it begins anew in each, and no state goes on."""
+    b.is_within_frame = True
+    b.notes.append("within")
+    across = b.add("Transpose", b.unsqueeze(x.name, 2), perm=[1, 0, 2])  # [F, B, 1]
+    y, _ = _layer(b, "GRU", Value(across, 1), 3, [], {})
+    moved = b.add("Transpose", y.name, perm=[1, 0, 2])
+    return Value(b.add("Reshape", moved, b.integers(-1, 3 * x.width)), 3 * x.width)
+
+
+def mixed(b: Builder, x: Value) -> Value:
+    """Rows see their neighbours: each must run alone."""
+    b.notes.append("mixed")
+    axis = 0 if b.is_frame else 1
+    mean = b.add("Mul", b.reduce("ReduceMean", x.name, axis), b.constant(0.5))
+    return Value(b.add("Sub", x.name, mean), x.width)
+
+
 FRAME_BLOCKS: tuple[Callable[[Builder, Value], Value], ...] = (frame_cell, frame_cell, frame_cell, frame_layer)
 TIME_BLOCKS: tuple[Callable[[Builder, Value], Value], ...] = (
     time_layer, time_layer, scanned_cell, time_convolution, time_difference, time_positions,

@@ -163,6 +163,40 @@ class Builder:
         self.sources.append(value)
         return value
 
+    def add_window(self) -> Value:
+        """Add an input of which the graph wants the last elements again: a window over what is sent."""
+        name, width = self._data_name(), self.random.choice((1, 3, 4))
+        context = self.random.choice((1, 2, 5, 15, 40))
+        self.reach = max(self.reach, context)
+        if not self.is_frame:
+            axes: Axes = (BATCH, TIME, width) if self.has_batch else (TIME, width)
+            data = Data(name, axes, context=context, along=axes.index(TIME))
+            self._declare(name, axes, "float32")
+            self.data.append(data)
+            x = self._time_in(name, axes)
+            kernel = np.random.default_rng(self.random.getrandbits(32)).normal(size=(5, width, context + 1))
+            y = self.add(
+                "Conv", self.add("Transpose", x, perm=[1, 2, 0]), self.constant(kernel * (width * context) ** -0.5)
+            )
+            value = Value(self.add("Transpose", y, perm=[2, 0, 1]), 5)
+        else:
+            new = self.random.choice((1, 1, 4))
+            batch: Axes = (BATCH,) if self.has_batch else (1,)
+            size = context + new
+            axes = self.random.choice(((*batch, size), (*batch, size, width), (*batch, width, size)))
+            data = Data(name, axes, context=context, along=axes.index(size))
+            if axes.count(size) > 1:
+                data = Data(name, (*batch, size, width), context=context, along=1)
+            self._declare(name, data.axes, "float32")
+            self.data.append(data)
+            total = int(np.prod([axis for axis in data.axes[1:] if isinstance(axis, int)]))
+            value = self.linear(Value(self.add("Reshape", name, self.integers(-1, total)), total), 5)
+        value = Value(self.add("Tanh", value.name), value.width)
+        self.pool.append(value)
+        self.sources.append(value)
+        self.notes.append(f"window{context}")
+        return value
+
     def _tokens(self, name: str, width: int) -> Value:
         num = self.random.choice((2, 3, 7, 40))
         batch: Axes = (BATCH,) if self.has_batch else ()

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from tests.search.blocks import FRAME_BLOCKS, TIME_BLOCKS, pointwise, scanned_cell, time_layer
+from tests.search.blocks import FRAME_BLOCKS, TIME_BLOCKS, mixed, pointwise, scanned_cell, time_layer, within_frame
 from tests.search.builder import Builder, Value
-from tests.search.traps import LAST, TRAPS, spring
+from tests.search.traps import LAST, TRAPS, either, spring
 from tests.search.truth import Case
 
-KINDS = ("frame", "time", "lifted", "trap", "lifted trap")
-_SHARES = (35, 25, 12, 20, 8)
+KINDS = ("frame", "time", "window", "lifted", "trap", "lifted trap")
+_SHARES = (32, 25, 4, 12, 19, 8)
 
 
 def make_case(seed: int, kind: str | None = None, trap: str | None = None) -> Case:
     """Return the case of a seed: the same one whenever it is asked. A kind or trap that is given is not drawn."""
     b = Builder(seed, is_frame=False)
     chosen = kind or b.random.choices(KINDS, _SHARES)[0]
-    b.is_frame = chosen == "frame"
+    b.is_frame = chosen == "frame" or (chosen == "window" and b.chance(0.6))
     if chosen != "frame" and b.axis_names == "fixed" and b.chance(0.5):
         b.axis_names = "shared"
+    if chosen == "window":
+        return _window(b)
     _inputs(b)
     if chosen == "frame":
         return _frame(b)
@@ -47,9 +49,23 @@ def _source(b: Builder) -> Value:
             return newest
 
 
+def _window(b: Builder) -> Case:
+    """A window over what is sent, its only memory or one beside others."""
+    b.add_window()
+    if b.chance(0.6):
+        block = b.random.choice(FRAME_BLOCKS if b.is_frame else TIME_BLOCKS)
+        b.pool.append(block(b, b.pool[-1]))
+    _outputs(b)
+    return b.finish("window")
+
+
 def _frame(b: Builder) -> Case:
     if b.chance(0.1):
         b.pool.append(_tuned(b, b.pool[0]))
+    if b.chance(0.04):
+        b.pool.append(_narrowed(b, within_frame(b, _source(b))))
+    if b.has_batch and b.axis_names != "fixed" and b.chance(0.04):
+        b.pool.append(mixed(b, _source(b)))
     for number in range(b.random.choice((1, 1, 2, 3, 4))):
         block = pointwise if number and b.chance(0.3) else b.random.choice(FRAME_BLOCKS)
         b.pool.append(_narrowed(b, block(b, _source(b))))
@@ -64,17 +80,27 @@ def _tuned(b: Builder, x: Value) -> Value:
         return Value(b.add("Mul", x.name, gain), x.width)
     rate = b.add_setting(b.random.choice((8000, 16000)))
     is_fast = b.add("Equal", rate, b.integers(16000))
+    if b.chance(0.5):
+        return either(b, x, is_fast)
     return Value(b.add("Where", is_fast, x.name, b.add("Neg", x.name)), x.width)
 
 
-def _time(b: Builder, kind: str, trap: str | None) -> Case:
-    is_lifted = kind.startswith("lifted")
+def _prepared(b: Builder, trap: str | None, *, is_lifted: bool) -> str | None:
+    """Add what stands beside the sequence, now and then; return the trap, another where it does not fit."""
+    if trap is None and b.has_batch and b.axis_names != "fixed" and b.chance(0.03):
+        b.pool.append(mixed(b, _source(b)))
     if b.axis_names == "own" and not b.has_batch and trap == "growing":
         trap = "lag"
     if not is_lifted and b.has_batch and b.chance(0.05):
         b.pool.append(_with_vector(b))
     elif b.chance(0.06):
         b.wants_lengths = True
+    return trap
+
+
+def _time(b: Builder, kind: str, trap: str | None) -> Case:
+    is_lifted = kind.startswith("lifted")
+    trap = _prepared(b, trap, is_lifted=is_lifted)
     num = b.random.choice((1, 1, 2, 3))
     place = b.random.randrange(num) if trap not in LAST else num
     for number in range(num):
@@ -117,7 +143,7 @@ def _outputs(b: Builder) -> None:
     elif b.chance(0.6):
         newest = b.concat(b.pool[-4:])
     first = b.linear(newest, b.random.choice((1, 3, 4)))
-    if b.chance(0.4) and not is_last and b.data[0].dtype == "float32":
+    if b.chance(0.4) and not is_last and b.data[0].dtype == "float32" and not b.data[0].context:
         mask = b.add("Sigmoid", b.linear(newest, b.sources[0].width).name)
         b.add_output(Value(b.add("Mul", b.sources[0].name, mask), b.sources[0].width), b.data[0])
         if b.trap is not None or b.chance(0.5):

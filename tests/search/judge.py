@@ -89,18 +89,21 @@ def _judged(case: Case, folder: Path) -> Verdict:
 
 def _stages(case: Case) -> Sequence[Mapping[str, Any]]:
     """Return what is said: nothing, the roles, the roles and axes, and how far the graph remembers."""
+    # What the graph wants again, only its owner knows: it is said at once.
+    contexts = {"contexts": [f"{item.name}={item.context}@{item.along}" for item in case.data if item.context]}
     roles = {
+        **contexts,
         "states": [f"{state.input}:{state.output}" for state in case.states],
         "data": [item.name for item in case.data],
         "constants": [f"{name}={value}" for name, value in case.constants.items()],
     }
     axes = {
-        "shapes": [f"{item.name}={','.join(map(str, item.axes))}" for item in case.data],
+        "shapes": [f"{item.name}={','.join(map(str, item.sent))}" for item in case.data],
         "batch_axes": [] if case.has_batch else ["none"],
         "time_axes": ["none"] if case.is_frame else [],
         "is_within_frame": case.is_within_frame,
     }
-    stages: list[Mapping[str, Any]] = [{}, roles, {**roles, **axes}]
+    stages: list[Mapping[str, Any]] = [contexts, roles, {**roles, **axes}]
     if case.trap is None:
         stages.append({**roles, **axes, "reach": case.reach + 8})
     return stages

@@ -81,7 +81,7 @@ class Oracle:
         for step in range(steps):
             feeds = states | self._constants()
             for item in self.case.data:
-                feeds[item.name] = inputs[item.name][step].reshape(sized(item.axes, 1, 1))
+                feeds[item.name] = _with_context(item, inputs[item.name], step)
             results = self._run(feeds)
             states = {state.input: results[state.output] for state in self.case.states}
             for name, rows in told.items():
@@ -113,10 +113,25 @@ def _random(case: Case, item: Data, steps: int, rng: np.random.Generator) -> Arr
     return values.astype(item.dtype)
 
 
+def _with_context(item: Data, rows: Array, step: int) -> Array:
+    """Return what the graph takes at a step: the end of what was sent before, and what is sent now."""
+    now = rows[step].reshape(sized(item.sent, 1, 1))
+    if not item.context:
+        return now
+    before = [np.zeros_like(now)] * -(-item.context // now.shape[item.along])
+    before += [each.reshape(now.shape) for each in rows[:step]]
+    whole: Array = np.concatenate([*before, now], axis=item.along)
+    size = whole.shape[item.along]
+    taken: Array = whole.take(range(size - item.context - now.shape[item.along], size), axis=item.along)
+    return taken
+
+
 def _arranged(item: Data, rows: Array) -> Array:
     """Return one row's steps with the axes where the file has them."""
     if not item.has_time:
         return rows[:1].reshape(sized(item.axes, 1, 1))
+    if item.context:  # along time: silence before the first step
+        rows = np.concatenate([np.zeros((item.context, *rows.shape[1:]), rows.dtype), rows])
     inner = [axis for axis in item.axes if axis != "batch"]
     time = inner.index(TIME)
     return np.moveaxis(rows, 0, time).reshape(sized(item.axes, 1, len(rows)))

@@ -152,21 +152,22 @@ def limit(b: Builder, x: Value) -> Value:
     is_long = b.add("Less", b.integers(number), b.num_steps(x.name))
     if b.chance(0.5):
         return Value(b.add("Where", is_long, b.add("Mul", x.name, b.constant(0.1)), x.name), x.width)
-    return _either(b, x, is_long)
+    return either(b, x, is_long)
 
 
 def single(b: Builder, x: Value) -> Value:
     """A chunk of one step is treated in another way."""
-    return _either(b, x, b.add("Equal", b.num_steps(x.name), b.integers(1)))
+    return either(b, x, b.add("Equal", b.num_steps(x.name), b.integers(1)))
 
 
 def on_data(b: Builder, x: Value) -> Value:
     """A branch for the whole chunk, chosen by what is in it."""
     flat = b.add("Reshape", x.name, b.integers(-1))
-    return _either(b, x, b.add("Greater", b.reduce("ReduceMean", flat, 0), b.constant([0.0])))
+    return either(b, x, b.add("Greater", b.reduce("ReduceMean", flat, 0), b.constant([0.0])))
 
 
-def _either(b: Builder, x: Value, condition: str) -> Value:
+def either(b: Builder, x: Value, condition: str) -> Value:
+    """Take one of two branches."""
     tag = b.random.getrandbits(40)
     bodies = []
     for factor in (0.2, 1.0):

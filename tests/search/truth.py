@@ -25,12 +25,22 @@ class Data:
     dtype: str = "float32"
     num_ids: int = 0
     """Whole numbers below this are sent; 0 where it takes reals."""
-    scale: float = 1.0
+    context: int = 0
+    """Of the last elements along `along`, which the graph wants again in front of the next."""
+    along: int = 0
 
     @property
     def step_shape(self) -> tuple[int, ...]:
-        """Return the shape of one step of one row."""
-        return tuple(axis for axis in self.axes if isinstance(axis, int))
+        """Return the shape of one step of one row, context not included."""
+        return tuple(axis for axis in self.sent if isinstance(axis, int))
+
+    @property
+    def sent(self) -> Axes:
+        """Return the axes as callers send them."""
+        axis = self.axes[self.along]
+        if not self.context or not isinstance(axis, int):
+            return self.axes
+        return (*self.axes[: self.along], axis - self.context, *self.axes[self.along + 1 :])
 
     @property
     def has_time(self) -> bool:
