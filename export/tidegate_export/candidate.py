@@ -48,8 +48,8 @@ class Exported:
     """Why it has no control chart; empty where it has one."""
 
 
-def export_candidate(candidate: ExportCandidate, root: Path) -> Exported:
-    """Write `candidate` as a bundle under `root`.
+def export_candidate(candidate: ExportCandidate, root: Path, *, reach: int | None = None) -> Exported:
+    """Write `candidate` as a bundle under `root`; `reach` as `prove` takes it.
 
     Raises:
         ExportError: PyTorch cannot export it, or the graph does not compute what PyTorch computes.
@@ -59,7 +59,7 @@ def export_candidate(candidate: ExportCandidate, root: Path) -> Exported:
     graph = write_graph(candidate.module, manifest)
     if manifest.is_batchable:
         manifest = manifest.model_copy(update={"batch_invariant": is_batch_invariant(graph, manifest)})
-    proof = prove(graph, manifest)
+    proof = prove(graph, manifest, reach=reach)
     parity = check_parity(candidate.module, graph, manifest)
     drift = chart(graph, manifest, dict(candidate.files))
     uncalibrated = drift if isinstance(drift, str) else ""

@@ -102,7 +102,7 @@ def _checks(manifest: Manifest) -> Iterator[str]:
     proof, parity = manifest.proof, manifest.provenance.get("parity")
     if proof is not None:
         worst = f"worst |Δ| - 1e-4·|x| = {proof.max_error:.1e}"
-        yield f"- Streaming proof: {proof.cases} comparisons in {proof.runtime}, {worst}"
+        yield f"- Streaming proof: {proof.cases} comparisons in {proof.runtime}, {worst}, {proof.described_reach}"
     if parity:
         yield f"- Parity with PyTorch: {parity['cases']} sequences, worst {parity['max_error']:.1e}"
     if not manifest.batch_invariant:

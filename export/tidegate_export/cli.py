@@ -21,6 +21,15 @@ LONG_SECONDS = 3600.0
 
 MemoryLimit = Annotated[int, typer.Option("--memory-limit", "--memory-mb", min=256, help="Memory limit, in MiB.")]
 TimeLimit = Annotated[float, typer.Option("--time-limit", min=1, help="Time limit, in seconds.")]
+ReachOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=1_000_000,
+        help="Steps that no memory outside of the states reaches back more than: the proof covers them.",
+        show_default="read off the graph",
+    ),
+]
 
 
 def export(  # noqa: PLR0913, PLR0917 - the command line's options
@@ -55,6 +64,7 @@ def export(  # noqa: PLR0913, PLR0917 - the command line's options
     task: Annotated[Literal["stream", "next_token"], typer.Option(help="Task of your own module.")] = "stream",
     vocabulary: Annotated[Path | None, typer.Option(help='JSON file: {"tokens": […], "unknown": id or null}.')] = None,
     features: Annotated[str | None, typer.Option(help="Names of the input columns, like a,b,c.")] = None,
+    reach: ReachOption = None,
     out: Annotated[Path, typer.Option(help="Directory of bundles to write to.")] = Path("bundles"),
     memory_limit: MemoryLimit = MEMORY_MB,
     time_limit: TimeLimit = LONG_SECONDS,
@@ -71,6 +81,7 @@ def export(  # noqa: PLR0913, PLR0917 - the command line's options
         "task": task,
         "vocabulary": None if vocabulary is None else str(vocabulary),
         "features": features,
+        "reach": reach,
         "out": str(out),
     }
     # The user sees what the module's own code prints.

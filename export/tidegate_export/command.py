@@ -42,6 +42,7 @@ class ExportRequest:
     vocabulary: Path | None = None
     features: str | None = None
     out: Path = Path("bundles")
+    reach: int | None = None
 
     @classmethod
     def of(cls, said: dict[str, Any]) -> ExportRequest:
@@ -56,7 +57,7 @@ def run(said: dict[str, Any]) -> tuple[str, bool]:
     try:
         if (Path(request.source) / MANIFEST).exists():
             return _calibrated(request), True
-        return _told(export_candidate(_candidate(request), request.out)), True
+        return _told(export_candidate(_candidate(request), request.out, reach=request.reach)), True
     except ValidationError as error:
         first = error.errors()[0]
         return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}", False
@@ -177,11 +178,12 @@ def _vocabulary(path: Path | None) -> dict[str, Any] | None:
 
 def _told(exported: Exported) -> str:
     manifest, parity = exported.manifest, exported.parity
-    assert manifest.proof is not None  # export_candidate proves
+    proof = manifest.proof
+    assert proof is not None  # export_candidate proves
     lines = [
         f"{exported.path}: {manifest.task}, {manifest.cell}, {manifest.state_bytes} bytes of state per session",
         f"parity with PyTorch: {parity.cases} sequences, worst |Δ| - 1e-4·|x| = {parity.max_error:.1e}",
-        f"streaming proof: {manifest.proof.cases} comparisons, worst {manifest.proof.max_error:.1e}",
+        f"streaming proof: {proof.cases} comparisons, worst {proof.max_error:.1e}, {proof.described_reach}",
     ]
     if "weights" in manifest.provenance:
         lines.append(f"weights: {', '.join(manifest.provenance['weights'])}")

@@ -267,6 +267,14 @@ class Proof(Part):
         default="graph", description="whether that was read off the graph, or stated by `--reach`"
     )
 
+    @property
+    def described_reach(self) -> str:
+        """How far the proof reaches, in words."""
+        if self.reach is None:
+            return "of short sequences"  # bundles that were written before it was recorded
+        steps = f"{self.reach:,} step{'' if self.reach == 1 else 's'}"
+        return f"reach {steps}, {'as stated' if self.reach_from == 'stated' else 'read off the graph'}"
+
 
 class Limit(Part):
     """A limit of the chart: ``width`` in standard deviations of the moving average, to both sides."""

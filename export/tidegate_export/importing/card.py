@@ -79,7 +79,7 @@ def checks(imported: Imported) -> Iterator[str]:
     proof = imported.manifest.proof
     assert proof is not None  # import_model proves
     worst = f"worst |Δ| - 1e-4·|x| = {proof.max_error:.1e}, tolerance {proof.tolerance:g}"
-    yield f"streaming proof: {proof.cases} comparisons, {worst}"
+    yield f"streaming proof: {proof.cases} comparisons, {worst}, {proof.described_reach}"
     parity = imported.parity
     yield f"parity with {parity.reference}: {parity.cases} sequences, largest |Δ| = {parity.largest:.1e}"
 

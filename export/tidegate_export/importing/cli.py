@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from tidegate.sandbox import MEMORY_MB, SECONDS, ResourceLimits
-from tidegate_export.cli import MemoryLimit, require, run_verb
+from tidegate_export.cli import MemoryLimit, ReachOption, require, run_verb
 
 Many = list[str]
 ImportTimeLimit = Annotated[float, typer.Option("--time-limit", "--seconds", min=1, help="Time limit, in seconds.")]
@@ -67,6 +67,7 @@ def import_(  # noqa: PLR0913, PLR0917 - the command line's options
             show_default="1e-5, more in int8 and fp16",
         ),
     ] = None,
+    reach: ReachOption = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle.", show_default="the file's")] = None,
     version: Annotated[
         int | None, typer.Option(min=1, help="Version of the bundle.", show_default="the next free one")
@@ -94,6 +95,7 @@ def import_(  # noqa: PLR0913, PLR0917 - the command line's options
             "initial": None if initial is None else str(initial),
             "is_within_frame": within_frame,
             "tolerance": tolerance,
+            "reach": reach,
         },
         ResourceLimits(memory_limit, time_limit),
     )

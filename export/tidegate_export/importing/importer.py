@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import onnx
@@ -288,12 +288,15 @@ def _manifest(wrapped: Wrapped, found: Found, request: ImportRequest) -> Manifes
 def _proof(graph: bytes, manifest: Manifest, rounding: Rounding, request: ImportRequest) -> Proof:
     """Prove within 1e-5, or what the caller said; where the graph rounds, within what several proofs saw."""
     if not rounding.slack:
-        return prove(graph, manifest, tolerance=request.tolerance or ABSOLUTE)
-    worst = max(prove(graph, manifest, seed=seed, tolerance=MOST_TOLERANCE).max_error for seed in _SEEDS)
+        return prove(graph, manifest, tolerance=request.tolerance or ABSOLUTE, reach=request.reach)
+    errors = [
+        prove(graph, manifest, seed=seed, tolerance=MOST_TOLERANCE, reach=request.reach).max_error for seed in _SEEDS
+    ]
+    worst = max(errors)
     if worst <= ABSOLUTE:
-        return prove(graph, manifest)
+        return prove(graph, manifest, reach=request.reach)
     power = 10.0 ** math.ceil(math.log10(2 * worst))
-    return prove(graph, manifest, tolerance=min(power, MOST_TOLERANCE))
+    return prove(graph, manifest, tolerance=min(power, MOST_TOLERANCE), reach=request.reach)
 
 
 def _provenance(source: ImportSource, found: Found, request: ImportRequest, parity: ImportParity) -> dict[str, Json]:
@@ -328,6 +331,7 @@ class Said(TypedDict):
     initial: str | None
     is_within_frame: bool
     tolerance: float | None
+    reach: NotRequired[int | None]
 
 
 def run(said: Said) -> tuple[str, bool]:
@@ -359,6 +363,7 @@ def _request(said: Said) -> ImportRequest:
         initial=None if said["initial"] is None else Path(said["initial"]),
         is_within_frame=said["is_within_frame"],
         tolerance=said["tolerance"],
+        reach=said.get("reach"),
     )
 
 

@@ -63,6 +63,8 @@ class ImportRequest:
     is_within_frame: bool = False
     """Recurrent layers without state run across each frame, not along time: the caller says so."""
     tolerance: float | None = None
+    reach: int | None = None
+    """Steps that no memory outside of the states reaches back more than."""
 
 
 @dataclass(frozen=True, slots=True)

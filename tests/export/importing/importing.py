@@ -36,6 +36,7 @@ def said(source: Net | Path, root: Path, **options: Any) -> Said:
         "initial": None if initial is None else str(initial),
         "is_within_frame": options.get("is_within_frame", False),
         "tolerance": options.get("tolerance"),
+        "reach": options.get("reach"),
     }
 
 
