@@ -115,7 +115,7 @@ def _random(case: Case, item: Data, steps: int, rng: np.random.Generator) -> Arr
 
 def _with_context(item: Data, rows: Array, step: int) -> Array:
     """Return what the graph takes at a step: the end of what was sent before, and what is sent now."""
-    now = rows[step].reshape(sized(item.sent, 1, 1))
+    now: Array = rows[step].reshape(sized(item.sent, 1, 1))
     if not item.context:
         return now
     before = [np.zeros_like(now)] * -(-item.context // now.shape[item.along])
