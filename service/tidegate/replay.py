@@ -270,12 +270,17 @@ def _random_input(spec: TensorSpec, sizes: dict[str, int], num_values: int, rng:
 
 
 def _random_setting(spec: SettingSpec, rows: int, rng: np.random.Generator) -> Array:
-    """Make a value for each row: half to one and a half of the default, so that its sign stays; whole numbers stay."""
+    """Make a value for each row: half to one and a half of the default, so that its sign stays, or up to 1 where it is
+    0; true or false; of whole numbers, of which nobody knows what they may be, the default.
+    """
     value = default_of(spec)
     several = np.repeat(value[None], rows if spec.batch_axis is not None else 1, axis=0)
     if spec.dtype.startswith("float"):
         factors = rng.uniform(0.5, 1.5, several.shape)
-        several = np.multiply(several, factors, dtype=np.float64).astype(spec.dtype)
+        numbers = np.multiply(several, factors, dtype=np.float64)
+        several = np.where(several == 0, factors - 0.5, numbers).astype(spec.dtype)
+    elif spec.dtype == "bool":
+        several = rng.integers(0, 2, several.shape).astype(spec.dtype)
     return several[0, ...] if spec.batch_axis is None else np.moveaxis(several, 0, spec.batch_axis)
 
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tidegate.bundle import BATCH, TIME, Manifest, StateSpec, TensorSpec
+from tidegate.bundle import BATCH, TIME, Manifest, SettingSpec, StateSpec, TensorSpec
 from tidegate_export.importing.parity import ImportParity
 from tidegate_export.importing.plan import Found
+from tidegate_export.meaning import described
 
 
 def imported_card(imported: Imported) -> str:
@@ -67,8 +68,11 @@ def findings(imported: Imported) -> Iterator[str]:
         yield f"input {_shown(spec)}"
     for spec in manifest.outputs:
         yield f"output {_shown(spec)}{'' if TIME in spec.axes else ', not per step: the value after the last'}"
+    for setting in manifest.settings:
+        yield f"setting {_shown(setting)}: {_default(setting)} where no request and no session says another"
     for state in manifest.states:
         yield f"state {state.input} → {state.output} {_described(state, found)}"
+    yield from described(manifest)
     yield _time(found, imported.as_it_is)
     yield _batch(manifest, imported.as_it_is)
     yield from found.notes
@@ -82,6 +86,12 @@ def checks(imported: Imported) -> Iterator[str]:
     yield f"streaming proof: {proof.cases} comparisons, {worst}, {proof.described_reach}"
     parity = imported.parity
     yield f"parity with {parity.reference}: {parity.cases} sequences, largest |Δ| = {parity.largest:.1e}"
+
+
+def _default(setting: SettingSpec) -> str:
+    numbers = [f"{number:g}" for number in setting.default[:4]]
+    more = f" and {len(setting.default) - 4:,} more" if len(setting.default) > 4 else ""
+    return ", ".join(numbers) + more
 
 
 def _described(state: StateSpec, found: Found) -> str:

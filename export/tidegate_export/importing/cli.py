@@ -12,6 +12,7 @@ import typer
 
 from tidegate.sandbox import MEMORY_MB, SECONDS, ResourceLimits
 from tidegate_export.cli import MemoryLimit, ReachOption, require, run_verb
+from tidegate_export.meaning import Descriptions, FrameLength, SampleRate, Units
 
 Many = list[str]
 ImportTimeLimit = Annotated[float, typer.Option("--time-limit", "--seconds", min=1, help="Time limit, in seconds.")]
@@ -44,6 +45,13 @@ def import_(  # noqa: PLR0913, PLR0917 - the command line's options
     constant: Annotated[
         Many, typer.Option(metavar="NAME=VALUE", help="Constant value of an input, like sr=16000; repeatable.")
     ] = [],  # noqa: B006
+    setting: Annotated[
+        Many,
+        typer.Option(
+            metavar="NAME=DEFAULT",
+            help="An input that callers may set for a session or a request, and its value if none does; repeatable.",
+        ),
+    ] = [],  # noqa: B006
     context: Annotated[
         Many,
         typer.Option(
@@ -68,6 +76,10 @@ def import_(  # noqa: PLR0913, PLR0917 - the command line's options
         ),
     ] = None,
     reach: ReachOption = None,
+    sample_rate: SampleRate = None,
+    frame_length: FrameLength = None,
+    unit: Units = [],  # noqa: B006
+    describe: Descriptions = [],  # noqa: B006
     name: Annotated[str | None, typer.Option(help="Name of the bundle.", show_default="the file's")] = None,
     version: Annotated[
         int | None, typer.Option(min=1, help="Version of the bundle.", show_default="the next free one")
@@ -91,11 +103,18 @@ def import_(  # noqa: PLR0913, PLR0917 - the command line's options
             "batch_axes": batch_axis,
             "time_axes": time_axis,
             "constants": constant,
+            "settings": setting,
             "contexts": context,
             "initial": None if initial is None else str(initial),
             "is_within_frame": within_frame,
             "tolerance": tolerance,
             "reach": reach,
+            "meaning": {
+                "sample_rate": sample_rate,
+                "frame_length": frame_length,
+                "units": unit,
+                "descriptions": describe,
+            },
         },
         ResourceLimits(memory_limit, time_limit),
     )

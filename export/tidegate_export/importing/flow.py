@@ -41,6 +41,9 @@ _ELEMENTWISE_WORDS = """
 _ELEMENTWISE = frozenset(_ELEMENTWISE_WORDS.split())
 
 
+SETTING = "/setting"
+"""Behind the name of a constant that stands for an input which callers may set: what hangs on it is not settled."""
+
 SHAPES = frozenset({"Shape", "Size"})
 """Operators whose results hang on an input's shape alone."""
 
@@ -127,8 +130,9 @@ class Flow:
         return sources
 
     def values_reached(self) -> set[ir.Value]:
-        """Return what hangs on the values of inputs, not only on their shapes."""
-        reached = set(self.graph.inputs)
+        """Return what hangs on the values of inputs and settings, not only on their shapes."""
+        settings = {value for name, value in self.graph.initializers.items() if name.endswith(SETTING)}
+        reached = {*self.graph.inputs, *settings}
         todo = deque(reached)
         while todo:
             for other, _ in self.edges.get(todo.popleft(), ()):

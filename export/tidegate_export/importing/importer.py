@@ -32,6 +32,7 @@ from tidegate.bundle import (
 )
 from tidegate.errors import BundleError, known_names
 from tidegate.proof import ABSOLUTE, is_batch_invariant, prove
+from tidegate.replay import GraphRunner
 from tidegate_export.errors import ExportError
 from tidegate_export.importing.axes import told
 from tidegate_export.importing.branches import with_branches_taken
@@ -59,10 +60,19 @@ from tidegate_export.importing.request import (
     read_initial,
     read_roles,
 )
+from tidegate_export.importing.settings import (
+    have_rows_their_own,
+    read_settings,
+    with_settings,
+    with_settings_by_row,
+    with_settings_fixed,
+    with_settings_free,
+)
 from tidegate_export.importing.shapes import read_shapes
 from tidegate_export.importing.source import ImportSource, nodes, read_source
 from tidegate_export.importing.whole import check_whole
 from tidegate_export.importing.wrap import Wrapped, wrap
+from tidegate_export.meaning import MeaningWords, SaidMeaning
 
 _SEEDS = range(3)
 _MOST_SHARE = 0.25
@@ -118,6 +128,10 @@ class _Graph:
     roles: SaidRoles
     initial: Mapping[str, Array]
     first_contexts: Mapping[str, Array]
+    settings: Mapping[str, Array]
+    """Defaults by name; in the model they are constants."""
+    declared: Mapping[str, Declared]
+    """All inputs, as the file has them."""
 
 
 def _prepared(source: ImportSource, request: ImportRequest) -> tuple[_Graph, ImportRequest]:
@@ -132,10 +146,12 @@ def _prepared(source: ImportSource, request: ImportRequest) -> tuple[_Graph, Imp
         for name, text in request.constants.items()
     }
     constants |= {name: empty(item) for name, item in inputs.items() if is_empty(item)}
-    model = with_constants(without_empty_outputs(source.model), constants, inputs)
-    rest = told([item for name, item in inputs.items() if name not in constants], request)
+    settings = read_settings(request.settings, inputs)
+    model = with_settings_fixed(without_empty_outputs(source.model), settings, inputs)
+    model = with_constants(model, constants, inputs)
+    rest = told([item for name, item in inputs.items() if name not in {*constants, *settings}], request)
     first_contexts, initial = _initial(request, {item.name: inputs[item.name] for item in rest})
-    return _Graph(model, rest, roles, initial, first_contexts), request
+    return _Graph(model, rest, roles, initial, first_contexts, settings, inputs), request
 
 
 def _first_that_holds(
@@ -149,7 +165,8 @@ def _first_that_holds(
     for lifted in (*ways, None):
         try:
             as_it_is = _explored(graph, lifted, rounding, request)
-            found = _relaxed(as_it_is, rounding, request)
+            found = with_settings_by_row(_with_settings(_relaxed(as_it_is, rounding, request), graph))
+            as_it_is = _with_settings(as_it_is, graph)
             return _proved(as_it_is, found, graph if lifted else None, source, rounding, request)
         except (ExportError, BundleError) as error:
             failures.append(error)
@@ -171,13 +188,14 @@ def _proved(
         tolerance = 0.01 if rounding.slack and not rounding.is_by_run else request.tolerance or ABSOLUTE
         is_invariant = all(
             is_batch_invariant(wrapped.graph, manifest, seed=seed, tolerance=tolerance) for seed in _SEEDS
-        )
+        ) and have_rows_their_own(GraphRunner(wrapped.graph, manifest))
         manifest = manifest.model_copy(update={"batch_invariant": is_invariant})
     proof = _proof(wrapped.graph, manifest, rounding, request)
     if original is None:
         parity = check_parity(as_it_is, wrapped.graph, manifest, proof.tolerance)
     else:
-        parity = check_whole(original.model, as_it_is, wrapped.graph, manifest, proof.tolerance, rounding.slack)
+        whole = with_settings_free(original.model, as_it_is.settings)
+        parity = check_whole(whole, as_it_is, wrapped.graph, manifest, proof.tolerance, rounding.slack)
     provenance = _provenance(source, found, request, parity)
     manifest = manifest.model_copy(update={"proof": proof, "provenance": provenance})
     path = request.out / manifest.name / manifest.version
@@ -222,6 +240,10 @@ def _explored(graph: _Graph, lifted: Lifted | None, rounding: Rounding, request:
     if found.is_frame and found.lengths is not None:
         raise ExportError(f"steps run one by one, so each is one long: --constant {found.lengths}=1")
     return found
+
+
+def _with_settings(found: Found, graph: _Graph) -> Found:
+    return with_settings(found, graph.settings, graph.declared)
 
 
 def _relaxed(found: Found, rounding: Rounding, request: ImportRequest) -> Found:
@@ -272,7 +294,7 @@ def _refuse_forgetful(found: Found, flow: Flow) -> None:
 def _manifest(wrapped: Wrapped, found: Found, request: ImportRequest) -> Manifest:
     number = next_version(request.out, request.name) if request.version is None else str(request.version)
     contexts = {name: context.size for name, context in found.contexts.items()}
-    return Manifest(
+    manifest = Manifest(
         name=request.name,
         version=number,
         task="stream",
@@ -280,9 +302,11 @@ def _manifest(wrapped: Wrapped, found: Found, request: ImportRequest) -> Manifes
         inputs=wrapped.data,
         outputs=wrapped.outputs,
         states=wrapped.states,
+        settings=found.settings,
         lengths=found.lengths,
         codec=TensorCodec(outputs=tuple(spec.name for spec in wrapped.outputs), context=contexts),
     )
+    return request.meaning.of_bundle(manifest)
 
 
 def _proof(graph: bytes, manifest: Manifest, rounding: Rounding, request: ImportRequest) -> Proof:
@@ -306,6 +330,7 @@ def _provenance(source: ImportSource, found: Found, request: ImportRequest, pari
             "sha256": source.sha256,
             "opset": source.opset,
             "constants": dict(request.constants),
+            **({"settings": dict(request.settings)} if request.settings else {}),
             "states": {state.input: found.reasons[state.input] for state in found.states},
             "one_run_is_one_step": found.is_frame,
         },
@@ -327,11 +352,13 @@ class Said(TypedDict):
     batch_axes: Sequence[str]
     time_axes: Sequence[str]
     constants: Sequence[str]
+    settings: Sequence[str]
     contexts: Sequence[str]
     initial: str | None
     is_within_frame: bool
     tolerance: float | None
     reach: NotRequired[int | None]
+    meaning: MeaningWords
 
 
 def run(said: Said) -> tuple[str, bool]:
@@ -359,11 +386,13 @@ def _request(said: Said) -> ImportRequest:
         batch_axes=parse_axes("--batch-axis", said["batch_axes"]),
         time_axes=parse_axes("--time-axis", said["time_axes"]),
         constants=parse_named("--constant", said["constants"]),
+        settings=parse_named("--setting", said["settings"]),
         contexts=parse_contexts(said["contexts"]),
         initial=None if said["initial"] is None else Path(said["initial"]),
         is_within_frame=said["is_within_frame"],
         tolerance=said["tolerance"],
         reach=said.get("reach"),
+        meaning=SaidMeaning.of(said["meaning"]),
     )
 
 

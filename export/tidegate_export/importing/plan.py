@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx
 
-from tidegate.bundle import BATCH, TIME, Axis, StateSpec, TensorSpec
+from tidegate.bundle import BATCH, TIME, Axis, SettingSpec, StateSpec, TensorSpec
 from tidegate_export.errors import ExportError
 from tidegate_export.importing.request import Array, Context
 
@@ -28,6 +28,8 @@ class Found:
     outputs: tuple[TensorSpec, ...]
     is_frame: bool
     lengths: str | None = None
+    settings: tuple[SettingSpec, ...] = ()
+    """Inputs that callers may set; constants of the model while it is explored."""
     initial: Mapping[str, Array] = field(default_factory=dict)
     """First states that are not one number everywhere, batch axis of size 1."""
     contexts: Mapping[str, Context] = field(default_factory=dict)

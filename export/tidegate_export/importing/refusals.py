@@ -21,7 +21,10 @@ class RejectedError(Exception):
 
 def unsaid_setting(name: str, dtype: str, dims: Axes) -> str:
     kind = f"{dtype} {list(dims)}"
-    return f"input {name!r} ({kind}) is neither a sequence nor a state: say its value, --constant {name}=VALUE"
+    return (
+        f"input {name!r} ({kind}) is neither a sequence nor a state: say its value, --constant {name}=VALUE, or, if "
+        f"callers may change it, --setting {name}=DEFAULT"
+    )
 
 
 def grows(name: str, output: str) -> RejectedError:

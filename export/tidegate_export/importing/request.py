@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tidegate.bundle import BATCH, TIME, Axis
 from tidegate.errors import known_names
 from tidegate_export.errors import ExportError
+from tidegate_export.meaning import SaidMeaning
 
 Array: TypeAlias = NDArray[Any]
 
@@ -58,6 +59,8 @@ class ImportRequest:
     batch_axes: Mapping[str, int | None] = field(default_factory=dict)
     time_axes: Mapping[str, int | None] = field(default_factory=dict)
     constants: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Defaults of inputs that callers may set."""
     contexts: Mapping[str, Context] = field(default_factory=dict)
     initial: Path | None = None
     is_within_frame: bool = False
@@ -65,6 +68,7 @@ class ImportRequest:
     tolerance: float | None = None
     reach: int | None = None
     """Steps that no memory outside of the states reaches back more than."""
+    meaning: SaidMeaning = field(default_factory=SaidMeaning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,10 @@ def read_roles(request: ImportRequest, inputs: Collection[str], outputs: Collect
         ("--state", states, "--constant", request.constants),
         ("--data", data, "--constant", request.constants),
         ("--state", states, "--context", request.contexts),
+        ("--setting", request.settings, "--state", states),
+        ("--setting", request.settings, "--data", data),
+        ("--setting", request.settings, "--constant", request.constants),
+        ("--setting", request.settings, "--context", request.contexts),
     ):
         for name in names:
             if name in others:
@@ -182,7 +190,7 @@ def parse_contexts(items: Iterable[str]) -> dict[str, Context]:
     return found
 
 
-def parse_constant(name: str, text: str, dtype: str, dims: tuple[int | str, ...]) -> Array:
+def parse_constant(name: str, text: str, dtype: str, dims: tuple[int | str, ...], option: str = "--constant") -> Array:
     """Return the constant for an input of these dims, axes of no fixed size with one element.
 
     Raises:
@@ -194,9 +202,9 @@ def parse_constant(name: str, text: str, dtype: str, dims: tuple[int | str, ...]
         array: Array = np.broadcast_to(value.astype(dtype, casting="unsafe"), shape).copy()
         is_exact = bool(np.all(value == array)) or dtype.startswith("float")
     except (ValueError, TypeError, OverflowError) as error:
-        raise ExportError(f"--constant {name}={text} is no {dtype} of shape {list(shape)}") from error
+        raise ExportError(f"{option} {name}={text} is no {dtype} of shape {list(shape)}") from error
     if not is_exact:
-        raise ExportError(f"--constant {name}={text}: {dtype} cannot hold that")
+        raise ExportError(f"{option} {name}={text}: {dtype} cannot hold that")
     return array
 
 

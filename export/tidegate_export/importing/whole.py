@@ -6,6 +6,7 @@ its own beginning. That is what the bundle must give in one chunk, in pieces, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -92,20 +93,30 @@ class _Whole:
         self._foreign = Foreign(original)
         self._inputs = {item.name: item for item in declared(original.graph.input)}
         self._along_time = {spec.name for spec in found.data if TIME in spec.axes}
+        self._without_batch = {spec.name for spec in found.settings if spec.batch_axis is None}
 
     def fixed_sides(self, inputs: Arrays, manifest: Manifest) -> Arrays:
-        """Return inputs in which what the file takes once per sequence is the same at every step."""
+        """Return inputs in which what the file takes once per sequence is the same at every step, and what it takes
+        once per run the same in every row.
+        """
         fixed = dict(inputs)
         for spec in manifest.inputs:
             if spec.name not in self._along_time and spec.time_axis is not None:
                 first = inputs[spec.name].take([0], spec.time_axis)
                 fixed[spec.name] = np.repeat(first, inputs[spec.name].shape[spec.time_axis], spec.time_axis)
+        for setting in manifest.settings:
+            if setting.batch_axis is not None and setting.name in self._without_batch:
+                array, axis = inputs[setting.name], setting.batch_axis
+                fixed[setting.name] = np.repeat(array.take([0], axis), array.shape[axis], axis)
         return fixed
 
     def run(self, inputs: Arrays, manifest: Manifest, rows: int, steps: int) -> Arrays:
         """Return outputs, and last states by their inputs, as [rows, steps or 1, the rest]."""
         found = self._found
         feeds = {spec.name: self._fed(spec, inputs[spec.name]) for spec in manifest.inputs}
+        for setting in found.settings:
+            shape = sized(setting.axes, rows, 1)
+            feeds[setting.name] = inputs[setting.name].ravel()[: math.prod(shape)].reshape(shape)
         states = [state for state in found.states if state.input in self._inputs]
         for state in states:
             first = found.initial.get(state.input, np.array(state.initial))

@@ -101,6 +101,7 @@ class _Wiring:
         inputs = [_value(spec.name, spec.dtype, spec.axes) for spec in self.data]
         if self.found.lengths is not None:
             inputs += [item for item in self.found.model.graph.input if item.name == self.found.lengths]
+        inputs += self._setting_inputs()
         return helper.make_graph(
             graph_nodes,
             "plain",
@@ -150,8 +151,12 @@ class _Wiring:
             scan_output_axes=[spec.axes.index(TIME) for spec in self.outputs],
         )
         inputs = [*self.data, *(TensorSpec(name=s.input, dtype=s.dtype, axes=s.axes) for s in self.states)]
-        edges = [_value(spec.name, spec.dtype, spec.axes) for spec in inputs]
+        # The body sees settings as values of the graph around it, the same in every step.
+        edges = [*(_value(spec.name, spec.dtype, spec.axes) for spec in inputs), *self._setting_inputs()]
         return helper.make_graph([scan], "framed", edges, self._edge_outputs())
+
+    def _setting_inputs(self) -> list[ValueInfoProto]:
+        return [_value(spec.name, spec.dtype, spec.axes) for spec in self.found.settings]
 
     # ---- contexts
 

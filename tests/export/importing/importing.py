@@ -32,11 +32,18 @@ def said(source: Net | Path, root: Path, **options: Any) -> Said:
         "batch_axes": options.get("batch_axes", ()),
         "time_axes": options.get("time_axes", ()),
         "constants": options.get("constants", ()),
+        "settings": options.get("settings", ()),
         "contexts": options.get("contexts", ()),
         "initial": None if initial is None else str(initial),
         "is_within_frame": options.get("is_within_frame", False),
         "tolerance": options.get("tolerance"),
         "reach": options.get("reach"),
+        "meaning": {
+            "sample_rate": options.get("sample_rate"),
+            "frame_length": options.get("frame_length"),
+            "units": options.get("units", []),
+            "descriptions": options.get("descriptions", []),
+        },
     }
 
 
