@@ -41,9 +41,14 @@ def with_contexts_placed(request: ImportRequest, inputs: Mapping[str, Declared])
             raise ExportError(f"--constant and --context contradict each other on {name!r}: leave one out")
         shape = shapes.get(name)
         dims: Axes = inputs[name].dims or shape or ()
-        placed = _placed(name, context, dims, request)
-        if shape is not None and isinstance(placed.axis, int) and len(shape) == len(dims):
-            if shape[placed.axis] == TIME and isinstance(dims[placed.axis], int):
+        is_short = shape is not None and len(shape) + 1 == len(dims)  # the axis of one new element is left out
+        said = replace(request, shapes={}) if is_short else request
+        placed = _placed(name, context, dims, said)
+        if shape is not None and isinstance(placed.axis, int) and len(shape) + is_short == len(dims):
+            if is_short:
+                if dims[placed.axis] == context.size + 1:
+                    shapes[name] = (*shape[: placed.axis], 1, *shape[placed.axis :])
+            elif shape[placed.axis] == TIME and isinstance(dims[placed.axis], int):
                 shapes[name] = (*shape[: placed.axis], 1, *shape[placed.axis + 1 :])
             elif shape[placed.axis] == 1:
                 placed = replace(placed, keeps_axis=True)

@@ -347,6 +347,22 @@ class _Try:
             name = settings[0]
             raise RejectedError(5, unsaid_setting(name, self.dtypes[name], self.axes[name]))
 
+    def _refuse_possible_states(self, data: Sequence[str]) -> None:
+        """Ask about data that could be a state where contexts are all that is kept, whatever the axes are."""
+        kinds = {name: (self.dtypes[name], self.axes[name]) for name in (*data, *self.explorer.foreign.outputs)}
+        possible = [
+            (name, output)
+            for name in data
+            if self.explorer.roles.may_be_state(name)
+            for output in self.explorer.foreign.outputs
+            if kinds[name] == kinds[output]
+        ]
+        if possible:
+            name, output = max(possible, key=self.explorer.evidence.score)
+            raise RejectedError(
+                3, f"{name} may be a state beside the contexts: say --state {name}:{output}, or --data {name}"
+            )
+
     # ---- what was found
 
     def _names(self) -> list[str]:
@@ -358,6 +374,8 @@ class _Try:
         outputs = [name for name in self.explorer.foreign.outputs if name not in pairs.values()]
         if not outputs:
             raise RejectedError(2, "every output is a state: there is nothing to tell a caller")
+        if not pairs:
+            self._refuse_possible_states(data)
         if pairs and any(BATCH in self.axes[name] for name in data) != all(BATCH in self.axes[name] for name in pairs):
             raise RejectedError(
                 1, "a free axis of the input is no axis of the states: say which is the batch, --batch-axis"

@@ -192,7 +192,8 @@ def _refuse_doubtful(
     data = [name for name in candidates if name not in pairs and name not in told]
     could_be = [name for name in data if set(candidates[name]) - set(pairs.values())]
     weak = [name for name, output in pairs.items() if evidence.score((name, output)) < STRONG]
-    is_clear = pairs and len(could_be) <= 1 and (len(could_be) == len(data) or not (could_be or weak))
+    is_only_data = len(could_be) == len(data) and not told  # somebody must be the input
+    is_clear = pairs and len(could_be) <= 1 and (is_only_data or not (could_be or weak))
     doubtful = sorted({*could_be, *weak})
     if doubtful and not is_clear:
         raise RejectedError(

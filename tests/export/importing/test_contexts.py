@@ -76,12 +76,18 @@ def test_the_axis_of_one_new_row_is_the_time(tmp_path: Path, context: str) -> No
     assert axes(bundle)["win"] == ("batch", "time", 4)
 
 
+@pytest.mark.parametrize("shape", ["batch,4", "1,4"])
+def test_the_axis_of_one_new_row_may_be_left_out(tmp_path: Path, shape: str) -> None:
+    bundle = imported(window(1, 16, 4), tmp_path, contexts=["win=15@1"], shapes=[f"win={shape}"])
+    assert axes(bundle)["win"] == ("batch", "time", 4)
+
+
 def test_the_axis_of_one_row_stays_where_the_caller_says_so(tmp_path: Path) -> None:
     bundle = imported(window(1, 16, 4), tmp_path, contexts=["win=15@1"], shapes=["win=batch,1,4"])
     assert axes(bundle)["win"] == ("batch", "time", 1, 4)
 
 
-@pytest.mark.parametrize("dims", [(1, 16, 4), ("batch", 16, 4), ("N", "frames", 4)])
+@pytest.mark.parametrize("dims", [(1, 16, 4), ("batch", 16, 4), ("N", "frames", 4), (None, 16, 4)])
 @pytest.mark.parametrize("hop", [1, 3, 8, 13])
 def test_a_step_may_bring_several_rows(tmp_path: Path, dims: tuple[int | str, ...], hop: int) -> None:
     net, context = window(1, 16, 4), 16 - hop
@@ -89,7 +95,6 @@ def test_a_step_may_bring_several_rows(tmp_path: Path, dims: tuple[int | str, ..
     file.weights = net.weights
     shapes = [f"win=batch,{hop},4"] if "frames" in dims else []
     bundle = imported(file, tmp_path, contexts=[f"win={context}@1"], shapes=shapes)
-    assert bundle.manifest.state_bytes == context * 16
     new = rows(20, hop, 4)
     shape = [20 if axis == "time" else 1 if axis == "batch" else axis for axis in axes(bundle)["win"]]
     got = walked(bundle, [9, 1, 10], {"win": new.reshape([int(str(size)) for size in shape])}).outputs["score"]
@@ -342,6 +347,20 @@ def test_a_graph_that_pads_as_well_is_refused(tmp_path: Path) -> None:
     mixed = net.add("Conv", moved, net.random(3, 4, 4), pads=[2, 0])
     net.output(net.add("Transpose", mixed, perm=[0, 2, 1]), "y")
     assert "cannot stream" in refusal(net, tmp_path, contexts=["x=1@time"])
+
+
+def test_a_likely_state_beside_a_context_is_asked_about(tmp_path: Path) -> None:
+    """An input with a context is the data, so another that could be a state is not the data for want of one."""
+    net = Net()
+    wave, mem, last = net.input("wave", "batch", 6), net.input("mem_2", "batch", 4), net.input("s", "batch", 3)
+    mixed = net.add("Tanh", net.add("Add", net.linear(wave, 6, 4), net.linear(mem, 4, 4)))
+    kept = net.add("Tanh", net.add("Add", net.linear(wave, 6, 3), net.linear(last, 3, 3)))
+    net.output(mixed, "new_mem", "batch", 4)
+    net.output(kept, "s_out", "batch", 3)
+    net.output(net.linear(mixed, 4, 2), "y", "batch", 2)
+    assert "--state" in refusal(net, tmp_path, contexts=["wave=5@1"])
+    said = ["mem_2:new_mem", "s:s_out"]
+    assert len(imported(net, tmp_path, contexts=["wave=5@1"], states=said).manifest.states) == 3
 
 
 def named(bundle: Bundle) -> list[str]:

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from tests.export.importing.graphs import Net, lstm
 from tests.export.importing.importing import by_hand, imported
+from tests.export.importing.test_contexts import decoder, rows, scores, window, windows
 from tests.export.importing.test_third_party import by_wrapper_logic, speech, vad
 from tests.servers import serving as serving_process
 from tests.service.serving import serving
@@ -62,6 +64,34 @@ async def test_first_states_of_a_file_begin_every_session(tmp_path: Path, arena:
     rows = np.random.default_rng(1).normal(size=(7, 4)).astype(np.float32)
     wanted = by_hand(net, {"x": rows[:, None], "h_in": first})["y"][:, 0]
     np.testing.assert_allclose(await streamed(bundle, rows, [1, 2, 4], "y", arena), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("arena", ["host", "device"])
+@pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64])
+async def test_windows_that_remember_nothing_else_are_served(tmp_path: Path, arena: str, dtype: int) -> None:
+    net = window(1, 16, 4, dtype=dtype)
+    bundle = imported(net, tmp_path, contexts=["win=15@1"])
+    kind = bundle.manifest.inputs[0].dtype
+    new = rows(20, 1, 4, dtype=kind)
+    got = await streamed(bundle, new[:, 0].astype(np.float32), [1, 2, 17], "score", arena)
+    np.testing.assert_allclose(got, scores(net, windows(new, 15)), atol=2e-3 if kind == "float16" else 1e-5)
+
+
+@pytest.mark.parametrize("arena", ["host", "device"])
+async def test_tokens_of_a_stateless_decoder_are_served(tmp_path: Path, arena: str) -> None:
+    net, told = decoder(), []
+    bundle = imported(net, tmp_path, contexts=["y=1@1"])
+    tokens = np.random.default_rng(0).integers(1, 20, 9)
+    async with serving(bundle.path.parents[1], arena=arena) as service:
+        session = await service.open_session(SessionRequest("model"))
+        for start, stop in ((0, 1), (1, 5), (5, 9)):
+            piece = Input(tokens=tokens[start:stop].tolist())
+            reply = await service.step(session.id, piece, StepOptions(every_step=True), position=start)
+            assert reply.prediction.outputs is not None
+            told.append(reply.prediction.outputs["decoder_out"])
+    before = np.concatenate([[0], tokens])
+    wanted = [by_hand(net, {"y": before[None, step : step + 2]})["decoder_out"][0] for step in range(9)]
+    np.testing.assert_allclose(np.concatenate(told), wanted, atol=1e-5)
 
 
 async def test_several_inputs_of_several_axes_come_side_by_side_and_rows_without_a_batch_run_alone(
