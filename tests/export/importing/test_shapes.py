@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def sizes(net: Net, *outputs: str) -> dict[str, list[object]]:
     ],
 )
 def test_weights_tell_the_width_of_what_meets_them(
-    operator: str, dims: Dims, others: tuple[int, ...], attributes: dict[str, object], wanted: list[object]
+    operator: str, dims: Dims, others: tuple[int, ...], attributes: dict[str, Any], wanted: list[object]
 ) -> None:
     net = Net()
     net.add(operator, net.input("x", *dims), net.random(*others), to="y", **attributes)
