@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 
 from tidegate.bundle import ForecastCodec, Json, Manifest, TensorCodec, TokenCodec
+from tidegate_export.meaning import described
 
 _PURPOSE = {
     "next_token": "Predicts the next token of a sequence, step by step.",
@@ -49,6 +50,8 @@ def _model(manifest: Manifest, report: Mapping[str, Json]) -> Iterator[str]:
         yield f"- Vocabulary: {manifest.output(manifest.codec.output).axes[-1]} tokens"
     if manifest.features:
         yield f"- Features, in order and in data units: {', '.join(manifest.features)}"
+    for line in described(manifest):
+        yield f"- {line[0].upper()}{line[1:]}" if line.startswith("signal: ") else f"- {line}"
     if isinstance(manifest.codec, ForecastCodec):
         codec = manifest.codec
         quantiles = ", ".join(f"{quantile:g}" for quantile in codec.quantiles)

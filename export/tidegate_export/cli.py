@@ -15,6 +15,7 @@ import typer
 from tidegate.bundle import Json
 from tidegate.errors import BundleError
 from tidegate.sandbox import MEMORY_MB, ResourceLimits, run_limited
+from tidegate_export.meaning import Descriptions, FrameLength, SampleRate, Units
 
 LONG_SECONDS = 3600.0
 """Default time limit. An export may run a graph over years of held-out data."""
@@ -64,6 +65,10 @@ def export(  # noqa: PLR0913, PLR0917 - the command line's options
     task: Annotated[Literal["stream", "next_token"], typer.Option(help="Task of your own module.")] = "stream",
     vocabulary: Annotated[Path | None, typer.Option(help='JSON file: {"tokens": […], "unknown": id or null}.')] = None,
     features: Annotated[str | None, typer.Option(help="Names of the input columns, like a,b,c.")] = None,
+    sample_rate: SampleRate = None,
+    frame_length: FrameLength = None,
+    unit: Units = [],  # noqa: B006 - typer's way; nobody writes to it
+    describe: Descriptions = [],  # noqa: B006
     reach: ReachOption = None,
     out: Annotated[Path, typer.Option(help="Directory of bundles to write to.")] = Path("bundles"),
     memory_limit: MemoryLimit = MEMORY_MB,
@@ -81,6 +86,10 @@ def export(  # noqa: PLR0913, PLR0917 - the command line's options
         "task": task,
         "vocabulary": None if vocabulary is None else str(vocabulary),
         "features": features,
+        "sample_rate": sample_rate,
+        "frame_length": frame_length,
+        "unit": unit,
+        "describe": describe,
         "reach": reach,
         "out": str(out),
     }

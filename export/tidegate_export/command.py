@@ -9,7 +9,8 @@ import importlib
 import importlib.util
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from tidegate.errors import BundleError, known_names
 from tidegate_export.calibrated import calibrate_bundle
 from tidegate_export.candidate import ExportCandidate, Exported, export_candidate
 from tidegate_export.errors import ExportError
+from tidegate_export.meaning import SaidMeaning
 from tidegate_export.modules import Description, InputShape, module_candidate
 from tidegate_export.trained import trained_candidate, trained_name
 from tidegate_export.weights import load_weights
@@ -43,6 +45,22 @@ class ExportRequest:
     features: str | None = None
     out: Path = Path("bundles")
     reach: int | None = None
+    sample_rate: float | None = None
+    frame_length: int | None = None
+    unit: Sequence[str] = ()
+    describe: Sequence[str] = ()
+
+    @property
+    def meaning(self) -> SaidMeaning:
+        """What was said of the signal and of tensors."""
+        return SaidMeaning.of(
+            {
+                "sample_rate": self.sample_rate,
+                "frame_length": self.frame_length,
+                "units": list(self.unit),
+                "descriptions": list(self.describe),
+            }
+        )
 
     @classmethod
     def of(cls, said: dict[str, Any]) -> ExportRequest:
@@ -57,7 +75,9 @@ def run(said: dict[str, Any]) -> tuple[str, bool]:
     try:
         if (Path(request.source) / MANIFEST).exists():
             return _calibrated(request), True
-        return _told(export_candidate(_candidate(request), request.out, reach=request.reach)), True
+        candidate = _candidate(request)
+        candidate = replace(candidate, manifest=request.meaning.of_bundle(candidate.manifest))
+        return _told(export_candidate(candidate, request.out, reach=request.reach)), True
     except ValidationError as error:
         first = error.errors()[0]
         return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}", False
@@ -68,6 +88,8 @@ def run(said: dict[str, Any]) -> tuple[str, bool]:
 def _calibrated(request: ExportRequest) -> str:
     """Give a bundle its control chart, anew if it has one; return what to tell."""
     _refuse_options(request)
+    if request.meaning != SaidMeaning():
+        raise ExportError("--sample-rate, --frame-length, --unit and --describe go with a run or a module of your own")
     found = calibrate_bundle(Path(request.source), request.out, name=request.name, version=request.version)
     return f"{found.path}\n{_chart(found.drift)}"
 

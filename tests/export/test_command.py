@@ -174,6 +174,27 @@ def test_a_module_by_its_import_path_gets_its_weights(tmp_path: Path) -> None:
     assert initializer in bundle.graph
 
 
+def test_a_bundle_says_what_its_features_and_outputs_are(tmp_path: Path) -> None:
+    command = (f"{MODULES}:Classifier", "--name", "c", "--features", "a,b,c,d,e,f", "--out", str(tmp_path))
+    meaning = (
+        "--sample-rate",
+        "100",
+        "--frame-length",
+        "6",
+        "--unit",
+        "a=mm",
+        "--describe",
+        "a=rain of the hour before",
+    )
+    told(*command, *meaning)
+    bundle = read_bundle(tmp_path / "c" / "1")
+    assert (bundle.manifest.sample_rate, bundle.manifest.frame_length) == (100.0, 6)
+    assert bundle.manifest.meanings["a"].model_dump() == {"unit": "mm", "description": "rain of the hour before"}
+    card = bundle.files["card.md"].decode()
+    assert "- Signal: 100 samples a second, 6 a step\n- a: rain of the hour before, in mm\n" in card
+    assert "there is no input, output or feature 'g'" in refused(*command, "--unit", "g=mm")
+
+
 def test_a_language_model_takes_its_vocabulary_from_a_plain_list(tmp_path: Path) -> None:
     (tmp_path / "vocabulary.json").write_text('["a", "b", "c", "d"]')
     torch.save({"state_dict": Language().state_dict(), "epoch": 3}, tmp_path / "w.pt")

@@ -93,7 +93,7 @@ def test_every_setting_is_a_flag_of_serve() -> None:
             ),
         ),
         (("serve", "--config", "absent.toml"), "absent.toml: No such file or directory"),
-        (("predict", "m", "--server", NOBODY), "give a sequence: --text, --file, --csv or --tokens"),
+        (("predict", "m", "--server", NOBODY), "give a sequence: --text, --file, --csv, --tokens or --wav"),
         (("check", "absent"), "absent: no bundle there (NAME/VERSION/manifest.json)"),
     ],
 )
@@ -170,6 +170,15 @@ def test_unknown_verbs_and_flags_are_wrong_usage(arguments: tuple[str, ...]) -> 
 def test_tokens_that_are_none_are_refused(tokens: str, why: str) -> None:
     result = run("predict", "m", "--tokens", tokens)
     assert (result.exit_code, result.stderr) == (1, f"tidegate: --tokens: {why} is not a list of ids like 17,4,9\n")
+
+
+@pytest.mark.parametrize("given", ["limit", "=6", "limit=", "limit=loud", "limit=[1"])
+def test_a_setting_that_is_none_is_refused(given: str) -> None:
+    result = run("predict", "m", "--tokens", "1", "--input", given)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"tidegate: --input: {given!r} is not NAME=VALUE, with a number or a list of numbers like [0.1,0.2]\n"
+    )
 
 
 def test_an_unreadable_text_is_refused(tmp_path: Path) -> None:

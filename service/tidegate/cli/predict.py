@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -14,6 +15,7 @@ import typer
 from tidegate.api import Forecast, Input, Prediction, PredictResult
 from tidegate.cli.connection import DEFAULT_SERVER, Server, connected, reaches_grpc
 from tidegate.cli.output import AsJson, print_table
+from tidegate.client import read_wav
 from tidegate.errors import ConfigurationError, InvalidInputError, known_names, listed
 from tidegate.slices import at_once
 from tidegate.transports.http.convert import predict_json
@@ -29,20 +31,34 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     tokens: Annotated[
         list[str] | None, typer.Option(help="Token ids of one sequence, like 17,4,9; repeatable.")
     ] = None,
+    wav: Annotated[
+        Path | None, typer.Option(help="WAV file of one channel, at the sample rate that the model takes.")
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            metavar="NAME=VALUE",
+            help="Value of one of the model's settings, like limit=6 or speaker=[0.1,0.2]; repeatable.",
+        ),
+    ] = None,
     top: Annotated[int, typer.Option(min=0, help="Number of candidates for each step.")] = 5,
     every_step: Annotated[bool, typer.Option("--every-step", help="Print every step, not only the last.")] = False,
     version: Annotated[str | None, typer.Option(help="Version of the model.", show_default="highest")] = None,
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
-    """Predict what comes next after a sequence: --text, --file, --csv or --tokens."""
+    """Predict what comes next after a sequence: --text, --file, --csv, --tokens or --wav."""
+    settings = dict(map(_parse_setting, inputs or ()))
     sequences = [*_texts(text, file), *map(_parse_tokens, tokens or ())]
     with connected(server) as client:
         if table is not None:
             sequences.append(Input(values=_read_csv(table, client.model(model, version).features)))
+        if wav is not None:
+            sequences.append(Input(values=read_wav(wav, client.model(model, version))))
         if not sequences:
-            raise ConfigurationError("give a sequence: --text, --file, --csv or --tokens")
-        result = client.predict(model, sequences, version=version, top=top, every_step=every_step)
+            raise ConfigurationError("give a sequence: --text, --file, --csv, --tokens or --wav")
+        result = client.predict(model, sequences, version=version, inputs=settings, top=top, every_step=every_step)
     if as_json:
         typer.echo(at_once(write(predict_json(result))))
     else:
@@ -70,6 +86,16 @@ def _parse_tokens(text: str) -> Input:
         return Input(tokens=[int(part) for part in text.split(",")])
     except ValueError:
         raise InvalidInputError(f"--tokens: {text!r} is not a list of ids like 17,4,9") from None
+
+
+def _parse_setting(text: str) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    try:
+        if separator and name:
+            return name, json.loads(value.lower())
+    except ValueError:
+        pass
+    raise InvalidInputError(f"--input: {text!r} is not NAME=VALUE, with a number or a list of numbers like [0.1,0.2]")
 
 
 def _read_csv(file: Path, features: Sequence[str]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:

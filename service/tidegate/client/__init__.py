@@ -13,6 +13,7 @@ from tidegate.client._async.session import AsyncSession, AsyncSessionStream
 from tidegate.client._sync.client import Client
 from tidegate.client._sync.columns import ColumnStream
 from tidegate.client._sync.session import Session, SessionStream
+from tidegate.client.audio import read_wav
 from tidegate.client.retry import Retry
 from tidegate.client.send_window import ReplyLostError
 from tidegate.client.tls import Tls
@@ -32,4 +33,5 @@ __all__ = [
     "Session",
     "SessionStream",
     "Tls",
+    "read_wav",
 ]
