@@ -39,7 +39,8 @@ def recording(path: Path, *, rate: int = 16000, channels: int = 1, size: int = 2
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_samples_become_whole_steps(tmp_path: Path, size: int) -> None:
     steps = read_wav(recording(tmp_path / "a.wav", size=size), EARS)
-    assert (steps.shape, steps.dtype) == ((2, 4), np.float32)
+    assert steps.shape == (2, 4)
+    assert steps.dtype == np.float32
     np.testing.assert_allclose(steps.ravel(), np.linspace(-1, 1, 10, endpoint=False)[:8], atol=2.0 ** (1 - 8 * size))
 
 

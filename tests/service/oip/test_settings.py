@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,9 +33,9 @@ async def test_a_request_gives_each_row_its_own_or_all_rows_one(way: Way) -> Non
 
 async def test_a_sequence_keeps_a_value_for_one_request(way: Way) -> None:
     state, expected = np.zeros(2, np.float32), []
-    requests = [{"limit": 3.0}, {}, {"language": 2}]
+    requests: list[dict[str, Any]] = [{"limit": 3.0}, {}, {"language": 2}]
     for step, values in enumerate(requests):
-        told, state = by_hand(X[0][:1] * (step + 1), state, **values)  # type: ignore[arg-type]
+        told, state = by_hand(X[0][:1] * (step + 1), state, **values)
         expected.append(told)
     for step, values in enumerate(requests):
         given = [
