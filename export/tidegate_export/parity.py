@@ -1,6 +1,7 @@
 """Parity: the graph in onnxruntime computes what the module computes in PyTorch.
 
 PyTorch runs every sequence whole; onnxruntime runs it in random splits, and in ragged batches where equal lengths meet.
+Then many lengths are compared (`lengths`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tidegate.proof import ABSOLUTE, excess
 from tidegate.replay import GraphRunner, Result, Tensors, random_inputs, random_lengths, stream_together
 from tidegate_export.errors import ExportError
 from tidegate_export.graph import example
+from tidegate_export.lengths import check_lengths
 
 _LENGTHS = (40, 23, 23, 7, 1)
 _ROUNDS = 4
@@ -50,6 +52,7 @@ def check_parity(module: nn.Module, graph: bytes, manifest: Manifest, *, seed: i
         if manifest.is_batchable and manifest.batch_invariant:
             found = stream_together(runner, rows, _LENGTHS, rng)
             errors += [_worst(a, b) for a, b in zip(expected, found, strict=True)]
+    errors += check_lengths(module, graph, runner, lambda inputs: run_module(module, manifest, inputs), rng, ABSOLUTE)
     return Parity(max(errors), len(errors))
 
 

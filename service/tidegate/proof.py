@@ -534,29 +534,48 @@ def _long_splits(
 def _is_rounding(
     runner: GraphRunner, row: Tensors, whole: Result, cut: Result, lengths: Sequence[int], rng: np.random.Generator
 ) -> bool:
-    """Say whether a difference is no more than what a change in the last bits becomes by then.
+    """Say whether a difference is no more than what a change in the last bits becomes by then."""
+    slack = rounding(runner, row, lengths, cut, rng)
+    for spec in runner.manifest.outputs:
+        starts = [part(result.outputs[spec.name], spec.time_axis, 0, lengths[0]) for result in (whole, cut)]
+        if spec.time_axis is not None and excess(*starts) > ABSOLUTE:
+            return False
+    return all(
+        is_rounding(values, (cut.outputs | cut.states)[name], slack[name])
+        for name, values in (whole.outputs | whole.states).items()
+    )
 
-    A network that is near chaos makes much of little: so the last chunks run again from states, and with inputs, that
-    differ by a rounding.
+
+def rounding(
+    runner: GraphRunner, row: Tensors, lengths: Sequence[int], cut: Result, rng: np.random.Generator
+) -> dict[str, float]:
+    """Return how much outputs and states change where the last bits of what they come from do.
+
+    A network that is near chaos makes much of little: so all chunks but the first run again, from states and with
+    inputs that differ by a rounding.
+
+    Args:
+        runner: Runs the graph.
+        row: One sequence.
+        lengths: How it is cut, into two chunks or more.
+        cut: What came of that.
+        rng: Decides which bits.
     """
     first, steps = lengths[0], sum(lengths)
     states = _nudged(runner.walk(runner.cut(row, 0, first), [first]).states, rng)
-    rest = _nudged(runner.cut(row, first, steps), rng)
-    nudged = runner.walk(rest, lengths[1:], states)
+    nudged = runner.walk(_nudged(runner.cut(row, first, steps), rng), lengths[1:], states)
+    slack = {name: _largest(cut.states[name], values) for name, values in nudged.states.items()}
     for spec in runner.manifest.outputs:
-        axis = spec.time_axis
-        expected, found, control = whole.outputs[spec.name], cut.outputs[spec.name], nudged.outputs[spec.name]
-        ends = [part(array, axis, first, steps) for array in (expected, found)]
-        starts = [part(array, axis, 0, first) for array in (expected, found)]
-        if axis is not None and excess(*starts) > ABSOLUTE:
-            return False
-        if _largest(*ends) > _NUDGES * _largest(ends[1], control):
-            return False
-    return all(
-        excess(whole.states[name], array) <= ABSOLUTE
-        or _largest(whole.states[name], array) <= _NUDGES * _largest(array, nudged.states[name])
-        for name, array in cut.states.items()
-    )
+        rest = cut.outputs[spec.name]
+        if spec.time_axis is not None:
+            rest = part(rest, spec.time_axis, first, steps)
+        slack[spec.name] = _largest(rest, nudged.outputs[spec.name])
+    return slack
+
+
+def is_rounding(expected: Array, found: Array, slack: float) -> bool:
+    """Say whether two results are equal, or differ by no more than what roundings become: `slack`, of `rounding`."""
+    return excess(expected, found) <= ABSOLUTE or _largest(expected, found) <= _NUDGES * slack
 
 
 def _nudged(tensors: Tensors, rng: np.random.Generator) -> Tensors:
