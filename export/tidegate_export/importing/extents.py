@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TypeAlias
 
@@ -21,6 +21,7 @@ from tidegate_export.errors import ExportError
 from tidegate_export.importing.edit import copied
 from tidegate_export.importing.evidence import is_length, time_likelihood
 from tidegate_export.importing.foreign import Array, Arrays, Declared, Foreign, random_array
+from tidegate_export.importing.shapes import read_shapes
 
 _SIZES = (2, 7, 5, 11, 13, 17, 19, 23)
 """By class of symbols, before they are scaled; small for what looks like the batch."""
@@ -85,12 +86,27 @@ def find_trials(model: onnx.ModelProto, inputs: Sequence[Declared], lengths: Col
     except ExportError:
         return None
     counts = {item.name for item in inputs if item.name in lengths or _looks_like_a_length(item)}
-    for classing, scale in itertools.product(_classings(inputs), _SCALES):
-        for counted in _counted(inputs, classing, counts):
-            trials = _trials(foreign, inputs, classing, scale, counts, counted)
-            if trials is not None:
-                return trials
+    for is_sure in (True, False):
+        names = _joined(model, inputs, is_sure=is_sure)
+        joined = [replace(item, dims=_renamed(item.dims or (), names)) for item in inputs]
+        for classing, scale in itertools.product(_classings(joined), _SCALES):
+            for counted in _counted(joined, classing, counts):
+                trials = _trials(foreign, joined, classing, scale, counts, counted)
+                if trials is not None:
+                    every = {dim: classing[name] for dim, name in names.items() if isinstance(name, str)}
+                    return replace(trials, classing={**classing, **every})
     return None
+
+
+def _joined(model: onnx.ModelProto, inputs: Sequence[Declared], *, is_sure: bool) -> dict[str, int | str]:
+    """Return what the graph says of symbols: a size that it asks for, or another symbol that must be equal."""
+    names: dict[str, int | str] = {}
+    dims = {item.name: item.dims or () for item in inputs}
+    for axis in read_shapes(model, inputs, is_sure=is_sure).axes:
+        symbols = [dim for name, place in axis.places if isinstance(dim := dims[name][place], str)]
+        for symbol in symbols:
+            names.setdefault(symbol, axis.size if isinstance(axis.size, int) else symbols[0])
+    return names
 
 
 def observe(model: onnx.ModelProto, trials: Trials, names: Collection[str]) -> dict[str, list[Array]]:
@@ -219,3 +235,7 @@ def _trials(
 def _sized(item: Declared, sizes: Sequence[int], classing: Classing) -> tuple[int, ...]:
     dims = item.dims or ()
     return tuple(dim if isinstance(dim, int) else sizes[classing[dim]] for dim in dims)
+
+
+def _renamed(dims: Sequence[int | str], names: Mapping[str, int | str]) -> tuple[int | str, ...]:
+    return tuple(names.get(dim, dim) if isinstance(dim, str) else dim for dim in dims)

@@ -23,6 +23,7 @@ from tidegate.bundle import (
     CARD,
     GRAPH,
     MOST_TOLERANCE,
+    TIME,
     Json,
     Manifest,
     Proof,
@@ -160,9 +161,11 @@ def _first_that_holds(
     """Try the graph with what can be lifted out of it, the likeliest first, then as it is."""
     has_time = request.time_axes.get(ANY, 0) is not None  # where one run is one step, nothing goes on from run to run
     seen = survey(graph.model, graph.inputs, is_within_frame=request.is_within_frame) if has_time else None
-    ways = [lifted for lifted in seen.lifts if lifted.states] if seen is not None else []
+    ways: list[Lifted | None] = [lifted for lifted in seen.lifts if lifted.states] if seen is not None else []
     failures: list[ExportError | BundleError] = []
-    for lifted in (*ways, None):
+    if not any(lifted is not None and lifted.has_layers for lifted in ways):
+        ways.append(None)
+    for lifted in ways:
         try:
             as_it_is = _explored(graph, lifted, rounding, request)
             found = with_settings_by_row(_with_settings(_relaxed(as_it_is, rounding, request), graph))
@@ -206,7 +209,8 @@ def _explored(graph: _Graph, lifted: Lifted | None, rounding: Rounding, request:
     model, inputs, roles, initial = graph.model, graph.inputs, graph.roles, graph.initial
     if lifted is not None:
         model, inputs = lifted.model, lifted.inputs
-        roles = replace(roles, states={**roles.states, **lifted.pairs})
+        sequences = {item.name for item in lifted.data if TIME in (item.dims or ())}
+        roles = replace(roles, states={**roles.states, **lifted.pairs}, data=roles.data | sequences)
         initial = lifted.initial | dict(initial)
     flow, foreign = trace(model), Foreign(model)
     explorer = Explorer(

@@ -63,6 +63,8 @@ class Lifted:
     data: tuple[Declared, ...]
     """What the graph took before, with the axes that are the time and the batch by those names."""
     states: tuple[LiftedState, ...] = ()
+    has_layers: bool = False
+    """A recurrent layer is among what states were lifted out of: as it is, the graph cannot stream."""
     kept: tuple[str, ...] = ()
     """What along that axis could not be taken out, each with the reason."""
 
@@ -309,6 +311,7 @@ class _Edit:
     behind: list[NodeProto] = field(default_factory=list)
     states: list[LiftedState] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
+    has_layers: bool = False
 
     def fresh(self, name: str) -> str:
         """Return a name that nothing has yet."""
@@ -405,7 +408,7 @@ def _lift(view: _View, places: Sequence[_Place], symbol: str, inputs: Sequence[D
     meant = {name: names[one] for name, one in classes.items() if one in names}
     states = [replace(state, dims=_renamed(state.dims, meant)) for state in edit.states]
     data = [replace(item, dims=_renamed(item.dims or (), meant)) for item in inputs]
-    return Lifted(model, symbol, tuple(data), tuple(states), tuple(edit.kept))
+    return Lifted(model, symbol, tuple(data), tuple(states), edit.has_layers, tuple(edit.kept))
 
 
 def _renamed(dims: Dims, names: Mapping[str, str]) -> Dims:
@@ -433,13 +436,12 @@ def _lift_slots(view: _View, place: _Place, edit: _Edit, symbol: str) -> None:
         if not _can_be_state(inside, symbol) or not last:
             edit.kept.append(f"the state of {called(node)} has a size that changes with the number of steps")
             continue
-        if last[0].dtype.kind != "f":  # a count, of the turns of a loop say
-            continue
         first = _first(view, name, inside, last[0].dtype)
         if first is None:
             continue
         kind = ("h", "c")[source - 5] if node.op_type in RECURRENT else "state"
         read, outside = edit.state(called(node), kind, inside, first, place.number)
+        edit.has_layers = True
         while len(node.input) <= source:
             node.input.append("")
         node.input[source] = read
@@ -490,7 +492,7 @@ def _can_be_state(inside: Sequence[Extent], symbol: str) -> bool:
         for extent in free
     )
     size = math.prod(extent.size for extent in inside if extent.is_fixed)
-    return bool(inside) and len(free) <= 1 and is_sound and size <= _MOST_STATE
+    return len(free) <= 1 and is_sound and size <= _MOST_STATE
 
 
 # ---- paddings in front
