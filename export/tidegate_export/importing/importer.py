@@ -39,6 +39,7 @@ from tidegate_export.importing.axes import told
 from tidegate_export.importing.branches import with_branches_taken
 from tidegate_export.importing.card import Imported, checks, findings, imported_card
 from tidegate_export.importing.contexts import with_contexts_placed, with_first_contexts
+from tidegate_export.importing.diagnosis import refuse_at_sight, why_it_cannot_stream
 from tidegate_export.importing.edit import empty, is_empty, with_constants, without_empty_outputs
 from tidegate_export.importing.evidence import Evidence
 from tidegate_export.importing.explore import Explorer
@@ -161,6 +162,7 @@ def _first_that_holds(
     """Try the graph with what can be lifted out of it, the likeliest first, then as it is."""
     has_time = request.time_axes.get(ANY, 0) is not None  # where one run is one step, nothing goes on from run to run
     seen = survey(graph.model, graph.inputs, is_within_frame=request.is_within_frame) if has_time else None
+    refuse_at_sight(graph.model if seen is None else seen.model)
     ways: list[Lifted | None] = [lifted for lifted in seen.lifts if lifted.states] if seen is not None else []
     failures: list[ExportError | BundleError] = []
     if not any(lifted is not None and lifted.has_layers for lifted in ways):
@@ -173,7 +175,21 @@ def _first_that_holds(
             return _proved(as_it_is, found, graph if lifted else None, source, rounding, request)
         except (ExportError, BundleError) as error:
             failures.append(error)
-    raise failures[0]
+    why = why_it_cannot_stream(seen) if seen is not None and _is_about_streaming(failures[0]) else None
+    raise ExportError(why) if why else failures[0]
+
+
+def _is_about_streaming(error: ExportError | BundleError) -> bool:
+    """Whether an error says that a graph cannot stream, and not that something must be said first."""
+    words = (
+        "cannot stream",
+        "nothing to stream",
+        "no state to keep",
+        "has no tensors",
+        "elements where",
+        "differs from",
+    )
+    return any(word in str(error) for word in words)
 
 
 def _proved(

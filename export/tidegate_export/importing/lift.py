@@ -62,6 +62,8 @@ class Lifted:
     """The free axis that is the time if this lift is right."""
     data: tuple[Declared, ...]
     """What the graph took before, with the axes that are the time and the batch by those names."""
+    rows: str | None = None
+    """The free axis that is the batch, if a state has one."""
     states: tuple[LiftedState, ...] = ()
     has_layers: bool = False
     """A recurrent layer is among what states were lifted out of: as it is, the graph cannot stream."""
@@ -83,6 +85,12 @@ class Lifted:
     @property
     def reasons(self) -> dict[str, str]:
         return {state.input: state.reason for state in self.states}
+
+    def firsts(self, trials: Trials, trial: int) -> dict[str, Array]:
+        """Return what the states begin with, of so many rows as a trial has."""
+        rows = 1 if self.rows is None else trials.sizes[trial][trials.symbols.index(self.rows)]
+        shapes = {state.input: [rows if isinstance(dim, str) else dim for dim in state.dims] for state in self.states}
+        return {state.input: np.broadcast_to(state.first, shapes[state.input]) for state in self.states}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +125,11 @@ def survey(model: onnx.ModelProto, inputs: Sequence[Declared], *, is_within_fram
         return Survey(taken, trials)
     reached = {value.name for value in trace(taken).values_reached() if value.name}
     view = _View(taken, trials, observed, reached)
-    backward = tuple(called(place.node) for place in places if place.is_backward and view.follows(place))
+    backward = tuple(_backward(place.node) for place in places if place.is_backward and view.follows(place))
     found = [_lift(view, places, symbol, inputs) for symbol in trials.symbols]
-    lifts = sorted(
-        (item for item in found if item.states or item.kept),
-        key=lambda item: (-len(item.states), -time_likelihood(item.symbol)),
-    )
-    return Survey(taken, trials, tuple(lifts), backward)
+    order = {symbol: place for place, symbol in enumerate(trials.symbols)}
+    lifts = sorted(found, key=lambda item: (len(item.states), time_likelihood(item.symbol), order[item.symbol]))
+    return Survey(taken, trials, tuple(reversed(lifts)), backward)
 
 
 def fed_lengths(model: onnx.ModelProto) -> set[str]:
@@ -163,9 +169,9 @@ _CELL_SLOTS = {"LSTM": ((5, 1), (6, 2)), "DynamicQuantizeLSTM": ((5, 1), (6, 2))
 def _places(model: onnx.ModelProto, *, is_within_frame: bool) -> Iterator[_Place]:
     for index, node in enumerate(model.graph.node):
         maker = _PLACES.get(node.op_type)
-        if maker is None or (is_within_frame and node.op_type in RECURRENT):
-            continue
-        yield from maker(node, index)
+        for place in maker(node, index) if maker is not None else ():
+            stays = is_within_frame and node.op_type in RECURRENT
+            yield place._replace(lift=_lift_nothing) if stays else place
 
 
 def _asked(node: NodeProto, *more: str) -> frozenset[str]:
@@ -227,7 +233,33 @@ def _slice(node: NodeProto, index: int) -> Iterator[_Place]:
         yield _Place(node, index, node.input[0], axis, True, _lift_nothing, _asked(node))
 
 
+def _range(node: NodeProto, index: int) -> Iterator[_Place]:
+    """What counts the steps of a run; only looked at."""
+    yield _Place(node, index, node.output[0], 0, False, _lift_nothing, _asked(node))
+
+
+def _over_axes(node: NodeProto, index: int) -> Iterator[_Place]:
+    """What may be taken over all steps, as a mean is."""
+    for axis in range(_MOST_AXES):
+        yield _Place(node, index, node.input[0], axis, False, _note_whole, _asked(node))
+
+
+def _over_last(node: NodeProto, index: int) -> Iterator[_Place]:
+    yield _Place(node, index, node.input[0], -1, False, _note_whole, _asked(node))
+
+
+def _attention(node: NodeProto, index: int) -> Iterator[_Place]:
+    yield _Place(node, index, node.input[0], -2, False, _note_whole, _asked(node))
+
+
 _MOST_AXES = 5
+
+_REDUCTION_WORDS = """
+    ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceSumSquare
+    ArgMax ArgMin Softmax LogSoftmax GlobalAveragePool GlobalMaxPool InstanceNormalization GroupNormalization
+    LayerNormalization MeanVarianceNormalization LpNormalization AveragePool MaxPool
+"""
+_REDUCTIONS = _REDUCTION_WORDS.split()
 
 _PLACES: Mapping[str, Callable[[NodeProto, int], Iterator[_Place]]] = {
     **dict.fromkeys(RECURRENT, _layer),
@@ -240,6 +272,10 @@ _PLACES: Mapping[str, Callable[[NodeProto, int], Iterator[_Place]]] = {
     "CumSum": _cum_sum,
     "Slice": _slice,
     "ReverseSequence": _slice,
+    **dict.fromkeys(_REDUCTIONS, _over_axes),
+    "MatMul": _over_last,
+    **dict.fromkeys(("Range", "Gather"), _range),
+    **dict.fromkeys(("Attention", "MultiHeadAttention", "GroupQueryAttention"), _attention),
 }
 
 
@@ -279,7 +315,7 @@ class _View:
         extent = self.axis(place)
         if extent is None or extent.symbol is None:
             return False
-        return place.lift is not _lift_nothing or self._is_turned(place)
+        return place.node.op_type not in _TURNS or self._is_turned(place)
 
     def _is_turned(self, place: _Place) -> bool:
         before, after = self.values(place.sequence), self.values(place.node.output[0])
@@ -398,17 +434,40 @@ def _lift(view: _View, places: Sequence[_Place], symbol: str, inputs: Sequence[D
             continue
         if place.is_backward:
             if view.follows(place):
-                edit.kept.append(f"{called(place.node)} reads the sequence backwards")
+                edit.kept.append(_backward(place.node))
             continue
         place.lift(view, place, edit, symbol)
+    edit.kept += _by_run(view, symbol)
     edit.done()
-    rows = {dim for state in edit.states for dim in state.dims if isinstance(dim, str)}
+    rows = dict.fromkeys(dim for state in edit.states for dim in state.dims if isinstance(dim, str))
     names = {symbol: TIME} | dict.fromkeys(rows, BATCH)
     classes = {name: view.trials.symbol_of(name) for name in view.trials.classing}
     meant = {name: names[one] for name, one in classes.items() if one in names}
     states = [replace(state, dims=_renamed(state.dims, meant)) for state in edit.states]
     data = [replace(item, dims=_renamed(item.dims or (), meant)) for item in inputs]
-    return Lifted(model, symbol, tuple(data), tuple(states), edit.has_layers, tuple(edit.kept))
+    row = next(iter(rows), None)
+    return Lifted(model, symbol, tuple(data), row, tuple(states), edit.has_layers, tuple(edit.kept))
+
+
+def _by_run(view: _View, symbol: str) -> Iterator[str]:
+    """Yield what hangs on a whole run: positions that are counted from its beginning, and decisions."""
+    for node in view.model.graph.node:
+        if node.op_type == "If":
+            by = "the values" if node.input[0] in view.reached else "the sizes"
+            yield f"{called(node)} decides by {by} of a whole run"
+        elif node.op_type == "Loop" and any(name in view.reached for name in node.input[:2]):
+            yield f"{called(node)} turns as often as the values of a whole run say"
+        elif node.op_type in _COUNTS and not view.reached & set(node.output):
+            arrays, seen = view.values(node.output[0]), view.extents(node.output[0])
+            if any(extent.is_along(symbol) and _is_uneven(arrays[0], axis) for axis, extent in enumerate(seen)):
+                yield f"{called(node)} counts steps from the beginning of each run"
+
+
+_COUNTS = ("Range", "Slice", "Gather", "CumSum")
+
+
+def _is_uneven(array: Array, axis: int) -> bool:
+    return not np.array_equal(array, np.roll(array, 1, axis))
 
 
 def _renamed(dims: Dims, names: Mapping[str, str]) -> Dims:
@@ -420,8 +479,48 @@ def _renamed(dims: Dims, names: Mapping[str, str]) -> Dims:
     return tuple(found)
 
 
+def _backward(node: NodeProto) -> str:
+    if attribute(node, "direction") == b"bidirectional":
+        return f"{called(node)} is bidirectional"
+    return f"{called(node)} {'turns the sequence around' if node.op_type in _TURNS else 'runs backward'}"
+
+
+_TURNS = ("Slice", "ReverseSequence")
+
+
 def _lift_nothing(view: _View, place: _Place, edit: _Edit, symbol: str) -> None:
     """Of what merely is looked at."""
+
+
+def _note_whole(view: _View, place: _Place, edit: _Edit, symbol: str) -> None:
+    """Note what is taken over all steps."""
+    node, rank = place.node, len(view.extents(place.sequence))
+    if node.op_type in _POOLS:
+        kernel = attribute(node, "kernel_shape")
+        size = kernel[place.axis - 2] if isinstance(kernel, list) and 2 <= place.axis < len(kernel) + 2 else 1
+        if size > 1:
+            edit.kept.append(f"{called(node)} is taken over {size} steps")
+    elif place.axis < 0 or place.axis in _axes_over(view, node, rank):
+        edit.kept.append(f"{called(node)} is taken over all steps")
+
+
+_POOLS = ("AveragePool", "MaxPool")
+
+
+def _axes_over(view: _View, node: NodeProto, rank: int) -> set[int]:
+    """Return the axes that a node takes something over."""
+    if node.op_type in {"GlobalAveragePool", "GlobalMaxPool", "InstanceNormalization", "GroupNormalization"}:
+        return set(range(2, rank))
+    axes = attribute(node, "axes")
+    if isinstance(axes, list):
+        return {int(axis) % rank for axis in axes}
+    axis = attribute(node, "axis")
+    if isinstance(axis, int):
+        return set(range(axis % rank, rank)) if node.op_type == "LayerNormalization" else {axis % rank}
+    if node.op_type.startswith("Reduce"):
+        given = view.constant(node.input[1]) if len(node.input) > 1 and node.input[1] else None
+        return set(range(rank)) if given is None else {int(each) % rank for each in given.flat}
+    return {0} if node.op_type.startswith("Arg") else {rank - 1}
 
 
 def _lift_slots(view: _View, place: _Place, edit: _Edit, symbol: str) -> None:

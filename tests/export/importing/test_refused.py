@@ -35,7 +35,7 @@ def test_a_bidirectional_layer_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_layer_that_runs_backward_is_refused(tmp_path: Path) -> None:
     told = refusal(lstm(direction="reverse"), tmp_path)
     assert "cannot stream" in told
-    assert "backward half" in told
+    assert "runs backward" in told
 
 
 def hidden() -> Net:
