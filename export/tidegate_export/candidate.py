@@ -17,16 +17,17 @@ import torch
 from torch import nn
 
 from tidegate.bundle import CARD, GRAPH, Json, Manifest, write_bundle
-from tidegate.proof import is_batch_invariant, prove
+from tidegate.proof import ABSOLUTE, is_batch_invariant, prove
 from tidegate_export.calibrated import chart
 from tidegate_export.card import card
-from tidegate_export.graph import write_graph
+from tidegate_export.graph import computes_in_half, write_graph
 from tidegate_export.parity import Parity, check_parity
+from tidegate_export.rounding import HALF_TOLERANCE, prove_rounded
 
 
 @dataclass(frozen=True, slots=True)
 class ExportCandidate:
-    """A module ready to be written: `forward(x, *states) -> (*outputs, *states)` in the manifest's order."""
+    """A module ready to be written: `forward(*inputs, *states) -> (*outputs, *states)` in the manifest's order."""
 
     module: nn.Module
     manifest: Manifest
@@ -35,6 +36,8 @@ class ExportCandidate:
     """What the card tells of the training; empty where nothing is known."""
     example: Json
     """One sequence as `:predict` takes it, for the card."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how the module was exported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class Exported:
     parity: Parity
     uncalibrated: str
     """Why it has no control chart; empty where it has one."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how the module was exported."""
 
 
 def export_candidate(candidate: ExportCandidate, root: Path, *, reach: int | None = None) -> Exported:
@@ -57,10 +62,14 @@ def export_candidate(candidate: ExportCandidate, root: Path, *, reach: int | Non
     """
     manifest = candidate.manifest
     graph = write_graph(candidate.module, manifest)
+    is_half = computes_in_half(graph)
+    tolerance = HALF_TOLERANCE if is_half else ABSOLUTE
     if manifest.is_batchable:
-        manifest = manifest.model_copy(update={"batch_invariant": is_batch_invariant(graph, manifest)})
-    proof = prove(graph, manifest, reach=reach)
-    parity = check_parity(candidate.module, graph, manifest)
+        is_invariant = is_batch_invariant(graph, manifest, tolerance=tolerance)
+        manifest = manifest.model_copy(update={"batch_invariant": is_invariant})
+    prover = prove_rounded if is_half else prove
+    proof = prover(graph, manifest, reach=reach)
+    parity = check_parity(candidate.module, graph, manifest, tolerance=tolerance)
     drift = chart(graph, manifest, dict(candidate.files))
     uncalibrated = drift if isinstance(drift, str) else ""
     provenance = {**manifest.provenance, "parity": parity.as_json(), "versions": _versions()}
@@ -68,7 +77,7 @@ def export_candidate(candidate: ExportCandidate, root: Path, *, reach: int | Non
     manifest = manifest.model_copy(update=found)
     text = card(manifest, candidate.report, candidate.example).encode()
     path = write_bundle(root, manifest, {**candidate.files, GRAPH: graph, CARD: text})
-    return Exported(path, manifest, parity, uncalibrated)
+    return Exported(path, manifest, parity, uncalibrated, candidate.notes)
 
 
 def _versions() -> dict[str, str]:

@@ -54,12 +54,13 @@ def export(  # noqa: PLR0913, PLR0917 - the command line's options
     version: Annotated[
         int | None, typer.Option(min=1, help="Version of the bundle.", show_default="the next free one")
     ] = None,
-    shape: Annotated[
-        str | None,
+    shapes: Annotated[
+        list[str] | None,
         typer.Option(
             "--example-shape",
             "--input",
-            help="Input of your own module: 1,8,16 (batch, time, features), time,batch,16 or tokens.",
+            help="Input of your own module: 1,8,16 (batch, time, features), time,batch,16 or tokens. "
+            "Several: NAME=1,8,16 for each; NAME=batch,16 is a setting, the same for all steps.",
         ),
     ] = None,
     task: Annotated[Literal["stream", "next_token"], typer.Option(help="Task of your own module.")] = "stream",
@@ -82,7 +83,7 @@ def export(  # noqa: PLR0913, PLR0917 - the command line's options
         "weights_key": weights_key,
         "name": name,
         "version": version,
-        "shape": shape,
+        "shapes": shapes or [],
         "task": task,
         "vocabulary": None if vocabulary is None else str(vocabulary),
         "features": features,

@@ -24,7 +24,8 @@ from tidegate_export.calibrated import calibrate_bundle
 from tidegate_export.candidate import ExportCandidate, Exported, export_candidate
 from tidegate_export.errors import ExportError
 from tidegate_export.meaning import SaidMeaning
-from tidegate_export.modules import Description, InputShape, module_candidate
+from tidegate_export.modules import Description, module_candidate
+from tidegate_export.signature import InputShape
 from tidegate_export.trained import trained_candidate, trained_name
 from tidegate_export.weights import load_weights
 from tidegate_models.errors import TrainingInputError
@@ -39,7 +40,7 @@ class ExportRequest:
     weights_key: str | None = None
     name: str | None = None
     version: int | None = None
-    shape: str | None = None
+    shapes: tuple[str, ...] = ()
     task: Literal["stream", "next_token"] = "stream"
     vocabulary: Path | None = None
     features: str | None = None
@@ -66,7 +67,7 @@ class ExportRequest:
     def of(cls, said: dict[str, Any]) -> ExportRequest:
         """Return what came from another process, paths as text."""
         paths = {name: None if said[name] is None else Path(said[name]) for name in ("weights", "vocabulary", "out")}
-        return cls(**{**said, **paths})
+        return cls(**{**said, **paths, "shapes": tuple(said["shapes"] or ())})
 
 
 def run(said: dict[str, Any]) -> tuple[str, bool]:
@@ -128,7 +129,7 @@ def _refuse_options(request: ExportRequest) -> None:
     given = {
         "--weights": request.weights,
         "--weights-key": request.weights_key,
-        "--example-shape or --input": request.shape,
+        "--example-shape or --input": request.shapes or None,
         "--task": None if request.task == "stream" else request.task,
         "--vocabulary": request.vocabulary,
         "--features": request.features,
@@ -138,14 +139,23 @@ def _refuse_options(request: ExportRequest) -> None:
             raise ExportError(f"{option} goes with a module of your own; {request.source} says for itself")
 
 
-def _input_shape(request: ExportRequest) -> InputShape:
-    if request.shape is not None:
-        return InputShape.parse(request.shape)
+def _input_shape(request: ExportRequest) -> InputShape | dict[str, InputShape]:
+    if any("=" in text for text in request.shapes) or len(request.shapes) > 1:
+        return dict(_named_shape(text) for text in request.shapes)
+    if request.shapes:
+        return InputShape.parse(request.shapes[0])
     if request.task == "next_token":
         return InputShape.parse("tokens")
     if request.features:
         return InputShape.parse(f"batch,time,{request.features.count(',') + 1}")
     raise ExportError("a module of your own needs --example-shape 1,8,16 (batch, time, features) or --input tokens")
+
+
+def _named_shape(text: str) -> tuple[str, InputShape]:
+    name, is_named, shape = text.partition("=")
+    if not is_named:
+        raise ExportError(f"--example-shape {text}: of several inputs, say the name of each, like x={text}")
+    return name.strip(), InputShape.parse(shape, may_be_setting=True)
 
 
 def _version(request: ExportRequest, name: str) -> str:
@@ -209,6 +219,7 @@ def _told(exported: Exported) -> str:
     ]
     if "weights" in manifest.provenance:
         lines.append(f"weights: {', '.join(manifest.provenance['weights'])}")
+    lines += exported.notes
     if manifest.drift is not None:
         lines.append(_chart(manifest.drift))
     elif manifest.task in {"next_token", "forecast"}:

@@ -7,56 +7,37 @@ is the batch and which is time shows when the sizes change. Knows nothing of fil
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tidegate.bundle import BATCH, TIME, Axis, Manifest, StateSpec, TaskName, TensorCodec, TensorSpec, TokenCodec
+from tidegate.bundle import (
+    BATCH,
+    TIME,
+    Axis,
+    DType,
+    Manifest,
+    SettingSpec,
+    StateSpec,
+    TaskName,
+    TensorCodec,
+    TensorSpec,
+    TokenCodec,
+)
+from tidegate_export.blame import check_streams
 from tidegate_export.candidate import ExportCandidate
 from tidegate_export.errors import ExportError
+from tidegate_export.layers import SIZES, find_layers
 from tidegate_export.networks import VOCABULARY, as_json
-from tidegate_export.stateful import Exposed, StatefulModule, expose, flatten
-
-_SIZES = ((2, 5), (3, 5), (2, 7))
-"""Rows and steps of the probes: between the first and the second only the batch differs, to the third only the time."""
-
-
-@dataclass(frozen=True, slots=True)
-class InputShape:
-    """What a module is fed: axes with `batch` and `time` among them, and a dtype."""
-
-    axes: tuple[Axis, ...]
-    dtype: str
-
-    @classmethod
-    def parse(cls, text: str) -> InputShape:
-        """Parse `tokens` (int64 ids, batch and time), `1,8,16` (batch, time, 16 features) or `time,batch,16`.
-
-        Raises:
-            ExportError: It is none of these.
-        """
-        if text == "tokens":
-            return cls((BATCH, TIME), "int64")
-        parts = [part.strip() for part in text.split(",")]
-        if len(parts) > 1 and all(_is_axis(part) for part in parts) and not {BATCH, TIME} & set(parts):
-            parts[:2] = [BATCH, TIME]  # the two numbers only show the order
-        if parts.count(BATCH) != 1 or parts.count(TIME) != 1 or not all(_is_axis(part) for part in parts):
-            raise ExportError(f"{text!r} is no shape: write 1,8,16 (batch, time, features), time,batch,16 or tokens")
-        return cls(tuple(int(part) if part.isdecimal() else part for part in parts), "float32")
-
-    def example(self, rows: int, steps: int) -> Tensor:
-        """Return random values of this shape, or ids 0 and 1."""
-        sizes = {BATCH: rows, TIME: steps}
-        shape = [axis if isinstance(axis, int) else sizes[axis] for axis in self.axes]
-        generator = torch.Generator().manual_seed(0)
-        if self.dtype == "int64":
-            return torch.randint(0, 2, shape, generator=generator)
-        return torch.randn(shape, generator=generator)
+from tidegate_export.prepare import in_runnable_dtype, refuse_unpredictable, unwrapped
+from tidegate_export.signature import InputShape, Signature, signature_of
+from tidegate_export.stateful import Exposed, FirstState, StatefulModule, expose, unchanged
+from tidegate_export.structure import flatten, is_one_number, named_leaves, output_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +46,8 @@ class Description:
 
     name: str
     version: str
-    input: InputShape
+    input: InputShape | Mapping[str, InputShape]
+    """Of forward's first argument; or of several, by name."""
     task: TaskName = "stream"
     vocabulary: Mapping[str, Any] | None = None
     features: tuple[str, ...] = ()
@@ -76,145 +58,143 @@ def module_candidate(module: nn.Module, description: Description) -> ExportCandi
     """Return the candidate of a user's module.
 
     Raises:
-        ExportError: The module cannot be streamed, or is not as described; with the reason.
+        ExportError: The module cannot be exported, or is not as described; with the reason.
+        BundleError: The module cannot be streamed; with the layer that is to blame.
     """
+    module = unwrapped(module)
+    signature = signature_of(module, description.input)
+    module, notes = in_runnable_dtype(module, signature)
+    refuse_unpredictable(module, signature)
     exposed = expose(module)
-    arguments = _arguments(exposed.module)
-    initial = _initial_states(exposed.module, arguments[1:])
-    paths = _hidden_paths(exposed, description.input, initial)
-    stateful = StatefulModule(exposed, paths, initial(1))
-    states = (*_hidden_states(exposed, paths), *_own_states(initial, arguments[1:]))
+    find_layers(exposed, signature)
+    firsts, states = _states(exposed, signature)
     if not states:
+        raise ExportError(_why_no_state(module))
+    own = dict(zip(signature.states, signature.initial(1), strict=True))
+    stateful = StatefulModule(exposed, list(signature.inputs), own, firsts)
+    if stateful.has_flag:
+        axes = (BATCH,) if stateful.has_batch else (1,)
+        states = (*states, StateSpec(input="begun_in", output="begun_out", dtype="bool", axes=axes))
+    outputs = _outputs(stateful, signature, states)
+    is_half = any(tensor.dtype == torch.float16 for tensor in module.state_dict().values())
+    check_streams(stateful, signature, outputs, is_half=is_half)
+    _compare(module, stateful, signature, outputs)
+    manifest = _manifest(exposed, description, signature, outputs, states)
+    return ExportCandidate(stateful, manifest, _files(description), {}, _example(manifest), notes)
+
+
+def _states(exposed: Exposed, signature: Signature) -> tuple[list[FirstState], tuple[StateSpec, ...]]:
+    """Return how the states begin, hidden ones first, and what the manifest says of them."""
+    found = [*_hidden_states(exposed), *_own_states(signature)]
+    specs = []
+    for label, first in found:
+        value = first.value
+        axes = tuple(BATCH if index == first.batch_axis else size for index, size in enumerate(value.shape))
+        initial = float(value.flatten()[0]) if value.numel() and is_one_number(value) else 0.0
+        dtype = _dtype(f"the state {label}", value)
+        specs.append(StateSpec(input=f"{label}_in", output=f"{label}_out", dtype=dtype, axes=axes, initial=initial))
+    return [first for _, first in found], tuple(specs)
+
+
+def _hidden_states(exposed: Exposed) -> Iterator[tuple[str, FirstState]]:
+    for path in exposed.hidden:
+        for name, first in zip("hc", exposed.shims[path].firsts(), strict=False):
+            yield f"{path}.{name}" if path else name, FirstState(first, 1)
+
+
+def _own_states(signature: Signature) -> Iterator[tuple[str, FirstState]]:
+    for name, one, two, three in zip(
+        signature.states, signature.initial(1), signature.initial(2), signature.initial(3), strict=True
+    ):
+        for index, leaves in enumerate(zip(flatten(one), flatten(two), flatten(three), strict=True)):
+            label = name if len(flatten(one)) == 1 else f"{name}.{index}"
+            yield label, _first_state(label, leaves)
+
+
+def _first_state(label: str, leaves: Sequence[Tensor]) -> FirstState:
+    """Return how a state begins that is made for 1, 2 and 3 rows."""
+    if len({leaf.dim() for leaf in leaves}) > 1:
+        raise ExportError(f"initial_state: {label} changes its number of axes with the number of rows")
+    axes = [axis for axis, sizes in enumerate(zip(*(leaf.shape for leaf in leaves), strict=True)) if sizes == (1, 2, 3)]
+    first = FirstState(leaves[0].detach().clone(), axes[0] if axes else None)
+    if not all(torch.equal(first.rows(rows), leaf) for rows, leaf in zip((1, 2, 3), leaves, strict=True)):
         raise ExportError(
-            "forward neither runs a recurrent layer over the sequence nor takes a state: nothing to stream"
+            f"initial_state: {label} is not the same for every row, or has no axis that follows the number of rows: "
+            f"shapes {[list(leaf.shape) for leaf in leaves]} for 1, 2 and 3 rows"
         )
-    outputs = _outputs(stateful, description.input, initial, num_states=len(states))
-    manifest = _manifest(exposed, description, arguments[0], outputs, states)
-    return ExportCandidate(stateful, manifest, _files(description), {}, _example(description))
+    return first
 
 
-InitialStates = Callable[[int], Sequence[Any]]
-"""From a batch size to the state arguments of forward."""
-
-
-def _arguments(module: nn.Module) -> list[str]:
-    """Return the names of forward's required arguments: the input, then states."""
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    required = [item.name for item in parameters[1:] if item.default is item.empty and item.kind in _POSITIONAL]
-    if not parameters:
-        raise ExportError("forward takes no input")
-    return [parameters[0].name, *required]
-
-
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
-def _initial_states(module: nn.Module, names: Sequence[str]) -> InitialStates:
-    if not names:
-        return lambda _: ()
-    method = getattr(module, "initial_state", None)
-    if method is None:
-        raise ExportError(
-            f"forward requires {', '.join(names)}: add initial_state(batch_size) to the module, or default them to None"
+def _why_no_state(module: nn.Module) -> str:
+    for kind, reason in (
+        (nn.MultiheadAttention, "attends to all steps, so it needs the whole sequence at once"),
+        (
+            (nn.Conv1d, nn.Conv2d, nn.Conv3d),
+            "sees neighbouring steps; take those before as an argument, with initial_state",
+        ),
+    ):
+        for path, part in module.named_modules():
+            if isinstance(part, kind):
+                return (
+                    "there is no nn.LSTM, nn.GRU or nn.RNN that runs over the sequence, and forward takes no state: "
+                    f"nothing to stream; {path or type(part).__name__} {reason}"
+                )
+    if not any(isinstance(part, nn.RNNBase) for part in module.modules()):
+        return (
+            "there is no nn.LSTM, nn.GRU or nn.RNN in the module, and forward takes no state: nothing to stream; a "
+            "recurrence of your own takes its state as an argument, with initial_state(batch_size)"
         )
-
-    def initial(batch_size: int) -> Sequence[Any]:
-        value = method(batch_size)
-        return (value,) if len(names) == 1 else tuple(value)
-
-    if len(initial(1)) != len(names):
-        raise ExportError(f"initial_state gives {len(initial(1))} states, forward requires {', '.join(names)}")
-    return initial
+    return "forward neither runs a recurrent layer over the sequence nor takes a state: nothing to stream"
 
 
-def _hidden_paths(exposed: Exposed, shape: InputShape, initial: InitialStates) -> list[str]:
-    """Find the layers that begin without a state, and check that they run over the sequence itself."""
-    ledger = exposed.ledger
-    for rows, steps in _SIZES:
-        ledger.begin({})
-        ledger.is_probing = not initial(rows)
-        _try(exposed.module, shape, (rows, steps), initial(rows))
-        _check_rows_and_steps(exposed, rows, steps)
-    ledger.is_probing = False
-    return list(ledger.final)
-
-
-def _check_rows_and_steps(exposed: Exposed, rows: int, steps: int) -> None:
-    """Refuse a layer that runs over another axis than time: its state is not the sequence's."""
-    for path, seen in exposed.ledger.inputs.items():
-        if seen != (rows, steps):
-            raise ExportError(
-                f"{path or 'the layer'} sees {seen[0]} rows of {seen[1]} steps, the input has {rows} of {steps}: "
-                "is batch_first right?"
-            )
-
-
-def _try(module: nn.Module, shape: InputShape, sizes: tuple[int, int], arguments: Sequence[Any]) -> Any:
-    """Run the user's module, whatever it may raise."""
-    x = shape.example(*sizes)
-    try:
-        with torch.no_grad():
-            return module(x, *arguments)
-    except ExportError:
-        raise
-    except Exception as error:  # whatever a user's code raises is an error of the input
-        text = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ExportError(f"the module fails on an input of shape {tuple(x.shape)}: {text}") from error
-
-
-def _hidden_states(exposed: Exposed, paths: Sequence[str]) -> Iterator[StateSpec]:
-    for path in paths:
-        for name, example in zip("hc", exposed.shims[path].zeros(1), strict=False):
-            prefix = f"{path}.{name}" if path else name
-            axes = (example.shape[0], BATCH, example.shape[2])
-            yield StateSpec(input=f"{prefix}_in", output=f"{prefix}_out", dtype=_dtype(example), axes=axes)
-
-
-def _own_states(initial: InitialStates, names: Sequence[str]) -> Iterator[StateSpec]:
-    for name, two, three in zip(names, initial(2), initial(3), strict=True):
-        leaves = list(zip(flatten(two), flatten(three), strict=True))
-        for index, (small, large) in enumerate(leaves):
-            label = name if len(leaves) == 1 else f"{name}.{index}"
-            initial_value = float(small.flatten()[0])
-            if not bool((small == initial_value).all()):
-                raise ExportError(f"the initial state {label} is not one number throughout")
-            yield StateSpec(
-                input=f"{label}_in",
-                output=f"{label}_out",
-                dtype=_dtype(small),
-                axes=_axes(label, [tuple(small.shape), tuple(large.shape), tuple(small.shape)]),
-                initial=initial_value,
-            )
-
-
-def _outputs(
-    stateful: StatefulModule, shape: InputShape, initial: InitialStates, *, num_states: int
-) -> tuple[TensorSpec, ...]:
+def _outputs(stateful: StatefulModule, signature: Signature, states: Sequence[StateSpec]) -> tuple[TensorSpec, ...]:
     """Run the module at three sizes; name its outputs and their axes."""
     runs = []
-    for rows, steps in _SIZES:
-        hidden = stateful.hidden_zeros(rows)
-        leaves = _try(stateful, shape, (rows, steps), [*hidden, *flatten(list(initial(rows)))])
-        runs.append(leaves[: len(leaves) - num_states])
-    names = ["output"] if len(runs[0]) == 1 else [f"output{index}" for index in range(len(runs[0]))]
-    if not names:
+    for rows, steps in SIZES:
+        with torch.no_grad():
+            leaves = stateful(*signature.examples(rows, steps), *stateful.first_states(rows))
+        runs.append(leaves[: len(leaves) - len(states)])
+    if not runs[0]:
         raise ExportError("forward returns no output")
-    return tuple(
-        TensorSpec(name=name, dtype=_dtype(seen[0]), axes=_axes(name, [tuple(it.shape) for it in seen]))
-        for name, seen in zip(names, zip(*runs, strict=True), strict=True)
-    )
+    taken = {*signature.inputs, *(name for state in states for name in (state.input, state.output))}
+    names = [f"{name}_result" if name in taken else name for name in output_names(stateful.output_paths)]
+    specs = []
+    for name, seen in zip(names, zip(*runs, strict=True), strict=True):
+        dtype = _dtype(name, seen[0])
+        specs.append(TensorSpec(name=name, dtype=dtype, axes=_axes(name, [tuple(it.shape) for it in seen])))
+    return tuple(specs)
+
+
+def _compare(module: nn.Module, stateful: StatefulModule, signature: Signature, outputs: Sequence[TensorSpec]) -> None:
+    """Compare the module with its states made explicit with the module as it is, on whole sequences.
+
+    Raises:
+        ExportError: They differ: what was found out by running the module does not hold for all input.
+    """
+    for seed, (rows, steps, scale) in enumerate(((1, 40, 1.0), (3, 31, 30.0), (2, 1, 0.01)), start=11):
+        inputs = signature.examples(rows, steps, seed, scale)
+        with unchanged(module):
+            wanted = dict(named_leaves(signature.call(module, inputs, signature.own_states(rows))))
+        with torch.no_grad():
+            found = stateful(*inputs, *stateful.first_states(rows))
+        for path, spec, tensor in zip(stateful.output_paths, outputs, found, strict=False):
+            if not torch.allclose(wanted[path].double(), tensor.double(), rtol=1e-4, atol=1e-5, equal_nan=True):
+                raise ExportError(
+                    f"{spec.name} changes when the states are taken out of the module: a layer's first state, or what "
+                    "forward does, depends on the values or the size of the input"
+                )
 
 
 def _axes(name: str, shapes: Sequence[tuple[int, ...]]) -> tuple[Axis, ...]:
-    """Name the axes of a tensor whose shapes at `_SIZES` these are."""
+    """Name the axes of a tensor whose shapes at `SIZES` these are."""
     if len({len(shape) for shape in shapes}) > 1:
         raise ExportError(f"{name} changes its number of axes with the input")
     axes: list[Axis] = []
     for index, sizes in zip(count(), zip(*shapes, strict=True), strict=False):
-        named = {tuple(rows for rows, _ in _SIZES): BATCH, tuple(steps for _, steps in _SIZES): TIME}
+        named = {tuple(rows for rows, _ in SIZES): BATCH, tuple(steps for _, steps in SIZES): TIME}
         if len(set(sizes)) > 1 and sizes not in named:
             raise ExportError(
-                f"axis {index} of {name} has sizes {sizes} for rows and steps {_SIZES}: one row, one step each"
+                f"axis {index} of {name} has sizes {sizes} for rows and steps {SIZES}: one row, one step each"
             )
         axes.append(named.get(sizes, sizes[0]))
     return tuple(axes)
@@ -223,16 +203,24 @@ def _axes(name: str, shapes: Sequence[tuple[int, ...]]) -> tuple[Axis, ...]:
 def _manifest(
     exposed: Exposed,
     description: Description,
-    argument: str,
+    signature: Signature,
     outputs: tuple[TensorSpec, ...],
     states: tuple[StateSpec, ...],
 ) -> Manifest:
-    shape, features = description.input, description.features
-    if features and len(features) != shape.axes[-1]:
-        raise ExportError(f"{len(features)} features are named, the input has {shape.axes[-1]}")
+    features = description.features
+    inputs = tuple(_input(name, shape) for name, shape in signature.inputs.items() if not shape.is_setting)
+    settings = tuple(
+        SettingSpec(**_input(name, shape).model_dump(), default=(0.0,))
+        for name, shape in signature.inputs.items()
+        if shape.is_setting
+    )
+    width = sum(_width(spec) for spec in inputs)
+    if features and len(features) != width:
+        raise ExportError(f"{len(features)} features are named, the input has {width}")
     codec: TokenCodec | TensorCodec = TensorCodec(outputs=tuple(spec.name for spec in outputs))
     if description.task == "next_token":
-        argument, outputs = "tokens", (_logits(description, outputs),)
+        outputs = (_logits(description, inputs, outputs),)
+        inputs = (inputs[0].model_copy(update={"name": "tokens"}),)
         codec = TokenCodec(vocabulary=VOCABULARY, surprise=None)
     cells = {shim.cell for shim in exposed.shims.values()}
     return Manifest(
@@ -240,7 +228,8 @@ def _manifest(
         version=description.version,
         task=description.task,
         cell=cells.pop() if len(cells) == 1 else "foreign",
-        inputs=(TensorSpec.model_validate({"name": argument, "dtype": shape.dtype, "axes": shape.axes}),),
+        inputs=inputs,
+        settings=settings,
         outputs=outputs,
         states=states,
         features=features,
@@ -249,11 +238,15 @@ def _manifest(
     )
 
 
-def _logits(description: Description, outputs: Sequence[TensorSpec]) -> TensorSpec:
+def _input(name: str, shape: InputShape) -> TensorSpec:
+    return TensorSpec.model_validate({"name": name, "dtype": shape.dtype, "axes": shape.axes})
+
+
+def _logits(description: Description, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> TensorSpec:
     """Check that the module is a language model over the vocabulary."""
     if description.vocabulary is None:
         raise ExportError("task next_token needs --vocabulary")
-    if description.input.dtype != "int64":
+    if [spec.dtype for spec in inputs] != ["int64"]:
         raise ExportError("task next_token needs --input tokens")
     wanted = (BATCH, TIME, len(description.vocabulary["tokens"]))
     if len(outputs) != 1 or outputs[0].axes != wanted:
@@ -267,16 +260,21 @@ def _files(description: Description) -> dict[str, bytes]:
     return {VOCABULARY: as_json(description.vocabulary)} if is_text else {}
 
 
-def _example(description: Description) -> Any:
-    x = description.input.example(1, 2)
-    if description.input.dtype == "int64":
-        return {"tokens": x.flatten().tolist()}
-    return {"values": torch.zeros(2, x.numel() // 2).tolist()}
+def _example(manifest: Manifest) -> Any:
+    """Return two steps as `:predict` takes them."""
+    width = sum(_width(spec) for spec in manifest.inputs)
+    if len(manifest.inputs) == 1 and width == 1 and manifest.inputs[0].dtype.startswith("int"):
+        return {"tokens": [0, 1]}
+    return {"values": [[0.0] * width] * 2}
 
 
-def _dtype(tensor: Tensor) -> Any:
-    return str(tensor.dtype).removeprefix("torch.")
+def _width(spec: TensorSpec) -> int:
+    """Return how many numbers a step has."""
+    return int(np.prod([axis for axis in spec.axes if isinstance(axis, int)], dtype=np.int64))
 
 
-def _is_axis(part: str) -> bool:
-    return part in {BATCH, TIME} or (part.isdecimal() and int(part) > 0)
+def _dtype(name: str, tensor: Tensor) -> Any:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in get_args(DType):
+        raise ExportError(f"{name} is {dtype}, which a bundle cannot hold: cast it to float32 (.float()) in the module")
+    return dtype

@@ -40,12 +40,15 @@ def cell_of(module: Recurrent) -> str:
     return "gru" if isinstance(module, nn.GRU) else "rnn"
 
 
-def onnx_weights(module: Recurrent, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the layer's W [1, gates·hidden, input], R [1, gates·hidden, hidden] and B [1, 2·gates·hidden] for ONNX."""
+def onnx_weights(module: Recurrent, layer: int, suffix: str = "") -> tuple[Tensor, Tensor, Tensor]:
+    """Return the layer's W [1, gates·hidden, input], R [1, gates·hidden, hidden] and B [1, 2·gates·hidden] for ONNX.
+
+    `suffix` is `_reverse` for the backward half of a bidirectional layer.
+    """
     order = _GATES[cell_of(module)]
 
     def ordered(name: str) -> Tensor:
-        gates = getattr(module, f"{name}_l{layer}").detach().chunk(len(order))
+        gates = getattr(module, f"{name}_l{layer}{suffix}").detach().chunk(len(order))
         return torch.cat([gates[gate] for gate in order])
 
     w, r = ordered("weight_ih"), ordered("weight_hh")

@@ -18,7 +18,8 @@ from tidegate.proof import ABSOLUTE, check_bundle, excess
 from tidegate.replay import GraphRunner, random_inputs
 from tidegate_export.candidate import export_candidate
 from tidegate_export.errors import ExportError
-from tidegate_export.modules import Description, InputShape, module_candidate
+from tidegate_export.modules import Description, module_candidate
+from tidegate_export.signature import InputShape
 
 VOCABULARY = {"tokens": ["a", "b", "c", "d"], "unknown": None}
 

@@ -231,7 +231,7 @@ def test_no_code_of_a_file_runs(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_whole_module_is_refused_with_what_to_save_instead(tmp_path: Path) -> None:
     torch.save(Classifier(), tmp_path / "whole.pt")
-    torch.jit.save(torch.jit.script(nn.Linear(5, 2)), tmp_path / "script.pt")  # type: ignore[no-untyped-call]
+    torch.jit.save(torch.jit.script(nn.Linear(5, 2)), tmp_path / "script.pt")
     (tmp_path / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\n")
     for name, reason in (
         ("whole.pt", r"whole pickled object \(\S*Classifier\), which would run its code: save its state_dict"),

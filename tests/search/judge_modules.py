@@ -22,7 +22,8 @@ from tidegate.bundle import read_bundle
 from tidegate.errors import BundleError
 from tidegate_export.candidate import export_candidate
 from tidegate_export.errors import ExportError
-from tidegate_export.modules import Description, InputShape, module_candidate
+from tidegate_export.modules import Description, module_candidate
+from tidegate_export.signature import InputShape
 
 
 def judge_module(case: ModuleCase) -> Verdict:
