@@ -136,8 +136,8 @@ class _Wiring:
                 *(_value(f"{spec.name}/step", spec.dtype, _without_time(spec.axes)) for spec in self.data),
             ],
             [
-                *(_value(f"{state.output}/after", state.dtype, None) for state in self.states),
-                *(_value(f"{spec.name}/step", spec.dtype, None) for spec in self.outputs),
+                *(_value(f"{state.output}/after", state.dtype, state.axes) for state in self.states),
+                *(_value(f"{spec.name}/step", spec.dtype, _without_time(spec.axes)) for spec in self.outputs),
             ],
             [*graph.initializer, *self.constants],
         )

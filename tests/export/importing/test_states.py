@@ -254,3 +254,23 @@ def nested() -> Net:
     net.output("a", "y")
     net.output("b", "hn")
     return net
+
+
+def test_a_state_that_comes_out_of_a_loop_is_imported(tmp_path: Path) -> None:
+    """The runtime wants shapes that it cannot tell by itself on what the loop over steps carries."""
+    net = Net()
+    halved = net.add("Mul", "before", net.constant(np.array(0.5, np.float32)))
+    go = net.add("Identity", "go")
+    parameters = [
+        helper.make_tensor_value_info("i", TensorProto.INT64, []),
+        helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("before", TensorProto.FLOAT, None),
+    ]
+    body = net.body("halve", parameters, {go: TensorProto.BOOL, halved: TensorProto.FLOAT})
+    x, h = net.input("x", "batch", 4), net.input("h", "batch", 4)
+    decayed = net.add("Loop", net.constant(np.array(3)), net.constant(np.array(True)), h, body=body)
+    net.output(net.add("Add", decayed, net.add("Tanh", net.linear(x, 4, 4))), "h_out")
+    net.output(net.add("Neg", "h_out"), "y")
+    bundle = imported(net, tmp_path, states=["h:h_out"])
+    got = walked(bundle, [2, 3])
+    np.testing.assert_allclose(got.states["h"], -got.outputs["y"][:, -1])
