@@ -142,6 +142,8 @@ def _outputs(b: Builder) -> None:
         newest = b.concat([newest, b.sprung] if newest != b.sprung else [newest])
     elif b.chance(0.6):
         newest = b.concat(b.pool[-4:])
+    if not is_last and b.chance(0.85):  # else an input may be there that nothing reads
+        newest = b.concat([newest, *b.sources[1:]])
     first = b.linear(newest, b.random.choice((1, 3, 4)))
     if b.chance(0.4) and not is_last and b.data[0].dtype == "float32" and not b.data[0].context:
         mask = b.add("Sigmoid", b.linear(newest, b.sources[0].width).name)
