@@ -50,7 +50,7 @@ class Builder:
         self.net = Net(seed, opset=self.random.choice((13, 15, 17, 17, 18, 21)))
         self.data: list[Data] = []
         self.states: list[State] = []
-        self.outputs: list[str] = []
+        self.outputs: dict[str, Axes] = {}
         self.constants: dict[str, str] = {}
         self.lengths: str | None = None
         self.wants_lengths = False
@@ -256,7 +256,6 @@ class Builder:
     def add_output(self, x: Value, like: Data | None = None) -> None:
         """Hand out features; in the layout of an input where it is given."""
         name = self._output_name(like)
-        self.outputs.append(name)
         if self.is_frame:
             self._frame_out(x, name, like)
         else:
@@ -266,6 +265,7 @@ class Builder:
         axes: Axes = like.axes if like is not None else ((BATCH, x.width) if self.has_batch else (1, x.width))
         shape = [axis if isinstance(axis, int) else -1 for axis in axes]
         source = x.name if axes == (BATCH, x.width) else self.add("Reshape", x.name, self.integers(*shape))
+        self.outputs[name] = axes
         self._expose(source, name, axes, "float32")
 
     def _time_out(self, x: Value, name: str, like: Data | None) -> None:
@@ -276,6 +276,7 @@ class Builder:
             inside: Axes = (TIME, BATCH, x.width)
             perm = [inside.index(axis) for axis in axes]
             source = x.name if perm == [0, 1, 2] else self.add("Transpose", x.name, perm=perm)
+        self.outputs[name] = axes
         self._expose(source, name, axes, "float32")
 
     def add_state(self, core: tuple[int, ...], dtype: str = "float32") -> tuple[str, Callable[[str], None]]:
@@ -365,7 +366,7 @@ class Builder:
             model=model,
             data=tuple(self.data),
             states=tuple(self.states),
-            outputs=tuple(self.outputs),
+            outputs=dict(self.outputs),
             is_frame=self.is_frame,
             reach=self.reach,
             constants=dict(self.constants),

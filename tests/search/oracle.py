@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tests.search.truth import Array, Arrays, Case, Data, sized
+from tests.search.truth import Array, Arrays, Axes, Case, Data, sized
 from tidegate.bundle import TIME
 from tidegate.ort import onnxruntime
 
@@ -52,7 +52,7 @@ class Oracle:
         if self.case.lengths is not None:
             feeds[self.case.lengths] = np.full(1, steps, np.int32)
         told = self._run(feeds)
-        return {name: _by_step(told[name], steps) for name in self.case.outputs}
+        return {name: _by_step(told[name], axes) for name, axes in self.case.outputs.items()}
 
     def streams(self, row: Sequence, lengths: list[int], tolerance: float = 1e-3) -> bool:
         """Say whether the file, run over chunks of `lengths` with the true states carried over, gives what is right."""
@@ -67,7 +67,7 @@ class Oracle:
             told = self._run(feeds)
             states = {state.input: told[state.output] for state in self.case.states}
             for name in self.case.outputs:
-                wanted, found = row.outputs[name], _by_step(told[name], length)
+                wanted, found = row.outputs[name], _by_step(told[name], self.case.outputs[name])
                 if len(found) != length or len(wanted) < start + length:
                     return False
                 if np.abs(found.astype(float) - wanted[start : start + length].astype(float)).max() > tolerance:
@@ -137,9 +137,7 @@ def _arranged(item: Data, rows: Array) -> Array:
     return np.moveaxis(rows, 0, time).reshape(sized(item.axes, 1, len(rows)))
 
 
-def _by_step(array: Array, steps: int) -> Array:
-    """Return an output as [steps, numbers]; its time axis is the one of that length, batch and layout aside."""
-    places = [place for place, size in enumerate(array.shape) if size == steps]
-    if not places:  # another number of steps: nothing that a stream gives equals it
-        return array.reshape(-1)
-    return np.moveaxis(array, places[0], 0).reshape(steps, -1)
+def _by_step(array: Array, axes: Axes) -> Array:
+    """Return an output as [steps, numbers]."""
+    steps = array.shape[axes.index(TIME)]
+    return np.moveaxis(array, axes.index(TIME), 0).reshape(steps, -1)

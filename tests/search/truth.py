@@ -82,8 +82,8 @@ class Case:
     model: onnx.ModelProto
     data: tuple[Data, ...]
     states: tuple[State, ...]
-    outputs: tuple[str, ...]
-    """Outputs that are no states."""
+    outputs: Mapping[str, Axes]
+    """Axes of the outputs that are no states."""
     is_frame: bool
     """One run of the file is one step; else a run takes any number."""
     reach: int
