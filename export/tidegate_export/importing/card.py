@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tidegate.bundle import BATCH, TIME, Manifest, SettingSpec, StateSpec, TensorSpec
+from tidegate_export.importing.decisions import Decision
 from tidegate_export.importing.parity import ImportParity
 from tidegate_export.importing.plan import Found
 from tidegate_export.meaning import described
@@ -59,6 +60,7 @@ class Imported:
     as_it_is: Found
     found: Found
     parity: ImportParity
+    decided: Sequence[Decision]
 
 
 def findings(imported: Imported) -> Iterator[str]:
@@ -68,10 +70,16 @@ def findings(imported: Imported) -> Iterator[str]:
         yield f"input {_shown(spec)}"
     for spec in manifest.outputs:
         yield f"output {_shown(spec)}{'' if TIME in spec.axes else ', not per step: the value after the last'}"
-    for setting in manifest.settings:
-        yield f"setting {_shown(setting)}: {_default(setting)} where no request and no session says another"
     for state in manifest.states:
         yield f"state {state.input} → {state.output} {_described(state, found)}"
+    yield from facts(imported)
+
+
+def facts(imported: Imported) -> Iterator[str]:
+    """Yield a line for each thing that was found beside what every tensor is."""
+    manifest, found = imported.manifest, imported.found
+    for setting in manifest.settings:
+        yield f"setting {_shown(setting)}: {_default(setting)} where no request and no session says another"
     yield from described(manifest)
     yield _time(found, imported.as_it_is)
     yield _batch(manifest, imported.as_it_is)

@@ -19,8 +19,6 @@ _CARRIED = 3.0
 _LINKS = {Link.MOVED: 4.0, Link.ELEMENTWISE: 2.0, Link.MIXED: 0.5, Link.NONE: 0.0}
 STRONG = 2.4
 """Moved values, or names that agree."""
-MEDIUM = 2.0
-"""Scaled and added element by element: a cell's state, but a residual connection too."""
 
 Pair = tuple[str, str]
 
@@ -44,15 +42,6 @@ class Evidence:
 
     def score(self, pair: Pair) -> float:
         return _LINKS[self.links[pair]] + _CARRIED * (pair in self.carried) + 4 * similarity(*pair)
-
-    def reason(self, pair: Pair) -> str:
-        """Say in words what speaks for a pair."""
-        words = []
-        if self.links[pair] <= Link.ELEMENTWISE:
-            words.append("the graph carries one to the other")
-        if similarity(*pair) >= 0.6:
-            words.append("their names agree")
-        return ", ".join(words) or "nothing but shape and dtype speaks for it"
 
 
 _DIRECTIONS_WORDS = """
@@ -87,6 +76,15 @@ def similarity(left: str, right: str) -> float:
         return 0.9
     ratio = SequenceMatcher(None, " ".join(words), " ".join(others)).ratio() if words and others else 0.0
     return 0.6 * ratio if ratio > 0.75 else 0.0
+
+
+def agreement(left: str, right: str) -> float:
+    """Say whether two names are one state's: 1 if they agree in a word, ½ if only in a number, as `input_2` and
+    `output_2` do, 0 if not.
+    """
+    if similarity(left, right) < 0.9:
+        return 0.0
+    return 1.0 if re.search("[a-z]", "".join(_words(left)) or _stem(left)) else 0.5
 
 
 def batch_likelihood(name: str) -> float:

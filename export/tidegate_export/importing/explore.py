@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from tidegate_export.importing.edit import with_axes_kept
 from tidegate_export.importing.evidence import STRONG, Evidence, is_length
 from tidegate_export.importing.flow import Flow
 from tidegate_export.importing.foreign import Array, Arrays, Declared, Foreign, declared, random_array
-from tidegate_export.importing.pairing import STEPS, NotStreamableError, Search, likeliest_pairs
+from tidegate_export.importing.pairing import STEPS, NotStreamableError, Search
 from tidegate_export.importing.plan import Axes, Found, is_along_time, sized
 from tidegate_export.importing.refusals import (
     RejectedError,
@@ -34,10 +34,15 @@ from tidegate_export.importing.refusals import (
     without_state,
 )
 from tidegate_export.importing.request import ImportRequest, SaidRoles
+from tidegate_export.importing.roles import Judge
 from tidegate_export.importing.shapes import Reading
 
 _MOST_ALONE = 4
 """Guesses that are tried to say what a graph without states lacks."""
+
+_TRIES = 3
+_LEAST_SCORE = 2.0
+"""Of a state that streaming cannot tell from data, by what the graph does with it and its names."""
 
 _MOST_ELEMENTS = 1 << 26
 """Of one input in a try: declared sizes may be anything."""
@@ -154,6 +159,7 @@ class _Try:
         self._probe()
         self._keep_axes()
         candidates = {item.name: self._candidates(item.name) for item in self.explorer.inputs}
+        self._refuse_fixed_rows(candidates)
         return self._with_time(candidates) if self.has_time else self._by_frame(candidates)
 
     # ---- what the outputs' axes are
@@ -287,8 +293,23 @@ class _Try:
         if not states and not self.explorer.request.contexts:
             raise self._without_state()
         pairs = self._searched(states, sides, lengths)
+        if not pairs and not self.explorer.request.contexts:
+            raise self._without_state()
         data = [item.name for item in self.explorer.inputs if item.name not in (*pairs, *lengths)]
-        return self._described(data, pairs, lengths[0] if lengths else None, is_frame=bool(sides), is_proved=True)
+        is_frame = any(TIME not in self.axes[name] for name in data)
+        said = self.explorer.roles.states
+        reasons = {
+            name: "as you said, and proved by streaming" if name in said else "proved by streaming" for name in pairs
+        }
+        reasons |= {name: self._why_data(name) for name in data}
+        return self._described(data, pairs, lengths[0] if lengths else None, reasons, is_frame=is_frame)
+
+    def _why_data(self, name: str) -> str:
+        if name in self.explorer.roles.data:
+            return "as you said"
+        if TIME in self.axes[name]:
+            return "it has a time axis"
+        return "no state: the same in all pieces of a sequence; it comes with every step"
 
     def _searched(
         self, states: Mapping[str, Sequence[str]], sides: Sequence[str], lengths: Sequence[str]
@@ -307,13 +328,21 @@ class _Try:
             {name: self._first_state(name, 1) for name in states},
             states,
             explorer.evidence,
+            [name for name in states if name not in explorer.roles.states],
             explorer.slack,
             lengths[0] if lengths else None,
             self.overlaps,
             explorer.tolerance,
         )
         try:
-            return search.pairs()
+            found = search.pairs()
+            weighed = {item.pair: item.score for item in self._judge(states).weighed()}
+            return {
+                name: output
+                for name, output in found.items()
+                if output is not None
+                and not (weighed.get((name, output), STRONG) < _LEAST_SCORE and search.is_data(name, found))
+            }
         except NotStreamableError as error:
             why = only_said(explorer.roles) or why_not_streamable(explorer.flow, list(states))
             raise RejectedError(3, f"cannot stream: {error}; {why}") from error
@@ -322,15 +351,58 @@ class _Try:
 
     def _by_frame(self, candidates: Mapping[str, Sequence[str]]) -> Found:
         self._refuse_unsaid([name for name in self._names() if not candidates[name]], [])
-        pairs = likeliest_pairs(candidates, self.explorer.roles, self.explorer.evidence)
-        if not pairs and not self.explorer.request.contexts:
+        decided = self._judge(candidates).decide()
+        if not decided.pairs and not self.explorer.request.contexts:
             raise self._without_state()
-        data = [name for name in self._names() if name not in pairs]
+        data = [name for name in self._names() if name not in decided.pairs]
         if not data:
-            raise RejectedError(2, "every input looks like a state: say which are, --state INPUT:OUTPUT")
-        return self._described(data, pairs, None, is_frame=True, is_proved=False)
+            raise RejectedError(2, "every input looks like a state: say which are data, --data NAME")
+        return self._described(data, decided.pairs, None, decided.reasons, is_frame=True)
+
+    def _judge(self, candidates: Mapping[str, Sequence[str]]) -> Judge:
+        explorer = self.explorer
+        return Judge(candidates, explorer.roles, explorer.initial, explorer.evidence, explorer.flow, self)
+
+    def stays_zero(self, names: Collection[str]) -> Collection[str]:
+        """Return the outputs that are zero everywhere, whatever else goes in, if these inputs are; see `Trial`."""
+        floats = [name for name in names if self.dtypes[name].startswith("float")]
+        left = {name for name in self.explorer.foreign.outputs if self.dtypes[name].startswith("float")}
+        for _ in range(_TRIES if floats else 0):
+            feeds = self._random_feeds() | {name: np.zeros(self._single(name), self.dtypes[name]) for name in floats}
+            result = self.explorer.foreign.run(feeds)
+            left = {name for name in left if not result[name].any()}
+        return left if floats else ()
+
+    def is_shifted(self, name: str, output: str) -> bool:
+        """Whether an element of the input comes out at another place; see `Trial`."""
+        feeds = self._random_feeds()
+        before, after = feeds[name].ravel(), self.explorer.foreign.run(feeds)[output].ravel()
+        if before.dtype.kind != "f" or before.size != after.size:
+            return False
+        places = {value: place for place, value in enumerate(before.tolist())}
+        return any(places.get(value, place) != place for place, value in enumerate(after.tolist()))
+
+    def _random_feeds(self) -> Arrays:
+        """Return one step of one row, states random too."""
+        return {
+            name: random_array(feed.dtype.name, feed.shape, self.rng) if feed.dtype.kind == "f" else feed
+            for name, feed in self._feeds(1, 1).items()
+        }
+
+    def _single(self, name: str) -> tuple[int, ...]:
+        return sized(self.axes[name], 1, 1 + self.overlaps.get(name, 0))
 
     # ---- what is asked, and what is refused
+
+    def _refuse_fixed_rows(self, candidates: Mapping[str, Sequence[str]]) -> None:
+        """Refuse a batch that the file has free in its data, and fixed at 1 in a state that comes out with it."""
+        for name in self._names():
+            wanted = {(self.dtypes[name], opened) for opened in _opened(self.axes[name])}
+            outputs = [each for each in self.explorer.foreign.outputs if (self.dtypes[each], self.axes[each]) in wanted]
+            is_likely = name in self.likely or not candidates[name]
+            if BATCH not in self.axes[name] and is_likely and outputs and self.explorer.roles.may_be_state(name):
+                shapes = f"{list(self.axes[name])} and comes out as {outputs[0]} {list(self.axes[outputs[0]])}"
+                raise RejectedError(2, f"{name} is {shapes}: its rows are fixed at 1, say so of the data too, --shape")
 
     def _without_state(self) -> RejectedError:
         said = only_said(self.explorer.roles)
@@ -369,7 +441,13 @@ class _Try:
         return [item.name for item in self.explorer.inputs]
 
     def _described(
-        self, data: Sequence[str], pairs: Mapping[str, str], lengths: str | None, *, is_frame: bool, is_proved: bool
+        self,
+        data: Sequence[str],
+        pairs: Mapping[str, str],
+        lengths: str | None,
+        reasons: Mapping[str, str],
+        *,
+        is_frame: bool,
     ) -> Found:
         outputs = [name for name in self.explorer.foreign.outputs if name not in pairs.values()]
         if not outputs:
@@ -394,11 +472,8 @@ class _Try:
                 for a in self.explorer.flow.handed_on()
                 if a in pairs
             ),
-            reasons={a: "proved by streaming" if is_proved else self._reason(a, b) for a, b in pairs.items()},
+            reasons=reasons,
         )
-
-    def _reason(self, name: str, output: str) -> str:
-        return "as you said" if name in self.explorer.roles.states else self.explorer.evidence.reason((name, output))
 
     def _spec(self, name: str) -> TensorSpec:
         return TensorSpec.model_validate({"name": name, "dtype": self.dtypes[name], "axes": self.axes[name]})
@@ -413,3 +488,10 @@ class _Try:
         """Return how to say other sizes, after the reason to do so; nothing where no input leaves any open."""
         told = example(item for item in self.explorer.inputs if item.name not in self.likely)
         return f"{reason}: {told}" if told else ""
+
+
+def _opened(axes: Axes) -> Iterator[Axes]:
+    """Yield the axes with one that is 1 as the batch."""
+    for place, axis in enumerate(axes):
+        if axis == 1:
+            yield (*axes[:place], BATCH, *axes[place + 1 :])

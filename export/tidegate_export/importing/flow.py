@@ -6,7 +6,7 @@ Knows the operators that merely move values. Runs nothing.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
@@ -33,6 +33,14 @@ _MOVES_WORDS = """
     Reverse ScatterElements ScatterND Slice SpaceToDepth Split Squeeze Tile Transpose Unsqueeze Where
 """
 _MOVES = frozenset(_MOVES_WORDS.split())
+_JOINS: Mapping[str, Container[int]] = {
+    "Concat": range(1 << 16),
+    "Where": (1, 2),
+    "ScatterElements": (0, 2),
+    "ScatterND": (0, 2),
+    "Pad": (0, 2),
+}
+"""Those that make one value of several, with the places of these."""
 _ELEMENTWISE_WORDS = """
     Abs Add Ceil Clip Div Elu Erf Exp Floor HardSigmoid HardSwish LeakyRelu Log Max Min Mul Neg PRelu Pow
     Relu Round Sigmoid Softplus Sqrt Sub Sum Tanh DequantizeLinear QuantizeLinear DynamicQuantizeLinear Mod
@@ -129,6 +137,35 @@ class Flow:
                 sources.append(source.name or "")
         return sources
 
+    def handed_on_from(self, output: ir.Value) -> ir.Value | None:
+        """Return the input that an output is, cut or rearranged at most; None where it is no such thing."""
+        source: ir.Value | None = output
+        while source is not None and (node := source.producer()) is not None:
+            if node.op_type not in _MOVES or node.op_type in _JOINS or not node.inputs:
+                return None
+            source = node.inputs[0]
+        return source if source is not None and source.is_graph_input() else None
+
+    def parts(self, output: ir.Value) -> set[ir.Value]:
+        """Return the values that an output is put together of, itself among them; inputs and constants are left out."""
+        found: set[ir.Value] = set()
+        todo = [output]
+        while todo:
+            value = todo.pop()
+            node = value.producer()
+            if node is None or value in found or node.op_type == "Constant":
+                continue
+            found.add(value)
+            if node.op_type in _MOVES:
+                places = _JOINS.get(node.op_type, (0,))
+                todo += [source for place, source in enumerate(node.inputs) if source is not None and place in places]
+            elif node.op_type == "If":
+                place = list(node.outputs).index(value)
+                todo += [body.outputs[place] for body in _bodies(node)]
+            elif node.op_type in RECURRENT:
+                found.update(item for item in node.outputs if item.name)
+        return found
+
     def values_reached(self) -> set[ir.Value]:
         """Return what hangs on the values of inputs and settings, not only on their shapes."""
         settings = {value for name, value in self.graph.initializers.items() if name.endswith(SETTING)}
@@ -136,8 +173,7 @@ class Flow:
         todo = deque(reached)
         while todo:
             for other, _ in self.edges.get(todo.popleft(), ()):
-                node = other.producer()
-                if other not in reached and not (node is not None and node.op_type in SHAPES):
+                if other not in reached:
                     reached.add(other)
                     todo.append(other)
         return reached
@@ -149,6 +185,8 @@ def trace(model: onnx.ModelProto) -> Flow:
 
 
 def _edges(node: ir.Node) -> Iterator[Edge]:
+    if node.op_type in SHAPES:
+        return  # a size is no value
     inputs = [value for value in node.inputs if value is not None]
     bodies = list(_bodies(node))
     link = Link.MOVED if node.op_type in _MOVES else Link.ELEMENTWISE if node.op_type in _ELEMENTWISE else Link.MIXED

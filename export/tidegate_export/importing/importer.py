@@ -37,8 +37,9 @@ from tidegate.replay import GraphRunner
 from tidegate_export.errors import ExportError
 from tidegate_export.importing.axes import told
 from tidegate_export.importing.branches import with_branches_taken
-from tidegate_export.importing.card import Imported, checks, findings, imported_card
+from tidegate_export.importing.card import Imported, checks, facts, imported_card
 from tidegate_export.importing.contexts import with_contexts_placed, with_first_contexts
+from tidegate_export.importing.decisions import Decision, decisions, table
 from tidegate_export.importing.diagnosis import refuse_at_sight, why_it_cannot_stream
 from tidegate_export.importing.edit import empty, is_empty, with_constants, without_empty_outputs
 from tidegate_export.importing.evidence import Evidence
@@ -215,10 +216,12 @@ def _proved(
     else:
         whole = with_settings_free(original.model, as_it_is.settings)
         parity = check_whole(whole, as_it_is, wrapped.graph, manifest, proof.tolerance, rounding.slack)
-    provenance = _provenance(source, found, request, parity)
+    inputs = {item.name: item for item in declared(source.model.graph.input)}
+    decided = decisions(manifest, found, inputs, request)
+    provenance = _provenance(source, found, request, parity, decided)
     manifest = manifest.model_copy(update={"proof": proof, "provenance": provenance})
     path = request.out / manifest.name / manifest.version
-    return Imported(path, manifest, as_it_is, found, parity), {GRAPH: wrapped.graph}
+    return Imported(path, manifest, as_it_is, found, parity, decided), {GRAPH: wrapped.graph}
 
 
 def _explored(graph: _Graph, lifted: Lifted | None, rounding: Rounding, request: ImportRequest) -> Found:
@@ -343,7 +346,9 @@ def _proof(graph: bytes, manifest: Manifest, rounding: Rounding, request: Import
     return prove(graph, manifest, tolerance=min(power, MOST_TOLERANCE), reach=request.reach)
 
 
-def _provenance(source: ImportSource, found: Found, request: ImportRequest, parity: ImportParity) -> dict[str, Json]:
+def _provenance(
+    source: ImportSource, found: Found, request: ImportRequest, parity: ImportParity, decided: Sequence[Decision]
+) -> dict[str, Json]:
     return {
         "import": {
             "file": source.file,
@@ -352,6 +357,7 @@ def _provenance(source: ImportSource, found: Found, request: ImportRequest, pari
             "constants": dict(request.constants),
             **({"settings": dict(request.settings)} if request.settings else {}),
             "states": {state.input: found.reasons[state.input] for state in found.states},
+            "decisions": [decision.as_json() for decision in decided],
             "one_run_is_one_step": found.is_frame,
         },
         "parity": parity.as_json(),
@@ -424,5 +430,6 @@ def _plain(stem: str) -> str:
 def _told(imported: Imported) -> Iterator[str]:
     manifest = imported.manifest
     yield f"{imported.path}: {manifest.task}, {manifest.state_bytes} bytes of state per session"
-    yield from findings(imported)
+    yield from table(imported.decided)
+    yield from facts(imported)
     yield from checks(imported)

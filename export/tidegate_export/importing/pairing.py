@@ -4,24 +4,23 @@ A sequence is run whole, and again in two pieces with the states of the first fe
 by one, those first on which the fewest outputs hang, and an output is compared as soon as all that it hangs on is
 assigned: so a wrong pair is found out early, and n layers cost about n² runs, not n! of them.
 
-Where one run is one step, nothing can be tried: `likeliest_pairs` goes by what speaks for each pair,
-or asks the caller.
+An input that may be data is also tried as such: it then stays the same throughout. First states are what they are said
+to be, and random ones too: a state that is only ever multiplied looks right at zero, whatever it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
 from tidegate.bundle import TIME
 from tidegate.proof import ABSOLUTE, excess
-from tidegate_export.importing.evidence import MEDIUM, STRONG, Evidence
+from tidegate_export.importing.evidence import Evidence
 from tidegate_export.importing.foreign import Array, Arrays, Foreign
 from tidegate_export.importing.plan import Axes
-from tidegate_export.importing.refusals import RejectedError
-from tidegate_export.importing.request import SaidRoles
 
 MOST_RUNS = 2000
 _HEAD, _TAIL = 3, 4
@@ -31,6 +30,18 @@ STEPS = _HEAD + _TAIL
 
 class NotStreamableError(Exception):
     """No pairs carry the sequence on; the message says what differs."""
+
+
+Pairs: TypeAlias = dict[str, "str | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """What comes of the whole sequence, and of its first piece, from the same first states."""
+
+    initial: Arrays
+    whole: Arrays
+    head: Arrays
 
 
 @dataclass(slots=True)
@@ -44,6 +55,7 @@ class Search:
         initial: First states by input.
         candidates: By state input: the outputs that it may come out of, likeliest first.
         evidence: What hangs on what.
+        may_be_data: Inputs among the candidates that need not be states.
         slack: What may differ, as a share of an output's variation, where the graph rounds.
         lengths: The input that says how many steps there are, if any.
         overlaps: By input: how many steps it has in front that the graph wants again.
@@ -56,22 +68,21 @@ class Search:
     initial: Arrays
     candidates: Mapping[str, Sequence[str]]
     evidence: Evidence
+    may_be_data: Collection[str] = ()
     slack: float = 0.0
     lengths: str | None = None
     overlaps: Mapping[str, int] = field(default_factory=dict)
     tolerance: float = ABSOLUTE
     num_runs: int = 0
-    whole: Arrays = field(default_factory=dict)
-    head: Arrays = field(default_factory=dict)
+    begun: list[_Begun] = field(default_factory=list)
 
-    def pairs(self) -> dict[str, str]:
-        """Return the output of every state.
+    def pairs(self) -> Pairs:
+        """Return the output of every state; None of what is data.
 
         Raises:
             NotStreamableError: None, or not within `MOST_RUNS` runs.
         """
-        self.whole = self._run(0, STEPS, self.initial)
-        self.head = self._run(0, _HEAD, self.initial)
+        self.begun = [self._begin(self.initial), *self._begin_at_random()]
         stateless = [name for name in self.foreign.outputs if not self._needs(name)]
         differing = self._differing({}, stateless)
         if differing:
@@ -81,12 +92,32 @@ class Search:
             raise NotStreamableError(self._failure())
         return found
 
-    def _assign(self, pairs: dict[str, str], rest: Sequence[str], checked: frozenset[str]) -> dict[str, str] | None:
+    def is_data(self, name: str, pairs: Pairs) -> bool:
+        """Whether a state of the `pairs` that were found may as well be data: nothing shows the difference."""
+        return self._differing({**pairs, name: None}, self.foreign.outputs) is None
+
+    def _begin(self, initial: Arrays) -> _Begun:
+        return _Begun(initial, self._run(0, STEPS, initial), self._run(0, _HEAD, initial))
+
+    def _begin_at_random(self) -> Iterator[_Begun]:
+        """Yield the same from random states; nothing where the graph cannot bear them (the root of a variance)."""
+        rng = np.random.default_rng(7)
+        initial = {
+            name: (0.5 * rng.standard_normal(first.shape)).astype(first.dtype) if first.dtype.kind == "f" else first
+            for name, first in self.initial.items()
+        }
+        if any(first.dtype.kind == "f" for first in initial.values()):
+            begun = self._begin(initial)
+            if all(np.isfinite(values).all() for values in begun.whole.values() if values.dtype.kind == "f"):
+                yield begun
+
+    def _assign(self, pairs: Pairs, rest: Sequence[str], checked: frozenset[str]) -> Pairs | None:
         if not rest:
             return pairs
-        for output in self.candidates[rest[0]]:
-            if output in pairs.values():
-                continue
+        choices: list[str | None] = [output for output in self.candidates[rest[0]] if output not in pairs.values()]
+        if rest[0] in self.may_be_data:
+            choices.append(None)
+        for output in choices:
             more = {**pairs, rest[0]: output}
             ready = [name for name in self.foreign.outputs if name not in checked and self._needs(name) <= more.keys()]
             if ready and self._differing(more, ready):
@@ -106,16 +137,21 @@ class Search:
     def _needs(self, output: str) -> frozenset[str]:
         return self.evidence.depends[output] & self.candidates.keys()
 
-    def _differing(self, pairs: Mapping[str, str], outputs: Sequence[str]) -> str | None:
+    def _differing(self, pairs: Mapping[str, str | None], outputs: Sequence[str]) -> str | None:
         """Run the second piece with some states carried on; return the first of `outputs` that is not as it should."""
         if not outputs:
             return None
-        states = {name: self.head[pairs[name]] if name in pairs else first for name, first in self.initial.items()}
-        tail = self._run(_HEAD, STEPS, states)
-        return next((name for name in outputs if not self._is_right(name, tail[name])), None)
+        for begun in self.begun:
+            carried = {name: begun.head[output] for name, output in pairs.items() if output is not None}
+            tail = self._run(_HEAD, STEPS, {**begun.initial, **carried})
+            differing = next(
+                (name for name in outputs if not self._is_right(name, begun.whole[name], tail[name])), None
+            )
+            if differing is not None:
+                return differing
+        return None
 
-    def _is_right(self, output: str, found: Array) -> bool:
-        wanted = self.whole[output]
+    def _is_right(self, output: str, wanted: Array, found: Array) -> bool:
         if TIME in self.axes[output]:
             wanted = wanted.take(range(_HEAD, STEPS), axis=self.axes[output].index(TIME))
         slack = self.slack * float(np.std(wanted.astype(np.float64))) if self.slack and wanted.size else 0.0
@@ -143,61 +179,3 @@ class Search:
         told = ", ".join(f"{a} → {b}" for a, b in likely.items())
         differing = self._differing(likely, self.foreign.outputs)
         return f"with {told} carried over, {differing} still depends on where the sequence is cut"
-
-
-Candidates = Mapping[str, Sequence[str]]
-"""By input: the outputs of its shape and dtype."""
-
-
-def likeliest_pairs(candidates: Candidates, roles: SaidRoles, evidence: Evidence) -> dict[str, str]:
-    """Return the states with their outputs; what the caller said in `roles` is final.
-
-    Raises:
-        RejectedError: Two ways are equally likely, or something may be a state or not: the caller must say.
-    """
-    scored = sorted(
-        ((evidence.score((a, b)), a, b) for a, outputs in candidates.items() for b in outputs),
-        key=lambda item: -item[0],
-    )
-    pairs = dict(roles.states)
-    if roles.is_complete:
-        return pairs
-    for score, name, output in scored:
-        if score >= STRONG and _is_open(name, output, pairs):
-            _refuse_tie(score, name, output, [item for item in scored if _is_open(item[1], item[2], pairs)])
-            pairs[name] = output
-    for score, name, output in scored:
-        # A cell's state and a residual connection look alike: somebody must be the input.
-        if MEDIUM <= score < STRONG and _is_open(name, output, pairs) and len(pairs) + 1 < len(candidates):
-            pairs[name] = output
-    _refuse_doubtful(candidates, pairs, roles.data, evidence)
-    return pairs
-
-
-def _is_open(name: str, output: str, pairs: Mapping[str, str]) -> bool:
-    return name not in pairs and output not in pairs.values()
-
-
-def _refuse_tie(score: float, name: str, output: str, open_: Sequence[tuple[float, str, str]]) -> None:
-    rivals = [(a, b) for other, a, b in open_ if other == score and (a == name) != (b == output)]
-    if rivals:
-        told = ", ".join(f"{a}:{b}" for a, b in ((name, output), *rivals))
-        raise RejectedError(3, f"these pairs are equally likely: {told}; say which hold: --state INPUT:OUTPUT")
-
-
-def _refuse_doubtful(
-    candidates: Candidates, pairs: Mapping[str, str], told: Collection[str], evidence: Evidence
-) -> None:
-    """Ask where an input that is no state yet could be one, beside another that surely is none."""
-    data = [name for name in candidates if name not in pairs and name not in told]
-    could_be = [name for name in data if set(candidates[name]) - set(pairs.values())]
-    weak = [name for name, output in pairs.items() if evidence.score((name, output)) < STRONG]
-    is_only_data = len(could_be) == len(data) and not told  # somebody must be the input
-    is_clear = pairs and len(could_be) <= 1 and (is_only_data or not (could_be or weak))
-    doubtful = sorted({*could_be, *weak})
-    if doubtful and not is_clear:
-        raise RejectedError(
-            3,
-            f"one run is one step, so nothing proves whether {', '.join(doubtful)} are states: say all of them, "
-            "--state INPUT:OUTPUT",
-        )

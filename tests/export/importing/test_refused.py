@@ -289,7 +289,7 @@ def test_the_command_tells_what_was_found_and_ends_with_0(tmp_path: Path) -> Non
     assert done.exit_code == 0
     lines = done.stdout.splitlines()
     assert lines[0] == f"{tmp_path}/bundles/my-model/1: stream, 64 bytes of state per session"
-    assert "state h_in → h_out float32 [1, batch, 8]: proved by streaming" in lines
+    assert "h_in    state   [1, batch, 8]     h_out  proved by streaming" in lines
     assert "time: an axis of the graph" in lines
 
 

@@ -176,7 +176,9 @@ def test_where_one_run_is_one_step_and_nothing_tells_states_apart_the_caller_is_
     mixed = net.add("Tanh", net.linear(net.add("Concat", "p", "q", axis=1), 16, 8))
     net.output(mixed, "u")
     net.output(net.add("Tanh", net.linear(mixed, 8, 8)), "v")
-    assert "say all of them, --state INPUT:OUTPUT" in refusal(net, tmp_path, time_axes=["none"])
+    assert "equally likely: p:u, q:u; say all states, --state INPUT:OUTPUT" in refusal(
+        net, tmp_path, time_axes=["none"]
+    )
     bundle = imported(net, tmp_path, time_axes=["none"], states=["q:v"])
     assert pairs(bundle) == {"q": "v"}
     assert [spec.name for spec in bundle.manifest.inputs] == ["p"]
