@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tidegate.errors import InvalidInputError, TidegateError, TooLargeError
 from tidegate.histogram import HistogramSnapshot
-from tidegate.limits import LARGE_REPLY_BYTES, MAX_SEQUENCES, MAX_STEPS
+from tidegate.limits import LARGE_REPLY_BYTES, MAX_MODEL_TENSORS, MAX_SEQUENCES, MAX_STEPS
 
 if TYPE_CHECKING:
     from tidegate.bundle import Manifest
@@ -40,11 +40,13 @@ LATEST = 253_402_300_799.0
 
 
 class InputValue(NamedTuple):
-    """What a caller gives for one of the model's settings: numbers in C order, as nested lists of this shape."""
+    """What a caller gives for one of the model's settings: nested lists of this shape. ``data`` are their numbers in C
+    order, as 64-bit floats: equal values are equal bytes, and many are no objects.
+    """
 
     name: str
     shape: tuple[int, ...]
-    numbers: tuple[float, ...]
+    data: bytes
 
     @classmethod
     def of(cls, name: str, value: object) -> InputValue:
@@ -56,7 +58,12 @@ class InputValue(NamedTuple):
         array = np.asarray(value)
         if array.dtype.kind not in "biuf":
             raise ValueError(f"{name} is no number and no array of numbers")
-        return cls(name, array.shape, tuple(array.astype(np.float64).ravel().tolist()))
+        return cls(name, array.shape, array.astype("<f8").tobytes())
+
+    @property
+    def numbers(self) -> FloatArray:
+        """The numbers in C order."""
+        return np.frombuffer(self.data, "<f8")
 
 
 class Input(NamedTuple):
@@ -134,6 +141,15 @@ def check_sequences(num_sequences: int) -> None:
         raise TooLargeError(
             f"a prediction takes at most {MAX_SEQUENCES} sequences, not {num_sequences}: send several requests",
             reason="REQUEST_TOO_LARGE",
+        )
+
+
+def check_inputs(num_inputs: int) -> None:
+    """Raise InvalidInputError where more settings are given than any model has: ask before they are looked at."""
+    if num_inputs > MAX_MODEL_TENSORS:
+        raise InvalidInputError(
+            f"inputs: {num_inputs} values, and no model has more than {MAX_MODEL_TENSORS:,} settings",
+            reason="UNKNOWN_INPUT",
         )
 
 

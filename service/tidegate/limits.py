@@ -188,7 +188,7 @@ MAX_GRAPH_DEPTH = 100
 MAX_MODEL_TENSORS = 1024
 """Inputs, outputs and states of a model, each."""
 
-MAX_SETTING_ELEMENTS = 65_536
+MAX_SETTING_ELEMENTS = 16_384
 """Numbers of one setting of a model: a vector of a speaker has some hundreds."""
 
 MAX_AXES = 16

@@ -5,6 +5,7 @@ Knows shapes and dtypes. Which value holds where several are given is the engine
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,13 +59,13 @@ def default_of(spec: SettingSpec) -> Tensor:
 
 
 def _encode(spec: SettingSpec, value: InputValue) -> Tensor:
-    name, shape, numbers = value
-    if len(numbers) != int(np.prod(shape, dtype=np.float64)) or _longer(shape) != _longer(spec.row_shape):
+    name, shape, _ = value
+    doubles = value.numbers
+    if doubles.size != math.prod(shape) or _longer(shape) != _longer(spec.row_shape):
         wanted = f"the shape {list(spec.row_shape)}" if _longer(spec.row_shape) else "one number"
         raise InvalidInputError(
-            f"inputs: {name} takes {wanted}, not {_described(shape, numbers)}", reason="WRONG_SHAPE"
+            f"inputs: {name} takes {wanted}, not {_described(shape, doubles.size)}", reason="WRONG_SHAPE"
         )
-    doubles = np.array(numbers, np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         array = doubles.astype(spec.dtype)
     is_float = array.dtype.kind == "f"
@@ -80,5 +81,5 @@ def _longer(shape: Sequence[int]) -> list[int]:
     return [size for size in shape if size != 1]
 
 
-def _described(shape: Sequence[int], numbers: Sequence[float]) -> str:
-    return f"[{listed(map(str, shape))}]" if shape else "one number" if len(numbers) == 1 else f"{len(numbers)} numbers"
+def _described(shape: Sequence[int], size: int) -> str:
+    return f"[{listed(map(str, shape))}]" if shape else "one number" if size == 1 else f"{size} numbers"

@@ -63,8 +63,8 @@ async def test_a_session_steps_with_its_position_and_closes(client: AsyncClient,
 
 
 async def test_settings_go_with_what_they_are_given_for(client: AsyncClient, service: FakeCore) -> None:
-    values = (InputValue("limit", (), (6.0,)), InputValue("speaker", (2,), (1.0, 2.0)))
-    own = Input(tokens=[1], inputs=(InputValue("limit", (), (3.0,)),))
+    values = (InputValue.of("limit", 6.0), InputValue.of("speaker", [1.0, 2.0]))
+    own = Input(tokens=[1], inputs=(InputValue.of("limit", 3.0),))
     given: dict[str, Any] = {"speaker": np.array([1, 2]), "limit": 6}
     await client.predict("echo", ["a", own], inputs=given)
     async with client.open("echo", inputs=given) as session, session.stream() as stream:

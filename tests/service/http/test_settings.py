@@ -14,10 +14,10 @@ from tidegate.limits import LARGE_JSON_BYTES
 
 INPUTS = {"speaker": [[1, 2.5], [3, 4]], "limit": 6, "is_on": True, "band": [7]}
 VALUES = (
-    InputValue("band", (1,), (7.0,)),
-    InputValue("is_on", (), (1.0,)),
-    InputValue("limit", (), (6.0,)),
-    InputValue("speaker", (2, 2), (1.0, 2.5, 3.0, 4.0)),
+    InputValue.of("band", [7.0]),
+    InputValue.of("is_on", 1.0),
+    InputValue.of("limit", 6.0),
+    InputValue.of("speaker", [[1.0, 2.5], [3.0, 4.0]]),
 )
 TEXT, STEP = {"text": "R", "inputs": INPUTS}, "/v1/sessions/s-1:step"
 
@@ -52,7 +52,7 @@ async def test_settings_of_a_large_body_are_read_alike(client: httpx.AsyncClient
     wide = {"text": "R", "inputs": {**INPUTS, "wide": numbers}}
     assert len(json.dumps(wide)) > LARGE_JSON_BYTES
     await client.post(STEP, json=wide)
-    assert calls(service) == [Input("R", inputs=(*VALUES, InputValue("wide", (LARGE_JSON_BYTES,), tuple(numbers))))]
+    assert calls(service) == [Input("R", inputs=(*VALUES, InputValue.of("wide", numbers)))]
 
 
 @pytest.mark.parametrize(

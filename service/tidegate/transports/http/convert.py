@@ -27,6 +27,7 @@ from tidegate.api import (
     StepResult,
     Surprise,
     Tensor,
+    check_inputs,
     check_sequences,
     check_steps,
 )
@@ -98,6 +99,7 @@ def parse_settings(body: Object, path: str = "") -> tuple[InputValue, ...]:
         return ()
     if type(given) is not dict:
         raise InvalidInputError(f'{path}inputs: must be an object, {{"name": value}}')
+    check_inputs(len(given))
     return tuple([_parse_setting(name, given[name], f"{path}inputs") for name in sorted(given)])
 
 
@@ -112,7 +114,7 @@ def _parse_setting(name: str, value: Json, path: str) -> InputValue:
 def _plain(value: Json) -> Json:
     """A value without the arrays that a large body is read into; ValueError where it is no number and no list."""
     if type(value) is Pieces:
-        return [each for piece in value for each in (piece if isinstance(piece, list) else piece.tolist())]
+        return np.concatenate([np.asarray(_plain(piece)) for piece in value])
     if type(value) is list:
         return list(map(_plain, value))
     if type(value) not in NUMBER_TYPES | {bool} and not isinstance(value, np.ndarray):
