@@ -21,7 +21,7 @@ PROTOS := $(sort $(wildcard proto/tidegate/v1/*.proto proto/tidegate/oip/*.proto
 STUB_DIRS := $(patsubst proto/%,%,$(patsubst %/,%,$(sort $(dir $(PROTOS)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test quick system-packages check chaos search-graphs import-table stubs stubs-check sync-client bench bench-curves bench-peers bench-stores bench-drift bench-gpu dashboards wheel clean
+.PHONY: help venv serve test quick system-packages check chaos search-graphs vad-bundle import-table stubs stubs-check sync-client bench bench-curves bench-peers bench-stores bench-drift bench-gpu dashboards wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ chaos: $(EVERYTHING) system-packages ## a hundred killed replicas and all other 
 
 search-graphs: $(EVERYTHING) ## import 10,000 random graphs and compare what is served with an oracle (an hour): SEARCH_ARGS="--graphs 500 --keep DIR"
 	$(BIN)/python -m tests.search $(SEARCH_ARGS)
+
+vad-bundle: $(EVERYTHING) ## download silero-vad and import it as bundles/vad: VAD_ARGS="--out DIR"
+	$(BIN)/python tools/vad_bundle.py $(VAD_ARGS)
 
 import-table: $(EVERYTHING) ## download the models of tools/import_table.toml, import them and write docs/import.md's table: TABLE_ARGS="--only silero"
 	$(BIN)/python tools/import_table.py $(TABLE_ARGS)

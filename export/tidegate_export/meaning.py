@@ -88,8 +88,8 @@ def described(manifest: Manifest) -> list[str]:
     elif manifest.frame_length is not None:
         lines.append(f"signal: {manifest.frame_length:,} samples a step")
     for name, meaning in manifest.meanings.items():
-        told = [meaning.description or "", f"in {meaning.unit}" if meaning.unit else ""]
-        lines.append(f"{name}: {', '.join(filter(None, told))}")
+        told = [meaning.description or "", f"[{meaning.unit}]" if meaning.unit else ""]
+        lines.append(f"{name}: {' '.join(filter(None, told))}")
     return lines
 
 

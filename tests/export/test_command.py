@@ -191,7 +191,7 @@ def test_a_bundle_says_what_its_features_and_outputs_are(tmp_path: Path) -> None
     assert (bundle.manifest.sample_rate, bundle.manifest.frame_length) == (100.0, 6)
     assert bundle.manifest.meanings["a"].model_dump() == {"unit": "mm", "description": "rain of the hour before"}
     card = bundle.files["card.md"].decode()
-    assert "- Signal: 100 samples a second, 6 a step\n- a: rain of the hour before, in mm\n" in card
+    assert "- Signal: 100 samples a second, 6 a step\n- a: rain of the hour before [mm]\n" in card
     assert "there is no input, output or feature 'g'" in refused(*command, "--unit", "g=mm")
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.bundles import VOCABULARY
 from tests.service.serving import numbers, serving, write_bundles
+from tests.service.settings import write_bundle_with_settings
 from tidegate.api import Input, SessionRequest, StepOptions
 from tidegate.bundle import Bundle, read_bundle
 from tidegate.engine.arena import INITIAL, Arena, ArenaLike, Budget, Plane
@@ -20,14 +21,16 @@ from tidegate.engine.runner import Runner
 from tidegate.proof import ABSOLUTE, excess
 from tidegate.replay import random_inputs
 
-MODELS = ("tiny-lstm", "tiny-gru", "tiny-rnn", "tiny-forecast", "tiny-stream")
+MODELS = ("tiny-lstm", "tiny-gru", "tiny-rnn", "tiny-forecast", "tiny-stream", "tuned")
 READY_MADE = Path(__file__).parents[2] / "bundles"
 NUM_SESSIONS = 40
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundles(tmp_path_factory.mktemp("bundles"))
+    root = write_bundles(tmp_path_factory.mktemp("bundles"))
+    write_bundle_with_settings(root)
+    return root
 
 
 def on_host(model: Bundle, provider: str) -> tuple[ArenaLike, RunnerLike]:
@@ -52,7 +55,7 @@ def streamed(
         inputs = random_inputs(model.manifest, len(some), steps, rng)
         sources = np.array([slot if slot in begun else INITIAL for slot in some])
         outputs, states = runner.run(
-            [inputs[spec.name] for spec in model.manifest.inputs], arena.gather(sources, count)
+            [inputs[spec.name] for spec in model.manifest.sources], arena.gather(sources, count)
         )
         told += [outputs[spec.name].copy() for spec in model.manifest.outputs]
         kept = np.flatnonzero(rng.random(len(some)) < 0.8)
@@ -72,7 +75,7 @@ def test_cuda_streams_what_the_cpu_streams(root: Path, name: str, way: str) -> N
 
 
 @pytest.mark.parametrize("way", ["host", "device", "captured"])
-@pytest.mark.parametrize("name", ["shakespeare-lstm", "shakespeare-gru", "load-lstm"])
+@pytest.mark.parametrize("name", ["shakespeare-lstm", "shakespeare-gru", "load-lstm", "vad"])
 def test_the_ready_made_bundles_too(name: str, way: str) -> None:
     model = read_bundle(max((READY_MADE / name).iterdir(), key=lambda version: int(version.name)))
     pair = on_host(model, "cuda") if way == "host" else on_device(model, captures=way == "captured")

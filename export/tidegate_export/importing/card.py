@@ -15,21 +15,25 @@ from tidegate_export.importing.plan import Found
 from tidegate_export.meaning import described
 
 
-def imported_card(imported: Imported) -> str:
-    """Return the Markdown of `card.md`."""
+def imported_card(imported: Imported, about: str | None = None) -> str:
+    """Return the Markdown of `card.md`; `about` is what somebody who knows the model says of it."""
     manifest = imported.manifest
     origin = manifest.provenance["import"]
+    package = f" of {origin['origin']}" if "origin" in origin else ""
+    unknown = "" if about else "Of its training nothing is known here. "
     sections = [
         f"# {manifest.name}, version {manifest.version}",
-        f"Imported from `{origin['file']}` (sha256 {origin['sha256']}, opset {origin['opset']}).",
-        f"Of its training nothing is known here. A session's state takes {manifest.state_bytes:,} bytes.",
+        f"Imported from `{origin['file']}`{package} (sha256 {origin['sha256']}, opset {origin['opset']}).",
+        f"{unknown}A session's state takes {manifest.state_bytes:,} bytes.",
+        *([about] if about else ()),
+        f"## Recipe\n\n```\n{origin['command']}\n```",
         "## Found\n\n" + "\n".join(f"- {line}" for line in findings(imported)),
         "## Checks at import\n\n" + "\n".join(f"- {line}" for line in checks(imported)),
         "## Call\n\n" + _call(manifest),
     ]
     if origin["constants"]:
         constants = "\n".join(f"- {name} = {value}" for name, value in origin["constants"].items())
-        sections.insert(4, f"## Constants\n\n{constants}")
+        sections.insert(-2, f"## Constants\n\n{constants}")
     return "\n\n".join(sections) + "\n"
 
 
@@ -40,6 +44,8 @@ def _call(manifest: Manifest) -> str:
         rows += ": " + ", then ".join(f"{_width(spec)} of {spec.name}" for spec in manifest.inputs)
     is_tokens = manifest.inputs[0].dtype.startswith("int") and len(manifest.inputs) == 1 and width == 1
     example = {"tokens": [0, 1]} if is_tokens else {"values": [[0.0] * width]} if width <= 8 else None
+    if manifest.sample_rate is not None and manifest.frame_length == width and len(manifest.inputs) == 1:
+        return f"{rows}.\n\n```\ntidegate predict {manifest.name} --wav recording.wav --every-step --json\n```"
     if example is None:
         return f"{rows}."
     body = json.dumps({"sequences": [example]})

@@ -80,6 +80,12 @@ def import_(  # noqa: PLR0913, PLR0917 - the command line's options
     frame_length: FrameLength = None,
     unit: Units = [],  # noqa: B006
     describe: Descriptions = [],  # noqa: B006
+    origin: Annotated[
+        str | None, typer.Option(help="Where the file comes from, like silero-vad==6.2.3: for the card.")
+    ] = None,
+    about: Annotated[
+        Path | None, typer.Option(metavar="FILE.md", help="What the card says of the model: its authors, its licence.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle.", show_default="the file's")] = None,
     version: Annotated[
         int | None, typer.Option(min=1, help="Version of the bundle.", show_default="the next free one")
@@ -115,6 +121,8 @@ def import_(  # noqa: PLR0913, PLR0917 - the command line's options
                 "units": unit,
                 "descriptions": describe,
             },
+            "origin": origin,
+            "about": None if about is None else str(about),
         },
         ResourceLimits(memory_limit, time_limit),
     )

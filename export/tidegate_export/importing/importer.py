@@ -49,6 +49,7 @@ from tidegate_export.importing.foreign import Array, Declared, Foreign, declared
 from tidegate_export.importing.lift import Lifted, survey
 from tidegate_export.importing.parity import ImportParity, check_parity
 from tidegate_export.importing.plan import Found
+from tidegate_export.importing.recipe import command_of
 from tidegate_export.importing.refusals import begins_anew
 from tidegate_export.importing.relax import free_batch, free_time
 from tidegate_export.importing.request import (
@@ -60,6 +61,7 @@ from tidegate_export.importing.request import (
     parse_contexts,
     parse_named,
     parse_shapes,
+    read_about,
     read_initial,
     read_roles,
 )
@@ -118,7 +120,7 @@ def import_model(request: ImportRequest) -> Imported:
     rounding = Rounding.of(source.model)
     graph, request = _prepared(source, request)
     imported, files = _first_that_holds(graph, source, rounding, request)
-    write_bundle(request.out, imported.manifest, files | {CARD: imported_card(imported).encode()})
+    write_bundle(request.out, imported.manifest, files | {CARD: imported_card(imported, request.about).encode()})
     return imported
 
 
@@ -354,6 +356,8 @@ def _provenance(
             "file": source.file,
             "sha256": source.sha256,
             "opset": source.opset,
+            "command": request.command,
+            **({"origin": request.origin} if request.origin else {}),
             "constants": dict(request.constants),
             **({"settings": dict(request.settings)} if request.settings else {}),
             "states": {state.input: found.reasons[state.input] for state in found.states},
@@ -385,6 +389,8 @@ class Said(TypedDict):
     tolerance: float | None
     reach: NotRequired[int | None]
     meaning: MeaningWords
+    origin: NotRequired[str | None]
+    about: NotRequired[str | None]
 
 
 def run(said: Said) -> tuple[str, bool]:
@@ -419,6 +425,9 @@ def _request(said: Said) -> ImportRequest:
         tolerance=said["tolerance"],
         reach=said.get("reach"),
         meaning=SaidMeaning.of(said["meaning"]),
+        command=command_of(said),
+        origin=said.get("origin"),
+        about=read_about(said.get("about")),
     )
 
 

@@ -23,6 +23,7 @@ from tidegate_export.meaning import SaidMeaning
 
 Array: TypeAlias = NDArray[Any]
 
+_MOST_ABOUT = 65_536
 NONE = "none"
 ANY = ""
 """The name under which an axis stands that holds for every input."""
@@ -69,6 +70,12 @@ class ImportRequest:
     reach: int | None = None
     """Steps that no memory outside of the states reaches back more than."""
     meaning: SaidMeaning = field(default_factory=SaidMeaning)
+    command: str = ""
+    """What was typed, to be repeated."""
+    origin: str | None = None
+    """Where the file comes from."""
+    about: str | None = None
+    """Markdown for the card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +213,19 @@ def parse_constant(name: str, text: str, dtype: str, dims: tuple[int | str, ...]
     if not is_exact:
         raise ExportError(f"{option} {name}={text}: {dtype} cannot hold that")
     return array
+
+
+def read_about(path: str | None) -> str | None:
+    """Read what the card is to say of the model: who made it, under which licence."""
+    if path is None:
+        return None
+    try:
+        text = Path(path).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExportError(f"--about {path}: no readable text in UTF-8 ({error})") from error
+    if len(text) > _MOST_ABOUT:
+        raise ExportError(f"--about {path}: {len(text):,} characters, at most {_MOST_ABOUT:,} are put on a card")
+    return text
 
 
 def read_initial(path: Path | None) -> dict[str, Array]:

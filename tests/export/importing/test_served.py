@@ -127,19 +127,27 @@ def run(script: str, *arguments: object) -> str:
     return done.stdout
 
 
+def write_wav(path: Path, samples: NDArray[np.signedinteger], rate: int) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(samples.tobytes())
+
+
 def test_a_recording_is_streamed_over_grpc_and_drawn(tmp_path: Path) -> None:
     bundle, frames = vad(tmp_path, 16000), speech(16000, 40)
     samples = (frames * 32768).clip(-32768, 32767).astype("<i2")
-    with wave.open(str(tmp_path / "speech.wav"), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(16000)
-        file.writeframes(samples.tobytes())
+    write_wav(tmp_path / "speech.wav", samples, 16000)
     with serving_process(bundle.path.parents[1]) as server:
         arguments = ("--model", bundle.manifest.name, "--grpc", server.grpc, "--plot", tmp_path / "speech.png")
         told = run("vad.py", tmp_path / "speech.wav", *arguments)
+        write_wav(tmp_path / "studio.wav", samples, 48000)
+        command = [sys.executable, *map(str, (EXAMPLES / "vad.py", tmp_path / "studio.wav", *arguments))]
+        refused = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False).stderr
     wanted = by_wrapper_logic(16000, (samples / np.float32(32768)).astype(np.float32))
     assert told == f"40 frames, {100 * np.mean(wanted > 0.5):.1f} % of them speech\n"
+    assert "takes one channel of 16000 samples a second: convert it, for example with `ffmpeg" in refused
     assert (tmp_path / "speech.png").read_bytes().startswith(b"\x89PNG")
 
 

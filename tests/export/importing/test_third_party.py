@@ -35,6 +35,8 @@ def vad(root: Path, rate: int) -> Bundle:
         "constants": [f"sr={rate}"],
         "shapes": [f"input=batch,{FRAME[rate]}"],
         "contexts": [f"input={CONTEXT[rate]}"],
+        "sample_rate": float(rate),
+        "frame_length": FRAME[rate],
     }
     return imported(packaged("silero_vad.onnx"), root, name=f"vad-{rate}", **options)
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.service.engine.test_runner import bundle
 from tests.service.serving import write_bundles
+from tests.service.settings import write_bundle_with_settings
 from tidegate.api import Tensor
 from tidegate.bundle import GRAPH, Axis, Bundle, Manifest, StateSpec, TensorCodec, TensorSpec, read_bundle
 from tidegate.engine.arena import INITIAL, Arena, Budget, Plane
@@ -25,13 +26,15 @@ from tidegate.errors import BundleError
 from tidegate.proof import ABSOLUTE, excess
 from tidegate.replay import random_inputs
 
-MODELS = ("tiny-lstm", "tiny-gru", "tiny-rnn", "tiny-forecast", "tiny-stream")
+MODELS = ("tiny-lstm", "tiny-gru", "tiny-rnn", "tiny-forecast", "tiny-stream", "tuned")
 NUM_SESSIONS = 12
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundles(tmp_path_factory.mktemp("bundles"))
+    root = write_bundles(tmp_path_factory.mktemp("bundles"))
+    write_bundle_with_settings(root)
+    return root
 
 
 class Pair:
@@ -87,7 +90,7 @@ def test_a_device_gives_what_copies_on_the_host_give(
         sources = [slot if slot in begun else INITIAL for slot in targets]
         kept = [row for row in range(rows) if rng.random() < 0.7]
         inputs = random_inputs(pair.model.manifest, rows, steps, rng)
-        pair.step(sources, targets, kept, [inputs[spec.name] for spec in pair.model.manifest.inputs])
+        pair.step(sources, targets, kept, [inputs[spec.name] for spec in pair.model.manifest.sources])
         begun.update(targets[row] for row in kept)
         if begun and rng.random() < 0.3:
             slot = min(begun)
