@@ -211,9 +211,11 @@ def _reach(long: Tensor, short: Tensor, cut: Cut) -> int | None:
         by_step = by_step.flip(0)  # it is counted from the cut
     far = (by_step > 1e-3).nonzero().flatten().tolist()
     reach = int(far[-1]) + 1 if far else 0
-    if not reach or reach >= len(by_step) - 1 or float(by_step[reach - 1]) < 0.05 * float(by_step.max()):
+    if not reach or reach >= len(by_step) - 1:
         return None
-    return reach
+    # What a window reaches ends at once; what a recurrence remembers fades.
+    is_fading = by_step[3 * reach // 4 : reach].mean() < 0.1 * by_step[:reach].mean()
+    return None if is_fading else reach
 
 
 def _have_steps(runs: Sequence[Sequence[Tensor]], steps: tuple[int, ...]) -> bool:

@@ -25,6 +25,7 @@ from tidegate_export.candidate import ExportCandidate, Exported, export_candidat
 from tidegate_export.errors import ExportError
 from tidegate_export.meaning import SaidMeaning
 from tidegate_export.modules import Description, module_candidate
+from tidegate_export.prepare import unwrapped
 from tidegate_export.signature import InputShape
 from tidegate_export.trained import trained_candidate, trained_name
 from tidegate_export.weights import load_weights
@@ -105,7 +106,7 @@ def _candidate(request: ExportRequest) -> ExportCandidate:
         raise ExportError(f"{request.source} is neither a run directory nor my_module:factory")
     if request.name is None:
         raise ExportError("a module of your own needs --name")
-    module = _build(request.source)
+    module = unwrapped(_build(request.source))
     provenance: dict[str, Any] = {"factory": Path(request.source).name}
     if request.weights is None and request.weights_key is not None:
         raise ExportError("--weights-key goes with --weights")

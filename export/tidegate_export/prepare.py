@@ -29,13 +29,11 @@ def unwrapped(module: nn.Module) -> nn.Module:
     Raises:
         ExportError: It is TorchScript or quantized, whose layers cannot be reached, or it has cells of single steps.
     """
-    while True:
-        inner = getattr(module, "_orig_mod", None)
-        if inner is None and isinstance(module, nn.DataParallel | torch.optim.swa_utils.AveragedModel):
-            inner = module.module
-        if not isinstance(inner, nn.Module):
-            break
-        module = inner
+    module = _inside(module)
+    for part in list(module.modules()):
+        for name, child in list(part.named_children()):
+            if _inside(child) is not child:
+                setattr(part, name, _inside(child))
     for path, part in module.named_modules():
         _refuse_layer(path or "the module", part)
     for name, tensor in module.state_dict().items():
@@ -45,6 +43,17 @@ def unwrapped(module: nn.Module) -> nn.Module:
         if not torch.nn.parameter.is_lazy(parameter):
             parameter.requires_grad_(False)
     return module.cpu().eval()
+
+
+def _inside(module: nn.Module) -> nn.Module:
+    """Return what a module wraps that only changes how it is run."""
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and isinstance(module, nn.DataParallel | torch.optim.swa_utils.AveragedModel):
+            inner = module.module
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
 
 
 def _refuse_layer(where: str, part: nn.Module) -> None:
@@ -75,13 +84,14 @@ def in_runnable_dtype(module: nn.Module, signature: Signature) -> tuple[nn.Modul
     others = [dtype for dtype in dtypes if dtype != torch.float32]
     inputs, own = signature.examples(_ROWS, _STEPS), signature.own_states(_ROWS)
     try:
-        with unchanged(module):
+        with _restored(module):
             signature.call(module, inputs, own)
-    except ExportError:
+    except ExportError as error:
         if not others or any(not x.is_floating_point() for x in inputs):
+            _refuse_one_row(module, signature, str(error))
             raise
         module = module.float()
-        with unchanged(module):
+        with _restored(module):
             signature.call(module, inputs, own)
         return module, tuple(f"{_name(dtype)} weights compute in float32" for dtype in others)
     layers = {tensor.dtype for part in module.modules() if isinstance(part, nn.RNNBase) for tensor in part.parameters()}
@@ -89,7 +99,7 @@ def in_runnable_dtype(module: nn.Module, signature: Signature) -> tuple[nn.Modul
         if dtype == torch.float16 or (dtype == torch.float64 and dtype not in layers):
             continue
         try:
-            with unchanged(module.float()):
+            with _restored(module.float()):
                 signature.call(module, inputs, own)
         except ExportError as error:
             raise ExportError(
@@ -100,16 +110,27 @@ def in_runnable_dtype(module: nn.Module, signature: Signature) -> tuple[nn.Modul
     return module, ()
 
 
-def refuse_unpredictable(module: nn.Module, signature: Signature) -> None:
+def _refuse_one_row(module: nn.Module, signature: Signature, message: str) -> None:
+    """Say of a module that fails on two rows whether it takes one: its first state, or one that it keeps, has one."""
+    try:
+        with _restored(module):
+            signature.call(module, signature.examples(1, _STEPS), signature.own_states(1))
+    except ExportError:
+        return
+    refuse_unpredictable(module, signature, rows=1)
+    raise ExportError(f"the module takes one row only, and must take any number: {message}")
+
+
+def refuse_unpredictable(module: nn.Module, signature: Signature, rows: int = _ROWS) -> None:
     """Refuse a module of which two runs on one input differ: it draws random numbers, or keeps a state to itself.
 
     Raises:
         ExportError: With the place in forward, or the attribute.
     """
-    inputs = signature.examples(_ROWS, _STEPS)
+    inputs = signature.examples(rows, _STEPS)
 
     def run() -> list[Tensor]:
-        return [leaf.clone() for leaf in flatten(signature.call(module, inputs, signature.own_states(_ROWS)))]
+        return [leaf.clone() for leaf in flatten(signature.call(module, inputs, signature.own_states(rows)))]
 
     with _restored(module), _RandomCalls() as calls:
         first = run()

@@ -201,6 +201,10 @@ _HINTS = (
         "its first state is made for another number of rows: make it for x.size(0) rows (x.size(1), time first)",
     ),
     (r"argument #1 'indices'|tensors used as indices", "it takes ids: say --input tokens"),
+    (
+        r"must be Tensor, not tuple",
+        "a recurrent layer returns (outputs, state), which nn.Sequential hands on whole: take the first in a forward",
+    ),
     (r"numpy\(\) on tensor that requires grad", "use .detach()"),
 )
 

@@ -88,7 +88,11 @@ def load_weights(module: nn.Module, path: Path, key: str | None = None) -> Loade
     if reason := _misfit(place, module, needed):
         raise ExportError(f"{path} does not fit the module: {reason}")
     _refuse_other_values(place, module, path)
-    module.load_state_dict(dict(place.tensors), strict=False)
+    names = {_plain(name): name for name in module.state_dict()}
+    tensors = {names.get(name, name): tensor for name, tensor in place.tensors.items()}
+    unexpected = module.load_state_dict(tensors, strict=False).unexpected_keys
+    if unexpected:  # what is loaded under another name than it was found would be lost
+        raise ExportError(f"{path} does not fit the module: {_count(unexpected)} cannot be loaded")
     others = [other for other in fitting if other.address != place.address]
     return LoadedWeights(sha256, tuple(_notes(place, others, needed)))
 

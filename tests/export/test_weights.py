@@ -164,6 +164,15 @@ def test_weight_norm_of_old_torch_is_read_into_the_new(tmp_path: Path) -> None:
     assert torch.allclose(module.weight, weight)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_layer_that_the_module_itself_compiles_gets_its_weights(tmp_path: Path) -> None:
+    module = Classifier()
+    module.gru = torch.compile(module.gru)  # type: ignore[assignment]
+    torch.save(trained(), tmp_path / "w.pt")
+    load_weights(module, tmp_path / "w.pt")
+    assert torch.equal(module.state_dict()["gru._orig_mod.weight_ih_l0"], trained()["gru.weight_ih_l0"])
+
+
 def without(*names: str) -> Weights:
     return {name: tensor for name, tensor in trained().items() if name not in names}
 
