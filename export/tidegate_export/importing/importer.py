@@ -192,7 +192,8 @@ def _is_about_streaming(error: ExportError | BundleError) -> bool:
         "elements where",
         "differs from",
     )
-    return any(word in str(error) for word in words)
+    # What the user can state is for the user to say.
+    return any(word in str(error) for word in words) and "--reach" not in str(error)
 
 
 def _proved(
@@ -215,6 +216,8 @@ def _proved(
     proof = _proof(wrapped.graph, manifest, rounding, request)
     if original is None:
         parity = check_parity(as_it_is, wrapped.graph, manifest, proof.tolerance)
+        if _runs_whole(as_it_is) and not rounding.is_by_run:
+            check_whole(as_it_is.model, as_it_is, wrapped.graph, manifest, proof.tolerance, rounding.slack)
     else:
         whole = with_settings_free(original.model, as_it_is.settings)
         parity = check_whole(whole, as_it_is, wrapped.graph, manifest, proof.tolerance, rounding.slack)
@@ -224,6 +227,11 @@ def _proved(
     manifest = manifest.model_copy(update={"proof": proof, "provenance": provenance})
     path = request.out / manifest.name / manifest.version
     return Imported(path, manifest, as_it_is, found, parity, decided), {GRAPH: wrapped.graph}
+
+
+def _runs_whole(found: Found) -> bool:
+    """Whether the bundle runs step by step what the file may run whole: an input without time comes beside others."""
+    return found.is_frame and len({TIME in spec.axes for spec in found.data}) == 2
 
 
 def _explored(graph: _Graph, lifted: Lifted | None, rounding: Rounding, request: ImportRequest) -> Found:

@@ -63,3 +63,17 @@ def test_a_reach_that_cannot_be_told_is_taken_from_the_user_and_kept(tmp_path: P
     assert (bundle.manifest.proof.reach, bundle.manifest.proof.reach_from) == (70, "stated")
     again = check_bundle(bundle.path)
     assert (again.reach, again.reach_from) == (70, "stated")
+
+
+def spoken(limit: int) -> Net:
+    """Return an LSTM over x [time, batch, 4] and a speaker's vector [batch, 3], zero from step `limit` of each run."""
+    net = limited(limit)
+    (output,) = (item for item in net.outputs if item.name == "z")
+    net.outputs.remove(output)
+    speaker = net.input("speaker", "batch", 3)
+    net.output(net.add("Mul", "z", speaker), "spoken", "time", "batch", 3)
+    return net
+
+
+def test_steps_run_one_by_one_for_an_input_beside_them_are_compared_with_the_whole_run(tmp_path: Path) -> None:
+    assert "cannot stream" in refusal(spoken(300), tmp_path)
