@@ -133,6 +133,9 @@ def compare(case: Case, bundle: Bundle) -> str | None:
     oracle = Oracle(case)
     steps = case.num_steps
     rows = [oracle.sequence(seed, steps if seed == 0 else 40) for seed in range(3)]
+    for name in {spec.name for spec in manifest.inputs} & set(case.constants):
+        for seed, row in enumerate(rows):
+            row.inputs[name] = np.full((steps if seed == 0 else 40, 1), float(case.constants[name]))
     told = asyncio.run(streamed(bundle, rows, case.seed))
     for number, (row, outputs) in enumerate(zip(rows, told, strict=True)):
         for name, wanted in row.outputs.items():
@@ -143,12 +146,15 @@ def compare(case: Case, bundle: Bundle) -> str | None:
 
 def _roles(case: Case, manifest: Manifest) -> str | None:
     found, wanted = {spec.name for spec in manifest.inputs}, {item.name for item in case.data}
-    if found != wanted:
+    # A setting may become an input that comes with every step.
+    if found - set(case.constants) != wanted:
         return f"data is {sorted(wanted)}, the bundle takes {sorted(found)}"
     if missing := set(case.outputs) - {spec.name for spec in manifest.outputs}:
         return f"no output {sorted(missing)}"
     by_name = {item.name: item for item in case.data}
     for spec in manifest.inputs:
+        if spec.name in case.constants:
+            continue
         sizes = [axis for axis in spec.axes if isinstance(axis, int)]
         if np.prod(sizes) != np.prod(by_name[spec.name].step_shape) or TIME not in spec.axes:
             return f"{spec.name} has the axes {list(spec.axes)}, right is {list(by_name[spec.name].axes)}"
