@@ -6,6 +6,7 @@ Everything of ours that needs onnxruntime takes it from here; a test holds that.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as state
@@ -13,7 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from tidegate.bundle import BATCH, TIME, Axis, Manifest
 from tidegate.errors import BundleError
 
-__all__ = ["CPU", "FAILURES", "REFUSAL", "check_edges", "load_session", "onnxruntime"]
+__all__ = ["CPU", "FAILURES", "REFUSAL", "check_edges", "is_known", "load_session", "newest_opset", "onnxruntime"]
 
 # Telemetry is off by the environment (`tidegate/__init__.py`), which releases without this call read too.
 onnxruntime.disable_telemetry_events()
@@ -80,6 +81,22 @@ def load_session(
     # took 400 MB more.
     session._model_bytes = None  # noqa: SLF001 - there is no public way
     return session
+
+
+@cache
+def _operators() -> frozenset[tuple[str, str, int]]:
+    """Return every operator that onnxruntime has: domain, name and the opset that it came with."""
+    return frozenset((item.domain, item.name, item.since_version) for item in state.get_all_operator_schema())
+
+
+def newest_opset() -> int:
+    """Return the newest opset of ONNX of which onnxruntime has an operator."""
+    return max(since for domain, _, since in _operators() if not domain)
+
+
+def is_known(domain: str, operator: str) -> bool:
+    """Whether onnxruntime has an operator of this domain and name."""
+    return any((domain, operator) == known[:2] for known in _operators())
 
 
 def check_edges(session: onnxruntime.InferenceSession, manifest: Manifest) -> None:

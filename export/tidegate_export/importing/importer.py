@@ -46,7 +46,8 @@ from tidegate_export.importing.evidence import Evidence
 from tidegate_export.importing.explore import Explorer
 from tidegate_export.importing.flow import Flow, trace
 from tidegate_export.importing.foreign import Array, Declared, Foreign, declared
-from tidegate_export.importing.lift import Lifted, survey
+from tidegate_export.importing.layout import put_time_first
+from tidegate_export.importing.lift import Lifted, free_steps, survey
 from tidegate_export.importing.parity import ImportParity, check_parity
 from tidegate_export.importing.plan import Found
 from tidegate_export.importing.recipe import command_of
@@ -117,6 +118,7 @@ def import_model(request: ImportRequest) -> Imported:
         BundleError: It does not stream, or the version exists with other content.
     """
     source = read_source(request.file)
+    put_time_first(source.model)
     rounding = Rounding.of(source.model)
     graph, request = _prepared(source, request)
     imported, files = _first_that_holds(graph, source, rounding, request)
@@ -166,20 +168,40 @@ def _first_that_holds(
     has_time = request.time_axes.get(ANY, 0) is not None  # where one run is one step, nothing goes on from run to run
     seen = survey(graph.model, graph.inputs, is_within_frame=request.is_within_frame) if has_time else None
     refuse_at_sight(graph.model if seen is None else seen.model)
-    ways: list[Lifted | None] = [lifted for lifted in seen.lifts if lifted.states] if seen is not None else []
+    ways = [] if seen is None else [_Way(lifted) for lifted in seen.lifts if lifted.states]
+    if seen is not None and not any(way.has_layers for way in ways):
+        for freed in free_steps(seen, graph.inputs):
+            again = survey(freed.model, freed.inputs, is_within_frame=request.is_within_frame)
+            freer = [_Way(lifted, freed.size) for lifted in again.lifts if lifted.has_layers]
+            if freer:
+                ways, seen = ways + freer, again
+                break
+    if not any(way.has_layers and way.size is None for way in ways):
+        ways.append(_Way())
     failures: list[ExportError | BundleError] = []
-    if not any(lifted is not None and lifted.has_layers for lifted in ways):
-        ways.append(None)
-    for lifted in ways:
+    for way in ways:
         try:
-            as_it_is = _explored(graph, lifted, rounding, request)
+            as_it_is = _explored(graph, way, rounding, request)
             found = with_settings_by_row(_with_settings(_relaxed(as_it_is, rounding, request), graph))
             as_it_is = _with_settings(as_it_is, graph)
-            return _proved(as_it_is, found, graph if lifted else None, source, rounding, request)
+            return _proved(as_it_is, found, way, graph, source, rounding, request)
         except (ExportError, BundleError) as error:
             failures.append(error)
     why = why_it_cannot_stream(seen) if seen is not None and _is_about_streaming(failures[0]) else None
     raise ExportError(why) if why else failures[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """What is tried with a graph: states lifted out of it, or nothing."""
+
+    lifted: Lifted | None = None
+    size: int | None = None
+    """The number of steps that the file takes, where it fixes it."""
+
+    @property
+    def has_layers(self) -> bool:
+        return self.lifted is not None and self.lifted.has_layers
 
 
 def _is_about_streaming(error: ExportError | BundleError) -> bool:
@@ -199,12 +221,13 @@ def _is_about_streaming(error: ExportError | BundleError) -> bool:
 def _proved(
     as_it_is: Found,
     found: Found,
-    original: _Graph | None,
+    way: _Way,
+    graph: _Graph,
     source: ImportSource,
     rounding: Rounding,
     request: ImportRequest,
 ) -> tuple[Imported, dict[str, bytes]]:
-    """Prove and compare; `original` is the graph that states were lifted out of, if any were."""
+    """Prove, and compare with the file: run step by step by hand, or whole where states were lifted out of it."""
     wrapped = wrap(found, source.opset)
     manifest = _manifest(wrapped, found, request)
     if manifest.is_batchable:
@@ -214,13 +237,13 @@ def _proved(
         ) and have_rows_their_own(GraphRunner(wrapped.graph, manifest))
         manifest = manifest.model_copy(update={"batch_invariant": is_invariant})
     proof = _proof(wrapped.graph, manifest, rounding, request)
-    if original is None:
+    if way.lifted is None:
         parity = check_parity(as_it_is, wrapped.graph, manifest, proof.tolerance)
         if _runs_whole(as_it_is) and not rounding.is_by_run:
             check_whole(as_it_is.model, as_it_is, wrapped.graph, manifest, proof.tolerance, rounding.slack)
     else:
-        whole = with_settings_free(original.model, as_it_is.settings)
-        parity = check_whole(whole, as_it_is, wrapped.graph, manifest, proof.tolerance, rounding.slack)
+        whole = with_settings_free(graph.model, as_it_is.settings)
+        parity = check_whole(whole, as_it_is, wrapped.graph, manifest, proof.tolerance, rounding.slack, way.size)
     inputs = {item.name: item for item in declared(source.model.graph.input)}
     decided = decisions(manifest, found, inputs, request)
     provenance = _provenance(source, found, request, parity, decided)
@@ -234,8 +257,9 @@ def _runs_whole(found: Found) -> bool:
     return found.is_frame and len({TIME in spec.axes for spec in found.data}) == 2
 
 
-def _explored(graph: _Graph, lifted: Lifted | None, rounding: Rounding, request: ImportRequest) -> Found:
+def _explored(graph: _Graph, way: _Way, rounding: Rounding, request: ImportRequest) -> Found:
     model, inputs, roles, initial = graph.model, graph.inputs, graph.roles, graph.initial
+    lifted = way.lifted
     if lifted is not None:
         model, inputs = lifted.model, lifted.inputs
         sequences = {item.name for item in lifted.data if TIME in (item.dims or ())}
@@ -258,6 +282,11 @@ def _explored(graph: _Graph, lifted: Lifted | None, rounding: Rounding, request:
     found = with_branches_taken(with_first_contexts(explorer.explore(), graph.first_contexts, request.initial))
     if lifted is not None:
         found = replace(found, reasons={**found.reasons, **lifted.reasons})
+    if way.size is not None:
+        note = (
+            f"the file takes {way.size} steps at once, each time from its first state; here a sequence has any length"
+        )
+        found = replace(found, notes=(*found.notes, note))
     if found.is_frame and not request.is_within_frame:
         _refuse_forgetful(found, trace(found.model))
     if rounding.is_by_run and not found.is_frame:

@@ -21,7 +21,7 @@ from onnx import NodeProto, helper, numpy_helper
 from tidegate.bundle import BATCH, TIME
 from tidegate_export.errors import ExportError
 from tidegate_export.importing.branches import take_branches
-from tidegate_export.importing.edit import copied
+from tidegate_export.importing.edit import copied, with_free_axes
 from tidegate_export.importing.evidence import time_likelihood
 from tidegate_export.importing.extents import Extent, Trials, extents, find_trials, observe
 from tidegate_export.importing.flow import trace
@@ -104,6 +104,49 @@ class Survey:
     """What can be tried, the likeliest first."""
     backward: tuple[str, ...] = ()
     """What reads a free axis from its end, each named."""
+    fixed: tuple[int, ...] = ()
+    """Numbers of steps that forward layers take, where the file fixes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """A graph of which the file fixes the number of steps, with that axis free."""
+
+    model: onnx.ModelProto
+    inputs: tuple[Declared, ...]
+    size: int
+
+
+def free_steps(seen: Survey, inputs: Sequence[Declared]) -> Iterator[Freed]:
+    """Yield the graph with an axis free that a layer runs along, if all inputs have an axis of that size.
+
+    Whether the graph then takes other numbers of steps is for the caller to find out.
+    """
+    for size in seen.fixed:
+        axes = {item.name: (item.dims or ()).index(size) for item in inputs if (item.dims or ()).count(size) == 1}
+        if len(axes) < len(inputs):
+            continue
+        freed = with_free_axes(seen.model, axes, "steps")
+        _open_reshapes(freed.graph, size)
+        told = tuple(replace(item, dims=_replaced(item.dims or (), axes[item.name], TIME)) for item in inputs)
+        yield Freed(freed, told, size)
+
+
+def _open_reshapes(graph: onnx.GraphProto, size: int) -> None:
+    known = constants(graph)
+    for index, node in enumerate(graph.node):
+        if node.op_type != "Reshape" or node.input[1] not in known:
+            continue
+        shape = numpy_helper.to_array(known[node.input[1]]).tolist()
+        if shape.count(size) == 1 and -1 not in shape:
+            name = f"{node.input[1]}/steps{index}"
+            opened = np.array([-1 if each == size else each for each in shape], np.int64)
+            graph.initializer.append(numpy_helper.from_array(opened, name))
+            node.input[1] = name
+
+
+def _replaced(dims: Dims, at: int, dim: int | str) -> Dims:
+    return (*dims[:at], dim, *dims[at + 1 :])
 
 
 def survey(model: onnx.ModelProto, inputs: Sequence[Declared], *, is_within_frame: bool = False) -> Survey:
@@ -129,7 +172,13 @@ def survey(model: onnx.ModelProto, inputs: Sequence[Declared], *, is_within_fram
     found = [_lift(view, places, symbol, inputs) for symbol in trials.symbols]
     order = {symbol: place for place, symbol in enumerate(trials.symbols)}
     lifts = sorted(found, key=lambda item: (len(item.states), time_likelihood(item.symbol), order[item.symbol]))
-    return Survey(taken, trials, tuple(reversed(lifts)), backward)
+    return Survey(taken, trials, tuple(reversed(lifts)), backward, _fixed(view, places))
+
+
+def _fixed(view: _View, places: Sequence[_Place]) -> tuple[int, ...]:
+    layers = [place for place in places if place.lift is _lift_slots and not place.is_backward]
+    found = [extent.size for place in layers if (extent := view.axis(place)) is not None and extent.is_fixed]
+    return tuple(dict.fromkeys(size for size in found if size > 1))
 
 
 def fed_lengths(model: onnx.ModelProto) -> set[str]:
@@ -457,12 +506,15 @@ def _by_run(view: _View, symbol: str) -> Iterator[str]:
             yield f"{called(node)} decides by {by} of a whole run"
         elif node.op_type == "Loop" and any(name in view.reached for name in node.input[:2]):
             yield f"{called(node)} turns as often as the values of a whole run say"
+        elif node.op_type in _SCALED_BY_RUN:
+            yield f"{called(node)} takes its int8 scales over a whole run: export in fp32 or with fixed scales"
         elif node.op_type in _COUNTS and not view.reached & set(node.output):
             arrays, seen = view.values(node.output[0]), view.extents(node.output[0])
             if any(extent.is_along(symbol) and _is_uneven(arrays[0], axis) for axis, extent in enumerate(seen)):
                 yield f"{called(node)} counts steps from the beginning of each run"
 
 
+_SCALED_BY_RUN = ("DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul")
 _COUNTS = ("Range", "Slice", "Gather", "CumSum")
 
 

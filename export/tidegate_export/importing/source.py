@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass, TopologicalSortPass
 
+from tidegate.ort import is_known, newest_opset, onnxruntime
 from tidegate_export.errors import ExportError
 
 MOST_BYTES = 2_000_000_000
@@ -70,6 +71,7 @@ def read_source(path: Path) -> ImportSource:
         _say_defaults(model)
         model = onnx.inliner.inline_local_functions(model)
     model = _in_order(model)
+    _check_opset(model)
     for node in nodes(model.graph):
         _check_operator(node, model)
     return ImportSource(model, path.name, hashlib.sha256(data).hexdigest())
@@ -319,12 +321,34 @@ def _check_operator(node: NodeProto, model: onnx.ModelProto) -> None:
         )
     opset = next((item.version for item in model.opset_import if item.domain in {"", "ai.onnx"}), 0)
     if not domain and not _is_standard(node.op_type, opset):
+        since = _first_opset(node.op_type)
+        if since is not None:
+            raise ExportError(
+                f"{called(node)} came with opset {since}, and the file says opset {opset}: export the model with opset "
+                f"{since} or later"
+            )
         raise ExportError(f"{called(node)} is no operator of ONNX (opset {opset}): export the model with standard ones")
-    if node.op_type in RECURRENT and attribute(node, "layout") == 1:
+    if domain and not is_known(domain, node.op_type):
         raise ExportError(
-            f"{called(node)} has layout=1, which onnxruntime's CPU kernels refuse: export with layout=0 "
-            "(time first), and transpose before and after"
+            f"{called(node)} is no operator of {domain!r} that onnxruntime {onnxruntime.__version__} has: export the "
+            "model with standard operators"
         )
+
+
+def _first_opset(operator: str) -> int | None:
+    """Return the opset that an operator came with, None where there is no such operator."""
+    newest = onnx.defs.onnx_opset_version()
+    return next((opset for opset in range(1, newest + 1) if _is_standard(operator, opset)), None)
+
+
+def _check_opset(model: onnx.ModelProto) -> None:
+    newest = newest_opset()
+    for item in model.opset_import:
+        if item.domain in {"", "ai.onnx"} and item.version > newest:
+            raise ExportError(
+                f"the file is of opset {item.version}, onnxruntime {onnxruntime.__version__} knows up to {newest}: "
+                f"export the model with opset {newest} or earlier, or install a newer onnxruntime"
+            )
 
 
 def _is_standard(operator: str, opset: int) -> bool:

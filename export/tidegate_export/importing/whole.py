@@ -9,7 +9,7 @@ one chunk, in pieces, and step by step.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -32,7 +32,13 @@ _MARGIN, _MOST = 9, 4096
 
 
 def check_whole(
-    original: onnx.ModelProto, found: Found, graph: bytes, manifest: Manifest, tolerance: float, slack: float
+    original: onnx.ModelProto,
+    found: Found,
+    graph: bytes,
+    manifest: Manifest,
+    tolerance: float,
+    slack: float,
+    size: int | None = None,
 ) -> ImportParity:
     """Compare whole runs of the file with the bundle's, of several lengths, of one row and of more.
 
@@ -43,6 +49,7 @@ def check_whole(
         manifest: Its manifest.
         tolerance: What may differ.
         slack: The same as a share of an output's variation, where the graph rounds.
+        size: The only number of steps that the file takes, if it fixes it.
 
     Raises:
         ExportError: They differ, or the file runs on no sequence.
@@ -50,12 +57,15 @@ def check_whole(
     whole, runner = _Whole(original, found), GraphRunner(graph, manifest)
     worst, largest, cases, most = -ABSOLUTE, 0.0, 0, tolerance
     is_lifted = any(state.input not in whole.names for state in found.states)
-    for seed, (rows, steps) in enumerate(_sizes(found, manifest, _far(original, found, whole.names))):
+    sizes, far = (_LENGTHS, _far(original, found, whole.names)) if size is None else ((size,), 0)
+    for seed, (rows, steps) in enumerate(_sizes(found, manifest, sizes, far)):
         inputs = whole.fixed_sides(random_inputs(manifest, rows, steps, np.random.default_rng(seed)), manifest)
         try:
             wanted = whole.run(inputs, manifest, rows, steps)
         except ExportError:
             continue  # so few steps, or so many rows, are not for it
+        if any(wanted[spec.name].shape[1] != steps for spec in manifest.outputs if spec.time_axis is not None):
+            continue  # neither, if it does not give one row a step
         for lengths in _cuts(steps):
             result = runner.walk(inputs, lengths)
             got = {spec.name: _flat(result.outputs[spec.name], spec.axes) for spec in manifest.outputs}
@@ -107,12 +117,12 @@ def _roundings(runner: GraphRunner, inputs: Arrays, lengths: list[int], result: 
     return rounding(runner, inputs, lengths, result, np.random.default_rng(0))
 
 
-def _sizes(found: Found, manifest: Manifest, far: int) -> Iterator[tuple[int, int]]:
-    yield from ((1, steps) for steps in _LENGTHS)
-    if far > max(_LENGTHS):
+def _sizes(found: Found, manifest: Manifest, lengths: Sequence[int], far: int) -> Iterator[tuple[int, int]]:
+    yield from ((1, steps) for steps in lengths)
+    if far > max(lengths):
         yield 1, far
     if found.has_batch and manifest.is_batchable and manifest.batch_invariant:
-        yield from ((_ROWS, steps) for steps in _LENGTHS[:2])
+        yield from ((_ROWS, steps) for steps in lengths[:2])
 
 
 def _cuts(steps: int) -> Iterator[list[int]]:
