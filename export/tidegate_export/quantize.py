@@ -110,12 +110,17 @@ def _proof(graph: bytes, manifest: Manifest) -> Proof:
     """
     worst = max(_worst(graph, manifest, seed) for seed in _SEEDS)
     tolerance = ABSOLUTE if worst <= ABSOLUTE else min(_round_up(2 * worst), MOST_TOLERANCE)
-    return prove(graph, manifest, tolerance=tolerance)
+    return prove(graph, manifest, tolerance=tolerance, reach=_stated(manifest))
+
+
+def _stated(manifest: Manifest) -> int | None:
+    """Return the reach that the user stated for the source, whose proof the manifest still has."""
+    return None if manifest.proof is None else manifest.proof.stated_reach
 
 
 def _worst(graph: bytes, manifest: Manifest, seed: int) -> float:
     try:
-        return prove(graph, manifest, seed=seed, tolerance=MOST_TOLERANCE).max_error
+        return prove(graph, manifest, seed=seed, tolerance=MOST_TOLERANCE, reach=_stated(manifest)).max_error
     except BundleError as error:
         raise ExportError(
             f"rounding makes too much depend on how a sequence is cut ({error.message}): --method static or weight-only"

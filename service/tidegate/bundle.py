@@ -268,6 +268,11 @@ class Proof(Part):
     )
 
     @property
+    def stated_reach(self) -> int | None:
+        """The reach that the user stated, if it was not read off the graph."""
+        return self.reach if self.reach_from == "stated" else None
+
+    @property
     def described_reach(self) -> str:
         """How far the proof reaches, in words."""
         if self.reach is None:

@@ -155,8 +155,7 @@ def check_bundle(path: Path) -> Proof:
     read_scores(bundle)
     recorded = bundle.manifest.proof
     assert recorded is not None  # read_bundle refuses a bundle without one
-    stated = recorded.reach if recorded.reach_from == "stated" else None
-    return prove(bundle.graph, bundle.manifest, tolerance=recorded.tolerance, reach=stated, codec=codec)
+    return prove(bundle.graph, bundle.manifest, tolerance=recorded.tolerance, reach=recorded.stated_reach, codec=codec)
 
 
 def check_path(path: str) -> Json:
