@@ -91,6 +91,12 @@ class RecurrentShim(nn.Module):
             y, final = self._run(x, states)
         return y, final if self.cell == "lstm" else final[0]
 
+    @property  # type: ignore[misc] # nobody assigns it
+    def __class__(self) -> type[Any]:
+        """Pass for the layer: its module may ask `isinstance(layer, nn.LSTM)`."""
+        inner = vars(self).get("_modules", {}).get("inner")
+        return RecurrentShim if inner is None else type(inner)
+
     def __getattr__(self, name: str) -> Any:
         """Answer for the layer: its module may ask for `hidden_size` and the like."""
         try:

@@ -266,13 +266,10 @@ def _vocabularies(runner: GraphRunner, found: Reach) -> Mapping[str, int]:
     """Return how many ids the inputs take; none where the graph refuses some of those that its tables have."""
     if not found.vocabularies:
         return {}
-    highest = {
-        spec.name: np.full_like(array, found.vocabularies.get(spec.name, 1) - 1)
-        for spec in runner.manifest.inputs
-        for array in [random_inputs(runner.manifest, 1, 2, np.random.default_rng(0))[spec.name]]
-    }
+    plain = random_inputs(runner.manifest, 1, 2, np.random.default_rng(0))
+    highest = {name: np.full_like(plain[name], number - 1) for name, number in found.vocabularies.items()}
     try:
-        runner.walk(highest, [2])
+        runner.walk(plain | highest, [2])
     except BundleError as error:
         if error.reason != REFUSED:
             raise
