@@ -117,7 +117,8 @@ class Keeping(nn.Module):
                 before = F.pad(x, (0, 0, 1, 0))[:, :steps]
                 return torch.where(x.abs() > self.number, before, x)
             case "bidirectional":
-                return self.layer(x)[0][..., : self.width] + self.layer(x)[0][..., self.width :]
+                forward, backward = self.layer(x)[0].chunk(2, -1)
+                return forward + backward
             case "flipped":
                 return self.layer(x.flip(1))[0].flip(1)
             case "noise":
@@ -151,7 +152,7 @@ NUMBERS: dict[str, tuple[int, ...]] = {
 }
 _MEMORY = r"memory|remembers|not among the states|reach|steps back"
 _AHEAD = r"ahead|later steps|backward|bidirectional|end of the sequence|all steps|reversed|turn"
-_LENGTH = r"length|number of steps|how many steps|position|chunk"
+_LENGTH = r"length|number of steps|sizes of a whole run|counts steps|how many steps|position|chunk"
 REASONS = {
     "lag": _MEMORY, "ahead": _AHEAD, "convolution": _MEMORY, "mean": _AHEAD, "largest": f"{_AHEAD}|{_MEMORY}",
     "cumulative": _MEMORY, "positions": f"{_MEMORY}|{_LENGTH}", "limit": f"{_MEMORY}|{_LENGTH}",

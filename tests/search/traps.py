@@ -15,7 +15,7 @@ Block = Callable[[Builder, Value], Value]
 
 _MEMORY = r"memory|remembers|not among the states|in no state|reach|steps back|earlier steps|begins anew|state"
 _AHEAD = r"ahead|later steps|backward|bidirectional|end of the sequence|turns the sequence|whole sequence|all steps"
-_LENGTH = r"length|chunk|cut|position|number of steps|how many steps|reach|memory|steps"
+_LENGTH = r"length|chunk|cut|position|number of steps|how many steps|sizes of a whole run|reach|memory|steps"
 _RATE = r"not one a step|subsampl|rate|one a step|every \d|steps? (?:give|become)|fewer|number of steps"
 _CHANCE = r"random|deterministic|differ|chance|noise|RandomNormal|Dropout"
 _LARGE = 2**31 - 1
