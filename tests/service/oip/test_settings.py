@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import httpx
 import numpy as np
 import pytest
 
 from tests.service.oip.ways import Refusal, Tensor, Way
+from tests.service.serving import change_bundle
 from tests.service.settings import by_hand, write_bundle_with_settings
+from tidegate.bundle import Meaning
+from tidegate.oip import service_pb2, service_pb2_grpc
+
+if TYPE_CHECKING:
+    Stub = service_pb2_grpc.GRPCInferenceServiceAsyncStub
+
 
 X = np.array([[[9, -9], [1, 1]], [[2, 2], [3, 3]]], np.float32)
 
 
 @pytest.fixture
 def bundles(tmp_path: Path) -> Path:
-    write_bundle_with_settings(tmp_path / "bundles")
+    path = write_bundle_with_settings(tmp_path / "bundles")
+    meanings = {"limit": Meaning(unit="dB"), "y": Meaning(description="the speech")}
+    change_bundle(path, "2", sample_rate=16000.0, frame_length=2, meanings=meanings)
     return tmp_path / "bundles"
+
+
+async def test_the_configuration_says_what_the_bundle_says(http: httpx.AsyncClient, stub: Stub) -> None:
+    told = (await http.get("/v2/models/tuned/config")).json()
+    said = {"sample_rate": "16000", "frame_length": "2", "unit.limit": "dB", "description.y": "the speech"}
+    assert told["parameters"] == {key: {"string_value": text} for key, text in said.items()}
+    config = (await stub.ModelConfig(service_pb2.ModelConfigRequest(name="tuned"))).config
+    assert {key: each.string_value for key, each in config.parameters.items()} == said
+    assert [each.name for each in config.input if each.optional] == ["limit", "speaker", "language"]
+    first = (await http.get("/v2/models/tuned/versions/1/config")).json()
+    assert "parameters" not in first
 
 
 async def test_a_request_gives_each_row_its_own_or_all_rows_one(way: Way) -> None:

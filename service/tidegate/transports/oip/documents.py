@@ -6,9 +6,12 @@ and lengths are nowhere in it: a client that saw them would send them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from tidegate import __version__
+from tidegate.bundle import Manifest
 from tidegate.transports.oip.signature import Port, SettingPort, Signature
 
 Json = dict[str, Any]
@@ -40,10 +43,27 @@ def model_metadata(name: str, versions: list[str], signature: Signature) -> Json
     }
 
 
+def parameters(manifest: Manifest) -> dict[str, str]:
+    """What a bundle says for people, as the configuration's parameters: ``sample_rate``, ``unit.NAME`` and so on."""
+    said = {"sample_rate": manifest.sample_rate, "frame_length": manifest.frame_length}
+    found = {name: f"{value:g}" for name, value in said.items() if value is not None}
+    for name, meaning in manifest.meanings.items():
+        found |= {f"{field}.{name}": text for field, text in meaning.model_dump(exclude_none=True).items()}
+    return found
+
+
 def model_config(
-    name: str, version: str, signature: Signature, idle_seconds: float | None, *, has_sequences: bool
+    name: str,
+    version: str,
+    signature: Signature,
+    idle_seconds: float | None,
+    *,
+    has_sequences: bool,
+    said: Mapping[str, str] = MappingProxyType({}),
 ) -> Json:
-    """The configuration. A sequence has no fixed place in a batch, which Triton calls the oldest-first strategy."""
+    """The configuration; ``said`` are its parameters. A sequence has no fixed place in a batch, which Triton calls the
+    oldest-first strategy.
+    """
     batched = signature.max_batch > 0
     config: Json = {
         "name": name,
@@ -60,6 +80,8 @@ def model_config(
         "model_transaction_policy": {"decoupled": False},
         "response_cache": {"enable": False},
     }
+    if said:
+        config["parameters"] = {key: {"string_value": text} for key, text in said.items()}
     if has_sequences:
         idle = 0 if idle_seconds is None else round(idle_seconds * 1e6)
         oldest = {"max_candidate_sequences": 2**31 - 1, "preserve_ordering": True}

@@ -275,7 +275,13 @@ class Inference:
         """How a model is served; NotFoundError."""
         served = self._core.get_served(name, version)
         settings, signature = self._settings_of(name), self._model(served).signature
-        return documents.model_config(*served.key, signature, settings.idle_seconds, has_sequences=settings.sequences)
+        return documents.model_config(
+            *served.key,
+            signature,
+            settings.idle_seconds,
+            has_sequences=settings.sequences,
+            said=documents.parameters(served.manifest),
+        )
 
     async def model_statistics(self, name: str = "", version: str = "") -> Json:
         """Counts of one version, of all of one model, or of all models; NotFoundError."""
