@@ -66,6 +66,8 @@ class Entry:
     expected: str
     """`imported`, or words of the reason why not."""
     label: str
+    beside: tuple[str, ...] = ()
+    """Files of the archive that the model names: its external data."""
 
     @property
     def key(self) -> str:
@@ -96,6 +98,7 @@ def read_entries(path: Path) -> list[Entry]:
             tuple(file.get("flags", ())),
             file.get("expected", "imported"),
             file.get("label", re.split(r"[/!]", file["path"])[-1]),
+            tuple(file.get("beside", ())),
         )
         for package in tomllib.loads(path.read_text())["package"]
         for file in package["file"]
@@ -231,23 +234,25 @@ class ByHand:
     def _constants(self) -> dict[str, Array]:
         kinds = {item.name: item for item in self.session.get_inputs()}
         found = {}
-        for name, text in self._named("--constant").items():
+        for name, text in {**self._named("--constant"), **self._named("--setting")}.items():
             shape = [dim if isinstance(dim, int) else 1 for dim in kinds[name].shape]
             found[name] = np.broadcast_to(np.asarray(json.loads(text.lower())), shape).astype(_dtype(kinds[name].type))
         return found
 
+    def _first_states(self) -> dict[str, Array]:
+        items = {item.name: item for item in self.session.get_inputs()}
+        states = {}
+        for state in self.bundle.manifest.states:
+            if state.input in items:
+                shape = [axis if isinstance(axis, int) else 1 for axis in state.axes]
+                value = np.full(shape, state.initial, state.dtype)
+                states[state.input] = value.reshape(_ones(items[state.input].shape, value.size))
+        return states
+
     def _steps(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """Return [steps, …] of every output, one run of the file after the other."""
-        manifest, constants = self.bundle.manifest, self._constants()
+        manifest, constants, states = self.bundle.manifest, self._constants(), self._first_states()
         items = {item.name: item for item in self.session.get_inputs()}
-        states = {
-            state.input: np.full(
-                [axis if isinstance(axis, int) else 1 for axis in state.axes], state.initial, state.dtype
-            )
-            for state in manifest.states
-            if state.input in items
-        }
-        states = {name: value.reshape(_ones(items[name].shape, value.size)) for name, value in states.items()}
         pairs = {state.input: state.output for state in manifest.states}
         contexts: dict[str, Array] = {}
         told: dict[str, list[Array]] = {spec.name: [] for spec in manifest.outputs}
@@ -295,7 +300,7 @@ class ByHand:
         """Return [steps, …] of every output of one run over the whole sequence, for files without states."""
         manifest = self.bundle.manifest
         items = {item.name: item for item in self.session.get_inputs()}
-        feeds = self._constants()
+        feeds = self._constants() | self._first_states()
         for spec in manifest.inputs:
             said = self._named("--context").get(spec.name)
             value = inputs[spec.name]
@@ -345,10 +350,12 @@ def _dtype(kind: str) -> str:
 # ---- rows and the page
 
 
-def make_row(entry: Entry, model: bytes) -> Row:
+def make_row(entry: Entry, model: bytes, beside: Mapping[str, bytes]) -> Row:
     """Import one file and compare."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
+        for name, content in beside.items():
+            (Path(folder) / Path(name).name).write_bytes(content)
         file.write_bytes(model)
         bundle, reason = import_file(file, entry, Path(folder) / "bundles")
         if bundle is None:
@@ -371,7 +378,11 @@ def make_row(entry: Entry, model: bytes) -> Row:
 
 
 def _shortened(reason: str) -> str:
-    return reason if len(reason) <= MOST_REASON else f"{reason[:MOST_REASON].rpartition(' ')[0]} …"
+    """Leave out the middle of a long reason: what is wrong stands in front, what to do at the end."""
+    if len(reason) <= MOST_REASON:
+        return reason
+    front, back = reason[:80].rpartition(" ")[0], reason[80 - MOST_REASON :].partition(" ")[2]
+    return f"{front} … {back}"
 
 
 def old_rows(page: str) -> dict[str, str]:
@@ -397,6 +408,7 @@ def make_rows(
             continue
         try:
             model = read_member(archive, entry.path)
+            beside = {path: read_member(archive, path) for path in entry.beside}
         except KeyError:
             yield entry, Row(entry, "not in the package", is_expected=False)
             continue
@@ -406,7 +418,7 @@ def make_rows(
             outcome = f"{same.outcome} (the file of {same.entry.package})"
             yield entry, Row(entry, outcome, same.largest, is_expected=same.is_expected)
             continue
-        known[content] = make_row(entry, model)
+        known[content] = make_row(entry, model, beside)
         yield entry, known[content]
 
 
@@ -430,12 +442,13 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=CACHE, help=f"Where packages are kept. Default: {CACHE}.")
     arguments = parser.parse_args()
     entries = read_entries(ENTRIES)
-    rows, problems = old_rows(PAGE.read_text()), []
+    old, problems = old_rows(PAGE.read_text()), []
     chosen = [entry for entry in entries if arguments.only in entry.key]
-    for entry, row in make_rows(chosen, lambda package: download(package, arguments.cache), dict(rows)):
-        rows[entry.key] = str(row)
+    for entry, row in make_rows(chosen, lambda package: download(package, arguments.cache), old):
         sys.stdout.write(f"{row}\n")
-        PAGE.write_text(with_rows(PAGE.read_text(), entries, rows))  # each row at once: an end halfway loses nothing
+        sys.stdout.flush()
+        page = PAGE.read_text()  # each row at once: an end halfway loses nothing
+        PAGE.write_text(with_rows(page, entries, {**old_rows(page), entry.key: str(row)}))
         if isinstance(row, str):
             sys.stderr.write(f"NOT DOWNLOADED   {entry.key}\n")
         elif not row.is_expected:
