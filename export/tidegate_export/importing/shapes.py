@@ -178,8 +178,12 @@ class _Solver:
         self.dims: dict[ir.Value, Sizes | None] = {}
         self.ints: dict[ir.Value, list[int | _Size]] = {}
         """Lists of integers that may be shapes."""
+        self.no_integers: set[ir.Value] = set()
+        """What is no constant list of integers: to look costs more than all rules."""
         self.likely: list[tuple[int, int]] = []
         self.hints: list[tuple[int, str]] = []
+        self.is_back = False
+        """Whether nodes are visited from the last to the first."""
         self.rules: dict[str, Callable[[ir.Node], None]] = {
             **dict.fromkeys(
                 ("MatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), self._product
@@ -252,15 +256,17 @@ class _Solver:
             before = self.variables.num_changes
             self.likely.clear()
             self.hints.clear()
-            self._pass(self.graph)
+            self._pass()
             if self.variables.num_changes == before:
                 return
 
-    def _pass(self, graph: ir.Graph) -> None:
-        forth = list(graph)
-        for node in forth:
-            self._relate(node)
-        for node in reversed(forth):
+    def _pass(self) -> None:
+        """Visit every node twice, forth and back, nested ones with the node that holds them."""
+        for self.is_back in (False, True):
+            self._visit(self.graph)
+
+    def _visit(self, graph: ir.Graph) -> None:
+        for node in reversed(list(graph)) if self.is_back else list(graph):
             self._relate(node)
 
     # ---- what is known of a value
@@ -302,8 +308,11 @@ class _Solver:
             return None
         if value in self.ints:
             return self.ints[value]
+        if value in self.no_integers:
+            return None
         tensor = ir.convenience.get_const_tensor(value)
         if tensor is None or tensor.size > _MOST_SIZES or not tensor.dtype.is_integer():
+            self.no_integers.add(value)
             return None
         self.ints[value] = [int(number) for number in tensor.numpy().ravel()]
         return self.ints[value]
@@ -644,7 +653,7 @@ class _Solver:
 
     def _branches(self, node: ir.Node) -> None:
         for branch in _bodies(node):
-            self._pass(branch)
+            self._visit(branch)
             for inner, outer in zip(branch.outputs, node.outputs, strict=False):
                 dims, known = self._of(inner), self._of(outer)
                 if dims is not None and known is not None and len(dims) == len(known):
@@ -661,7 +670,7 @@ class _Solver:
                 self._equal(first, before)
                 self._equal(first, after)
                 self._equal(first, last)
-            self._pass(body)
+            self._visit(body)
             for each, all_ in zip(body.outputs[1 + num_states :], node.outputs[num_states:], strict=False):
                 dims = self._of(each)
                 if dims is not None:
@@ -682,7 +691,7 @@ class _Solver:
             axes = _listed(node, "scan_input_axes") or [0] * num_inputs
             for all_, each, axis in zip(node.inputs[num_states:], body.inputs[num_states:], axes, strict=False):
                 self._scanned(all_, each, axis, steps)
-            self._pass(body)
+            self._visit(body)
             num_outputs = len(node.outputs) - num_states
             axes = _listed(node, "scan_output_axes") or [0] * num_outputs
             for all_, each, axis in zip(node.outputs[num_states:], body.outputs[num_states:], axes, strict=False):
