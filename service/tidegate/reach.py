@@ -46,6 +46,12 @@ _ORDERS = {"Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Equal"}
 _MEETS = {*_ORDERS, "Min", "Max", "Clip", "Mod", "Add", "Sub", "Div", "Mul", "Sum", "Range", "Where"}
 """Where a number of the graph may be a limit of what is counted."""
 _SUMS = {"CumSum", "ReduceSum", "ReduceL1", "ReduceSumSquare", "ArgMax", "ArgMin", "NonZero"}
+_CURVES = {
+    "Sqrt", "Pow", "Log", "Exp", "Sin", "Cos", "Tan", "Sinh", "Cosh", "Tanh", "Sigmoid", "Erf", "Softplus", "Softsign",
+    "Reciprocal", "Elu", "Selu", "HardSigmoid", "Gelu", "Atan", "Asinh", "Sign",
+}  # fmt: skip
+"""What makes of a number of steps one whose limits cannot be told: they count as `MOST_COUNTED` steps."""
+_ROUNDS = {"Floor", "Ceil", "Round", "Cast"}
 _FORWARDS_ANYTHING = {"Shape", "Size"}
 _CONVOLUTIONS = {
     "Conv": 1, "ConvTranspose": 1, "ConvInteger": 1, "FusedConv": 1, "NhwcFusedConv": 1, "QLinearConv": 3,
@@ -62,7 +68,7 @@ _NO_SPAN = {
     "exclusive", "reverse", "allowzero", "saturate", "largest", "sorted", "select_last_index", "fmod", "interleaved",
     "noop_with_empty_axes", "channels_last", "rotary_embedding_dim", "unidirectional", "do_rotary", "stash_type",
     "block_size", "K", "N", "bits", "accuracy_level", "training_mode", "num_groups", "dtype", "num_outputs", "scale",
-    "is_causal", "is_packed_batching", "num_scan_inputs", "onesided", "inverse", "sample_size",
+    "output_dtype", "is_causal", "is_packed_batching", "num_scan_inputs", "onesided", "inverse", "sample_size",
 }  # fmt: skip
 """Whole-number attributes that are no distances."""
 
@@ -193,6 +199,8 @@ class _Info:
     """States whose numbers it has, moved or added to."""
     gain: float = 1.0
     """What one step more adds to it."""
+    is_curved: bool = False
+    """It grows otherwise than evenly."""
     ids: frozenset[str] = frozenset()
     """Inputs whose numbers it has, only moved."""
     value: Array | None = None
@@ -212,6 +220,7 @@ class _Info:
             self.has_position or other.has_position,
             self.counters | other.counters,
             min(self.gain, other.gain),
+            self.is_curved or other.is_curved,
             self.ids | other.ids,
         )
 
@@ -422,7 +431,9 @@ class _View:
         value = self._folded()
         if has_position or counters or has_data:
             value = None
-        return _Info(back, has_data, has_position, counters, gain, ids, value, None if value is None else value.shape)
+        is_curved = has_position and (operator in _CURVES or any(info.is_curved for info in sources))
+        size = None if value is None else value.shape
+        return _Info(back, has_data, has_position, counters, gain, is_curved, ids, value, size)
 
     def _sources(self) -> list[_Info]:
         """The inputs whose numbers the outputs have."""
@@ -435,6 +446,8 @@ class _View:
             return self._infos[1:]
         if operator in {"Scatter", "ScatterND", "ScatterElements"}:
             return [self._info(0), self._info(2)]
+        if operator in _CURVES:  # of positions and counters alone: what is mixed with data counts no more
+            return [info for info in self._infos if info.has_position and not info.has_data]
         return self._infos if operator in _MOVES | _ARITHMETIC else []
 
     def _is_mixed(self, sources: Sequence[_Info]) -> bool:
@@ -476,7 +489,7 @@ class _View:
     # ---- how many steps the node itself adds
 
     def _span(self) -> float:
-        own = self._met()
+        own = self._met() + self._rounded()
         self._look_up()
         if self._is_timeless or not self._is_sized_well():
             return own
@@ -505,16 +518,25 @@ class _View:
             return 0.0
         gain = min(info.gain for info in counted)
         sizes = [abs(limit) / gain for limit in limits]
+        if operator in _ORDERS | {"Min", "Max", "Clip"} and any(info.is_curved for info in counted):
+            sizes.append(MOST_COUNTED)
         states = frozenset[str]().union(*(info.counters for info in counted))
         if operator == "Div" and any(info.value is not None and info.value.dtype.kind == "f" for info in infos):
             return 0.0
         if states and operator not in {"Add", "Sub", "Div", "Sum"}:
             self._analysis.count(states, [limit / gain for limit in limits[:16]])
-        if not any(info.has_position for info in counted):
+        counts = any(info.has_position for info in counted)
+        return max([size for size in sizes if counts and not (states and size > MOST_COUNTED)], default=0.0)
+
+    def _rounded(self) -> float:
+        """Parts of a number of steps that are rounded away: it takes many to make a whole one."""
+        info = self._info(0)
+        if self._node.operator not in _ROUNDS or not info.has_position or info.gain >= 1:
             return 0.0
-        if states:
-            sizes = [size for size in sizes if size <= MOST_COUNTED]
-        return max(sizes, default=0.0)
+        seen = self._seen.get(self._node.outputs[0])
+        if self._node.operator == "Cast" and (seen is None or seen.dtype.kind == "f"):
+            return 0.0
+        return self._table(1 / info.gain, info.counters)
 
     def _limits(self, infos: Sequence[_Info]) -> list[float]:
         """Return the numbers of constant operands and attributes, the endless ones left out; the largest, if many."""
@@ -567,6 +589,10 @@ class _View:
             return True
         self._analysis.refuse(self._node, "has a length that depends on the data")
         return False
+
+    def hot(self) -> float:
+        depth, index = self._numbers(1), self._info(0)
+        return self._table(depth[0] / index.gain, index.counters) if depth and index.has_position else 0.0
 
     def row_lengths(self) -> float:
         return self._told(4 if self._node.operator in _RECURRENT else 1, "the lengths of its rows")
@@ -697,8 +723,6 @@ class _View:
     def _by_attributes(self) -> float:
         """Of an operator that is not known: its whole numbers, and the size of its kernel if it has one."""
         node = self._node
-        if node.domain in {"", "ai.onnx"} and node.operator not in {"Attention", "LinearAttention", "RotaryEmbedding"}:
-            return 0.0
         if not any(self._grows(index) for index in range(len(node.inputs))):
             return 0.0
         whole = [n for name, held in node.attributes.items() if name not in _NO_SPAN for n in held.whole]
@@ -755,11 +779,19 @@ class _View:
             after = results[1:] if is_loop else results
             current = [_merged((before, info)) for before, info in zip(current, after, strict=False)]
         own = self._turned(results, is_timeless=is_timeless) if is_loop else 0.0
+        own += self._delayed(carried, 2 if is_loop else 0)
         self._analysis.mark(own, node, f"{own:g} turns")
         found = results[1:] if is_loop else results
         before = max((info.back for info in self._infos), default=0.0)
         # A Loop's own results are merged with what went in: it may turn not at all.
         return [replace(info, back=max(info.back, before) + own, value=None, size=None) for info in found]
+
+    def _delayed(self, carried: Sequence[_Info], first: int) -> float:
+        """What is carried from turn to turn, and is no state: it may be a line of as many steps as it is long."""
+        if self._is_timeless:
+            return 0.0
+        lines = [self._shape(first + place) for place, info in enumerate(carried) if not info.counters]
+        return float(max((max(shape) for shape in lines if shape), default=0))
 
     def _turned(self, results: Sequence[_Info], *, is_timeless: bool) -> float:
         trips, condition = self._info(0), results[0] if results else _NOTHING
@@ -825,5 +857,6 @@ _SPANS: Mapping[str, Callable[[_View], float]] = {
     "Split": _View.parts,
     "TopK": _View.chosen_most,
     "Trilu": _View.diagonal,
+    "OneHot": _View.hot,
 }
 """Operator → the steps that one node of it adds."""

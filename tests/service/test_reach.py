@@ -346,6 +346,121 @@ def length_limit_of_a_scan_that_counts_anew(net: Streaming) -> str:
     return "kept_all"
 
 
+@trap
+def convolution_over_steps_and_columns(net: Streaming) -> str:
+    image = net.add("Unsqueeze", net.plain, net.integers(1))
+    after = net.add("Conv", image, net.random(1, 1, 2, 1), dilations=[270, 1], pads=[270, 0, 0, 0])
+    return net.add("Squeeze", after, net.integers(1))
+
+
+@trap
+def lag_of_steps_and_columns_in_one_axis(net: Streaming) -> str:
+    flat = net.add("Reshape", net.plain, net.integers(0, -1))
+    padded = net.add("Pad", flat, net.integers(0, 300 * HIDDEN, 0, 0))
+    before = net.add("Slice", padded, net.integers(0), net.integers(-300 * HIDDEN), net.integers(1))
+    return net.add("Add", net.plain, net.add("Reshape", before, net.integers(0, -1, HIDDEN)))
+
+
+@trap
+def positions_divided_and_rounded(net: Streaming) -> str:
+    part = net.add("Div", net.cast(net.positions, TensorProto.FLOAT), net.number(444.0))
+    return net.gate(net.add("Less", net.add("Floor", part), net.number(0.5)))
+
+
+def squares(net: Streaming) -> str:
+    """Return the shape [time, time]."""
+    time = net.add("Unsqueeze", net.time, net.integers(0))
+    return net.add("Concat", time, time, axis=0)
+
+
+@trap
+def all_steps_long_before(net: Streaming) -> str:
+    one = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])
+    early = net.add("Trilu", net.add("ConstantOfShape", squares(net), value=one), net.number(-300), upper=0)
+    return net.add("Add", net.plain, net.add("MatMul", early, net.plain))
+
+
+@trap
+def step_long_before_by_a_diagonal(net: Streaming) -> str:
+    diagonal = net.add("EyeLike", net.add("ConstantOfShape", squares(net)), k=-310)
+    return net.add("Add", net.plain, net.add("Einsum", diagonal, net.plain, equation="ts,bsf->btf"))
+
+
+def curved(operator: str, factor: float, limit: float) -> Trap:
+    def limited(net: Streaming) -> str:
+        positions = net.add("Add", net.cast(net.positions, TensorProto.FLOAT), net.number(1.0))
+        bent = net.add(operator, net.add("Mul", positions, net.number(factor)))
+        return net.gate(net.add("Less", bent, net.number(limit)))
+
+    return limited
+
+
+TRAPS |= {
+    "root_of_positions": curved("Sqrt", 1.0, 25.0),
+    "logarithm_of_positions": curved("Log", 1.0, 6.5),
+    "sine_of_positions": curved("Sin", 0.001, 0.9),
+    "exponent_of_positions": curved("Exp", 0.01, 400.0),
+}
+
+
+@trap
+def table_of_positions_as_one_hot_rows(net: Streaming) -> str:
+    rows = net.add("OneHot", net.positions, net.number(900), net.constant(np.array([0, 1], np.float32)))
+    is_there = net.add("ReduceSum", rows, net.integers(1), keepdims=0)
+    return net.add("Mul", net.plain, net.add("Unsqueeze", is_there, net.integers(1)))
+
+
+def loudest_before(net: Streaming) -> str:
+    """Return the largest |x| of the step before, [batch, time]."""
+    return net.add("ReduceMax", net.add("Abs", net.shifted(net.x, 1)), net.integers(2), keepdims=0)
+
+
+@trap
+def very_large_values(net: Streaming) -> str:
+    return net.gate(net.add("Less", loudest_before(net), net.number(50000.0)))
+
+
+@trap
+def very_small_values(net: Streaming) -> str:
+    loudest = loudest_before(net)
+    is_tiny = net.add("And", net.add("Less", loudest, net.number(1e-7)), net.add("Greater", loudest, net.number(0.0)))
+    return net.gate(net.add("Not", is_tiny))
+
+
+@trap
+def delay_line_of_a_scan_that_begins_anew(net: Streaming) -> str:
+    values = helper.make_tensor_value_info
+    numbers = {"axis": 1, "first": 0, "second": 1, "end": FAR}
+    body = helper.make_graph(
+        [
+            helper.make_node("Unsqueeze", ["step", "axis"], ["newest"]),
+            helper.make_node("Concat", ["line", "newest"], ["longer"], axis=1),
+            helper.make_node("Slice", ["longer", "first", "second", "axis"], ["oldest"]),
+            helper.make_node("Slice", ["longer", "second", "end", "axis"], ["line_out"]),
+            helper.make_node("Squeeze", ["oldest", "axis"], ["old"]),
+            helper.make_node("Add", ["step", "old"], ["both"]),
+        ],
+        "body",
+        [values("line", TensorProto.FLOAT, None), values("step", TensorProto.FLOAT, None)],
+        [values("line_out", TensorProto.FLOAT, None), values("both", TensorProto.FLOAT, None)],
+        [helper.make_tensor(name, TensorProto.INT64, [1], [number]) for name, number in numbers.items()],
+    )
+    batch = net.add("Slice", net.add("Shape", net.x), net.integers(0), net.integers(1))
+    line = net.add("Expand", net.number(0.0), net.add("Concat", batch, net.integers(320, HIDDEN), axis=0))
+    names = {"num_scan_inputs": 1, "scan_input_axes": [1], "scan_output_axes": [1]}
+    node = helper.make_node("Scan", [line, net.plain], ["line_end", "delayed"])
+    node.attribute.extend(helper.make_attribute(name, value) for name, value in {"body": body, **names}.items())
+    net.nodes.append(node)
+    return "delayed"
+
+
+def test_a_number_of_rows_that_the_graph_compares_with_is_reached() -> None:
+    net = Streaming()
+    rows = net.add("Gather", net.add("Shape", net.x), net.number(0))
+    y = net.gate(net.add("Less", net.add("Unsqueeze", rows, net.integers(0)), net.integers(100)))
+    assert refusal(net, y).reason == "BATCH_DEPENDENT"
+
+
 @pytest.mark.parametrize("name", TRAPS)
 def test_a_memory_beyond_short_sequences_is_refused(name: str) -> None:
     net = Streaming()
