@@ -1,8 +1,8 @@
 """Parity at many lengths: what Python decides by the length of a sequence is frozen in the graph, and not to be seen.
 
-PyTorch runs beginnings of one long sequence whole: of lengths around powers of two, beyond what the graph looks back,
-and around each whole number that the module's own code and attributes hold. The graph runs it once, in a few chunks:
-whatever the length, its outputs are the same up to there.
+PyTorch runs beginnings of one long sequence whole: of few steps, beyond what the graph looks back, and around each
+whole number that the module's own code and attributes hold. The graph runs it once, in two chunks: whatever the length,
+its outputs are the same up to there.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tidegate.reach import analyse
 from tidegate.replay import GraphRunner, Result, Tensors, part, random_inputs
 from tidegate_export.errors import ExportError
 
-_POWERS = 11
-"""The ladder ends at two to this power, plus one: 2,049 steps."""
+_LONGEST = 2049
+"""Where the ladder ends."""
 _MARGIN = 40
 _MOST = 20_000
 """Whole numbers of the module above this are no lengths that anybody compares with."""
@@ -42,9 +42,8 @@ def check_lengths(
     """
     manifest = runner.manifest
     found = analyse(graph, manifest)
-    needed = sorted({found.steps + _MARGIN, *(mark + 1 for mark in found.marks)})
-    wanted = sorted({*_ladder(), *(length for n in literals(module) for length in (n, n + 1))} - set(needed))
-    wanted = [length for length in wanted if length <= max(_MOST, *needed)]
+    needed = sorted({min(number, _MOST) for number in (found.steps + _MARGIN, *(mark + 1 for mark in found.marks))})
+    wanted = sorted({*_ladder(), *(length for n in literals(module) for length in _around(n))} - set(needed))
     steps = max([*needed, *wanted])
     row = random_inputs(manifest, 1, steps, rng, found.vocabularies)
     begun, chunks = time.monotonic(), [steps // 3, steps - steps // 3] if steps > 2 else [steps]
@@ -80,6 +79,11 @@ def literals(module: nn.Module) -> set[int]:
     return found
 
 
+def _around(number: int) -> range:
+    """Return the lengths to try for a whole number of the code: above 256, only one above it."""
+    return range(number + (number > 256), number + 2)
+
+
 def _constants(code: CodeType) -> Iterator[object]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -91,8 +95,8 @@ def _constants(code: CodeType) -> Iterator[object]:
 
 
 def _ladder() -> set[int]:
-    lengths = {2**power + more for power in range(_POWERS + 1) for more in (-1, 0, 1)}
-    return {length for length in lengths if length}
+    """Return lengths up to 17, then one beyond each power of two: above 256 each run is dear."""
+    return {*range(1, 10), *range(15, 18), 31, 32, 33, 65, 129, 257, _LONGEST}
 
 
 def _up_to(runner: GraphRunner, whole: Result, beginning: Tensors, length: int) -> Tensors:

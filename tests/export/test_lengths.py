@@ -59,7 +59,7 @@ def test_a_limit_of_the_length_is_found(limit: int) -> None:
 
 
 def test_a_single_length_that_the_code_names_is_found() -> None:
-    for length in (777, 778, 3100, 3101, 4001, 5121, 9001):
+    for length in (778, 3101, 4001, 5121, 9001):
         with pytest.raises(ExportError, match=f"a sequence of {length:,} steps"):
             compared(length.__eq__, Limited())
 
