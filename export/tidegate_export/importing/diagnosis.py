@@ -197,6 +197,11 @@ class _Measure:
         if not most:
             return None
         because = _because(self.lifted.kept)
+        if most == self.steps - place and any("over all steps" in item for item in self.lifted.kept):
+            return (
+                f"a step looks back on all steps before it{because}, so its state would grow without end: cannot "
+                "stream; export the model with a cache of a fixed number of steps as an input and an output"
+            )
         far = "" if most == self.steps - place else f" of {_steps(most)}"
         return (
             f"it has a memory{far} that is in no state{because}: cannot stream; export the model with that memory as "

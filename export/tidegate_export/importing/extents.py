@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from onnx import ValueInfoProto
 
+from tidegate.bundle import BATCH, TIME
 from tidegate_export.errors import ExportError
 from tidegate_export.importing.edit import copied
 from tidegate_export.importing.evidence import is_length, time_likelihood
@@ -29,6 +30,7 @@ _SIZES = (2, 7, 5, 11, 13, 17, 19, 23)
 _SCALES = (1, 8, 16)
 """Some graphs need so many steps, or a multiple of some number."""
 
+_WIDTHS = (80, 40, 81, 64, 128, 161, 257, 256, 13, 39, 32, 16, 20, 23, 26, 36, 60, 96, 100, 120, 129, 201, 240, 512)
 _MOST_CLASSINGS = 40
 _MOST_ELEMENTS = 1 << 24
 """Of one input in a trial."""
@@ -95,6 +97,19 @@ def find_trials(model: onnx.ModelProto, inputs: Sequence[Declared], lengths: Col
                 if trials is not None:
                     every = {dim: classing[name] for dim, name in names.items() if isinstance(name, str)}
                     return replace(trials, classing={**classing, **every})
+    return _of_usual_width(foreign, inputs, counts)
+
+
+def _of_usual_width(foreign: Foreign, inputs: Sequence[Declared], counts: Collection[str]) -> Trials | None:
+    """Try widths that features often have, where the only input leaves its last axis free too."""
+    dims = inputs[0].dims or () if len(inputs) == 1 else ()
+    if len(dims) < 2 or not isinstance(dims[-1], str) or dims[-1] in {BATCH, TIME}:
+        return None
+    for width, scale in itertools.product(_WIDTHS, _SCALES):
+        sized = [replace(inputs[0], dims=(*dims[:-1], width))]
+        trials = _trials(foreign, sized, next(_classings(sized)), scale, counts, None)
+        if trials is not None:
+            return trials
     return None
 
 

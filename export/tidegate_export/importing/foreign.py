@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, get_args
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ValueInfoProto
+from onnx import TensorProto, ValueInfoProto
 
 from tidegate.bundle import DType
 from tidegate.ort import load_session
@@ -75,6 +75,10 @@ def _declared(value: ValueInfoProto) -> Declared:
         raise ExportError(f"{value.name!r} is a sequence, map or optional: a bundle holds plain tensors only")
     tensor = value.type.tensor_type
     dtype = dtype_of(tensor.elem_type)
+    if tensor.elem_type == TensorProto.STRING:
+        raise ExportError(
+            f"{value.name!r} holds strings: import the graph behind it, and turn text into numbers before"
+        )
     if dtype not in get_args(DType):
         raise ExportError(
             f"{value.name!r} is of {dtype or 'an unknown'} type: a bundle holds {', '.join(get_args(DType))}"

@@ -262,8 +262,7 @@ def _explored(graph: _Graph, way: _Way, rounding: Rounding, request: ImportReque
     lifted = way.lifted
     if lifted is not None:
         model, inputs = lifted.model, lifted.inputs
-        sequences = {item.name for item in lifted.data if TIME in (item.dims or ())}
-        roles = replace(roles, states={**roles.states, **lifted.pairs}, data=roles.data | sequences)
+        roles = replace(roles, states={**roles.states, **lifted.pairs}, data=roles.data | lifted.sequences)
         initial = lifted.initial | dict(initial)
     flow, foreign = trace(model), Foreign(model)
     explorer = Explorer(
@@ -281,7 +280,8 @@ def _explored(graph: _Graph, way: _Way, rounding: Rounding, request: ImportReque
     )
     found = with_branches_taken(with_first_contexts(explorer.explore(), graph.first_contexts, request.initial))
     if lifted is not None:
-        found = replace(found, reasons={**found.reasons, **lifted.reasons})
+        along = dict.fromkeys(lifted.sequences - graph.roles.data, "memory along its time axis was lifted out")
+        found = replace(found, reasons={**found.reasons, **along, **lifted.reasons})
     if way.size is not None:
         note = (
             f"the file takes {way.size} steps at once, each time from its first state; here a sequence has any length"

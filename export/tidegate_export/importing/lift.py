@@ -75,6 +75,11 @@ class Lifted:
         return [*self.data, *(state.declared for state in self.states)]
 
     @property
+    def sequences(self) -> frozenset[str]:
+        """The inputs with a time axis."""
+        return frozenset(item.name for item in self.data if TIME in (item.dims or ()))
+
+    @property
     def pairs(self) -> dict[str, str]:
         return {state.input: state.output for state in self.states}
 
@@ -479,7 +484,8 @@ def _lift(view: _View, places: Sequence[_Place], symbol: str, inputs: Sequence[D
     edit = _Edit(model.graph, opset, _names(model.graph))
     for place in places:
         extent = view.axis(place)
-        if extent is None or not extent.is_along(symbol):
+        is_noted = place.lift is _note_whole and extent is not None and extent.symbol == symbol
+        if extent is None or not (extent.is_along(symbol) or is_noted):
             continue
         if place.is_backward:
             if view.follows(place):

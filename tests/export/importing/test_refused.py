@@ -123,7 +123,13 @@ def test_an_operator_that_is_a_local_function_is_known(tmp_path: Path) -> None:
     assert "told" in axes(imported(file, tmp_path))
 
 
-@pytest.mark.parametrize("kind", [TensorProto.STRING, TensorProto.UINT16, TensorProto.COMPLEX64])
+def test_strings_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    net = lstm()
+    net.output(net.input("words", "batch", dtype=TensorProto.STRING), "told", "batch", dtype=TensorProto.STRING)
+    assert "'words' holds strings: import the graph behind it" in refusal(net, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [TensorProto.UINT16, TensorProto.COMPLEX64])
 def test_types_that_no_bundle_holds_are_refused(tmp_path: Path, kind: int) -> None:
     net = lstm()
     net.output(net.input("odd", "batch", dtype=kind), "told", "batch", dtype=kind)
