@@ -293,6 +293,9 @@ class _Try:
         if not states and not self.explorer.request.contexts:
             raise self._without_state()
         pairs = self._searched(states, sides, lengths)
+        for name in states.keys() - pairs.keys() if self.explorer.slack else ():
+            told = f"--state {name}:{states[name][0]}, or --data {name}"
+            raise RejectedError(5, f"the graph rounds too coarsely to show whether {name} is a state: say {told}")
         if not pairs and not self.explorer.request.contexts:
             raise self._without_state()
         data = [item.name for item in self.explorer.inputs if item.name not in (*pairs, *lengths)]
@@ -454,7 +457,8 @@ class _Try:
             raise RejectedError(2, "every output is a state: there is nothing to tell a caller")
         if not pairs:
             self._refuse_possible_states(data)
-        if pairs and any(BATCH in self.axes[name] for name in data) != all(BATCH in self.axes[name] for name in pairs):
+        rows = [BATCH in self.axes[name] for name in pairs if not self._is_count(name)]
+        if rows and any(BATCH in self.axes[name] for name in data) != all(rows):
             raise RejectedError(
                 1, "a free axis of the input is no axis of the states: say which is the batch, --batch-axis"
             )
@@ -474,6 +478,10 @@ class _Try:
             ),
             reasons=reasons,
         )
+
+    def _is_count(self, name: str) -> bool:
+        """Whether a state is one number for all rows, as a count of steps is: then rows run one by one."""
+        return all(axis == 1 for axis in self.axes[name])
 
     def _spec(self, name: str) -> TensorSpec:
         return TensorSpec.model_validate({"name": name, "dtype": self.dtypes[name], "axes": self.axes[name]})

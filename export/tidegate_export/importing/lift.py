@@ -508,8 +508,8 @@ def _by_run(view: _View, symbol: str) -> Iterator[str]:
     """Yield what hangs on a whole run: positions that are counted from its beginning, and decisions."""
     for node in view.model.graph.node:
         if node.op_type == "If":
-            by = "the values" if node.input[0] in view.reached else "the sizes"
-            yield f"{called(node)} decides by {by} of a whole run"
+            by = "the data of a whole run" if node.input[0] in view.reached else "how many steps a run has"
+            yield f"{called(node)} decides by {by}"
         elif node.op_type == "Loop" and any(name in view.reached for name in node.input[:2]):
             yield f"{called(node)} turns as often as the values of a whole run say"
         elif node.op_type in _SCALED_BY_RUN:

@@ -128,4 +128,4 @@ def test_a_branch_that_is_chosen_by_the_number_of_steps_is_not_taken_for_settled
         branches.append(net.body(operator, [], {net.add(operator, x): TensorProto.FLOAT}))
     net.nodes, net.weights = outside
     net.output(net.add("If", is_long, then_branch=branches[0], else_branch=branches[1]), "y")
-    assert "decides by the sizes of a whole run" in refusal(net, tmp_path)
+    assert "decides by how many steps a run has" in refusal(net, tmp_path)
