@@ -33,7 +33,7 @@ from tidegate.bundle import (
 )
 from tidegate.errors import BundleError, known_names
 from tidegate.proof import ABSOLUTE, is_batch_invariant, prove
-from tidegate.replay import GraphRunner
+from tidegate.replay import GraphRunner, random_inputs
 from tidegate_export.errors import ExportError
 from tidegate_export.importing.axes import told
 from tidegate_export.importing.branches import with_branches_taken
@@ -381,8 +381,22 @@ def _proof(graph: bytes, manifest: Manifest, rounding: Rounding, request: Import
     worst = max(errors)
     if worst <= ABSOLUTE:
         return prove(graph, manifest, reach=request.reach)
+    most = rounding.slack * _spread(graph, manifest)
+    if worst > most:
+        raise BundleError(
+            f"cannot stream: between one chunk and several it differs by {worst:.2g}, and rounding explains {most:.2g} "
+            "at most: a memory that is not among the states, or a scale that is taken over all steps",
+            reason="NOT_STREAMABLE",
+        )
     power = 10.0 ** math.ceil(math.log10(2 * worst))
     return prove(graph, manifest, tolerance=min(power, MOST_TOLERANCE), reach=request.reach)
+
+
+def _spread(graph: bytes, manifest: Manifest) -> float:
+    """Return how much the output or state varies that varies most, over one sequence."""
+    runner, steps = GraphRunner(graph, manifest), 64
+    result = runner.walk(random_inputs(manifest, 1, steps, np.random.default_rng(0)), [1] * steps)
+    return max(float(np.std(array.astype(np.float64))) for array in (result.outputs | result.states).values())
 
 
 def _provenance(

@@ -11,7 +11,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from tests.export.importing.graphs import lstm
-from tests.export.importing.importing import axes, imported, pairs
+from tests.export.importing.importing import axes, imported, pairs, refusal
 from tests.export.importing.test_refused import hidden
 from tidegate.proof import ABSOLUTE, check_bundle
 
@@ -75,3 +75,14 @@ def test_what_counts_as_equal_may_be_said_and_is_recorded(tmp_path: Path) -> Non
     bundle = imported(lstm(), tmp_path, tolerance=1e-3)
     assert bundle.manifest.proof is not None
     assert bundle.manifest.proof.tolerance == 1e-3
+
+
+def test_what_rounding_does_not_explain_is_refused(tmp_path: Path) -> None:
+    net = lstm()
+    (output,) = (item for item in net.outputs if item.name == "y")
+    net.outputs.remove(output)
+    loudest = net.add("ReduceMax", net.add("Abs", "y"), axes=[0], keepdims=1)
+    share = net.add("CastLike", net.constant(np.array(0.05, np.float16)), "y")
+    part = net.add("Mul", net.add("Div", "y", loudest), share)
+    net.output(net.add("Add", "y", part), "z", "time", "batch", 3)
+    assert "cannot stream" in refusal(net, tmp_path)
