@@ -140,7 +140,7 @@ def _outputs(b: Builder) -> None:
     newest = b.pool[-1]
     if b.sprung is not None:
         newest = b.concat([newest, b.sprung] if newest != b.sprung else [newest])
-    elif b.chance(0.6):
+    elif not b.states or b.chance(0.6):  # a layer without state tensors that reaches no output would be none
         newest = b.concat(b.pool[-4:])
     if not is_last and b.chance(0.85):  # else an input may be there that nothing reads
         newest = b.concat([newest, *b.sources[1:]])
