@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,11 +37,19 @@ def test_the_recipe_makes_the_bundle(tmp_path: Path) -> None:
     subprocess.run(command, stdout=subprocess.PIPE, check=True)
     made = tmp_path / "vad/1"
     assert (made / GRAPH).read_bytes() == (VAD / GRAPH).read_bytes()
-    assert (made / CARD).read_text() == (VAD / CARD).read_text()
-    ours, theirs = (json.loads((folder / MANIFEST).read_text()) for folder in (VAD, made))
-    for manifest in (ours, theirs):
-        del manifest["proof"]["runtime"], manifest["provenance"]["versions"]
-    assert ours == theirs
+    assert card_of(made) == card_of(VAD)
+    assert manifest_of(made) == manifest_of(VAD)
+
+
+def card_of(folder: Path) -> list[str]:
+    """Return the lines of the card, but for how much a proof compares: `tidegate check` proves as its version does."""
+    return [line for line in (folder / CARD).read_text().splitlines() if not line.startswith("- streaming proof")]
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    del manifest["proof"], manifest["files"][CARD], manifest["provenance"]["versions"]
+    return manifest
 
 
 def test_another_file_is_no_recipe_for_it(tmp_path: Path) -> None:
