@@ -20,7 +20,7 @@ from tidegate_export.importing.evidence import batch_likelihood, time_likelihood
 from tidegate_export.importing.foreign import Declared
 from tidegate_export.importing.plan import Axes, context_place
 from tidegate_export.importing.request import ANY, ImportRequest
-from tidegate_export.importing.shapes import FreeAxis, Place, Reading, read_names, read_shapes
+from tidegate_export.importing.shapes import FreeAxis, Place, Readings, read_names, read_shapes
 
 _MOST_GUESSES = 24
 """Of one way to read the graph."""
@@ -63,6 +63,8 @@ def _told(item: Declared, request: ImportRequest) -> Declared:
         if item.dims is not None and not _agree(dims, item.dims):
             told = ",".join(map(str, dims))
             raise ExportError(f"--shape {item.name}={told} (with context) contradicts the file's {list(item.dims)}")
+        if item.dims is not None:  # what the file fixes at 1 is freed later
+            dims = tuple(1 if dim == 1 else axis for axis, dim in zip(dims, item.dims, strict=True))
         if item.dims is not None:  # what the file fixes at 1 is freed later, where that can be
             dims = tuple(1 if dim == 1 else axis for axis, dim in zip(dims, item.dims, strict=True))
     if dims is None:
@@ -97,7 +99,11 @@ def _agree(axes: Axes, dims: Sequence[int | str]) -> bool:
 
 
 def guesses(
-    model: onnx.ModelProto, inputs: Sequence[Declared], likely_states: Mapping[str, float], request: ImportRequest
+    model: onnx.ModelProto,
+    inputs: Sequence[Declared],
+    readings: Readings,
+    likely_states: Mapping[str, float],
+    request: ImportRequest,
 ) -> Iterator[Guess]:
     """Yield what the free axes may be, likeliest first.
 
@@ -107,26 +113,31 @@ def guesses(
     Args:
         model: The graph.
         inputs: With what was told.
+        readings: What the graph says of them.
         likely_states: Inputs that look like states; their free axes cannot be time.
         request: An axis for all inputs (`--batch-axis 1`) holds for those that are no likely states.
     """
-    inputs = [_general(item, likely_states, request) for item in inputs]
+    general = [_general(item, likely_states, request) for item in inputs]
+    if general != list(inputs):
+        inputs, readings = general, read_shapes(model, general)
     seen: list[Guess] = []
-    for reading in _readings(model, inputs):
+    closed: list[Guess] = []
+    for reading in (readings.likely, readings.sure, read_names(inputs)):
+        axes = _merged(reading.axes, inputs, likely_states)
+        open_ = {place for axis in axes if axis.size is None for place in axis.places if place[0] not in likely_states}
         found = 0
-        for guess in _combined(_merged(reading.axes, inputs, likely_states), inputs, likely_states):
+        for guess in _combined(axes, inputs, likely_states):
             if found == _MOST_GUESSES:
                 break
             if guess not in seen and _is_allowed(guess, request):
                 seen.append(guess)
-                found += 1
-                yield guess
-
-
-def _readings(model: onnx.ModelProto, inputs: Sequence[Declared]) -> Iterator[Reading]:
-    yield read_shapes(model, inputs)
-    yield read_shapes(model, inputs, is_sure=True)
-    yield read_names(inputs)
+                if any(guess[name][place] == _ONE for name, place in open_):
+                    closed.append(guess)
+                else:
+                    found += 1
+                    yield guess
+    # The file leaves these axes of the data free: that they are 1 is the last thing to try.
+    yield from closed[:_MOST_GUESSES]
 
 
 def example(inputs: Iterable[Declared]) -> str:

@@ -19,7 +19,7 @@ from tidegate.bundle import BATCH, TIME, StateSpec, TensorSpec
 from tidegate_export.errors import ExportError
 from tidegate_export.importing.axes import Guess, example, guesses
 from tidegate_export.importing.edit import with_axes_kept
-from tidegate_export.importing.evidence import STRONG, Evidence, is_length
+from tidegate_export.importing.evidence import STRONG, Evidence, agreement, is_length, similarity
 from tidegate_export.importing.flow import Flow
 from tidegate_export.importing.foreign import Array, Arrays, Declared, Foreign, declared, random_array
 from tidegate_export.importing.pairing import STEPS, NotStreamableError, Search
@@ -35,7 +35,7 @@ from tidegate_export.importing.refusals import (
 )
 from tidegate_export.importing.request import ImportRequest, SaidRoles
 from tidegate_export.importing.roles import Judge
-from tidegate_export.importing.shapes import Reading
+from tidegate_export.importing.shapes import Readings
 
 _MOST_ALONE = 4
 """Guesses that are tried to say what a graph without states lacks."""
@@ -65,7 +65,7 @@ class Explorer:
     initial: Mapping[str, Array]
     slack: float
     tolerance: float
-    reading: Reading
+    readings: Readings
 
     def explore(self) -> Found:
         """Return what was found.
@@ -78,17 +78,19 @@ class Explorer:
             raise ExportError(str(without_state(self.flow)))
         self._refuse_settings()
         rejections = [without_state(self.flow, self.inputs)] if is_alone else []
-        does_not_stream = False
-        tried = guesses(self.model, self.inputs, self.likely_states(), self.request)
+        failed: set[str] = set()
+        """Inputs along whose time axis the graph does not stream: taking it step by step makes no stream of it."""
+        tried = guesses(self.model, self.inputs, self.readings, self.likely_states(), self.request)
         for guess in itertools.islice(tried, _MOST_ALONE if is_alone else None):
             attempt = _Try(self, guess)
-            if does_not_stream and not attempt.has_time:
-                continue  # what fails as a stream is not made one by taking it step by step
+            if any(TIME not in guess[name] for name in failed):
+                continue
             try:
                 return attempt.found()
             except RejectedError as error:
                 is_stream = attempt.has_time and all(TIME not in guess[name] for name in self.likely_states())
-                does_not_stream |= is_stream and isinstance(error.__cause__, NotStreamableError)
+                if is_stream and isinstance(error.__cause__, NotStreamableError):
+                    failed |= {name for name, axes in guess.items() if TIME in axes}
                 rejections += [error, *attempt.growth()]
         if not rejections:
             raise ExportError("--batch-axis, --time-axis or --shape leave no way to read the graph's axes")
@@ -102,16 +104,17 @@ class Explorer:
             dims = item.dims or ()
             is_one = all(dim == 1 for dim in dims) and any(other not in likely for other in names - {item.name})
             could_be = any(self._may_be_one(item, output) for output in outputs)
-            if is_one and not could_be and not (dims and is_length(item.name)):
+            is_told = item.name in self.roles.data or (dims and is_length(item.name))
+            if is_one and not could_be and not is_told:
                 raise ExportError(unsaid_setting(item.name, item.dtype, dims))
 
     def _may_be_one(self, item: Declared, output: Declared) -> bool:
         """Whether two tensors are of one kind, as far as the graph says it: the file often says wrong sizes."""
         if item.dtype != output.dtype:
             return False
-        if output.name not in self.reading.outputs:
+        if output.name not in self.readings.sure.outputs:
             return item.dims is None or output.dims is None or len(item.dims) == len(output.dims)
-        left, right = self.reading.sized(item), self.reading.outputs[output.name]
+        left, right = self.readings.sure.sized(item), self.readings.sure.outputs[output.name]
         return len(left) == len(right) and all(
             a is None or b is None or a == b for a, b in zip(left, right, strict=True)
         )
@@ -135,6 +138,8 @@ class Explorer:
         claimed = set(said.values())
         for name, output in sorted(pairs, key=lambda pair: (self.evidence.score(pair), ranks[pair[0]]), reverse=True):
             score = self.evidence.score((name, output))
+            if agreement(name, output) < 1:  # of names that agree in a number only, every input has one
+                score -= 4 * similarity(name, output)
             is_open = name not in likely and output not in claimed and self.roles.may_be_state(name)
             if score >= STRONG and is_open:
                 likely[name] = score
@@ -414,7 +419,11 @@ class _Try:
     def _refuse_unsaid(self, sides: Sequence[str], lengths: Sequence[str]) -> None:
         """A single number that is neither data nor a state is a setting."""
         settings = [
-            name for name in sides if BATCH not in self.axes[name] and math.prod(sized(self.axes[name], 1, 1)) == 1
+            name
+            for name in sides
+            if BATCH not in self.axes[name]
+            and math.prod(sized(self.axes[name], 1, 1)) == 1
+            and name not in self.explorer.roles.data
         ]
         if len(lengths) > 1:
             settings += lengths
@@ -454,7 +463,9 @@ class _Try:
     ) -> Found:
         outputs = [name for name in self.explorer.foreign.outputs if name not in pairs.values()]
         if not outputs:
-            raise RejectedError(2, "every output is a state: there is nothing to tell a caller")
+            raise RejectedError(
+                2, "every output is a state: there is nothing to tell a caller; say which inputs are data, --data NAME"
+            )
         if not pairs:
             self._refuse_possible_states(data)
         rows = [BATCH in self.axes[name] for name in pairs if not self._is_count(name)]

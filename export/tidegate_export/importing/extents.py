@@ -22,7 +22,7 @@ from tidegate_export.errors import ExportError
 from tidegate_export.importing.edit import copied
 from tidegate_export.importing.evidence import is_length, time_likelihood
 from tidegate_export.importing.foreign import Array, Arrays, Declared, Foreign, random_array
-from tidegate_export.importing.shapes import read_shapes
+from tidegate_export.importing.shapes import Reading, read_shapes
 
 _SIZES = (2, 7, 5, 11, 13, 17, 19, 23)
 """By class of symbols, before they are scaled; small for what looks like the batch."""
@@ -88,8 +88,9 @@ def find_trials(model: onnx.ModelProto, inputs: Sequence[Declared], lengths: Col
     except ExportError:
         return None
     counts = {item.name for item in inputs if item.name in lengths or _looks_like_a_length(item)}
-    for is_sure in (True, False):
-        names = _joined(model, inputs, is_sure=is_sure)
+    readings = read_shapes(model, inputs)
+    for reading in (readings.sure, readings.likely):
+        names = _joined(reading, inputs)
         joined = [replace(item, dims=_renamed(item.dims or (), names)) for item in inputs]
         for classing, scale in itertools.product(_classings(joined), _SCALES):
             for counted in _counted(joined, classing, counts):
@@ -113,11 +114,11 @@ def _of_usual_width(foreign: Foreign, inputs: Sequence[Declared], counts: Collec
     return None
 
 
-def _joined(model: onnx.ModelProto, inputs: Sequence[Declared], *, is_sure: bool) -> dict[str, int | str]:
+def _joined(reading: Reading, inputs: Sequence[Declared]) -> dict[str, int | str]:
     """Return what the graph says of symbols: a size that it asks for, or another symbol that must be equal."""
     names: dict[str, int | str] = {}
     dims = {item.name: item.dims or () for item in inputs}
-    for axis in read_shapes(model, inputs, is_sure=is_sure).axes:
+    for axis in reading.axes:
         symbols = [dim for name, place in axis.places if isinstance(dim := dims[name][place], str)]
         for symbol in symbols:
             names.setdefault(symbol, axis.size if isinstance(axis.size, int) else symbols[0])

@@ -276,7 +276,7 @@ def _explored(graph: _Graph, way: _Way, rounding: Rounding, request: ImportReque
         initial=initial,
         slack=rounding.slack,
         tolerance=request.tolerance or ABSOLUTE,
-        reading=read_shapes(model, inputs, is_sure=True),
+        readings=read_shapes(model, inputs),
     )
     found = with_branches_taken(with_first_contexts(explorer.explore(), graph.first_contexts, request.initial))
     if lifted is not None:

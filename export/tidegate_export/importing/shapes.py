@@ -59,15 +59,22 @@ class Reading:
         return tuple(size if isinstance(size, int) else None for size in sizes)
 
 
-def read_shapes(model: onnx.ModelProto, inputs: Sequence[Declared], *, is_sure: bool = False) -> Reading:
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """What the graph says of sizes: what is sure, and with what is likely."""
+
+    sure: Reading
+    likely: Reading
+
+
+def read_shapes(model: onnx.ModelProto, inputs: Sequence[Declared]) -> Readings:
     """Return the free axes of `inputs` (dims with what the caller told), those that must be equal as one.
 
     Args:
         model: The graph.
         inputs: Its inputs that have no value yet.
-        is_sure: Leave out what is only likely.
     """
-    return _Solver(_inferred(model, inputs), inputs).solve(is_sure=is_sure)
+    return _Solver(_inferred(model, inputs), inputs).solve()
 
 
 def read_names(inputs: Sequence[Declared]) -> Reading:
@@ -128,11 +135,14 @@ class _Variables:
 
     parents: list[int] = field(default_factory=list)
     sizes: list[int | str | None] = field(default_factory=list)
+    changed: list[int] = field(default_factory=list)
+    """By root: the number of changes when it was joined or fixed last."""
     num_changes: int = 0
 
     def new(self, size: int | str | None = None) -> int:
         self.parents.append(len(self.parents))
         self.sizes.append(size)
+        self.changed.append(0)
         return len(self.parents) - 1
 
     def root(self, variable: int) -> int:
@@ -152,12 +162,14 @@ class _Variables:
         self.parents[b] = a
         self.sizes[a] = self.sizes[a] if self.sizes[a] is not None else self.sizes[b]
         self.num_changes += 1
+        self.changed[a] = self.num_changes
 
     def fix(self, variable: int, size: int) -> None:
         root = self.root(variable)
         if self.sizes[root] is None:
             self.sizes[root] = size
             self.num_changes += 1
+            self.changed[root] = self.num_changes
 
 
 class _Solver:
@@ -179,11 +191,12 @@ class _Solver:
         self.ints: dict[ir.Value, list[int | _Size]] = {}
         """Lists of integers that may be shapes."""
         self.no_integers: set[ir.Value] = set()
-        """What is no constant list of integers: to look costs more than all rules."""
         self.likely: list[tuple[int, int]] = []
         self.hints: list[tuple[int, str]] = []
-        self.is_back = False
-        """Whether nodes are visited from the last to the first."""
+        self.seen: dict[ir.Node, int] = {}
+        """By node: the number of changes when it was looked at last."""
+        self.given: dict[ir.Value, int] = {}
+        """By value: the number of changes when something new was said of it as a whole."""
         self.rules: dict[str, Callable[[ir.Node], None]] = {
             **dict.fromkeys(
                 ("MatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), self._product
@@ -209,24 +222,24 @@ class _Solver:
             "Scan": self._scan,
         }
 
-    def solve(self, *, is_sure: bool) -> Reading:
+    def solve(self) -> Readings:
         declared = {label: labels for label, labels in self.names.items() if label not in self.words}
         self._repeat()
         for variables in declared.values():
             for variable in variables[1:]:
                 self.variables.join(variables[0], variable)
         self._repeat()
-        if not is_sure:
-            for _ in range(_MOST_ROUNDS):
-                before = self.variables.num_changes
-                for left, right in self.likely:
-                    # Of two sizes that meet, one may be 1 and be repeated: that is no reason to make the other 1.
-                    if 1 not in {self.variables.size(left), self.variables.size(right)}:
-                        self.variables.join(left, right)
-                self._repeat()
-                if self.variables.num_changes == before:
-                    break
-        return self._collected()
+        sure = self._collected()
+        for _ in range(_MOST_ROUNDS):
+            before = self.variables.num_changes
+            for left, right in self.likely:
+                # Of two sizes that meet, one may be 1 and be repeated: that is no reason to make the other 1.
+                if 1 not in {self.variables.size(left), self.variables.size(right)}:
+                    self.variables.join(left, right)
+            if self.variables.num_changes == before:
+                break
+            self._repeat()
+        return Readings(sure, self._collected())
 
     def _collected(self) -> Reading:
         roots: dict[int, list[Place]] = defaultdict(list)
@@ -254,20 +267,33 @@ class _Solver:
         """Go over the nodes until nothing new comes of it: knowledge goes back one node a round, and further."""
         for _ in range(_MOST_ROUNDS):
             before = self.variables.num_changes
-            self.likely.clear()
-            self.hints.clear()
-            self._pass()
+            self._pass(self.graph)
             if self.variables.num_changes == before:
                 return
 
-    def _pass(self) -> None:
-        """Visit every node twice, forth and back, nested ones with the node that holds them."""
-        for self.is_back in (False, True):
-            self._visit(self.graph)
+    def _pass(self, graph: ir.Graph) -> None:
+        # What holds graphs is looked into once: each of these is gone over forth and back too.
+        forth = list(graph)
+        back = [node for node in reversed(forth) if node.op_type not in _LOOKED_INTO]
+        for node in (*forth, *back):
+            if self._is_news(node):
+                self.seen[node] = self.variables.num_changes
+                self._relate(node)
 
-    def _visit(self, graph: ir.Graph) -> None:
-        for node in reversed(list(graph)) if self.is_back else list(graph):
-            self._relate(node)
+    def _is_news(self, node: ir.Node) -> bool:
+        """Whether anything that a node relates has changed since it was looked at; bodies are always looked into."""
+        seen = self.seen.get(node)
+        if seen is None or node.op_type in _LOOKED_INTO:
+            return True
+        values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+        return any(self._changed_at(value) > seen for value in values)
+
+    def _changed_at(self, value: ir.Value) -> int:
+        dims = self._of(value)
+        return max(
+            self.given.get(value, 0),
+            max((self.variables.changed[self.variables.root(variable)] for variable in dims or ()), default=0),
+        )
 
     # ---- what is known of a value
 
@@ -294,9 +320,13 @@ class _Solver:
         known = self._of(value)
         if known is None:
             self.dims[value] = dims
-            self.variables.num_changes += 1
+            self._mark(value)
         elif len(known) == len(dims):
             self._same(known, dims)
+
+    def _mark(self, value: ir.Value) -> None:
+        self.variables.num_changes += 1
+        self.given[value] = self.variables.num_changes
 
     def _same(self, left: Sequence[int], right: Sequence[int]) -> None:
         for a, b in zip(left, right, strict=False):
@@ -653,7 +683,7 @@ class _Solver:
 
     def _branches(self, node: ir.Node) -> None:
         for branch in _bodies(node):
-            self._visit(branch)
+            self._pass(branch)
             for inner, outer in zip(branch.outputs, node.outputs, strict=False):
                 dims, known = self._of(inner), self._of(outer)
                 if dims is not None and known is not None and len(dims) == len(known):
@@ -670,7 +700,7 @@ class _Solver:
                 self._equal(first, before)
                 self._equal(first, after)
                 self._equal(first, last)
-            self._visit(body)
+            self._pass(body)
             for each, all_ in zip(body.outputs[1 + num_states :], node.outputs[num_states:], strict=False):
                 dims = self._of(each)
                 if dims is not None:
@@ -691,7 +721,7 @@ class _Solver:
             axes = _listed(node, "scan_input_axes") or [0] * num_inputs
             for all_, each, axis in zip(node.inputs[num_states:], body.inputs[num_states:], axes, strict=False):
                 self._scanned(all_, each, axis, steps)
-            self._visit(body)
+            self._pass(body)
             num_outputs = len(node.outputs) - num_states
             axes = _listed(node, "scan_output_axes") or [0] * num_outputs
             for all_, each, axis in zip(node.outputs[num_states:], body.outputs[num_states:], axes, strict=False):
@@ -729,17 +759,22 @@ class _Solver:
             dims = self._of(source)
             if dims is not None:
                 start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(dims))
-                self.ints[output] = [self._as_integer(variable) for variable in dims[start:end]]
+                self._tell(output, [self._as_integer(variable) for variable in dims[start:end]])
             return
         if node.op_type == "Concat":
             parts = [self._integers(value) for value in node.inputs]
             if all(part is not None for part in parts) and len(self._of(output) or [0]) == 1:
-                self.ints[output] = [size for part in parts if part is not None for size in part]
+                self._tell(output, [size for part in parts if part is not None for size in part])
             return
         known = self._integers(source)
         moved = None if known is None else self._moved_integers(node, known)
         if moved is not None:
-            self.ints[output] = moved
+            self._tell(output, moved)
+
+    def _tell(self, value: ir.Value, integers: list[int | _Size]) -> None:
+        if self.ints.get(value) != integers:
+            self.ints[value] = integers
+            self._mark(value)
 
     def _moved_integers(self, node: ir.Node, known: list[int | _Size]) -> list[int | _Size] | None:
         if node.op_type in {"Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape"}:
@@ -759,6 +794,7 @@ class _Solver:
         return size if isinstance(size, int) else _Size(variable)
 
 
+_LOOKED_INTO = frozenset({"If", "Loop", "Scan"})
 _ALIKE_WORDS = """
     Abs BatchNormalization Cast CastLike Ceil Clip CumSum DequantizeLinear Dropout DynamicQuantizeLinear Elu Erf Exp
     FastGelu Floor Gelu HardSigmoid HardSwish Identity InstanceNormalization LayerNormalization LeakyRelu Log LogSoftmax

@@ -98,7 +98,7 @@ def sizes(net: Net, *outputs: str) -> dict[str, list[object]]:
     inputs = declared(model.graph.input)
     found: dict[str, list[object]] = {item.name: list(item.dims or ()) for item in inputs}
     letters = iter("abcdefgh")
-    for axis in read_shapes(model, inputs, is_sure=True).axes:
+    for axis in read_shapes(model, inputs).sure.axes:
         known = next(letters) if axis.size is None else axis.size
         for name, place in axis.places:
             found[name][place] = known
