@@ -20,7 +20,7 @@ from tidegate_export.errors import ExportError
 from tidegate_export.importing.axes import Guess, example, guesses
 from tidegate_export.importing.edit import with_axes_kept
 from tidegate_export.importing.evidence import STRONG, Evidence, agreement, is_length, similarity
-from tidegate_export.importing.flow import Flow
+from tidegate_export.importing.flow import Flow, Link
 from tidegate_export.importing.foreign import Array, Arrays, Declared, Foreign, declared, random_array
 from tidegate_export.importing.pairing import STEPS, NotStreamableError, Search
 from tidegate_export.importing.plan import Axes, Found, is_along_time, sized
@@ -165,6 +165,7 @@ class _Try:
         self._keep_axes()
         candidates = {item.name: self._candidates(item.name) for item in self.explorer.inputs}
         self._refuse_fixed_rows(candidates)
+        self._refuse_grown()
         return self._with_time(candidates) if self.has_time else self._by_frame(candidates)
 
     # ---- what the outputs' axes are
@@ -401,6 +402,20 @@ class _Try:
         return sized(self.axes[name], 1, 1 + self.overlaps.get(name, 0))
 
     # ---- what is asked, and what is refused
+
+    def _refuse_grown(self) -> None:
+        """Refuse an input that the graph moves to an output which is longer along an axis that the file leaves free."""
+        for item in self.explorer.inputs:
+            own = self.axes[item.name]
+            for output in self.explorer.foreign.outputs:
+                pairs = list(zip(own, self.axes[output], item.dims or (), strict=False))
+                differing = [(a, b, dim) for a, b, dim in pairs if a != b]
+                is_moved = self.explorer.evidence.links[item.name, output] is Link.MOVED
+                if not is_moved or len(own) != len(self.axes[output]) or len(differing) != 1:
+                    continue
+                before, after, dim = differing[0]
+                if isinstance(before, int) and isinstance(after, int) and after > before and isinstance(dim, str):
+                    raise grows(item.name, output)
 
     def _refuse_fixed_rows(self, candidates: Mapping[str, Sequence[str]]) -> None:
         """Refuse a batch that the file has free in its data, and fixed at 1 in a state that comes out with it."""

@@ -175,3 +175,30 @@ def test_the_branches_and_bodies_of_a_graph_are_read_too() -> None:
     net.nodes.append(helper.make_node("Scan", ["s", "x"], ["last", "y"], body=body, num_scan_inputs=1))
     found = sizes(net, "y", "last")
     assert found["x"][2] == 4
+
+
+def test_an_axis_that_the_file_leaves_free_is_not_one_step_because_it_does_not_stream(tmp_path: Path) -> None:
+    """Every second row, and a mean over all: neither is one a step, though a run of one row would give one."""
+    for version, kind in enumerate(("rate", "mean"), 1):
+        net = Net()
+        net.input("input_1", "unk__1", "unk__2", 4)
+        top, (last,) = net.layer("GRU", "input_1", [net.input("input_2", 1, "unk__3", 8)], 4, 8)
+        if kind == "rate":
+            ends = (net.integers(0), net.integers(2**31), net.integers(0), net.integers(2))
+            net.output(net.add("Slice", top, *ends), "output_1")
+        else:
+            net.output(net.add("Sub", top, net.add("ReduceMean", top, axes=[0])), "output_1")
+        net.output(last, "output_2")
+        told = refusal(net, tmp_path, version=version)
+        assert "input" in told
+
+
+def test_a_cache_that_grows_beside_a_layer_is_refused_whatever_its_axes_are_called(tmp_path: Path) -> None:
+    net = Net()
+    top, (last,) = net.layer("GRU", net.input("x", "u1", "u2", 4), [net.input("h", 1, "u3", 8)], 4, 8)
+    moved = net.add("Transpose", "x", perm=[1, 0, 2])
+    net.output(net.add("Concat", net.input("keys", "u4", "u5", 4), moved, axis=1), "keys_out", "u6", "u7", 4)
+    net.output(top, "y")
+    net.output(last, "hn")
+    told = refusal(net, tmp_path)
+    assert "a cache that grows cannot be one" in told or "not one a step" in told
