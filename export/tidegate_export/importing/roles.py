@@ -240,10 +240,14 @@ class Judge:
         return bool(others & made)
 
     def _is_doubtful(self, item: Weighed, *, has_convention: bool) -> bool:
+        if self._is_handed_on(item.pair):
+            # What is handed on can be sent with every step: that is never wrong.
+            return item.score >= _MOST_AT_END
+        is_recurrence = item.score >= _MIXED and self.evidence.links[item.pair] is not Link.NONE
+        if is_recurrence and _named(item.pair, 0.0) >= 0:
+            return True  # and no name says that it is data
         is_unlike = has_convention and agreement(*item.pair) < 1
-        score = item.score + (_UNLIKE_OTHERS if is_unlike else 0.0)
-        # What is handed on can be sent with every step: that is never wrong.
-        return score >= (_MOST_AT_END if self._is_handed_on(item.pair) else _DOUBTFUL)
+        return item.score + (_UNLIKE_OTHERS if is_unlike else 0.0) >= _DOUBTFUL
 
     # ---- who is left
 
