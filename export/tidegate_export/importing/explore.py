@@ -78,6 +78,7 @@ class Explorer:
             raise ExportError(str(without_state(self.flow)))
         self._refuse_settings()
         rejections = [without_state(self.flow, self.inputs)] if is_alone else []
+        unstreamed: list[Guess] = []
         failed: set[str] = set()
         """Inputs along whose time axis the graph does not stream: taking it step by step makes no stream of it."""
         tried = guesses(self.model, self.inputs, self.readings, self.likely_states(), self.request)
@@ -86,9 +87,13 @@ class Explorer:
             if any(TIME not in guess[name] for name in failed):
                 continue
             try:
-                return attempt.found()
+                found = attempt.found()
+                if not any(_is_refuted(found, guess, other) for other in unstreamed):
+                    return found
             except RejectedError as error:
                 is_stream = attempt.has_time and all(TIME not in guess[name] for name in self.likely_states())
+                if isinstance(error.__cause__, NotStreamableError):
+                    unstreamed.append(guess)
                 if is_stream and isinstance(error.__cause__, NotStreamableError):
                     failed |= {name for name, axes in guess.items() if TIME in axes}
                 rejections += [error, *attempt.growth()]
@@ -145,6 +150,17 @@ class Explorer:
                 likely[name] = score
                 claimed.add(output)
         return likely
+
+
+def _is_refuted(found: Found, guess: Guess, unstreamed: Guess) -> bool:
+    """Whether data is to be taken step by step along whose time axis, with the same states, the graph did not stream.
+
+    An input may look like a state and be none: only what was found to be a state says that the other guess was wrong.
+    """
+    if any(TIME in unstreamed[state.input] for state in found.states if state.input in unstreamed):
+        return False
+    names = [spec.name for spec in found.data if spec.name in unstreamed and spec.name in guess]
+    return any(TIME in unstreamed[name] and TIME not in guess[name] for name in names)
 
 
 class _Try:
