@@ -149,4 +149,5 @@ def _is_wide(dims: Axes) -> bool:
 
 
 def _shown(dims: Sequence[Axis]) -> str:
-    return f"[{', '.join('?' if str(dim).startswith('?') else str(dim) for dim in dims)}]"
+    names = (str(dim).removeprefix("the_") for dim in dims)  # as the file calls them
+    return f"[{', '.join('?' if name.startswith('?') else name for name in names)}]"

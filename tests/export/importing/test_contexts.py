@@ -322,6 +322,7 @@ def test_a_first_context_that_does_not_fit_is_refused(tmp_path: Path, first: Arr
     [
         (window(1, 16, 4), "win [1, 16, 4]: if each run wants the last 15 rows again, --context win=15@1"),
         (window("N", 16, 4), "win [N, 16, 4]: if each run wants the last 15 rows again, --context win=15@1"),
+        (window("batch", 16, 4), "win [batch, 16, 4]: if each run wants"),
         (decoder(), "y [N, 2]: if each run wants the last 1 elements again, --context y=1@1"),
         (window(1, 512), "win [1, 512]: if each run wants the last 64 elements again, --context win=64@1"),
         (two_windows(), "--context audio=7@1"),
