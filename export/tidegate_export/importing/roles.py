@@ -244,7 +244,9 @@ class Judge:
             # What is handed on can be sent with every step: that is never wrong.
             return item.score >= _MOST_AT_END
         is_recurrence = item.score >= _MIXED and self.evidence.links[item.pair] is not Link.NONE
-        if is_recurrence and _named(item.pair, 0.0) >= 0:
+        # What a run leaves for the next one, the graph itself may make nothing of: then names that agree are a hint.
+        could_be = is_recurrence or (item.score > _NEVER and agreement(*item.pair) == 1)
+        if could_be and _named(item.pair, 0.0) >= 0:
             return True  # and no name says that it is data
         is_unlike = has_convention and agreement(*item.pair) < 1
         return item.score + (_UNLIKE_OTHERS if is_unlike else 0.0) >= _DOUBTFUL
