@@ -28,6 +28,8 @@ MOST_COUNTED = 4096
 _LENGTHS = (24, 17, 9)
 _SMALL = 4096
 """Elements of a tensor whose numbers are looked at."""
+_LOUD = 100.0
+"""Beyond it, a number that is added to data lies outside of what random data has."""
 _ENDLESS = float(2**31 - 2)
 """What exporters write for "to the end"."""
 
@@ -514,6 +516,9 @@ class _View:
             return 0.0
         if any(info.has_data for info in infos) and operator in _ORDERS | {"Min", "Max", "Clip", "Mod"}:
             self._analysis.landmark(limits[:16])
+        elif any(info.has_data for info in infos) and operator in {"Add", "Sub"}:
+            # A rectifier behind it makes a limit of it. Smaller ones are met anyway.
+            self._analysis.landmark([limit for limit in limits[:16] if abs(limit) > _LOUD])
         if not counted or operator in {"Mul", "Where"}:
             return 0.0
         gain = min(info.gain for info in counted)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from tests.bundles import write_tiny_bundle, write_tiny_forecast_bundle, write_tiny_stream_bundle
-from tidegate.bundle import Axis, Manifest, StateSpec, TensorCodec, TensorSpec, read_bundle
+from tidegate.bundle import Axis, Manifest, SettingSpec, StateSpec, TensorCodec, TensorSpec, read_bundle
 from tidegate.errors import BundleError
 from tidegate.proof import ABSOLUTE, check_bundle, excess, is_batch_invariant, prove
 from tidegate.replay import GraphRunner, random_inputs, random_lengths, stream_together
@@ -189,6 +189,38 @@ def test_a_graph_that_rounds_coarsely_passes_within_a_tolerance_that_is_recorded
     proof = prove(gru(tail), manifest(), tolerance=0.05)
     assert proof.tolerance == 0.05
     assert ABSOLUTE < proof.max_error <= 0.05
+
+
+def test_outputs_below_the_tolerance_are_compared_by_their_own_size() -> None:
+    remembers = f"{TAIL.replace('y =', 'each =')} sums = CumSum(each, one)"
+    faint = gru(f"{remembers} tiny = Constant<value_float=1e-8>() y = Mul(sums, tiny)")
+    with pytest.raises(BundleError, match=r"output y differs by .*, of at most .*: a memory that is not among"):
+        prove(faint, manifest())
+    forgets = gru(f"{TAIL.replace('y =', 'each =')} tiny = Constant<value_float=1e-8>() y = Mul(each, tiny)")
+    assert prove(forgets, manifest()).passed
+
+
+def test_what_happens_beyond_a_large_number_is_met() -> None:
+    loud = "limit = Constant<value_float=30000.0>() over = Sub(x, limit) peaks = Relu(over) sums = CumSum(peaks, one)"
+    remembers = f"{TAIL.replace('y =', 'each =')} {loud} all_sums = ReduceSum(sums, two) y = Add(each, all_sums)"
+    with pytest.raises(BundleError, match=r"differs by .* landmarks as values"):
+        prove(gru(remembers), manifest())
+
+
+@pytest.mark.parametrize(
+    "decides", ["over = Sub(level, limit) share = Relu(over)", "on = Greater(level, limit) share = Cast<to=1>(on)"]
+)
+def test_settings_are_set_to_what_they_are_compared_with(decides: str) -> None:
+    remembers = (
+        f"{TAIL.replace('y =', 'each =')} sums = CumSum(each, one) limit = Constant<value_float=150.0>() {decides}"
+    )
+    content = graph(
+        f"steps = Transpose<perm=[1, 0, 2]>(x) {GRU} {remembers} some = Mul(sums, share) y = Add(each, some)",
+        inputs="float[batch,time,2] x, float[1,batch,4] h_in, float[1] level",
+    )
+    setting = SettingSpec(name="level", dtype="float32", axes=(1,), default=(6.0,))
+    with pytest.raises(BundleError, match=r"differs by .* between one chunk and several where a setting is 300"):
+        prove(content, manifest().model_copy(update={"settings": (setting,)}))
 
 
 def test_not_a_number_never_passes() -> None:

@@ -179,14 +179,18 @@ def _are_rows_alone(found: Found, better: Found, name: str) -> bool:
     try:
         before, after = Foreign(found.model), Foreign(better.model)
         rows, alone = _run_alone(before, found, name, rng)
-        together = after.run(_stacked(better, rows))
+        # In other numbers of rows, too: values for as many rows as another axis has elements could follow that axis.
+        counts = range(2, len(rows) + 1)
+        together = {count: after.run(_stacked(better, rows[:count])) for count in counts}
     except ExportError:  # it does not load or run so
         return False
     results = {spec.name: spec.axes for spec in found.outputs} | {state.output: state.axes for state in found.states}
     return all(
         BATCH in axes
-        and excess(np.concatenate([run[result] for run in alone], axes.index(BATCH)), together[result]) <= ABSOLUTE
+        and excess(np.concatenate([run[result] for run in alone[:count]], axes.index(BATCH)), together[count][result])
+        <= ABSOLUTE
         for result, axes in results.items()
+        for count in counts
     )
 
 

@@ -84,6 +84,16 @@ def check_rows(net: Net, bundle: Bundle, dims: tuple[int | str, ...]) -> None:
             state = told["hn"]
 
 
+def test_values_of_rows_do_not_follow_another_axis_of_as_many_elements(tmp_path: Path) -> None:
+    net, y = limited(1)
+    # Three features, as many as the rows that are tried; and what is tried near the default changes nothing.
+    projected = net.add("MatMul", y, net.random(HIDDEN, 3))
+    net = finished(net, net.add("Mul", projected, net.add("Floor", "limit")))
+    bundle = imported(net, tmp_path, settings=["limit=5"], states=["h:hn"])
+    assert bundle.manifest.settings[0].axes == (BATCH, 1)
+    check_rows(net, bundle, (1,))
+
+
 def test_a_setting_that_no_row_can_have_for_itself_makes_rows_run_alone(tmp_path: Path) -> None:
     net, y = limited()
     whole = net.add("ReduceSum", "limit", keepdims=0)  # over all that is there
