@@ -74,6 +74,8 @@ _FAINT = 0.01
 """Where a difference is more than this share of an output's largest value, 1e-5 is no measure of it."""
 
 _SCALES = (1e-3, 30.0, 1e3)
+_FAR = (0.0, 1.0, -1.0, 10.0, -10.0, 100.0, -100.0, 1000.0)
+"""Values of settings, of which only the default is known."""
 _SIGNS = ("zeros", "ones", "positive", "negative")
 _WIDE, _WIDEST = 65, 512
 """Rows of the largest batch; up to so many where the graph has such a number."""
@@ -358,16 +360,21 @@ def _check_values(
 def _check_settings(
     runner: GraphRunner, found: Reach, tally: _Tally, rng: np.random.Generator, vocabularies: Mapping[str, int]
 ) -> None:
-    """Give settings the numbers that the graph compares with, and some below and above them."""
-    names = [spec.name for spec in runner.manifest.settings if spec.dtype != "bool"]
+    """Give settings the numbers that the graph compares with, some below and above them, and others far away."""
+    specs = [spec for spec in runner.manifest.settings if spec.dtype != "bool"]
+    limits = [limit for limit in found.landmarks if abs(limit) < _HUGE] if specs else []
+    values = {factor * limit for limit in limits for factor in (0.5, 1, 2)}
+    floats = [spec.name for spec in specs if spec.dtype.startswith("float")]
     steps = _LENGTHS[1]
-    for limit in [limit for limit in found.landmarks if abs(limit) < _HUGE] if names else []:
-        for factor in (0.5, 1, 2):
-            row = random_inputs(runner.manifest, 1, steps, rng, vocabularies)
-            row |= {name: _near(row[name], factor * limit) for name in names}
-            differs = _differs_when_cut(runner, row, steps, tally, rng, max(1.0, abs(factor * limit)))
-            if differs:
-                raise not_streamable(f"{differs} between one chunk and several where a setting is {factor * limit:g}")
+    for names, value in [
+        *(([spec.name for spec in specs], value) for value in sorted(values)),
+        *((floats, value) for value in _FAR if floats),
+    ]:
+        row = random_inputs(runner.manifest, 1, steps, rng, vocabularies)
+        row |= {name: _near(row[name], value) for name in names}
+        differs = _differs_when_cut(runner, row, steps, tally, rng, max(1.0, abs(value)))
+        if differs:
+            raise not_streamable(f"{differs} between one chunk and several where a setting is {value:g}")
 
 
 def _values(array: Array, time: int, kind: str | float, landmarks: Sequence[float], rng: np.random.Generator) -> Array:
@@ -426,16 +433,15 @@ def _check_counters(
 ) -> None:
     """Begin just below each number that a counter is compared with, and count across it."""
     steps = 12
+    first = runner.initial(1)
     for name, limits in found.counters.items():
-        plain = random_inputs(runner.manifest, 1, steps, rng, vocabularies)
-        first = runner.initial(1)
-        with np.errstate(all="ignore"):
-            before, after = first[name], runner.walk(runner.cut(plain, 0, 1), [1]).states[name]
-            moved = after.astype(np.float64) - before.astype(np.float64)
-        pace = float(np.abs(moved).mean()) if np.isfinite(moved).all() else 0.0
+        plain = random_inputs(runner.manifest, 1, 1, rng, vocabularies)
+        begun = _pace_of(runner, plain, name, first)
         for limit in limits:
-            for distance in (-5.5 * pace, 5.5 * pace):
-                states = first | {name: _near(before, limit + distance)}
+            # What fades goes slower there than at first.
+            there = _pace_of(runner, plain, name, first | {name: _near(first[name], limit)})
+            for distance in sorted({sign * 5.5 * pace for pace in (begun, there) for sign in (-1, 1)}):
+                states = first | {name: _near(first[name], limit + distance)}
                 for attempt in range(2):
                     row = random_inputs(runner.manifest, 1, steps, rng, vocabularies)
                     differs = _differs_when_cut(runner, row, steps, tally, rng, 1.0, states)
@@ -443,6 +449,19 @@ def _check_counters(
                         break
                     if attempt:
                         raise not_streamable(f"{differs} between one chunk and several where {name} reaches {limit:g}")
+
+
+def _pace_of(runner: GraphRunner, step: Tensors, name: str, states: Tensors) -> float:
+    """Return how far a step moves a counter; 0 where nobody can tell."""
+    try:
+        with np.errstate(all="ignore"):
+            after = runner.walk(step, [1], states).states[name]
+            moved = after.astype(np.float64) - states[name].astype(np.float64)
+    except BundleError as error:
+        if error.reason != REFUSED:
+            raise
+        return 0.0
+    return float(np.abs(moved).mean()) if np.isfinite(moved).all() else 0.0
 
 
 def _near(state: Array, value: float) -> Array:

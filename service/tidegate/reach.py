@@ -28,6 +28,8 @@ MOST_COUNTED = 4096
 _LENGTHS = (24, 17, 9)
 _SMALL = 4096
 """Elements of a tensor whose numbers are looked at."""
+_MOST_OFFSETS = 4
+"""Numbers added to a counter that are looked at, the largest first."""
 _LOUD = 100.0
 """Beyond it, a number that is added to data lies outside of what random data has."""
 _ENDLESS = float(2**31 - 2)
@@ -242,6 +244,7 @@ class _Analysis:
         self._vocabularies: dict[str, int] = {}
         self._landmarks: set[float] = set()
         self._counters: dict[str, set[float]] = {}
+        self._offsets: dict[str, set[float]] = {}
         self._most = 0.0
 
     def walk_main(self, graph: Graph) -> dict[str, _Info]:
@@ -267,8 +270,14 @@ class _Analysis:
             marks=tuple(sorted({math.ceil(mark) for mark in self._marks if mark > 1})),
             vocabularies=dict(self._vocabularies),
             landmarks=tuple(sorted(self._landmarks)),
-            counters={name: tuple(sorted(values)) for name, values in self._counters.items()},
+            counters={name: self._starts(name, values) for name, values in self._counters.items()},
         )
+
+    def _starts(self, name: str, limits: set[float]) -> tuple[float, ...]:
+        """Limits of a counter, and what it is itself where it meets them with a number added."""
+        offsets = sorted(self._offsets.get(name, set()), key=abs, reverse=True)[:_MOST_OFFSETS]
+        moved = {limit + sign * offset for limit in limits for offset in offsets for sign in (-1, 1)}
+        return tuple(sorted(limits | moved))
 
     def _walk(self, graph: Graph, scope: Mapping[str, _Info], *, is_timeless: bool) -> dict[str, _Info]:
         found = dict(scope)
@@ -298,6 +307,10 @@ class _Analysis:
     def count(self, states: Iterable[str], values: Iterable[float]) -> None:
         for name in states:
             self._counters.setdefault(name, set()).update(values)
+
+    def offset(self, states: Iterable[str], values: Iterable[float]) -> None:
+        for name in states:
+            self._offsets.setdefault(name, set()).update(values)
 
     def body(self, graph: Graph, scope: Mapping[str, _Info], *, is_timeless: bool) -> dict[str, _Info]:
         return self._walk(graph, scope, is_timeless=is_timeless)
@@ -514,11 +527,8 @@ class _View:
         limits = self._limits(infos)
         if not limits:
             return 0.0
-        if any(info.has_data for info in infos) and operator in _ORDERS | {"Min", "Max", "Clip", "Mod"}:
-            self._analysis.landmark(limits[:16])
-        elif any(info.has_data for info in infos) and operator in {"Add", "Sub"}:
-            # A rectifier behind it makes a limit of it. Smaller ones are met anyway.
-            self._analysis.landmark([limit for limit in limits[:16] if abs(limit) > _LOUD])
+        if any(info.has_data for info in infos):
+            self._analysis.landmark(self._landmarks(limits[:16]))
         if not counted or operator in {"Mul", "Where"}:
             return 0.0
         gain = min(info.gain for info in counted)
@@ -530,8 +540,17 @@ class _View:
             return 0.0
         if states and operator not in {"Add", "Sub", "Div", "Sum"}:
             self._analysis.count(states, [limit / gain for limit in limits[:16]])
+        elif states and operator in {"Add", "Sub"}:
+            self._analysis.offset(states, [limit / gain for limit in limits[:16]])
         counts = any(info.has_position for info in counted)
         return max([size for size in sizes if counts and not (states and size > MOST_COUNTED)], default=0.0)
+
+    def _landmarks(self, limits: Sequence[float]) -> Sequence[float]:
+        """Return of some limits those at which what is done with data may change."""
+        if self._node.operator in {"Add", "Sub"}:
+            # A rectifier behind it makes a limit of it. Smaller ones are met anyway.
+            return [limit for limit in limits if abs(limit) > _LOUD]
+        return limits if self._node.operator in _ORDERS | {"Min", "Max", "Clip", "Mod"} else ()
 
     def _rounded(self) -> float:
         """Parts of a number of steps that are rounded away: it takes many to make a whole one."""

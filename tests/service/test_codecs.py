@@ -69,6 +69,10 @@ def ids(width: int | None = None) -> Tensors:
     return Tensors([TensorSpec(name="x", dtype="int32", axes=axes)], (), [])
 
 
+def whole_numbers() -> Tensors:
+    return Tensors([TensorSpec(name="x", dtype="int64", axes=("batch", "time", 2))], (), [])
+
+
 def refusal(codec: Codec, source: Input) -> InvalidInputError:
     with pytest.raises(InvalidInputError) as caught:
         codec.encode(source)
@@ -132,6 +136,7 @@ VALUES = np.zeros((2, 2))
         (forecasts(), Input(values=np.array([[1.0, 2], [np.nan, 2]])), "NOT_FINITE", "row 1: load is not"),
         (forecasts(), Input(values=np.array([[1.0, -np.inf]])), "NOT_FINITE", "row 0: hour is not"),
         (tensors(), Input(values=np.array([[1.0, 1e39]])), "NOT_FINITE", "row 0: column 1 is not"),
+        (whole_numbers(), Input(values=np.array([[1.0, 2.0**53]])), "NOT_FINITE", "row 0: 9.0072e+15 is no int64"),
     ],
 )
 def test_bad_input_is_refused_with_what_and_where(codec: Codec, source: Input, reason: str, message: str) -> None:

@@ -532,6 +532,24 @@ def test_a_counter_is_followed_across_its_limit(dtype: str, limit: int) -> None:
         prove(*counted(Streaming(), dtype, limit, is_by_step=False))
 
 
+def faded(net: Streaming, *, is_by_step: bool) -> tuple[bytes, Manifest]:
+    """Give zeros once a level that fades by a thousandth a step, and is kept less 1, is under a thousandth."""
+    level = net.state("level", "float32")
+    full = net.add("Add", level, net.number(1.0))
+    after, rest = (
+        net.add("Mul", full, net.add("Pow", net.number(0.999), net.cast(steps, TensorProto.FLOAT)))
+        for steps in (net.positions, net.time)
+    )
+    now = after if is_by_step else net.add("Unsqueeze", full, net.integers(0))
+    return net.done(net.gate(net.add("Less", net.number(0.001), now)), level=net.add("Sub", rest, net.number(1.0)))
+
+
+def test_a_counter_is_followed_across_a_limit_that_it_meets_with_a_number_added() -> None:
+    assert prove(*faded(Streaming(), is_by_step=True)).passed
+    with pytest.raises(BundleError, match="cannot stream"):
+        prove(*faded(Streaming(), is_by_step=False))
+
+
 def summed(net: Streaming, limit: float, *, is_by_step: bool) -> tuple[bytes, Manifest]:
     """Give zeros once the sum of all values is over a limit."""
     total = net.state("total", "float32", "batch")

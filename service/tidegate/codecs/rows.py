@@ -13,6 +13,8 @@ from tidegate.errors import InvalidInputError
 FEW = 16
 """Numbers that are made into objects at once."""
 
+MOST_WHOLE = 2.0**53
+"""Rows and settings are doubles: from here on, two whole numbers can be one double."""
 _LARGEST = float(np.finfo(np.float32).max)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from tidegate.api import InputValue, Tensor
 from tidegate.bundle import SettingSpec
+from tidegate.codecs.rows import MOST_WHOLE
 from tidegate.errors import InvalidInputError, known_names, listed, shown
 
 Given = tuple[Tensor | None, ...]
@@ -69,7 +70,7 @@ def _encode(spec: SettingSpec, value: InputValue) -> Tensor:
     with np.errstate(over="ignore", invalid="ignore"):
         array = doubles.astype(spec.dtype)
     is_float = array.dtype.kind == "f"
-    fits = np.isfinite(array) if is_float else array == doubles
+    fits = np.isfinite(array) if is_float else (array == doubles) & (np.abs(doubles) < MOST_WHOLE)
     if not fits.all():
         wrong = doubles[int(np.argmin(fits))]
         raise InvalidInputError(f"inputs: {name} is {spec.dtype}, which {wrong:g} is not", reason="NOT_FINITE")

@@ -8,7 +8,7 @@ import numpy as np
 
 from tidegate.api import Input, Prediction, Predictions, StepOptions, Tensor
 from tidegate.bundle import BATCH, TIME, Bundle, TensorCodec, TensorSpec
-from tidegate.codecs.rows import check_rows, check_tokens, kind_of
+from tidegate.codecs.rows import MOST_WHOLE, check_rows, check_tokens, kind_of
 from tidegate.errors import BundleError, InvalidInputError
 
 _VALUE_BYTES = 20
@@ -126,7 +126,7 @@ def _shaped(columns: Tensor, spec: TensorSpec) -> Tensor:
 
 
 def _check_held(columns: Tensor, array: Tensor, spec: TensorSpec) -> None:
-    is_held = np.isfinite(array) if array.dtype.kind == "f" else array == columns
+    is_held = np.isfinite(array) if array.dtype.kind == "f" else (array == columns) & (np.abs(columns) < MOST_WHOLE)
     if not is_held.all():
         step, column = np.argwhere(~is_held)[0]
         raise InvalidInputError(
