@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.search.generate import make_case
-from tests.search.judge import GOOD, judge
+from tests.search.judge import GOOD, Outcome, judge
 from tests.search.oracle import Oracle
 from tests.search.traps import TRAPS
 
@@ -55,3 +55,17 @@ SLICE = (
 def test_import_is_right_about_random_graphs(seed: int, tmp_path: Path) -> None:
     verdict = judge(make_case(seed), tmp_path)
     assert verdict.outcome in GOOD, (verdict.told, verdict.options, verdict.first)
+
+
+ASKED = (("frame", 101600), ("frame", 710046), ("time", 720012))
+"""Graphs with a state that was taken for data: what a run leaves for the next one, no output shows."""
+
+
+@pytest.mark.parametrize(("kind", "seed"), ASKED)
+def test_what_nothing_shows_to_be_data_is_asked_for(kind: str, seed: int, tmp_path: Path) -> None:
+    assert judge(make_case(seed, kind), tmp_path).outcome is Outcome.ASKED
+
+
+@pytest.mark.parametrize("trap", ["positions", "table", "single", "late_positions"])
+def test_a_free_axis_beside_a_counter_is_no_batch_that_hides_a_trap(trap: str, tmp_path: Path) -> None:
+    assert judge(make_case(7001, "trap", trap), tmp_path).outcome is Outcome.REFUSED

@@ -67,7 +67,7 @@ _TIME = re.compile(
 def similarity(left: str, right: str) -> float:
     """Say how likely two names are one state's, before and after: 0 (no hint) to 1 (`h_in`, `h_out`)."""
     left, right = _PORT.sub("", left), _PORT.sub("", right)
-    if _MADE_UP.match(left) or _MADE_UP.match(right):
+    if is_made_up(left) or is_made_up(right):
         return 0.0
     words, others = _words(left), _words(right)
     if words and words == others:
@@ -76,6 +76,11 @@ def similarity(left: str, right: str) -> float:
         return 0.9
     ratio = SequenceMatcher(None, " ".join(words), " ".join(others)).ratio() if words and others else 0.0
     return 0.6 * ratio if ratio > 0.75 else 0.0
+
+
+def is_made_up(name: str) -> bool:
+    """Whether an exporter made a name up: it tells nothing."""
+    return _MADE_UP.match(name) is not None
 
 
 def agreement(left: str, right: str) -> float:

@@ -19,7 +19,7 @@ from tidegate.bundle import BATCH, TIME, StateSpec, TensorSpec
 from tidegate_export.errors import ExportError
 from tidegate_export.importing.axes import Guess, example, guesses
 from tidegate_export.importing.edit import with_axes_kept
-from tidegate_export.importing.evidence import STRONG, Evidence, agreement, is_length, similarity
+from tidegate_export.importing.evidence import STRONG, Evidence, agreement, batch_likelihood, is_length, similarity
 from tidegate_export.importing.flow import Flow, Link
 from tidegate_export.importing.foreign import Array, Arrays, Declared, Foreign, declared, random_array
 from tidegate_export.importing.pairing import STEPS, NotStreamableError, Search
@@ -89,7 +89,7 @@ class Explorer:
             try:
                 found = attempt.found()
                 if not any(_is_refuted(found, guess, other) for other in unstreamed):
-                    return found
+                    return self._as_time(guess) if self._hides_time(found, guess) else found
             except RejectedError as error:
                 is_stream = attempt.has_time and all(TIME not in guess[name] for name in self.likely_states())
                 if isinstance(error.__cause__, NotStreamableError):
@@ -100,6 +100,28 @@ class Explorer:
         if not rejections:
             raise ExportError("--batch-axis, --time-axis or --shape leave no way to read the graph's axes")
         raise ExportError(str(max(rejections, key=lambda error: error.depth)))
+
+    def _hides_time(self, found: Found, guess: Guess) -> bool:
+        """Whether nothing but a guess says that a free axis of the data is the batch: no state has it, no name."""
+        has_none = all(all(axis == 1 for axis in state.axes) for state in found.states)
+        dims = {item.name: item.dims or () for item in self.inputs}
+        labels = [dims[spec.name][guess[spec.name].index(BATCH)] for spec in found.data if BATCH in guess[spec.name]]
+        is_named = any(label == BATCH or batch_likelihood(str(label)) for label in labels)
+        may_be_time = None not in self.request.time_axes.values()
+        return found.is_frame and bool(found.states) and has_none and bool(labels) and not is_named and may_be_time
+
+    def _as_time(self, guess: Guess) -> Found:
+        """Return what is found where that axis is the time.
+
+        Raises:
+            ExportError: The graph does not stream along it.
+        """
+        other = {name: tuple(TIME if axis == BATCH else axis for axis in axes) for name, axes in guess.items()}
+        try:
+            return _Try(self, other).found()
+        except RejectedError as error:
+            told = "; if the free axis is the batch, and one run is one step, say --time-axis none"
+            raise ExportError(f"{error}{told}") from error
 
     def _refuse_settings(self) -> None:
         """A single number that no output can be is a setting: nothing runs without its value."""
@@ -249,9 +271,17 @@ class _Try:
             if item.name not in self.likely:
                 continue
             output = self._likeliest_output(item.name)
-            sizes = zip(self.axes[item.name], self.axes.get(output, ()), item.dims or (), strict=False)
-            if any(isinstance(a, int) and isinstance(b, int) and b > a and isinstance(c, str) for a, b, c in sizes):
+            if self._is_longer(item, self.axes.get(output, ())):
                 yield grows(item.name, output)
+
+    def _is_longer(self, item: Declared, after: Axes) -> bool:
+        """Whether `after` is an input's axes but for one that is longer, and that the file leaves free."""
+        before = self.axes[item.name]
+        differing = [(a, b, dim) for a, b, dim in zip(before, after, item.dims or (), strict=False) if a != b]
+        if len(before) != len(after) or len(differing) != 1:
+            return False
+        a, b, dim = differing[0]
+        return isinstance(a, int) and isinstance(b, int) and b > a and isinstance(dim, str)
 
     def _refuse_growth(self, output: str) -> None:
         for name in self.likely:
@@ -361,18 +391,23 @@ class _Try:
         )
         try:
             found = search.pairs()
-            weighed = {item.pair: item.score for item in self._judge(states).weighed()}
-            return {
-                name: output
-                for name, output in found.items()
-                if output is not None
-                and not (weighed.get((name, output), STRONG) < _LEAST_SCORE and search.is_data(name, found))
+            weighed = {item.pair: item for item in self._judge(states).weighed()}
+            pairs = {name: output for name, output in found.items() if output is not None}
+            weak = {
+                name: weighed[pair]
+                for name, pair in zip(pairs, pairs.items(), strict=True)
+                if pair in weighed and weighed[pair].score < _LEAST_SCORE and search.is_data(name, found)
             }
         except NotStreamableError as error:
             why = only_said(explorer.roles) or why_not_streamable(explorer.flow, list(states))
             raise RejectedError(3, f"cannot stream: {error}; {why}") from error
         except ExportError as error:
             raise RejectedError(2, str(error)) from error
+        for name, item in weak.items():
+            if not item.is_never:
+                told = f"nothing shows whether {name} is a state or data: say --state {name}:{item.pair[1]}"
+                raise RejectedError(5, f"{told}, or --data {name}") from NotStreamableError(told)
+        return {name: output for name, output in pairs.items() if name not in weak}
 
     def _by_frame(self, candidates: Mapping[str, Sequence[str]]) -> Found:
         self._refuse_unsaid([name for name in self._names() if not candidates[name]], [])
@@ -422,15 +457,9 @@ class _Try:
     def _refuse_grown(self) -> None:
         """Refuse an input that the graph moves to an output which is longer along an axis that the file leaves free."""
         for item in self.explorer.inputs:
-            own = self.axes[item.name]
             for output in self.explorer.foreign.outputs:
-                pairs = list(zip(own, self.axes[output], item.dims or (), strict=False))
-                differing = [(a, b, dim) for a, b, dim in pairs if a != b]
                 is_moved = self.explorer.evidence.links[item.name, output] is Link.MOVED
-                if not is_moved or len(own) != len(self.axes[output]) or len(differing) != 1:
-                    continue
-                before, after, dim = differing[0]
-                if isinstance(before, int) and isinstance(after, int) and after > before and isinstance(dim, str):
+                if is_moved and self._is_longer(item, self.axes[output]):
                     raise grows(item.name, output)
 
     def _refuse_fixed_rows(self, candidates: Mapping[str, Sequence[str]]) -> None:

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import onnx_ir as ir
 
-from tidegate_export.importing.evidence import Evidence, agreement, similarity
+from tidegate_export.importing.evidence import Evidence, agreement, is_made_up, similarity
 from tidegate_export.importing.flow import Flow, Link
 from tidegate_export.importing.refusals import RejectedError
 from tidegate_export.importing.request import SaidRoles
@@ -89,6 +89,11 @@ class Weighed:
     def rank(self) -> tuple[float, float]:
         return self.score, self.tie
 
+    @property
+    def is_never(self) -> bool:
+        """Whether it is certain that this is no state: it would be zero for ever."""
+        return self.score == _NEVER
+
 
 @dataclass(frozen=True, slots=True)
 class Decided:
@@ -152,6 +157,7 @@ class Judge:
             for item in self._only(doubtful, weighed):
                 pairs[item.pair[0]] = item.pair[1]
                 reasons[item.pair[0]] = f"{item.because}; no other input could be one"
+        self._refuse_unsure(pairs, weighed)
         self._refuse_autonomous(pairs)
         return Decided(pairs, reasons | {name: self._why_data(name, pairs, weighed) for name in self._rest(pairs)})
 
@@ -289,6 +295,27 @@ class Judge:
             raise RejectedError(3, _ask(doubtful))
         return list(chosen.values())
 
+    def _refuse_unsure(self, pairs: Mapping[str, str], weighed: Sequence[Weighed]) -> None:
+        """Ask about inputs that would be data though they could be states, for all that is certain."""
+        believes_names = self._names_tell_states(pairs)
+        left = [
+            item
+            for item in weighed
+            if self._is_open(item.pair, pairs)
+            and not item.is_never
+            and not self._is_handed_on(item.pair)
+            and not (believes_names and _named(item.pair, 0.0) < 0)
+        ]
+        if len(self._rest(pairs)) == 1:  # somebody must send something: as sure a state was no surer than this one
+            left = [item for item in left if item.score >= _SURE]
+        if left:
+            raise RejectedError(3, _ask(left))
+
+    def _names_tell_states(self, pairs: Mapping[str, str]) -> bool:
+        """Whether no name of what was found to be a state says otherwise: then names say what is data, too."""
+        found = [pair for pair in pairs.items() if pair[0] not in self.roles.states]
+        return all(_named(pair, agreement(*pair)) > 0 or is_made_up(pair[0]) for pair in found)
+
     def _refuse_autonomous(self, pairs: Mapping[str, str]) -> None:
         """Refuse states that no data ever reaches, unless they count or stay as they are."""
         reached = set(self._rest(pairs))
@@ -317,7 +344,7 @@ class Judge:
         if not own:
             return "no output is left that has its shape and dtype"
         output = own[0].pair[1]
-        if own[0].score == _NEVER:
+        if own[0].is_never:
             return f"{output} is made of it by scaling: as a state it would be zero for ever"
         if self._is_handed_on(own[0].pair):
             return f"handed on to {output} as it came"

@@ -293,3 +293,33 @@ def test_steps_that_a_convolution_wants_again_are_a_context_along_time(tmp_path:
 @pytest.mark.parametrize("context", ["x=4", "x=5"])
 def test_a_context_as_large_as_the_input_is_refused(tmp_path: Path, context: str) -> None:
     assert "the graph takes 4 elements in all" in refusal(lstm(), tmp_path, contexts=[context])
+
+
+def counted(axis: str, *, is_by_position: bool) -> Net:
+    """Rows or steps beside a counter: nothing but the axis's name says which."""
+    net = Net()
+    x = net.input("x", axis, 4)
+    if is_by_position:
+        num = net.add("Squeeze", net.add("Shape", x, start=0, end=1))
+        zero, one = net.constant(np.array(0, np.int64)), net.constant(np.array(1, np.int64))
+        places = net.add("CastLike", net.add("Range", zero, num, one), "x")
+        x = net.add("Add", x, net.add("Unsqueeze", places, net.integers(1)))
+    seen = net.add("Add", net.input("count", 1), net.constant(np.ones(1, np.float32)))
+    net.output(net.add("Add", net.linear(x, 4, 3), seen), "y", axis, 3)
+    net.output(seen, "count_out", 1)
+    return net
+
+
+@pytest.mark.parametrize("is_by_position", [True, False])
+def test_a_free_axis_that_no_state_and_no_name_calls_the_batch_may_be_the_time(
+    tmp_path: Path, *, is_by_position: bool
+) -> None:
+    told = refusal(counted("unk__1", is_by_position=is_by_position), tmp_path)
+    asked = "if the free axis is the batch, and one run is one step, say --time-axis none"
+    assert ("counts steps from the beginning of each run" if is_by_position else asked) in told
+
+
+@pytest.mark.parametrize(("axis", "options"), [("batch", {}), ("unk__1", {"time_axes": ["none"]})])
+def test_a_free_axis_that_is_said_to_be_the_batch_is(tmp_path: Path, axis: str, options: dict[str, list[str]]) -> None:
+    bundle = imported(counted(axis, is_by_position=False), tmp_path, **options)
+    assert axes(bundle)["x"] == ("batch", "time", 4)

@@ -207,3 +207,36 @@ def test_what_was_decided_and_why_is_printed_and_kept(tmp_path: Path) -> None:
         "with": "state_out",
         "because": "the graph mixes it with others, and makes other outputs of it, their names agree",
     }
+
+
+def test_a_state_that_is_only_zero_together_with_data_is_asked_for(tmp_path: Path) -> None:
+    """A running mean of the frames: it would stay zero only if the frames did."""
+    net = enhancer(has_reference=False)
+    tenth, rest = (net.constant(np.full(1, value, np.float32)) for value in (0.1, 0.9))
+    frame = net.add("Transpose", net.add("Mul", "input_frame", tenth), perm=[1, 0])
+    mean = net.input("s_2", WIDTH, 1)
+    net.output(net.add("Add", net.add("Mul", mean, rest), frame), "new_s", WIDTH, 1)
+    net.output(net.linear(net.add("Transpose", mean, perm=[1, 0]), WIDTH, 2), "level", 1, 2)
+    assert "s_2:new_s" in refusal(net, tmp_path)
+    found = pairs(imported(net, tmp_path, states=["state_in:state_out", "s_2:new_s"]))
+    assert found == {"state_in": "state_out", "s_2": "new_s"}
+
+
+@pytest.mark.parametrize("state", ["h", "audio"])
+def test_names_say_what_is_data_only_where_no_state_is_called_so(tmp_path: Path, state: str) -> None:
+    """Weights that adapt, called `x`, beside a layer whose state is called as a state is, or as data."""
+    net = Net()
+    mic = net.input("mic", 1, 4)
+    top, (last,) = net.layer(
+        "GRU", net.add("Unsqueeze", mic, net.integers(0)), [net.input(state, 1, 1, HIDDEN)], 4, HIDDEN
+    )
+    made = net.linear(net.add("Squeeze", top, net.integers(0)), HIDDEN, 4)
+    heard = net.add("ReduceSum", net.add("Mul", net.input("x", 1, 4), mic), net.integers(1), keepdims=1)
+    net.output(net.add("Concat", heard, made, axis=1), "mask", 1, 5)
+    net.output(last, "hn" if state == "h" else "prob", 1, 1, HIDDEN)
+    wrong = net.add("Sub", heard, net.constant(np.ones(1, np.float32)))
+    net.output(net.add("Add", "x", net.add("Mul", mic, wrong)), "score", 1, 4)
+    if state == "h":
+        assert pairs(imported(net, tmp_path)) == {"h": "hn"}
+    else:
+        assert "x:score" in refusal(net, tmp_path)
