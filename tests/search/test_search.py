@@ -69,3 +69,7 @@ def test_what_nothing_shows_to_be_data_is_asked_for(kind: str, seed: int, tmp_pa
 @pytest.mark.parametrize("trap", ["positions", "table", "single", "late_positions"])
 def test_a_free_axis_beside_a_counter_is_no_batch_that_hides_a_trap(trap: str, tmp_path: Path) -> None:
     assert judge(make_case(7001, "trap", trap), tmp_path).outcome is Outcome.REFUSED
+
+
+def test_a_state_is_not_made_data_by_a_wrong_guess_of_the_axes(tmp_path: Path) -> None:
+    assert judge(make_case(735103, "frame"), tmp_path).outcome in GOOD

@@ -44,6 +44,9 @@ _TRIES = 3
 _LEAST_SCORE = 2.0
 """Of a state that streaming cannot tell from data, by what the graph does with it and its names."""
 
+_SURE = 4.0
+"""From here on an input is a state by the graph and its names, whatever streaming along a guessed axis says."""
+
 _MOST_ELEMENTS = 1 << 26
 """Of one input in a try: declared sizes may be anything."""
 
@@ -403,6 +406,10 @@ class _Try:
             raise RejectedError(3, f"cannot stream: {error}; {why}") from error
         except ExportError as error:
             raise RejectedError(2, str(error)) from error
+        for name, output in ((a, b) for a in states if a not in pairs for b in states[a]):
+            if (name, output) in weighed and weighed[name, output].score >= _SURE:  # the guess of the axes is wrong
+                told = f"say --state {name}:{output}, or --data {name}"
+                raise RejectedError(4, f"{name} looks like a state, and does not carry the sequence on: {told}")
         for name, item in weak.items():
             if not item.is_never:
                 told = f"nothing shows whether {name} is a state or data: say --state {name}:{item.pair[1]}"
