@@ -264,7 +264,10 @@ class _Try:
                 raise RejectedError(
                     1, f"{reason}{self._example('; if the graph takes so many steps at once, make them one')}"
                 ) from NotStreamableError(reason)
-        if axes.count(BATCH) > 1 or axes.count(TIME) > 1:
+        if axes.count(TIME) > 1:
+            reason = f"output {name!r} has two axes as long as the sequence, so a step's part of it never is complete"
+            raise RejectedError(1, f"cannot stream: {reason}") from NotStreamableError(reason)
+        if axes.count(BATCH) > 1:
             raise RejectedError(1, f"output {name!r} has the shape {list(first.shape)}: which axis is which?")
         return tuple(axes)
 

@@ -39,8 +39,10 @@ def only_said(roles: SaidRoles) -> str:
     """Say which states the caller named, if that leaves out all others."""
     if not roles.is_complete:
         return ""
+    if not roles.states:
+        return "--state none says that no input is a state: leave it out, or name the states, --state INPUT:OUTPUT"
     names = ", ".join(roles.states)
-    said = f"only {names} {'was' if len(roles.states) == 1 else 'were'}" if names else "no input was"
+    said = f"only {names} {'was' if len(roles.states) == 1 else 'were'}"
     return f"{said} said to be a state (--state), so the others are data: name all states, or none"
 
 

@@ -57,6 +57,14 @@ def test_what_fails_as_a_stream_is_not_made_one_by_taking_it_step_by_step(tmp_pa
     assert "runs backward" in told
 
 
+def test_an_output_of_every_step_by_every_other_is_not_taken_step_by_step(tmp_path: Path) -> None:
+    """x xᵀ has two axes as long as the sequence: one step at a time would give its diagonal."""
+    net = lstm(x=("time", 1, 4), state=(1, 1, 8))
+    rows = net.add("Reshape", "x", net.integers(-1, 4))
+    net.output(net.add("MatMul", rows, net.add("Transpose", rows, perm=[1, 0])), "alike", "time", "time")
+    assert "cannot stream" in refusal(net, tmp_path)
+
+
 def test_where_one_run_is_one_step_a_layer_without_state_is_refused_unless_it_runs_within_the_frame(
     tmp_path: Path,
 ) -> None:

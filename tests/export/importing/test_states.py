@@ -126,7 +126,7 @@ def test_a_pair_that_was_said_is_taken_or_refused(tmp_path: Path) -> None:
 
 def test_states_that_were_said_are_all_there_are(tmp_path: Path) -> None:
     assert "only h_in was said to be a state" in refusal(lstm(), tmp_path, states=["h_in:h_out"])
-    assert "no input was said to be a state" in refusal(lstm(), tmp_path, states=["none"])
+    assert "--state none says that no input is a state: leave it out" in refusal(lstm(), tmp_path, states=["none"])
     both = ["h_in:h_out", "c_in:c_out"]
     assert pairs(imported(lstm(), tmp_path, states=both)) == {"h_in": "h_out", "c_in": "c_out"}
 
