@@ -92,7 +92,7 @@ class Explorer:
             try:
                 found = attempt.found()
                 if not any(_is_refuted(found, guess, other) for other in unstreamed):
-                    return self._as_time(guess) if self._hides_time(found, guess) else found
+                    return self._as_time(guess) if self._hides_time(found, guess) else self._with_steps(found, guess)
             except RejectedError as error:
                 is_stream = attempt.has_time and all(TIME not in guess[name] for name in self.likely_states())
                 if isinstance(error.__cause__, NotStreamableError):
@@ -125,6 +125,41 @@ class Explorer:
         except RejectedError as error:
             told = "; if the free axis is the batch, and one run is one step, say --time-axis none"
             raise ExportError(f"{error}{told}") from error
+
+    def _with_steps(self, found: Found, guess: Guess) -> Found:
+        """Return `found`, or, if it takes a free axis of the data for one step, what is found where that is the time.
+
+        Raises:
+            ExportError: The graph takes several steps along that axis, and does not stream.
+        """
+        dims = {item.name: item.dims or () for item in self.inputs}
+        places = {
+            spec.name: [
+                place
+                for place, (axis, dim) in enumerate(zip(guess[spec.name], dims[spec.name], strict=True))
+                if axis == 1 and isinstance(dim, str)
+            ]
+            for spec in found.data
+        }
+        free = {name: some for name, some in places.items() if some and name not in self.request.shapes}
+        if not found.is_frame or not free or None in self.request.time_axes.values():
+            return found
+        for chosen in itertools.islice(itertools.product(*free.values()), _MOST_ALONE):
+            along = dict(zip(free, chosen, strict=True))
+            other = {
+                name: tuple(TIME if along.get(name) == place else axis for place, axis in enumerate(axes))
+                for name, axes in guess.items()
+            }
+            attempt = _Try(self, other)
+            # No state has a time axis: what looks like one, and has it here, is fed as data.
+            attempt.likely = {name: score for name, score in attempt.likely.items() if name not in along}
+            try:
+                return attempt.found()
+            except RejectedError as error:
+                if isinstance(error.__cause__, NotStreamableError):
+                    told = "; if each run takes one step along the free axis, say --time-axis none"
+                    raise ExportError(f"{error}{told}") from error
+        return found
 
     def _refuse_settings(self) -> None:
         """A single number that no output can be is a setting: nothing runs without its value."""

@@ -237,12 +237,12 @@ def _proved(
         ) and have_rows_their_own(GraphRunner(wrapped.graph, manifest))
         manifest = manifest.model_copy(update={"batch_invariant": is_invariant})
     proof = _proof(wrapped.graph, manifest, rounding, request)
+    whole = with_settings_free(graph.model, as_it_is.settings)  # branches not yet taken: they may ask for the steps
     if way.lifted is None:
         parity = check_parity(as_it_is, wrapped.graph, manifest, proof.tolerance)
         if _runs_whole(as_it_is) and not rounding.is_by_run:
-            check_whole(as_it_is.model, as_it_is, wrapped.graph, manifest, proof.tolerance, rounding.slack)
+            check_whole(whole, as_it_is, wrapped.graph, manifest, proof.tolerance, rounding.slack)
     else:
-        whole = with_settings_free(graph.model, as_it_is.settings)
         parity = check_whole(whole, as_it_is, wrapped.graph, manifest, proof.tolerance, rounding.slack, way.size)
     inputs = {item.name: item for item in declared(source.model.graph.input)}
     decided = decisions(manifest, found, inputs, request)

@@ -304,12 +304,18 @@ class Judge:
             if self._is_open(item.pair, pairs)
             and not item.is_never
             and not self._is_handed_on(item.pair)
-            and not (believes_names and _named(item.pair, 0.0) < 0)
+            and not (believes_names and _named(item.pair, 0.0) < 0 and not self._is_delay(item.pair))
         ]
         if len(self._rest(pairs)) == 1:  # somebody must send something: as sure a state was no surer than this one
             left = [item for item in left if item.score >= _SURE]
         if left:
             raise RejectedError(3, _ask(left))
+
+    def _is_delay(self, pair: Pair) -> bool:
+        """Whether the output is what another input was, as in a line of delays: whatever the names say."""
+        name, output = pair
+        (other, *more) = self.evidence.depends[output] or {name}
+        return not more and other != name and self.evidence.links[other, output] is Link.MOVED
 
     def _names_tell_states(self, pairs: Mapping[str, str]) -> bool:
         """Whether no name of what was found to be a state says otherwise: then names say what is data, too."""
