@@ -73,3 +73,13 @@ def test_a_free_axis_beside_a_counter_is_no_batch_that_hides_a_trap(trap: str, t
 
 def test_a_state_is_not_made_data_by_a_wrong_guess_of_the_axes(tmp_path: Path) -> None:
     assert judge(make_case(735103, "frame"), tmp_path).outcome in GOOD
+
+
+@pytest.mark.parametrize("seed", [300322, 300695, 400812])
+def test_a_free_axis_that_was_taken_for_one_step_is_tried_as_the_time(seed: int, tmp_path: Path) -> None:
+    """Positions in a run, a branch by the number of steps, and one by the data, each read as one step a run."""
+    assert judge(make_case(seed), tmp_path).outcome is Outcome.REFUSED
+
+
+def test_names_of_data_do_not_hide_a_line_of_delays(tmp_path: Path) -> None:
+    assert judge(make_case(400925), tmp_path).outcome is Outcome.ASKED
