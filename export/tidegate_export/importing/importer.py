@@ -6,7 +6,6 @@ inside its process: every error becomes one line.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,6 @@ from pydantic import ValidationError
 from tidegate.bundle import (
     CARD,
     GRAPH,
-    MOST_TOLERANCE,
     TIME,
     Json,
     Manifest,
@@ -79,8 +77,8 @@ from tidegate_export.importing.source import ImportSource, nodes, read_source
 from tidegate_export.importing.whole import check_whole
 from tidegate_export.importing.wrap import Wrapped, wrap
 from tidegate_export.meaning import MeaningWords, SaidMeaning
+from tidegate_export.rounding import HALF_TOLERANCE, SEEDS, prove_rounded
 
-_SEEDS = range(3)
 _MOST_SHARE = 0.25
 """Of an output's variation: what rounding may change, and no more, when a sequence is cut otherwise."""
 
@@ -231,9 +229,9 @@ def _proved(
     wrapped = wrap(found, source.opset)
     manifest = _manifest(wrapped, found, request)
     if manifest.is_batchable:
-        tolerance = 0.01 if rounding.slack and not rounding.is_by_run else request.tolerance or ABSOLUTE
+        tolerance = HALF_TOLERANCE if rounding.slack and not rounding.is_by_run else request.tolerance or ABSOLUTE
         is_invariant = all(
-            is_batch_invariant(wrapped.graph, manifest, seed=seed, tolerance=tolerance) for seed in _SEEDS
+            is_batch_invariant(wrapped.graph, manifest, seed=seed, tolerance=tolerance) for seed in SEEDS
         ) and have_rows_their_own(GraphRunner(wrapped.graph, manifest))
         manifest = manifest.model_copy(update={"batch_invariant": is_invariant})
     proof = _proof(wrapped.graph, manifest, rounding, request)
@@ -375,21 +373,7 @@ def _proof(graph: bytes, manifest: Manifest, rounding: Rounding, request: Import
     """Prove within 1e-5, or what the caller said; where the graph rounds, within what several proofs saw."""
     if not rounding.slack:
         return prove(graph, manifest, tolerance=request.tolerance or ABSOLUTE, reach=request.reach)
-    errors = [
-        prove(graph, manifest, seed=seed, tolerance=MOST_TOLERANCE, reach=request.reach).max_error for seed in _SEEDS
-    ]
-    worst = max(errors)
-    if worst <= ABSOLUTE:
-        return prove(graph, manifest, reach=request.reach)
-    most = rounding.slack * _spread(graph, manifest)
-    if worst > most:
-        raise BundleError(
-            f"cannot stream: between one chunk and several it differs by {worst:.2g}, and rounding explains {most:.2g} "
-            "at most: a memory that is not among the states, or a scale that is taken over all steps",
-            reason="NOT_STREAMABLE",
-        )
-    power = 10.0 ** math.ceil(math.log10(2 * worst))
-    return prove(graph, manifest, tolerance=min(power, MOST_TOLERANCE), reach=request.reach)
+    return prove_rounded(graph, manifest, reach=request.reach, most=lambda: rounding.slack * _spread(graph, manifest))
 
 
 def _spread(graph: bytes, manifest: Manifest) -> float:
